@@ -1,0 +1,1 @@
+"""FINE as a library: learngenes, their sizes, their training. Importing it loads no torch."""

@@ -1,0 +1,108 @@
+"""What a family is made of, as validated data: shapes, diffusion process, sizes. No torch here."""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+
+class Kind(StrEnum):
+    """The five kinds of weight matrix in a DiT block, W_k of shape (m_k, n_k); FINE section 3."""
+
+    QKV = "qkv"
+    O = "o"  # noqa: E741 - the paper's name
+    IN = "in"
+    OUT = "out"
+    ADALN = "adaLN"
+
+    def shape(self, width: int) -> tuple[int, int]:
+        """(m_k, n_k): output and input features at network width d."""
+        m, n = _WIDTHS[self]
+        return m * width, n * width
+
+
+_WIDTHS = {
+    Kind.QKV: (3, 1),
+    Kind.O: (1, 1),
+    Kind.IN: (4, 1),
+    Kind.OUT: (1, 4),
+    Kind.ADALN: (6, 1),
+}
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkConfig(Frozen):
+    """Shape of a family's diffusion transformer at its reference size."""
+
+    sample_size: PositiveInt
+    in_channels: PositiveInt
+    patch_size: PositiveInt
+    width: PositiveInt
+    num_attention_heads: PositiveInt
+    num_classes: PositiveInt
+    depth: Annotated[int, Field(ge=2)]
+    rank: PositiveInt
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.sample_size % self.patch_size:
+            raise ValueError(
+                f"sample_size {self.sample_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.width % self.num_attention_heads or self.width % 4:
+            raise ValueError(
+                f"width {self.width} must be a multiple of 4 and of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+    @property
+    def tokens(self) -> int:
+        return (self.sample_size // self.patch_size) ** 2
+
+    @property
+    def patch_values(self) -> int:
+        """Scalars in one patch."""
+        return self.patch_size**2 * self.in_channels
+
+
+class DiffusionConfig(Frozen):
+    """The noise process, in diffusers' scheduler words."""
+
+    num_train_timesteps: PositiveInt = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+
+
+class SizeSpace(Frozen):
+    """The depths and rank prefixes that a family was trained for."""
+
+    depths: tuple[PositiveInt, ...]
+    ranks: tuple[PositiveInt, ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("depths", "ranks"):
+            values = getattr(self, name)
+            if not values or list(values) != sorted(set(values)):
+                raise ValueError(f"{name} must be given, ascending and without repeats")
+        return self
+
+
+class Mode(StrEnum):
+    """How a layer is executed: factor by factor, or with W written out."""
+
+    FACTORED = "factored"
+    MATERIALISED = "materialised"
+
+
+class Size(Frozen):
+    """How much of a family a model uses."""
+
+    depth: PositiveInt
+    rank: PositiveInt

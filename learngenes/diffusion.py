@@ -1,0 +1,56 @@
+"""The noise process, through diffusers' schedulers, and its training loss."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from learngenes.config import DiffusionConfig
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(noisy (N, C, H, W), timesteps (N,), class_labels (N,)) -> prediction (N, C, H, W)."""
+
+SAMPLERS = ("ddim", "dpmsolver++")
+
+
+def noise_process(config: DiffusionConfig) -> DDPMScheduler:
+    return DDPMScheduler(**config.model_dump())
+
+
+def sampler(config: DiffusionConfig, name: str) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """diffusers' scheduler for sampling. It keeps state: make one for each batch."""
+    if name == "ddim":
+        return DDIMScheduler(**config.model_dump(), timestep_spacing="trailing", clip_sample=True)
+    if name == "dpmsolver++":
+        return DPMSolverMultistepScheduler(**config.model_dump(), timestep_spacing="trailing")
+    raise ValueError(f"unknown scheduler {name!r}; choose one of {', '.join(SAMPLERS)}")
+
+
+def training_batch(
+    process: DDPMScheduler, images: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy images, their timesteps and the target, for clean `images` (N, C, H, W)."""
+    steps = process.config["num_train_timesteps"]
+    timesteps = torch.randint(0, steps, (len(images),), generator=generator).to(images.device)
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    noisy = process.add_noise(images, noise, timesteps)
+    if process.config["prediction_type"] == "v_prediction":
+        return noisy, timesteps, process.get_velocity(images, noise, timesteps)
+    return noisy, timesteps, noise
+
+
+@torch.no_grad()
+def heldout_loss(
+    predict: Predict, process: DDPMScheduler, images: Tensor, labels: Tensor, batch_size: int = 256
+) -> float:
+    """Mean squared error at fixed timesteps and noise: the cheap proxy for quality."""
+    generator = torch.Generator().manual_seed(0)
+    noisy, timesteps, target = training_batch(process, images, generator)
+    total = 0.0
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        prediction = predict(noisy[part], timesteps[part], labels[part])
+        total += F.mse_loss(prediction.float(), target[part], reduction="sum").item()
+    return total / target.numel()

@@ -1,0 +1,69 @@
+"""The same network as diffusers' `DiTTransformer2DModel`, weights written out."""
+
+from diffusers import DiTTransformer2DModel
+from torch import Tensor
+
+from learngenes.config import Kind, Mode, NetworkConfig
+from learngenes.dit import DiT
+
+
+def diffusers_config(config: NetworkConfig, depth: int) -> dict[str, object]:
+    """Arguments of `DiTTransformer2DModel` for a network of `depth` layers."""
+    return {
+        "num_attention_heads": config.num_attention_heads,
+        "attention_head_dim": config.width // config.num_attention_heads,
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "num_layers": depth,
+        "sample_size": config.sample_size,
+        "patch_size": config.patch_size,
+        "num_embeds_ada_norm": config.num_classes,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-5,
+    }
+
+
+def to_diffusers(model: DiT) -> DiTTransformer2DModel:
+    """A diffusers model that computes what `model`, in materialised mode, computes."""
+    network = DiTTransformer2DModel(**diffusers_config(model.config, len(model.layers)))
+    network.load_state_dict(diffusers_state(model))
+    return network.eval()
+
+
+def diffusers_state(model: DiT) -> dict[str, Tensor]:
+    """`model`'s weights under diffusers' names; embedders are repeated in each block.
+
+    Raises ValueError when `model` is not materialised.
+    """
+    state = _prefixed("pos_embed.proj", model.stem.patch.state_dict())
+    state |= _prefixed("proj_out_1", model.stem.final_modulation.state_dict())
+    state |= _prefixed("proj_out_2", model.stem.final.state_dict())
+    for index, layer in enumerate(model.layers):
+        weights = layer.state_dict()
+        if f"{Kind.QKV}.weight" not in weights:
+            raise ValueError(f"export needs a {Mode.MATERIALISED} model")
+        block = f"transformer_blocks.{index}"
+        for part in ("weight", "bias"):
+            q, k, v = weights[f"{Kind.QKV}.{part}"].chunk(3)
+            state |= {
+                f"{block}.attn1.to_q.{part}": q,
+                f"{block}.attn1.to_k.{part}": k,
+                f"{block}.attn1.to_v.{part}": v,
+                f"{block}.attn1.to_out.0.{part}": weights[f"{Kind.O}.{part}"],
+                f"{block}.ff.net.0.proj.{part}": weights[f"{Kind.IN}.{part}"],
+                f"{block}.ff.net.2.{part}": weights[f"{Kind.OUT}.{part}"],
+                f"{block}.norm1.linear.{part}": weights[f"{Kind.ADALN}.{part}"],
+            }
+        embedders = f"{block}.norm1.emb"
+        state |= _prefixed(
+            f"{embedders}.timestep_embedder.linear_1", model.stem.time_in.state_dict()
+        )
+        state |= _prefixed(
+            f"{embedders}.timestep_embedder.linear_2", model.stem.time_out.state_dict()
+        )
+        state[f"{embedders}.class_embedder.embedding_table.weight"] = model.stem.classes.weight
+    return state
+
+
+def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}

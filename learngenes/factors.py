@@ -1,0 +1,163 @@
+"""The factors of FINE (arXiv 2409.19289, eq. 1): W_k^(l) = U_k diag(sigma_k^(l)) V_k^T.
+
+U and V (the learngenes) are shared by all layers, sizes and tasks; a layer owns only its
+sigma and its biases.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learngenes.config import Kind, Mode, NetworkConfig
+
+Linear = Callable[[Tensor], Tensor]
+Layer = Mapping[Kind, Linear]
+
+
+class Learngenes(nn.Module):
+    """One U (m_k, r) and one V (n_k, r) per kind."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.u = nn.ParameterDict()
+        self.v = nn.ParameterDict()
+        for kind in Kind:
+            m, n = kind.shape(config.width)
+            # Var(W) = r * std^4 = 2 / (m + n): Xavier's variance for the product at sigma = 1.
+            std = (2 / ((m + n) * config.rank)) ** 0.25
+            self.u[kind] = nn.Parameter(torch.randn(m, config.rank) * std)
+            self.v[kind] = nn.Parameter(torch.randn(n, config.rank) * std)
+
+
+class Scales(nn.Module):
+    """Sigma and biases of every layer of one model: what a model owns.
+
+    One parameter per layer and kind, sigma (r,) and bias (m_k,): a gradient to a slice of a
+    stacked parameter would be as large as the stack.
+    """
+
+    def __init__(self, sigma: Mapping[Kind, Tensor], bias: Mapping[Kind, Tensor]) -> None:
+        """sigma[k]: (L, r); bias[k]: (L, m_k)."""
+        super().__init__()
+        self.sigma = nn.ModuleDict(_per_layer(sigma))
+        self.bias = nn.ModuleDict(_per_layer(bias))
+
+    @property
+    def depth(self) -> int:
+        return len(self._list(self.sigma, Kind.QKV))
+
+    @property
+    def rank(self) -> int:
+        return self.layer(0).sigma[Kind.QKV].shape[0]
+
+    def layer(self, index: int) -> "LayerScales":
+        return LayerScales(
+            {kind: self._list(self.sigma, kind)[index] for kind in Kind},
+            {kind: self._list(self.bias, kind)[index] for kind in Kind},
+        )
+
+    def layers(self) -> Iterator["LayerScales"]:
+        return (self.layer(index) for index in range(self.depth))
+
+    def stacked(self) -> dict[str, Tensor]:
+        """Flat names to (L, r) and (L, m_k) tensors, as they are kept on disk."""
+        return {
+            f"{name}.{kind}": torch.stack([*self._list(group, kind)]).detach().contiguous()
+            for name, group in (("sigma", self.sigma), ("bias", self.bias))
+            for kind in Kind
+        }
+
+    @classmethod
+    def from_stacked(cls, tensors: Mapping[str, Tensor]) -> "Scales":
+        """Inverse of `stacked`. Raises KeyError when a tensor is missing."""
+        return cls(
+            {kind: tensors[f"sigma.{kind}"] for kind in Kind},
+            {kind: tensors[f"bias.{kind}"] for kind in Kind},
+        )
+
+    @staticmethod
+    def _list(group: nn.ModuleDict, kind: Kind) -> nn.ParameterList:
+        parameters = group[kind]
+        assert isinstance(parameters, nn.ParameterList)
+        return parameters
+
+
+def _per_layer(stack: Mapping[Kind, Tensor]) -> dict[str, nn.Module]:
+    return {
+        kind: nn.ParameterList(nn.Parameter(row.clone()) for row in stack[kind]) for kind in Kind
+    }
+
+
+@dataclass(frozen=True)
+class LayerScales:
+    """sigma[k]: (r,) and bias[k]: (m_k,) of one layer."""
+
+    sigma: Mapping[Kind, Tensor]
+    bias: Mapping[Kind, Tensor]
+
+
+def factored_linear(x: Tensor, u: Tensor, sigma: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """((x V) * sigma) U^T + b without forming W. x: (..., n) -> (..., m)."""
+    return F.linear((x @ v) * sigma, u, bias)
+
+
+def materialise(u: Tensor, sigma: Tensor, v: Tensor) -> Tensor:
+    """W = U diag(sigma) V^T: (m, n)."""
+    return (u * sigma) @ v.T
+
+
+class FactoredLinear(nn.Module):
+    """A linear layer in `factored` mode; u (m, r) and v (n, r) belong to every layer of a kind."""
+
+    def __init__(self, u: Tensor, sigma: Tensor, v: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.u, self.sigma, self.v, self.bias = (
+            nn.Parameter(t, requires_grad=False) for t in (u, sigma, v, bias)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return factored_linear(x, self.u, self.sigma, self.v, self.bias)
+
+
+class MaterialisedLinear(nn.Module):
+    """A linear layer in `materialised` mode: W (m, n) kept dense."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def training_layer(genes: Learngenes, scales: LayerScales) -> Layer:
+    """A differentiable layer with W rebuilt once: in training a batch has thousands of tokens."""
+
+    def linear(kind: Kind) -> Linear:
+        sigma, bias = scales.sigma[kind], scales.bias[kind]
+        rank = sigma.shape[0]
+        weight = materialise(genes.u[kind][:, :rank], sigma, genes.v[kind][:, :rank])
+        return lambda x: F.linear(x, weight, bias)
+
+    return {kind: linear(kind) for kind in Kind}
+
+
+@torch.no_grad()
+def serving_layers(genes: Learngenes, scales: Scales, mode: Mode) -> Iterator[nn.ModuleDict]:
+    """Frozen layers in `mode`, sharing one copy of the U, V prefix when factored."""
+    rank = scales.rank
+    u = {kind: genes.u[kind][:, :rank].contiguous() for kind in Kind}
+    v = {kind: genes.v[kind][:, :rank].contiguous() for kind in Kind}
+    for layer in scales.layers():
+        modules: dict[str, nn.Module] = {}
+        for kind in Kind:
+            sigma, bias = layer.sigma[kind].detach(), layer.bias[kind].detach()
+            if mode is Mode.FACTORED:
+                modules[kind] = FactoredLinear(u[kind], sigma, v[kind], bias)
+            else:
+                modules[kind] = MaterialisedLinear(materialise(u[kind], sigma, v[kind]), bias)
+        yield nn.ModuleDict(modules)

@@ -1,0 +1,164 @@
+"""Families on disk: `family.json` with the SHA-256 of every file, and safetensors."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from learngenes.config import DiffusionConfig, Frozen, Mode, NetworkConfig, Size, SizeSpace
+from learngenes.data import LabelledImages
+from learngenes.dit import DiT, Stem
+from learngenes.factors import Learngenes, Scales
+
+SCHEMA_VERSION = 1
+MANIFEST = "family.json"
+TENSOR_FILES = ("learngenes", "stem", "scales", "limited_data")
+
+
+class FamilyError(ValueError):
+    """A family cannot be loaded; the message names the file and the remedy."""
+
+
+class FamilyManifest(Frozen):
+    schema_version: int
+    name: str
+    network: NetworkConfig
+    diffusion: DiffusionConfig
+    sizes: SizeSpace
+    class_names: tuple[str, ...]
+    licence: str
+    trained_steps: int
+    form: str
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One trained set of learngenes and what stands around them."""
+
+    manifest: FamilyManifest
+    genes: Learngenes
+    stem: Stem
+    scales: Scales
+    limited_data: LabelledImages
+
+    def assemble(self, scales: Scales, mode: Mode) -> DiT:
+        """A model ready to sample, from this family and the model's own `scales`."""
+        return DiT(self.stem, self.genes, scales, mode)
+
+    def to(self, device: torch.device) -> "Family":
+        """Networks moved in place; the limited data stay where they are."""
+        for module in (self.genes, self.stem, self.scales):
+            module.to(device)
+        return self
+
+    @property
+    def full_size(self) -> Size:
+        return Size(depth=self.manifest.network.depth, rank=self.manifest.network.rank)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_family(
+    directory: Path,
+    manifest: dict[str, object],
+    genes: Learngenes,
+    stem: Stem,
+    scales: Scales,
+    limited_data: LabelledImages,
+) -> FamilyManifest:
+    """Write a family. `manifest` holds FamilyManifest's fields but the version and the hashes.
+
+    Files already in `directory` (configuration, training log, sample grid) are hashed too.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, dict[str, Tensor]] = {
+        "learngenes": genes.state_dict(),
+        "stem": stem.state_dict(),
+        "scales": scales.stacked(),
+        "limited_data": {"images": limited_data.images, "labels": limited_data.labels},
+    }
+    for name, group in tensors.items():
+        contiguous = {key: tensor.contiguous().cpu() for key, tensor in group.items()}
+        save_file(contiguous, directory / f"{name}.safetensors")
+    sha256 = {
+        path.name: file_sha256(path)
+        for path in sorted(directory.iterdir())
+        if path.name != MANIFEST and path.is_file()
+    }
+    complete = FamilyManifest.model_validate(
+        {**manifest, "schema_version": SCHEMA_VERSION, "sha256": sha256}
+    )
+    (directory / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
+    return complete
+
+
+def load_family(directory: Path) -> Family:
+    """Read and verify a family. Raises FamilyError."""
+    manifest = read_manifest(directory)
+    _check_hashes(directory, manifest)
+    tensors = {name: _read_tensors(directory / f"{name}.safetensors") for name in TENSOR_FILES}
+    genes, stem = Learngenes(manifest.network), Stem(manifest.network)
+    try:
+        genes.load_state_dict(tensors["learngenes"])
+        stem.load_state_dict(tensors["stem"])
+        scales = Scales.from_stacked(tensors["scales"])
+        data = tensors["limited_data"]
+        limited = LabelledImages(data["images"], data["labels"], manifest.class_names)
+    except (RuntimeError, KeyError) as error:
+        raise FamilyError(f"{directory}: tensors do not fit {MANIFEST}: {error}") from error
+    for module in (genes, stem, scales):
+        module.requires_grad_(False)
+    return Family(manifest, genes, stem.eval(), scales, limited)
+
+
+def read_manifest(directory: Path) -> FamilyManifest:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise FamilyError(f"{directory} is not a family: {MANIFEST} is missing")
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise FamilyError(f"{path} is not JSON ({error}); restore it from its source") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise FamilyError(
+            f"{path} has schema_version {version!r}, this release reads {SCHEMA_VERSION}; "
+            "train or fetch the family again"
+        )
+    try:
+        return FamilyManifest.model_validate(raw)
+    except ValidationError as error:
+        raise FamilyError(f"{path} is not valid: {error}") from error
+
+
+def _check_hashes(directory: Path, manifest: FamilyManifest) -> None:
+    required = {f"{name}.safetensors" for name in TENSOR_FILES}
+    if missing := required - manifest.sha256.keys():
+        raise FamilyError(f"{directory / MANIFEST} lists no hash for {', '.join(sorted(missing))}")
+    for name, expected in manifest.sha256.items():
+        path = directory / name
+        if not path.is_file():
+            raise FamilyError(f"{path} is missing; restore it from the family's source")
+        if (actual := file_sha256(path)) != expected:
+            raise FamilyError(
+                f"{path} is corrupt: SHA-256 is {actual[:12]}…, {MANIFEST} says "
+                f"{expected[:12]}…; restore it from the family's source"
+            )
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise FamilyError(f"{path} is not a safetensors file: {error}") from error
+    return tensors

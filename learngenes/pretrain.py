@@ -1,0 +1,282 @@
+"""Phase 1: train U, V, the stem and the reference Sigma together, W rebuilt in every step.
+
+Two forms. `fixed-depth` is the paper's: one depth, full rank. `any-size` draws a depth and a
+rank prefix for each step; layer l of depth L reads its Sigma by linear interpolation over
+relative depth from the reference Sigma, so that every size is usable without retraining.
+
+Everything random in step s is drawn from a generator seeded with (seed, s): a run that was
+killed resumes from its last checkpoint as if it had not been.
+"""
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import structlog
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from pydantic import Field, PositiveFloat, PositiveInt
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from learngenes import data
+from learngenes.config import DiffusionConfig, Frozen, NetworkConfig, Size, SizeSpace
+from learngenes.device import default_device, native_bfloat16
+from learngenes.diffusion import heldout_loss, noise_process, training_batch
+from learngenes.dit import Stem
+from learngenes.factors import Learngenes, training_layer
+from learngenes.sigma import interpolated_layers, reference_scales
+
+log = structlog.get_logger()
+
+
+class DataConfig(Frozen):
+    path: Path
+    class_names: tuple[str, ...] = ()
+    limited_images: PositiveInt = 2000
+    heldout_images: PositiveInt = 1000
+    licence: str
+
+
+class TrainingConfig(Frozen):
+    form: Literal["any-size", "fixed-depth"] = "any-size"
+    steps: PositiveInt
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: PositiveInt = 200
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    clip_norm: PositiveFloat = 1.0
+    null_class_probability: float = Field(0.1, ge=0, le=1)
+    full_size_probability: float = Field(0.25, ge=0, le=1)
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    seed: int = 0
+    log_every_steps: PositiveInt = 50
+    checkpoint_every_steps: PositiveInt = 250
+
+
+class PretrainingConfig(Frozen):
+    """A CONFIG.toml of `fineserve pretrain`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    data: DataConfig
+    network: NetworkConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sizes: SizeSpace
+    training: TrainingConfig
+
+    @classmethod
+    def read(cls, path: Path) -> "PretrainingConfig":
+        return cls.model_validate(tomllib.loads(path.read_text()))
+
+
+class FactorisedDiT(nn.Module):
+    """What phase 1 trains: a stem, the learngenes and the reference Sigma."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.stem = Stem(config)
+        self.genes = Learngenes(config)
+        self.scales = reference_scales(config)
+
+    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor, size: Size) -> Tensor:
+        """Prediction (N, C, H, W) of the network at `size`."""
+        layers = interpolated_layers(self.scales, size)
+        prediction: Tensor = self.stem(
+            x, timesteps, class_labels, [training_layer(self.genes, layer) for layer in layers]
+        )
+        return prediction
+
+
+def draw_size(config: PretrainingConfig, generator: torch.Generator) -> Size:
+    """The size of one step."""
+    full = Size(depth=config.network.depth, rank=config.network.rank)
+    if config.training.form == "fixed-depth":
+        return full
+    if torch.rand((), generator=generator) < config.training.full_size_probability:
+        return full
+
+    def choose(values: tuple[int, ...]) -> int:
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    return Size(depth=choose(config.sizes.depths), rank=choose(config.sizes.ranks))
+
+
+def learning_rate_at(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps)
+    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+@dataclass
+class Heldout:
+    """Images that no training sees, for the loss log."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Pretraining:
+    """One run in one working directory: checkpoints and `log.jsonl` live there."""
+
+    def __init__(self, config: PretrainingConfig, directory: Path) -> None:
+        self.config = config
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        precision = config.training.mixed_precision
+        if precision == "auto":
+            precision = "bf16" if native_bfloat16(default_device()) else "no"
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        torch.manual_seed(config.training.seed)
+        self.model = FactorisedDiT(config.network)
+        self.ema = AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay)
+        ).to(self.accelerator.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.step = 0
+        self._resume()
+        self.prepared, self.prepared_optimizer = self.accelerator.prepare(
+            self.model, self.optimizer
+        )
+        self.process = noise_process(config.diffusion)
+        self._load_data()
+
+    def _load_data(self) -> None:
+        c = self.config
+        size = c.network.sample_size
+        self.images = data.load(c.data.path, "train", c.data.class_names, size)
+        if len(self.images.class_names) != c.network.num_classes:
+            raise data.DataError(
+                f"{c.data.path} has {len(self.images.class_names)} classes, "
+                f"the network is for {c.network.num_classes}"
+            )
+        test = data.load(c.data.path, "test", c.data.class_names, size)
+        test = test.balanced(c.data.heldout_images)
+        device = self.accelerator.device
+        self.heldout = Heldout(
+            test.normalised(torch.arange(len(test))).to(device), test.labels.to(device)
+        )
+
+    def run(self) -> FactorisedDiT:
+        """Train until `steps`; gives the averaged (EMA) network."""
+        training = self.config.training
+        progress = tqdm(
+            total=training.steps,
+            initial=self.step,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        losses: list[float] = []
+        while self.step < training.steps:
+            losses.append(self._train_step())
+            self.step += 1
+            progress.update()
+            if self.step % training.log_every_steps == 0:
+                progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
+                self._write_log({"train_loss": sum(losses) / len(losses)})
+                losses = []
+            if self.step % training.checkpoint_every_steps == 0 or self.step == training.steps:
+                self._write_log({"heldout_loss": self.heldout_losses()})
+                self._checkpoint()
+        progress.close()
+        averaged = self.ema.module
+        assert isinstance(averaged, FactorisedDiT)
+        return averaged
+
+    def _train_step(self) -> float:
+        training = self.config.training
+        shared = _generator(training.seed, self.step, 0)  # the size is the same on every process
+        own = _generator(training.seed, self.step, 1 + self.accelerator.process_index)
+        size = draw_size(self.config, shared)
+        indices = torch.randint(len(self.images), (training.batch_size,), generator=own)
+        images = self.images.normalised(indices).to(self.accelerator.device)
+        labels = self.images.labels[indices].clone()
+        dropped = torch.rand(len(labels), generator=own) < training.null_class_probability
+        labels[dropped] = self.config.network.num_classes
+        noisy, timesteps, target = training_batch(self.process, images, own)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(training, self.step)
+        with self.accelerator.autocast():
+            prediction = self.prepared(noisy, timesteps, labels.to(images.device), size)
+        loss = F.mse_loss(prediction.float(), target)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip_norm)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        self.ema.update_parameters(self.model)
+        return loss.item()
+
+    def heldout_losses(self) -> dict[str, float]:
+        """Held-out loss of the averaged network at the largest, a middle and the smallest size."""
+        sizes, network = self.config.sizes, self.config.network
+        middle = sizes.depths[len(sizes.depths) // 2], sizes.ranks[len(sizes.ranks) // 2]
+        watched = [
+            Size(depth=network.depth, rank=network.rank),
+            Size(depth=middle[0], rank=middle[1]),
+            Size(depth=sizes.depths[0], rank=sizes.ranks[0]),
+        ]
+        losses = {}
+        for size in watched:
+            with self.accelerator.autocast():
+                losses[f"L{size.depth} r{size.rank}"] = heldout_loss(
+                    lambda x, t, y, size=size: self.ema(x, t, y, size),  # type: ignore[misc]
+                    self.process,
+                    self.heldout.images,
+                    self.heldout.labels,
+                )
+        return losses
+
+    def _write_log(self, figures: dict[str, object]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.directory / "log.jsonl").open("a") as file:
+                file.write(json.dumps({"step": self.step, **figures}) + "\n")
+
+    def _checkpoint(self) -> None:
+        """Network, average and Adam's moments, as one safetensors file that appears at once."""
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            state = self.optimizer.state.get(parameter, {})
+            tensors |= {f"adam.{key}.{name}": value for key, value in state.items()}
+        temporary = self.directory / "checkpoint.safetensors.tmp"
+        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(tensors, temporary, metadata={"step": str(self.step)})
+        temporary.replace(self.directory / "checkpoint.safetensors")
+
+    def _resume(self) -> None:
+        path = self.directory / "checkpoint.safetensors"
+        if not path.exists():
+            return
+        tensors = load_file(path)
+        self.model.load_state_dict(_under(tensors, "model."))
+        self.ema.module.load_state_dict(_under(tensors, "ema."))
+        moments = {
+            key: _under(tensors, f"adam.{key}.") for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = {key: moments[key][name] for key in moments}
+        self.step = int(moments["step"][name])
+        self.ema.n_averaged.fill_(self.step)
+        log.info("resumed", step=self.step, directory=str(self.directory))
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _generator(seed: int, step: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(((seed * 1_000 + stream) << 32) + step)

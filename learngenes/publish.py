@@ -1,0 +1,80 @@
+"""From a configuration to a family on disk: train, sample a grid, write the files."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from learngenes.config import DiffusionConfig, Mode, Size
+from learngenes.data import LabelledImages
+from learngenes.dit import DiT
+from learngenes.family import Family, load_family, save_family
+from learngenes.pretrain import FactorisedDiT, Pretraining, PretrainingConfig
+from learngenes.sampling import sample
+from learngenes.sigma import interpolated
+
+
+def pretrain_family(config_file: Path, work: Path, directory: Path) -> Family:
+    """Run (or resume) phase 1 and write the family to `directory`."""
+    config = PretrainingConfig.read(config_file)
+    pretraining = Pretraining(config, work)
+    network = pretraining.run().cpu().eval().requires_grad_(False)
+    return write_family(config_file, work, network, pretraining.images, directory)
+
+
+def write_family(
+    config_file: Path, work: Path, network: FactorisedDiT, images: LabelledImages, directory: Path
+) -> Family:
+    """Network, limited data, configuration, training log and sample grid, hashed together."""
+    config = PretrainingConfig.read(config_file)
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copy(config_file, directory / "config.toml")
+    shutil.copy(work / "log.jsonl", directory / "log.jsonl")
+    picture = sample_grid(network, config.diffusion, config.sizes.depths, config.sizes.ranks)
+    picture.save(directory / "samples.png", optimize=True)
+    save_family(
+        directory,
+        {
+            "name": config.name,
+            "network": config.network,
+            "diffusion": config.diffusion,
+            "sizes": config.sizes,
+            "class_names": images.class_names,
+            "licence": config.data.licence,
+            "trained_steps": config.training.steps,
+            "form": config.training.form,
+        },
+        network.genes,
+        network.stem,
+        network.scales,
+        images.balanced(config.data.limited_images),
+    )
+    return load_family(directory)
+
+
+def sample_grid(
+    network: FactorisedDiT,
+    diffusion: DiffusionConfig,
+    depths: tuple[int, ...],
+    ranks: tuple[int, ...],
+) -> Image.Image:
+    """Two images per class in a row; one row for each of some sizes, unretrained, same seeds."""
+    config = network.stem.config
+    middle = Size(depth=depths[len(depths) // 2], rank=ranks[len(ranks) // 2])
+    sizes = [
+        Size(depth=config.depth, rank=config.rank),
+        Size(depth=middle.depth, rank=config.rank),
+        middle,
+        Size(depth=depths[0], rank=ranks[0]),
+    ]
+    labels = list(range(config.num_classes)) * 2
+    rows = []
+    for size in sizes:
+        model = DiT(
+            network.stem, network.genes, interpolated(network.scales, size), Mode.MATERIALISED
+        )
+        rows.append(torch.cat([*sample(model, diffusion, labels, range(len(labels)))], dim=2))
+    grid = torch.cat(rows, dim=1).permute(1, 2, 0).squeeze(-1)
+    image = Image.fromarray(grid.numpy())
+    return image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
