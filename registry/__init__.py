@@ -1,0 +1,1 @@
+"""What service and worker must agree on: records, events, artifacts, tasks and settings."""

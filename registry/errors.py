@@ -1,0 +1,32 @@
+"""
+RegistryError
+├── RecordNotFound      no such id
+├── IllegalTransition   the state machine has no such arrow
+├── Superseded          another attempt, a cancellation or a deletion has overtaken this work
+├── IdempotencyConflict the same key was used for another request
+└── ArtifactError       an artifact is missing or corrupt
+"""
+
+
+class RegistryError(Exception):
+    pass
+
+
+class RecordNotFound(RegistryError):
+    pass
+
+
+class IllegalTransition(RegistryError):
+    pass
+
+
+class Superseded(RegistryError):
+    pass
+
+
+class IdempotencyConflict(RegistryError):
+    pass
+
+
+class ArtifactError(RegistryError):
+    pass

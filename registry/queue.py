@@ -1,0 +1,52 @@
+"""The Celery application that both sides configure alike, and the names of its tasks."""
+
+from celery import Celery
+
+from registry.settings import Settings
+
+BUILD_QUEUE = "build"
+SAMPLE_QUEUE = "sample"
+BUILD_TASK = "fineserve.build"
+SAMPLE_TASK = "fineserve.sample"
+
+
+def make_celery(settings: Settings) -> Celery:
+    """What goes wrong without each setting stands beside it."""
+    app = Celery("fineserve", broker=settings.broker_url, set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],  # else a message can carry a pickle
+        task_ignore_result=True,  # records are the truth; results would pile up in Redis
+        task_acks_late=True,  # else a task is lost with the process that runs it
+        task_reject_on_worker_lost=True,  # else a killed child's task is acknowledged
+        worker_prefetch_multiplier=1,  # else a busy worker holds tasks that others could run
+        task_routes={BUILD_TASK: BUILD_QUEUE, SAMPLE_TASK: SAMPLE_QUEUE},
+        broker_connection_retry_on_startup=True,  # else a worker that starts first gives up
+        broker_transport_options={
+            # shorter than a task and the broker delivers it twice at once
+            "visibility_timeout": settings.visibility_timeout_seconds,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 3,
+        },
+        broker_connection_timeout=3,
+        worker_hijack_root_logger=False,  # else Celery replaces the JSON log format
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        enable_utc=True,
+    )
+    return app
+
+
+class Queue:
+    """The way in for work: one message that names a record."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def enqueue(self, task: str, record_id: str) -> None:
+        """Raises kombu.exceptions.OperationalError when the broker cannot be reached."""
+        self._app.send_task(task, args=[record_id], retry=False)
+
+    def length(self, queue: str) -> int:
+        """Messages that no worker has taken."""
+        with self._app.connection_for_read() as connection:
+            return int(connection.default_channel.client.llen(queue))

@@ -1,0 +1,247 @@
+"""Records in Redis. Each change is one atomic compare-and-set that also writes its event."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import redis
+from redis.client import Pipeline
+
+from registry.errors import IdempotencyConflict, IllegalTransition, RecordNotFound, Superseded
+from registry.events import MAX_EVENTS, stream_key
+from registry.records import (
+    FamilyRecord,
+    GenerationRecord,
+    ModelRecord,
+    Record,
+    WorkerRecord,
+)
+
+R = TypeVar("R", bound=Record)
+
+PREFIX = "fineserve"
+IDEMPOTENCY_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Page(Generic[R]):
+    items: list[R]
+    next_offset: int | None
+
+
+class Records(Generic[R]):
+    """All records of one type.
+
+    Keys: `…:NAME:ID` the record as JSON, `…:NAMEs` ids by age, `…:NAMEs:active` ids that are
+    not finished, `…:NAME:ID:events` the event stream, `…:NAME:ID:lease` who works on it.
+    """
+
+    def __init__(self, client: redis.Redis, record_type: type[R], ttl_seconds: int | None) -> None:
+        self._redis = client
+        self._type = record_type
+        self._ttl_seconds = ttl_seconds
+        self._index = f"{PREFIX}:{record_type.NAME}s"
+        self._active = f"{self._index}:active"
+
+    def create(self, record: R, idempotency_key: str | None = None, body: str = "") -> R:
+        """Store a new record, or give back the one made earlier with the same key.
+
+        Raises IdempotencyConflict when the key came with another body.
+        """
+        key = f"{PREFIX}:idempotency:{self._type.NAME}:{idempotency_key}"
+        if idempotency_key is not None:
+            claim = f"{hashlib.sha256(body.encode()).hexdigest()} {record.id}"
+            earlier = cast(
+                str | None, self._redis.set(key, claim, nx=True, get=True, ex=IDEMPOTENCY_SECONDS)
+            )
+            if earlier is not None:
+                digest, _, record_id = earlier.partition(" ")
+                if digest != claim.partition(" ")[0]:
+                    raise IdempotencyConflict(
+                        f"Idempotency-Key {idempotency_key!r} was used for another request"
+                    )
+                with contextlib.suppress(RecordNotFound):
+                    return self.get(record_id)
+                record = record.replace(id=record_id)  # the first try died before it was stored
+        with self._redis.pipeline() as pipe:
+            pipe.zadd(self._index, {record.id: record.created_at.timestamp()})
+            self._write(pipe, record, {"event": "status", "data": self._event(record)})
+            pipe.execute()
+        return record
+
+    def get(self, record_id: str) -> R:
+        """Raises RecordNotFound."""
+        raw = cast(str | None, self._redis.get(self._key(record_id)))
+        if raw is None:
+            raise RecordNotFound(f"no {self._type.NAME} {record_id!r}")
+        return self._type.model_validate_json(raw)
+
+    def page(self, offset: int, limit: int, keep: Callable[[R], bool] = lambda _: True) -> Page[R]:
+        """Newest first."""
+        ids = cast(list[str], self._redis.zrevrange(self._index, offset, offset + limit))
+        more = len(ids) > limit
+        raws = cast(list[str | None], self._redis.mget([self._key(i) for i in ids[:limit]] or [""]))
+        records = [self._type.model_validate_json(raw) for raw in raws if raw is not None]
+        return Page([r for r in records if keep(r)], offset + limit if more else None)
+
+    def active(self) -> list[R]:
+        """Records that are not finished, oldest first."""
+        found = []
+        for record_id in cast(list[str], self._redis.zrange(self._active, 0, -1)):
+            with contextlib.suppress(RecordNotFound):
+                found.append(self.get(record_id))
+        return found
+
+    def change(self, record_id: str, *, attempt: int | None = None, **changes: Any) -> R:
+        """Set fields; a new `status` must be reachable. Writes a `status` event.
+
+        With `attempt`, raises Superseded unless that attempt is still the current one and
+        under way. Raises RecordNotFound, IllegalTransition.
+        """
+
+        def apply(record: R) -> R:
+            if attempt is not None and (record.finished or record.attempts != attempt):
+                raise Superseded(f"{record_id} is {record.status}, attempt {record.attempts}")
+            status = changes.get("status", record.status)
+            if status != record.status and status not in self._type.TRANSITIONS[record.status]:
+                raise IllegalTransition(f"{record_id} is {record.status}, it cannot be {status}")
+            return record.replace(**changes)
+
+        return self._compare_and_set(record_id, apply)
+
+    def progress(self, record_id: str, data: str) -> None:
+        """Write a `progress` event (JSON)."""
+        self._redis.xadd(
+            stream_key(self._type.NAME, record_id),
+            {"event": "progress", "data": data},
+            maxlen=MAX_EVENTS,
+        )
+
+    def claim(
+        self, record_id: str, owner: str, max_attempts: int, lease_seconds: float
+    ) -> R | None:
+        """Begin work on a record: the next attempt, under a lease.
+
+        None when there is nothing to do: it is finished, or another worker has it. A record
+        whose attempts are used up becomes `failed`.
+        """
+        lease = self._lease(record_id)
+        if not self._redis.set(lease, owner, nx=True, px=int(lease_seconds * 1000)):
+            return None
+
+        def begin(record: R) -> R:
+            if record.finished:
+                raise Superseded(f"{record_id} is {record.status}")
+            if record.attempts >= max_attempts:
+                error = f"gave up after {record.attempts} attempts; the worker died in each"
+                return record.replace(status="failed", error=error)
+            return record.replace(status=self._type.STARTED, attempts=record.attempts + 1)
+
+        try:
+            record = self._compare_and_set(record_id, begin)
+        except (Superseded, RecordNotFound):
+            self.release(record_id, owner)
+            return None
+        if record.finished:
+            self.release(record_id, owner)
+            return None
+        return record
+
+    def renew(self, record_id: str, lease_seconds: float) -> None:
+        self._redis.pexpire(self._lease(record_id), int(lease_seconds * 1000))
+
+    def release(self, record_id: str, owner: str) -> None:
+        if self._redis.get(self._lease(record_id)) == owner:
+            self._redis.delete(self._lease(record_id))
+
+    def leased(self, record_id: str) -> bool:
+        return bool(self._redis.exists(self._lease(record_id)))
+
+    def _compare_and_set(self, record_id: str, apply: Callable[[R], R]) -> R:
+        key = self._key(record_id)
+
+        def transaction(pipe: Pipeline) -> R:
+            raw = cast(str | None, pipe.get(key))
+            if raw is None:
+                raise RecordNotFound(f"no {self._type.NAME} {record_id!r}")
+            record = apply(self._type.model_validate_json(raw))
+            pipe.multi()
+            self._write(pipe, record, {"event": "status", "data": self._event(record)})
+            return record
+
+        return cast(
+            R, self._redis.transaction(cast(Any, transaction), key, value_from_callable=True)
+        )
+
+    def _write(self, pipe: Pipeline, record: R, event: dict[str, str]) -> None:
+        key, stream = self._key(record.id), stream_key(self._type.NAME, record.id)
+        pipe.set(key, record.model_dump_json())
+        pipe.xadd(stream, cast(Any, event), maxlen=MAX_EVENTS)
+        if record.finished:
+            pipe.zrem(self._active, record.id)
+        else:
+            pipe.zadd(self._active, {record.id: record.created_at.timestamp()})
+        if record.status == "deleted":
+            pipe.zrem(self._index, record.id)
+        if self._ttl_seconds and record.finished:
+            pipe.expire(key, self._ttl_seconds)
+            pipe.expire(stream, self._ttl_seconds)
+            pipe.zrem(self._index, record.id)
+
+    def _event(self, record: R) -> str:
+        fields = {"status", "revision", "attempts", "error"}
+        return record.model_dump_json(include=fields)
+
+    def _key(self, record_id: str) -> str:
+        return f"{PREFIX}:{self._type.NAME}:{record_id}"
+
+    def _lease(self, record_id: str) -> str:
+        return f"{self._key(record_id)}:lease"
+
+
+class Repository:
+    """Everything in Redis that is not the broker's."""
+
+    def __init__(self, client: redis.Redis, generation_ttl_seconds: int) -> None:
+        self._redis = client
+        self.models: Records[ModelRecord] = Records(client, ModelRecord, None)
+        self.generations: Records[GenerationRecord] = Records(
+            client, GenerationRecord, generation_ttl_seconds
+        )
+
+    def ping(self) -> None:
+        """Raises redis.RedisError when Redis cannot be reached."""
+        self._redis.ping()
+
+    def announce_family(self, family: FamilyRecord) -> None:
+        self._redis.hset(f"{PREFIX}:families", family.name, family.model_dump_json())
+
+    def families(self) -> list[FamilyRecord]:
+        raw = cast(dict[str, str], self._redis.hgetall(f"{PREFIX}:families"))
+        return [FamilyRecord.model_validate_json(raw[name]) for name in sorted(raw)]
+
+    def heartbeat(self, worker: WorkerRecord, seconds: float) -> None:
+        key = f"{PREFIX}:worker:{worker.id}"
+        self._redis.set(key, worker.model_dump_json(), px=int(seconds * 1000))
+
+    def workers(self) -> list[WorkerRecord]:
+        return list(self._workers())
+
+    def _workers(self) -> Iterator[WorkerRecord]:
+        for key in self._redis.scan_iter(f"{PREFIX}:worker:*"):
+            raw = cast(str | None, self._redis.get(key))
+            if raw is not None:
+                yield WorkerRecord.model_validate_json(raw)
+
+    def once(self, name: str, seconds: float) -> bool:
+        """True for the first of many workers that asks within `seconds`."""
+        return bool(self._redis.set(f"{PREFIX}:once:{name}", "1", nx=True, px=int(seconds * 1000)))
+
+
+def connect(redis_url: str) -> redis.Redis:
+    """A client that answers in text and gives up on a silent server after some seconds."""
+    return redis.Redis.from_url(
+        redis_url, decode_responses=True, socket_timeout=10, socket_connect_timeout=3
+    )

@@ -1,0 +1,62 @@
+"""All settings of every process, from FINESERVE_* variables."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="FINESERVE_", extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+
+    var_dir: Path = Path("var")
+    """Where the embedded default keeps its data, logs and sockets."""
+    redis_url: str | None = None
+    """An outside Redis or Valkey; without it the embedded one in `var_dir` is used."""
+    store_dir: Path | None = None
+    """The artifact store; by default `var_dir`/store."""
+    families_dir: Path = Path("families")
+
+    log_format: str = Field("json", pattern="^(json|console)$")
+
+    max_images_per_request: PositiveInt = 128
+    max_inference_steps: PositiveInt = 250
+    wait_seconds: PositiveFloat = 300.0
+    """How long POST /generate waits before it answers 202 instead."""
+
+    max_attempts: PositiveInt = 3
+    lease_seconds: PositiveFloat = 15.0
+    """A worker that has not been heard of for so long has lost its task."""
+    visibility_timeout_seconds: PositiveInt = 3600
+    """Longer than the longest task: the broker delivers again after it."""
+    image_ttl_seconds: PositiveInt = 24 * 3600
+    retraining_steps: PositiveInt = 300
+    retraining_max_seconds: PositiveFloat = 60.0
+
+    @property
+    def valkey_socket(self) -> Path:
+        return self.var_dir.resolve() / "valkey.sock"
+
+    @property
+    def resolved_redis_url(self) -> str:
+        """As redis-py writes it."""
+        return self.redis_url or f"unix://{self.valkey_socket}"
+
+    @property
+    def broker_url(self) -> str:
+        """As kombu writes it."""
+        url = self.resolved_redis_url
+        return "redis+socket://" + url.removeprefix("unix://") if url.startswith("unix:") else url
+
+    @property
+    def resolved_store_dir(self) -> Path:
+        return self.store_dir or self.var_dir / "store"
+
+
+@lru_cache
+def get_settings() -> Settings:
+    return Settings()

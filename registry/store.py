@@ -1,0 +1,100 @@
+"""The artifact store: immutable directories, visible only when whole.
+
+An artifact is written under a temporary name, flushed to disk and renamed; `manifest.json`
+holds the SHA-256 of its files.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from registry.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+
+
+class ArtifactStore:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._incoming = root / "incoming"
+
+    def put(self, name: str, files: Mapping[str, bytes], description: Mapping[str, Any]) -> None:
+        """Store an artifact; one that is already there is whole and stays."""
+        target = self._root / name
+        if target.exists():
+            return
+        temporary = self._incoming / uuid.uuid4().hex
+        temporary.mkdir(parents=True)
+        sha256 = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        manifest = json.dumps({"sha256": sha256, **description}, indent=2).encode()
+        for file, content in {**files, MANIFEST: manifest}.items():
+            _write_durably(temporary / file, content)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            shutil.rmtree(temporary)  # another worker was first
+        _flush_directory(target.parent)
+
+    def read(self, name: str, file: str) -> bytes:
+        """One file, checked against its hash. Raises ArtifactError."""
+        directory = self._root / name
+        try:
+            content = (directory / file).read_bytes()
+            expected = json.loads((directory / MANIFEST).read_bytes())["sha256"][file]
+        except (OSError, KeyError, ValueError) as error:
+            raise ArtifactError(f"{name}/{file} cannot be read: {error}") from error
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise ArtifactError(f"{name}/{file} is corrupt: its SHA-256 is not the manifest's")
+        return content
+
+    def delete(self, name: str) -> None:
+        shutil.rmtree(self._root / name, ignore_errors=True)
+
+    def sweep(self, kind: str, older_than_seconds: float) -> int:
+        """Delete old artifacts below `kind`, and what was never finished. Gives their number."""
+        horizon = time.time() - older_than_seconds
+        swept = 0
+        for folder in (self._root / kind, self._incoming):
+            with contextlib.suppress(FileNotFoundError):
+                for entry in folder.iterdir():
+                    if entry.stat().st_mtime < horizon:
+                        shutil.rmtree(entry, ignore_errors=True)
+                        swept += 1
+        return swept
+
+
+def revision_name(model_id: str, revision: int) -> str:
+    return f"models/{model_id}/revision-{revision}"
+
+
+def generation_name(generation_id: str) -> str:
+    return f"generations/{generation_id}"
+
+
+def image_file(index: int) -> str:
+    return f"{index:04d}.png"
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The HTTP front end. Runs where there is no torch."""

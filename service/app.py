@@ -1,0 +1,37 @@
+"""The FastAPI application: `uvicorn --factory service.app:make_app`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+
+from registry.logs import configure_logging
+from registry.settings import Settings, get_settings
+from service import generations, models, problems, status
+from service.deps import State
+
+DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
+
+
+def make_app(settings: Settings | None = None) -> FastAPI:
+    settings = settings or get_settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        configure_logging(settings.log_format)
+        state = State.start(settings)
+        app.state.fineserve = state
+        yield
+        await state.events.aclose()
+
+    app = FastAPI(title="fineserve", description=DESCRIPTION, version="0.1.0", lifespan=lifespan)
+    problems.install(app)
+    for router in (models.router, generations.router, status.router):
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return app

@@ -1,0 +1,222 @@
+"""/generate and /generations: from a model to images."""
+
+import asyncio
+import base64
+import contextlib
+import difflib
+import io
+import json
+import math
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from PIL import Image
+
+from registry.events import follow, stream_key
+from registry.queue import SAMPLE_TASK
+from registry.records import GenerationRecord, GenerationStatus
+from registry.store import generation_name, image_file
+from service.deps import GenerationDep, IdempotencyKey, LastEventId, State, StateDep
+from service.models import choose_family, require_servable
+from service.problems import Problem
+from service.schemas import (
+    MAX_SEED,
+    GenerateRequest,
+    GenerationResponse,
+    ImageResponse,
+    Seconds,
+)
+from service.streams import events
+
+router = APIRouter(tags=["generations"])
+
+Accept = Annotated[str, Header()]
+Prefer = Annotated[str, Header()]
+
+
+@router.post("/generate", response_model=GenerationResponse)
+async def generate(
+    request: GenerateRequest,
+    state: StateDep,
+    accept: Accept = "application/json",
+    prefer: Prefer = "",
+    key: IdempotencyKey = None,
+) -> Response:
+    """Sample images and wait for them; with `Prefer: respond-async`, answer 202 at once.
+
+    With `Accept: image/png` the body is one PNG, a grid when there are several images.
+    """
+    record = await run_in_threadpool(_accept, state, request, key)
+    if "respond-async" in prefer:
+        return _accepted(record, {"Preference-Applied": "respond-async"})
+    record = await _finished(state, record)
+    if not record.finished:
+        return _accepted(record, {})
+    return await run_in_threadpool(_answer, state, record, accept)
+
+
+@router.get("/generations/{generation_id}", response_model=GenerationResponse)
+def get_generation(
+    record: GenerationDep, state: StateDep, accept: Accept = "application/json"
+) -> Response:
+    """The images once it is done; until then its status."""
+    if record.status == GenerationStatus.DONE:
+        return _answer(state, record, accept)
+    return JSONResponse(_response(record, []).model_dump())
+
+
+@router.get("/generations/{generation_id}/events", response_class=EventSourceResponse)
+async def generation_events(
+    record: GenerationDep, state: StateDep, after: LastEventId = "0"
+) -> AsyncIterator[ServerSentEvent]:
+    """Status changes and denoising steps, from the first to the last."""
+    async for event in events(state, record, after):
+        yield event
+
+
+@router.post("/generations/{generation_id}/cancel")
+def cancel_generation(record: GenerationDep, state: StateDep) -> GenerationResponse:
+    """Stop sampling between two steps."""
+    cancelled = state.repository.generations.change(record.id, status=GenerationStatus.CANCELLED)
+    return _response(cancelled, [])
+
+
+def _accept(state: State, request: GenerateRequest, key: str | None) -> GenerationRecord:
+    model = require_servable(state, request.model)
+    family = choose_family(state.repository, model.family)
+    labels = resolve_classes(request.class_labels, family.class_names)
+    n = request.n or len(labels)
+    _check_limits(state, request, n, len(request.class_labels or [0]))
+    first = secrets.randbelow(2**32) if request.seed is None else request.seed
+    record = GenerationRecord(
+        id=GenerationRecord.new_id(),
+        model=model.id,
+        class_labels=[labels[i % len(labels)] for i in range(n)],
+        seeds=[(first + i) % (MAX_SEED + 1) for i in range(n)],
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        scheduler=request.scheduler,
+    )
+    stored = state.repository.generations.create(record, key, request.model_dump_json())
+    if stored.id == record.id:
+        state.queue.enqueue(SAMPLE_TASK, record.id)
+    return stored
+
+
+def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) -> list[int]:
+    """Class numbers of names or numbers. Raises Problem 422 with close names."""
+    if wanted is None:
+        return list(range(len(names)))
+    numbers = {name.casefold(): number for number, name in enumerate(names)}
+    resolved = []
+    for label in wanted:
+        number = label if isinstance(label, int) else numbers.get(label.casefold())
+        if number is None or not 0 <= number < len(names):
+            close = difflib.get_close_matches(str(label), names, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            raise Problem(
+                422,
+                "unknown-class",
+                f"no class {label!r}; {hint}It is a number from 0 to {len(names) - 1} "
+                f"or one of {', '.join(names)}",
+                classes=list(names),
+            )
+        resolved.append(number)
+    return resolved
+
+
+def _check_limits(state: State, request: GenerateRequest, n: int, labels: int) -> None:
+    settings = state.settings
+    for name, value, most in (
+        ("n", n, settings.max_images_per_request),
+        ("num_inference_steps", request.num_inference_steps, settings.max_inference_steps),
+    ):
+        if value > most:
+            raise Problem(
+                422,
+                "over-limit",
+                f"{name}={value} is over this server's limit of {most}",
+                limit=most,
+            )
+    if n < labels:
+        raise Problem(
+            422, "invalid-request", f"n={n} is less than the {labels} class_labels; raise n"
+        )
+
+
+async def _finished(state: State, record: GenerationRecord) -> GenerationRecord:
+    """Wait for the end, or for as long as the settings say."""
+
+    async def wait() -> None:
+        async for event in follow(state.events, stream_key(record.NAME, record.id)):
+            if event.name == "status" and json.loads(event.data)["status"] in record.FINISHED:
+                return
+
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(wait(), state.settings.wait_seconds)
+    return await run_in_threadpool(state.repository.generations.get, record.id)
+
+
+def _accepted(record: GenerationRecord, headers: dict[str, str]) -> Response:
+    location = {"Location": f"/generations/{record.id}"}
+    return JSONResponse(_response(record, []).model_dump(), 202, headers={**location, **headers})
+
+
+def _answer(state: State, record: GenerationRecord, accept: str) -> Response:
+    """The images of a finished generation, or the problem that ended it."""
+    if record.status == GenerationStatus.CANCELLED:
+        raise Problem(409, "generation-cancelled", f"generation {record.id} was cancelled")
+    if record.status == GenerationStatus.FAILED:
+        raise Problem(500, "generation-failed", f"generation {record.id} failed: {record.error}")
+    pictures = [
+        state.store.read(generation_name(record.id), image_file(i))
+        for i in range(len(record.seeds))
+    ]
+    if "image/png" in accept:
+        return Response(grid_png(pictures), media_type="image/png")
+    images = [
+        ImageResponse(b64_png=base64.b64encode(png).decode(), class_label=label, seed=seed)
+        for png, label, seed in zip(pictures, record.class_labels, record.seeds, strict=True)
+    ]
+    return JSONResponse(_response(record, images).model_dump())
+
+
+def _response(record: GenerationRecord, images: list[ImageResponse]) -> GenerationResponse:
+    return GenerationResponse(
+        id=record.id,
+        status=record.status,
+        model=record.model,
+        revision=record.revision,
+        images=images,
+        seconds=Seconds(
+            queued=_between(record.created_at, record.started_at),
+            sampling=_between(record.started_at, record.finished_at),
+        ),
+        error=record.error,
+    )
+
+
+def _between(start: datetime | None, end: datetime | None) -> float | None:
+    return (end - start).total_seconds() if start and end else None
+
+
+def grid_png(pictures: Sequence[bytes]) -> bytes:
+    """One picture as it is, several as a grid that is about square."""
+    if len(pictures) == 1:
+        return pictures[0]
+    images = [Image.open(io.BytesIO(png)) for png in pictures]
+    width, height = images[0].size
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new(images[0].mode, (columns * width, rows * height))
+    for i, image in enumerate(images):
+        grid.paste(image, (i % columns * width, i // columns * height))
+    buffer = io.BytesIO()
+    grid.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,141 @@
+"""/models: from a budget to a model."""
+
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from learngenes.sizing import Infeasible, NetworkConfig, Plan, SizeSpace, Workload, solve
+from registry.queue import BUILD_TASK
+from registry.records import Budget, FamilyRecord, ModelRecord, ModelStatus, PlanRecord
+from registry.repository import Repository
+from service.deps import IdempotencyKey, LastEventId, Limit, ModelDep, Offset, State, StateDep
+from service.problems import Problem, unavailable
+from service.schemas import ModelList, ModelRequest, ModelResponse
+from service.streams import events
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+
+@router.post("", status_code=202)
+def create_model(
+    request: ModelRequest, response: Response, state: StateDep, key: IdempotencyKey = None
+) -> ModelResponse:
+    """Solve the budget and queue the model that fits."""
+    family = choose_family(state.repository, request.family)
+    plan = _solve(request, family)
+    record = ModelRecord(
+        id=ModelRecord.new_id(),
+        name=request.name or f"{family.name}-L{plan.depth}-r{plan.rank}-{plan.mode}",
+        family=family.name,
+        budget=Budget(
+            max_mem_gb=request.max_mem_gb,
+            n=request.n,
+            num_inference_steps=request.num_inference_steps,
+        ),
+        plan=PlanRecord.model_validate(plan.model_dump()),
+    )
+    stored = state.repository.models.create(record, key, request.model_dump_json())
+    if stored.id == record.id:
+        state.queue.enqueue(BUILD_TASK, record.id)
+    response.headers["Location"] = f"/models/{stored.id}"
+    return ModelResponse.of(stored)
+
+
+@router.get("")
+def list_models(state: StateDep, offset: Offset = 0, limit: Limit = 50) -> ModelList:
+    """Newest first; deleted ones are left out."""
+    page = state.repository.models.page(offset, limit)
+    return ModelList(
+        models=[ModelResponse.of(record) for record in page.items], next_offset=page.next_offset
+    )
+
+
+@router.get("/{model_id}")
+def get_model(record: ModelDep) -> ModelResponse:
+    return ModelResponse.of(record)
+
+
+@router.delete("/{model_id}", status_code=204)
+def delete_model(record: ModelDep, state: StateDep) -> None:
+    """Stop its build if there is one, and remove what it stored."""
+    if record.status != ModelStatus.DELETED:
+        state.repository.models.change(record.id, status=ModelStatus.DELETED)
+    state.store.delete(f"models/{record.id}")
+
+
+@router.post("/{model_id}/cancel")
+def cancel_model(record: ModelDep, state: StateDep) -> ModelResponse:
+    """Stop a build between two steps."""
+    cancelled = state.repository.models.change(record.id, status=ModelStatus.CANCELLED)
+    return ModelResponse.of(cancelled)
+
+
+@router.get("/{model_id}/events", response_class=EventSourceResponse)
+async def model_events(
+    record: ModelDep, state: StateDep, after: LastEventId = "0"
+) -> AsyncIterator[ServerSentEvent]:
+    """Status changes and retraining loss, from the first to the last."""
+    async for event in events(state, record, after):
+        yield event
+
+
+def choose_family(repository: Repository, name: str | None) -> FamilyRecord:
+    families = {family.name: family for family in repository.families()}
+    if not families:
+        raise unavailable(
+            "no worker has announced a family yet; start a worker, or wait for it", "no-family"
+        )
+    if name is None and len(families) == 1:
+        return next(iter(families.values()))
+    if name not in families:
+        raise Problem(
+            422, "unknown-family", f"no family {name!r}; choose one of {', '.join(families)}"
+        )
+    return families[name]
+
+
+def _solve(request: ModelRequest, family: FamilyRecord) -> Plan:
+    try:
+        return solve(
+            NetworkConfig.model_validate(family.network),
+            SizeSpace.model_validate(family.sizes),
+            int(request.max_mem_gb * 1e9),
+            Workload(n=request.n),
+            num_inference_steps=request.num_inference_steps,
+            flops_per_second=family.flops_per_second,
+        )
+    except Infeasible as error:
+        nearest = error.nearest
+        raise Problem(
+            422,
+            "infeasible-budget",
+            f"{error}; raise max_mem_gb to at least that, or lower n",
+            binding="max_mem_gb",
+            nearest_feasible={
+                "max_mem_gb": nearest.predicted.memory_bytes / 1e9,
+                "plan": nearest,
+            },
+        ) from error
+
+
+def require_servable(state: State, model_id: str) -> ModelRecord:
+    """The model, if images can be sampled from it now."""
+    record = state.repository.models.get(model_id)
+    if record.servable:
+        return record
+    if record.status == ModelStatus.DELETED:
+        raise Problem(410, "model-deleted", f"model {model_id} was deleted; make another one")
+    if record.finished:
+        raise Problem(
+            409,
+            f"model-{record.status}",
+            f"model {model_id} {record.status}: {record.error or 'on request'}; make another one",
+        )
+    raise Problem(
+        409,
+        "model-not-ready",
+        f"model {model_id} is {record.status}; follow /models/{model_id}/events and try again "
+        "when its revision is 0 or more",
+        headers={"Retry-After": "2"},
+    )

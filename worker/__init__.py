@@ -1,0 +1,1 @@
+"""The Celery workers: one queue builds models, one samples from them."""

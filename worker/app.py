@@ -1,0 +1,74 @@
+"""The Celery application of the workers: `celery --app worker.app worker --queues build`.
+
+A thread pool of one: the process that holds the model is the one that answers to signals,
+and CUDA is never touched before a fork.
+"""
+
+from typing import Any
+
+import structlog
+from celery import Celery
+from celery.signals import worker_init, worker_shutting_down
+from celery.worker import WorkController
+from redis import RedisError
+
+from learngenes.family import FamilyError
+from registry.logs import configure_logging
+from registry.queue import BUILD_QUEUE, BUILD_TASK, SAMPLE_QUEUE, SAMPLE_TASK, make_celery
+from registry.settings import Settings, get_settings
+from worker.build import build
+from worker.runtime import Housekeeping, Runtime
+from worker.sample import Sampler
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """What the tasks of one process share."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.runtime = Runtime.start(settings)
+        self.sampler = Sampler(self.runtime)
+
+    def serve(self, queues: set[str]) -> None:
+        """Announce the families, then tend the queues in the background."""
+        repository = self.runtime.repository
+        self.runtime.announce_families()
+        if BUILD_QUEUE in queues:
+            Housekeeping(self.runtime, repository.models, BUILD_QUEUE, BUILD_TASK).start()
+        if SAMPLE_QUEUE in queues:
+            Housekeeping(self.runtime, repository.generations, SAMPLE_QUEUE, SAMPLE_TASK).start()
+        log.info("worker ready", queues=sorted(queues), families=sorted(self.runtime.families))
+
+
+def make_app(settings: Settings) -> Celery:
+    app = make_celery(settings)
+    workers: list[Worker] = []
+
+    @app.task(name=BUILD_TASK)
+    def build_task(model_id: str) -> None:
+        build(workers[0].runtime, model_id)
+
+    @app.task(name=SAMPLE_TASK)
+    def sample_task(generation_id: str) -> None:
+        workers[0].sampler.generate(generation_id)
+
+    @worker_init.connect(weak=False)
+    def start(sender: WorkController, **_: Any) -> None:
+        configure_logging(settings.log_format)
+        try:
+            workers.append(Worker(settings))
+            workers[0].serve(set(sender.app.amqp.queues.consume_from))
+        except (FamilyError, RedisError) as error:
+            log.critical("the worker cannot start", reason=str(error))
+            raise SystemExit(1) from error  # Celery would go on after any other exception
+
+    @worker_shutting_down.connect(weak=False)
+    def stop(**_: Any) -> None:
+        for worker in workers:
+            worker.runtime.stopping.set()
+
+    return app
+
+
+app = make_app(get_settings())
