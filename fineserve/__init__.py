@@ -1,0 +1,1 @@
+"""The command line, and the embedded default that `make up` starts."""

@@ -1,0 +1,3 @@
+from fineserve.cli import main
+
+main()

