@@ -29,6 +29,7 @@ VALKEY_OPTIONS = {
     "appendfsync": "always",  # an accepted request is on disk before it is answered
     "maxmemory-policy": "noeviction",
     "save": "''",
+    "set-proc-title": "no",  # ps shows whose server it is
 }
 
 
@@ -95,7 +96,8 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
             f"""[program:{name}]
 command={command.replace("%", "%%")}
 priority={priority}
-autorestart=true
+autorestart=unexpected
+exitcodes=0,{os.EX_CONFIG}
 startsecs=3
 startretries=5
 stopwaitsecs=60
@@ -143,7 +145,11 @@ class Embedded:
             if ready:
                 return
             yield missing
-            failed = [line.split()[0] for line in self._control("status") if "FATAL" in line]
+            failed = [
+                line.split()[0]
+                for line in self._control("status")
+                if "FATAL" in line or "EXITED" in line
+            ]
             if failed or time.monotonic() > deadline:
                 name = failed[0] if failed else "api"
                 log = self.var / "logs" / f"{name}.log"

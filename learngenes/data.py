@@ -101,10 +101,11 @@ def _load_folder(path: Path, sample_size: int) -> LabelledImages:
     ]
     if not files:
         raise DataError(f"{path} has no images in class folders ({', '.join(IMAGE_SUFFIXES)})")
-    pictures = []
+    pictures: list[Image.Image] = []
     for file, _ in files:
         try:
-            pictures.append(Image.open(file))
+            with Image.open(file) as picture:
+                pictures.append(picture.copy())
         except OSError as error:
             raise DataError(f"{file} is not a readable image: {error}") from error
     return _stack(pictures, [label for _, label in files], class_names, sample_size)

@@ -21,6 +21,7 @@ class RetrainingConfig(Frozen):
     learning_rate: float = 3e-3
     max_seconds: float = 60.0
     heldout_images: int = 200
+    """At most; never more than a fifth of the data."""
     heldout_every_steps: int = 25
     patience: int = 3
     """Stop after so many held-out losses without a new best one."""
@@ -73,8 +74,9 @@ class _Retraining:
         self.process = noise_process(family.manifest.diffusion)
         self.generator = torch.Generator().manual_seed(config.seed)
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        self.train = data.subset(order[config.heldout_images :])
-        held = data.subset(order[: config.heldout_images])
+        heldout = min(config.heldout_images, len(data) // 5)
+        self.train = data.subset(order[heldout:])
+        held = data.subset(order[:heldout])
         self.held_images = held.normalised(torch.arange(len(held))).to(self.device)
         self.held_labels = held.labels.to(self.device)
 

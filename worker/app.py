@@ -4,6 +4,7 @@ A thread pool of one: the process that holds the model is the one that answers t
 and CUDA is never touched before a fork.
 """
 
+import os
 from typing import Any
 
 import structlog
@@ -61,7 +62,9 @@ def make_app(settings: Settings) -> Celery:
             workers[0].serve(set(sender.app.amqp.queues.consume_from))
         except (FamilyError, RedisError) as error:
             log.critical("the worker cannot start", reason=str(error))
-            raise SystemExit(1) from error  # Celery would go on after any other exception
+            # Celery would go on after any other exception; a family does not heal by restarting
+            status = os.EX_CONFIG if isinstance(error, FamilyError) else 1
+            raise SystemExit(status) from error
 
     @worker_shutting_down.connect(weak=False)
     def stop(**_: Any) -> None:

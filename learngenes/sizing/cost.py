@@ -9,6 +9,8 @@ from learngenes.config import Kind, Mode, NetworkConfig, Size
 
 BYTES_PER_FLOAT32 = 4
 TIME_FREQUENCIES = 256
+SCHEDULE_BYTES = 4 * 1000 * BYTES_PER_FLOAT32
+"""The tables of a thousand-step noise schedule that a diffusers scheduler keeps."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def activation_bytes(network: NetworkConfig, size: Size, mode: Mode, workload: W
     hidden = 8 * d if mode is Mode.MATERIALISED else max(8 * d, 4 * d + 2 * size.rank)
     per_row = network.tokens * (3 * d + hidden) + 8 * d
     image = network.in_channels * network.sample_size**2
-    return BYTES_PER_FLOAT32 * (workload.rows * per_row + workload.n * 8 * image)
+    return BYTES_PER_FLOAT32 * (workload.rows * per_row + workload.n * 6 * image) + SCHEDULE_BYTES
 
 
 def memory_bytes(network: NetworkConfig, size: Size, mode: Mode, workload: Workload) -> int:

@@ -1,0 +1,64 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+INSTALLED_DEV := $(VENV)/installed-dev
+FASHION_MNIST := /usr/share/datasets/fashion-mnist
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: up down logs test lint bench-main-job pretrain lock clean
+
+up: $(INSTALLED)  ## start everything, wait until it is ready
+	@$(BIN)/fineserve up
+
+down: $(INSTALLED)  ## stop everything
+	@$(BIN)/fineserve down
+
+logs: $(INSTALLED)  ## follow the logs
+	@$(BIN)/fineserve logs
+
+test: $(INSTALLED_DEV) lint  ## every check and every test
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage json --quiet
+	$(BIN)/coverage report
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-main-job: $(INSTALLED_DEV) $(FASHION_MNIST)  ## the figures of the README
+	$(BIN)/python -m benchmarks.main_job
+	$(BIN)/python -m benchmarks.readme
+
+pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, resuming from var/
+	$(BIN)/fineserve pretrain configs/fashion.toml --work var/pretrain/fashion --family families/fashion
+
+$(FASHION_MNIST):
+	$(SUDO) apt-get update
+	$(SUDO) apt-get install -y dataset-fashion-mnist
+
+$(INSTALLED): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(call install,service$(comma)worker$(comma)embedded)
+	touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(call install,dev)
+	touch $@
+
+# the lock pins, the extras choose
+comma := ,
+define install
+	$(BIN)/pip install --quiet --constraint requirements.lock setuptools
+	$(BIN)/pip install --quiet --constraint requirements.lock --no-build-isolation --editable '.[$(1)]'
+endef
+
+lock: $(INSTALLED_DEV)  ## pin what is installed now
+	$(BIN)/pip freeze --all --exclude-editable | grep -v '^pip=' | sed 's/+cpu$$//' > requirements.lock
+
+clean: down
+	rm -rf $(VENV) var

@@ -1,0 +1,146 @@
+"""Small networks with random weights, and a real Valkey: nothing here needs a trained family."""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import torch
+
+from fineserve.embedded import valkey_command
+from learngenes.config import DiffusionConfig, Kind, NetworkConfig, SizeSpace
+from learngenes.data import LabelledImages
+from learngenes.dit import Stem
+from learngenes.factors import Learngenes, Scales
+from learngenes.family import Family, load_family, save_family
+from learngenes.sigma import reference_scales
+from registry.settings import Settings
+
+torch.set_num_threads(1)  # the networks here are too small to share
+
+CLASS_NAMES = ("circle", "square", "triangle", "star", "cross")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+
+
+@pytest.fixture
+def network() -> NetworkConfig:
+    return NetworkConfig(
+        sample_size=8,
+        in_channels=3,
+        patch_size=2,
+        width=32,
+        num_attention_heads=4,
+        num_classes=len(CLASS_NAMES),
+        depth=4,
+        rank=48,
+    )
+
+
+@pytest.fixture
+def genes(network: NetworkConfig) -> Learngenes:
+    torch.manual_seed(1)
+    return Learngenes(network)
+
+
+@pytest.fixture
+def stem(network: NetworkConfig) -> Stem:
+    """Nothing is zero, so that every part of the network shows in its output."""
+    torch.manual_seed(2)
+    stem = Stem(network)
+    for parameter in stem.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return stem
+
+
+@pytest.fixture
+def scales(network: NetworkConfig) -> Scales:
+    torch.manual_seed(3)
+    scales = reference_scales(network)
+    for layer in scales.layers():
+        for kind in Kind:
+            torch.nn.init.normal_(layer.sigma[kind])
+            torch.nn.init.normal_(layer.bias[kind], std=0.2)
+    return scales
+
+
+@pytest.fixture
+def limited_data(network: NetworkConfig) -> LabelledImages:
+    """A brightness per class, with noise: something that can be learned."""
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.arange(200) % network.num_classes
+    noise = torch.randint(0, 40, (200, 3, 8, 8), generator=generator)
+    images = (labels * 40)[:, None, None, None] + noise
+    return LabelledImages(images.to(torch.uint8), labels, CLASS_NAMES)
+
+
+@pytest.fixture
+def families_dir(
+    tmp_path: Path,
+    network: NetworkConfig,
+    genes: Learngenes,
+    stem: Stem,
+    scales: Scales,
+    limited_data: LabelledImages,
+) -> Path:
+    """A directory with one untrained family, `tiny`."""
+    manifest = {
+        "name": "tiny",
+        "network": network,
+        "diffusion": DiffusionConfig(),
+        "sizes": SizeSpace(depths=(2, 3, 4), ranks=(8, 24, 48)),
+        "class_names": CLASS_NAMES,
+        "licence": "made by a test",
+        "trained_steps": 1,
+        "form": "any-size",
+    }
+    directory = tmp_path / "families"
+    save_family(directory / "tiny", manifest, genes, stem, scales, limited_data)
+    return directory
+
+
+@pytest.fixture
+def family(families_dir: Path) -> Family:
+    return load_family(families_dir / "tiny")
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """A real server on a unix socket, for the whole session."""
+    directory = Path(tempfile.mkdtemp(prefix="fineserve-"))
+    socket = directory / "valkey.sock"
+    command = valkey_command(socket, directory)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        while not socket.exists():
+            assert server.poll() is None, "Valkey did not start"
+            time.sleep(0.01)
+        yield f"unix://{socket}"
+        server.terminate()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def client(valkey_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def settings(client: redis.Redis, valkey_url: str, tmp_path: Path, families_dir: Path) -> Settings:
+    return Settings(
+        redis_url=valkey_url,
+        var_dir=tmp_path / "var",
+        families_dir=families_dir,
+        retraining_steps=4,
+        lease_seconds=2,
+        wait_seconds=20,
+        max_images_per_request=20,
+    )

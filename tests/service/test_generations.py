@@ -1,0 +1,176 @@
+import base64
+import io
+import threading
+
+import pytest
+from PIL import Image
+
+from tests.service.conftest import Stack
+
+SMALL = {"num_inference_steps": 2, "seed": 5}
+
+
+@pytest.fixture
+def model(stack: Stack) -> str:
+    return stack.ready_model()
+
+
+@pytest.fixture
+def sampling(stack: Stack) -> threading.Event:
+    """A worker that takes every generation as soon as it is queued."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.01):
+            for record in stack.runtime.repository.generations.active():
+                stack.sampler.generate(record.id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield stop
+    stop.set()
+    thread.join()
+
+
+def test_images_are_waited_for(stack: Stack, model: str, sampling: threading.Event) -> None:
+    body = {"model": model, "class_labels": ["star", 0], "n": 3, **SMALL}
+    answer = stack.api.post("/generate", json=body)
+    assert answer.status_code == 200
+    result = answer.json()
+    assert (result["status"], result["model"], result["revision"]) == ("done", model, 1)
+    assert [i["class_label"] for i in result["images"]] == [3, 0, 3]
+    assert [i["seed"] for i in result["images"]] == [5, 6, 7]
+    assert result["seconds"]["queued"] >= 0
+    assert result["seconds"]["sampling"] > 0
+    for image in result["images"]:
+        assert Image.open(io.BytesIO(base64.b64decode(image["b64_png"]))).size == (8, 8)
+    again = stack.api.post("/generate", json=body).json()
+    assert again["id"] != result["id"]
+    assert again["images"] == result["images"]
+
+
+def test_every_class_by_default_and_a_seed_of_its_own(
+    stack: Stack, model: str, sampling: threading.Event
+) -> None:
+    body = {"model": model, "num_inference_steps": 1}
+    first, second = (stack.api.post("/generate", json=body).json()["images"] for _ in range(2))
+    assert [image["class_label"] for image in first] == [0, 1, 2, 3, 4]
+    assert first[0]["seed"] != second[0]["seed"]
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, (8, 8)), (5, (24, 16))])
+def test_one_png_when_a_picture_is_asked_for(
+    stack: Stack, model: str, sampling: threading.Event, n: int, size: tuple[int, int]
+) -> None:
+    answer = stack.api.post(
+        "/generate",
+        json={"model": model, "class_labels": [1], "n": n, **SMALL},
+        headers={"Accept": "image/png"},
+    )
+    assert answer.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(answer.content)).size == size
+
+
+def test_who_does_not_wait_comes_back_later(stack: Stack, model: str) -> None:
+    answer = stack.api.post(
+        "/generate", json={"model": model, **SMALL}, headers={"Prefer": "respond-async"}
+    )
+    assert answer.status_code == 202
+    assert answer.headers["preference-applied"] == "respond-async"
+    location = answer.headers["location"]
+    assert stack.api.get(location).json()["status"] == "queued"
+    stack.sampler.generate(answer.json()["id"])
+    done = stack.api.get(location).json()
+    assert done["status"] == "done"
+    assert len(done["images"]) == 5
+    events = stack.api.get(f"{location}/events").text
+    assert events.index('"status":"queued"') < events.index('"status":"done"')
+    assert stack.api.get(location, headers={"Accept": "image/png"}).content[:4] == b"\x89PNG"
+
+
+def test_waiting_ends_with_202_when_it_takes_too_long(stack: Stack, model: str) -> None:
+    stack.api.app.state.fineserve.settings.wait_seconds = 0.05
+    answer = stack.api.post("/generate", json={"model": model})
+    assert answer.status_code == 202
+    assert answer.json()["status"] == "queued"
+
+
+def test_cancel(stack: Stack, model: str) -> None:
+    answer = stack.api.post("/generate", json={"model": model}, headers={"Prefer": "respond-async"})
+    location = answer.headers["location"]
+    assert stack.api.post(f"{location}/cancel").json()["status"] == "cancelled"
+    stack.sampler.generate(answer.json()["id"])
+    assert stack.api.get(location).json()["images"] == []
+
+
+def test_a_generation_that_ends_badly_is_a_problem(
+    stack: Stack, model: str, sampling: threading.Event
+) -> None:
+    scales = stack.runtime.settings.resolved_store_dir / f"models/{model}/revision-1"
+    (scales / "scales.safetensors").write_bytes(b"")
+    answer = stack.api.post("/generate", json={"model": model})
+    assert answer.status_code == 500
+    assert "corrupt" in answer.json()["detail"]
+
+
+def test_images_that_are_gone_are_gone(stack: Stack, model: str, sampling: threading.Event) -> None:
+    generation = stack.api.post("/generate", json={"model": model, **SMALL}).json()["id"]
+    stack.runtime.store.delete(f"generations/{generation}")
+    answer = stack.api.get(f"/generations/{generation}")
+    assert answer.status_code == 410
+    assert "make the request again" in answer.json()["detail"]
+
+
+def test_revision_zero_serves_while_the_model_is_retrained(
+    stack: Stack, sampling: threading.Event
+) -> None:
+    model_id = stack.make_model()
+    early = stack.api.post("/generate", json={"model": model_id})
+    assert early.status_code == 409
+    assert early.json()["type"] == "urn:fineserve:problem:model-not-ready"
+    from learngenes.sigma import interpolated
+    from worker.build import _Build
+
+    building = _Build(stack.runtime, stack.runtime.repository.models.get(model_id))
+    building._store(0, interpolated(building.family.scales, building.family.full_size))
+    stack.runtime.repository.models.change(model_id, status="assembling", revision=0)
+    served = stack.api.post("/generate", json={"model": model_id, **SMALL}).json()
+    assert (served["status"], served["revision"]) == ("done", 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"class_labels": ["boat"]}, "no class 'boat'; It is a number from 0 to 4"),
+        ({"class_labels": ["sqare"]}, "did you mean square"),
+        ({"class_labels": [5]}, "no class 5"),
+        ({"class_labels": [-1]}, "no class -1"),
+        ({"class_labels": []}, "at least 1 item"),
+        ({"n": 0}, "n: Input should be greater than or equal to 1"),
+        ({"n": 21}, "n=21 is over this server's limit of 20"),
+        ({"num_inference_steps": 251}, "num_inference_steps=251 is over this server's limit"),
+        ({"class_labels": [0, 1], "n": 1}, "n=1 is less than the 2 class_labels"),
+        ({"seed": -1}, "seed"),
+        ({"guidance_scale": 0.5}, "guidance_scale"),
+        ({"scheduler": "euler"}, "scheduler"),
+        ({"format": "gif"}, "format"),
+        ({"prompt": "a shoe"}, "prompt: Extra inputs"),
+    ],
+)
+def test_a_bad_request_says_what_is_wrong(
+    stack: Stack, model: str, body: dict[str, object], message: str
+) -> None:
+    answer = stack.api.post("/generate", json={"model": model, **body})
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+    assert stack.runtime.repository.generations.active() == []
+
+
+def test_class_names_are_found_in_any_case(stack: Stack, model: str) -> None:
+    answer = stack.api.post(
+        "/generate",
+        json={"model": model, "class_labels": ["SQUARE"]},
+        headers={"Prefer": "respond-async"},
+    )
+    record = stack.runtime.repository.generations.get(answer.json()["id"])
+    assert record.class_labels == [1]

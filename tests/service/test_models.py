@@ -1,0 +1,186 @@
+import json
+
+import pytest
+from fastapi.testclient import TestClient
+
+from registry.records import Budget, ModelRecord, PlanRecord, Predicted
+from tests.service.conftest import Stack
+from worker.build import build
+
+
+def test_a_budget_becomes_a_queued_model(stack: Stack) -> None:
+    answer = stack.api.post("/models", json={"max_mem_gb": 4})
+    assert answer.status_code == 202
+    model = answer.json()
+    assert answer.headers["location"] == f"/models/{model['id']}"
+    assert (model["status"], model["revision"], model["error"]) == ("queued", None, None)
+    assert model["plan"]["depth"] == 4
+    assert model["plan"]["rank"] == 48
+    assert model["plan"]["predicted"]["memory_bytes"] < 4e9
+    assert model["plan"]["predicted"]["latency_seconds"] > 0
+    assert model["measured"] == {"memory_bytes": None, "latency_p95_seconds": None}
+    assert stack.api.get(answer.headers["location"]).json() == model
+
+
+def test_it_becomes_ready_with_measured_figures(stack: Stack) -> None:
+    model_id = stack.ready_model()
+    model = stack.api.get(f"/models/{model_id}").json()
+    assert (model["status"], model["revision"]) == ("ready", 1)
+    assert 0 < model["measured"]["memory_bytes"] <= model["plan"]["predicted"]["memory_bytes"]
+    assert model["measured"]["latency_p95_seconds"] > 0
+    assert model["ready_at"] > model["created_at"]
+
+
+def test_smaller_budgets_give_smaller_models(stack: Stack) -> None:
+    answer = stack.api.post("/models", json={"max_mem_gb": 1e-6})
+    floor = answer.json()["nearest_feasible"]["max_mem_gb"]
+    sizes = set()
+    for budget in (floor, floor * 1.5, 1):
+        plan = stack.api.post("/models", json={"max_mem_gb": budget}).json()["plan"]
+        assert plan["predicted"]["memory_bytes"] <= budget * 1e9
+        sizes.add((plan["depth"], plan["rank"], plan["mode"]))
+    assert len(sizes) == 3
+
+
+def test_an_infeasible_budget_names_the_nearest_feasible_one(stack: Stack) -> None:
+    answer = stack.api.post("/models", json={"max_mem_gb": 1e-6})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["type"] == "urn:fineserve:problem:infeasible-budget"
+    assert problem["binding"] == "max_mem_gb"
+    nearest = problem["nearest_feasible"]["max_mem_gb"]
+    assert stack.api.post("/models", json={"max_mem_gb": nearest}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"max_mem_gb": 0}, "max_mem_gb: Input should be greater than 0"),
+        ({"max_mem_gb": -1}, "greater than 0"),
+        ({"max_mem_gb": 1e9}, "less than or equal to 10000"),
+        ({"max_mem_gb": "four"}, "valid number"),
+        ({"max_memory": 4}, "max_memory: Extra inputs are not permitted"),
+        ({}, "max_mem_gb: Field required"),
+        ({"max_mem_gb": 4, "n": 0}, "n: Input should be greater than or equal to 1"),
+        ({"max_mem_gb": 4, "name": "<script>"}, "name: String should match pattern"),
+        ({"max_mem_gb": 4, "family": "huge"}, "no family 'huge'; choose one of tiny"),
+    ],
+)
+def test_a_bad_request_says_what_is_wrong(
+    stack: Stack, body: dict[str, object], message: str
+) -> None:
+    answer = stack.api.post("/models", json=body)
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+    assert stack.api.get("/models").json()["models"] == []
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b'{"max_mem_gb": NaN}', b'{"max_mem_gb": Infinity}'])
+def test_a_body_that_is_no_budget_is_refused(stack: Stack, raw: bytes) -> None:
+    answer = stack.api.post("/models", content=raw, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["title"] == "Invalid request"
+
+
+def test_without_a_worker_nothing_is_accepted(api: TestClient) -> None:
+    answer = api.post("/models", json={"max_mem_gb": 4})
+    assert answer.status_code == 503
+    assert "start a worker" in answer.json()["detail"]
+    assert answer.headers["retry-after"]
+
+
+def test_the_same_key_makes_one_model(stack: Stack) -> None:
+    headers = {"Idempotency-Key": "abc"}
+    first, again = (
+        stack.api.post("/models", json={"max_mem_gb": 4}, headers=headers) for _ in range(2)
+    )
+    assert first.json() == again.json()
+    other = stack.api.post("/models", json={"max_mem_gb": 3}, headers=headers)
+    assert other.status_code == 422
+    assert "use a new key" in other.json()["detail"]
+
+
+def test_the_list_is_paginated(stack: Stack) -> None:
+    ids = [stack.make_model() for _ in range(3)]
+    first = stack.api.get("/models", params={"limit": 2}).json()
+    assert [m["id"] for m in first["models"]] == [ids[2], ids[1]]
+    rest = stack.api.get("/models", params={"limit": 2, "offset": first["next_offset"]}).json()
+    assert [m["id"] for m in rest["models"]] == [ids[0]]
+    assert rest["next_offset"] is None
+
+
+def test_cancel(stack: Stack) -> None:
+    model_id = stack.make_model()
+    assert stack.api.post(f"/models/{model_id}/cancel").json()["status"] == "cancelled"
+    build(stack.runtime, model_id)
+    assert stack.api.get(f"/models/{model_id}").json()["status"] == "cancelled"
+    assert stack.api.post(f"/models/{model_id}/cancel").status_code == 200
+    too_late = stack.api.post(f"/models/{stack.ready_model()}/cancel")
+    assert too_late.status_code == 409
+    assert "is ready, it cannot be cancelled" in too_late.json()["detail"]
+    refused = stack.api.post("/generate", json={"model": model_id})
+    assert refused.json()["type"] == "urn:fineserve:problem:model-cancelled"
+
+
+def test_delete_removes_the_model_and_its_artifacts(stack: Stack) -> None:
+    model_id = stack.ready_model()
+    store = stack.runtime.settings.resolved_store_dir
+    assert (store / "models" / model_id).exists()
+    assert stack.api.delete(f"/models/{model_id}").status_code == 204
+    assert stack.api.delete(f"/models/{model_id}").status_code == 204
+    assert not (store / "models" / model_id).exists()
+    assert stack.api.get(f"/models/{model_id}").json()["status"] == "deleted"
+    assert stack.api.get("/models").json()["models"] == []
+    refused = stack.api.post("/generate", json={"model": model_id})
+    assert refused.status_code == 410
+
+
+def test_an_unknown_model_is_not_found(stack: Stack) -> None:
+    for answer in (
+        stack.api.get("/models/m-none"),
+        stack.api.delete("/models/m-none"),
+        stack.api.get("/models/m-none/events"),
+        stack.api.post("/generate", json={"model": "m-none"}),
+        stack.api.get("/nothing/here"),
+    ):
+        assert answer.status_code == 404
+        assert answer.json()["type"] == "urn:fineserve:problem:not-found"
+
+
+def test_events_are_replayed_from_the_first_to_the_last(stack: Stack) -> None:
+    model_id = stack.ready_model()
+    lines = stack.api.get(f"/models/{model_id}/events").text.splitlines()
+    names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    data = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    ids = [line.removeprefix("id: ") for line in lines if line.startswith("id: ")]
+    assert names[0] == "status"
+    assert data[0]["status"] == "queued"
+    assert data[-1]["status"] == "ready"
+    progress = [d for d, name in zip(data, names, strict=True) if name == "progress"]
+    assert progress[-1]["step"] == 4
+    assert progress[-1]["loss"] > 0
+    resumed = stack.api.get(f"/models/{model_id}/events", headers={"Last-Event-ID": ids[-2]})
+    assert resumed.text.count("event: ") == 1
+
+
+def test_a_model_of_a_failed_build_tells_why(stack: Stack) -> None:
+    record = ModelRecord(
+        id=ModelRecord.new_id(),
+        name="a",
+        family="gone",
+        budget=Budget(max_mem_gb=1, n=4, num_inference_steps=25),
+        plan=PlanRecord(
+            depth=2,
+            rank=8,
+            mode="factored",
+            dtype="float32",
+            n=4,
+            predicted=Predicted(memory_bytes=1, latency_seconds=None),
+        ),
+    )
+    stack.runtime.repository.models.create(record)
+    build(stack.runtime, record.id)
+    answer = stack.api.post("/generate", json={"model": record.id})
+    assert answer.status_code == 409
+    assert "no family 'gone'" in answer.json()["detail"]

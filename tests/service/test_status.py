@@ -1,0 +1,92 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from registry.records import WorkerRecord
+from registry.settings import Settings
+from service.__main__ import check_host
+from service.app import make_app
+from tests.service.conftest import Stack
+
+
+def test_readiness_says_what_is_missing(api: TestClient) -> None:
+    assert api.get("/healthz").json() == {"status": "ok"}
+    answer = api.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["missing"] == [
+        "a worker for the queue 'build'",
+        "a worker for the queue 'sample'",
+        "a family",
+    ]
+
+
+def test_ready_with_both_workers_and_a_family(stack: Stack) -> None:
+    for queue in ("build", "sample"):
+        worker = WorkerRecord(id=queue, queue=queue, device="cpu", families=["tiny"])
+        stack.runtime.repository.heartbeat(worker, 60)
+    assert stack.api.get("/readyz").json() == {"ready": True, "missing": []}
+
+
+def test_families(stack: Stack) -> None:
+    (family,) = stack.api.get("/families").json()["families"]
+    assert family["class_names"][3] == "star"
+    assert stack.api.get("/families/tiny").json() == family
+    assert stack.api.get("/families/huge").status_code == 422
+
+
+def test_without_redis_nothing_is_accepted(tmp_path: Path) -> None:
+    settings = Settings(redis_url=f"unix://{tmp_path}/none.sock", var_dir=tmp_path)
+    with TestClient(make_app(settings), raise_server_exceptions=False) as api:
+        assert api.get("/healthz").status_code == 200
+        readiness = api.get("/readyz")
+        assert readiness.status_code == 503
+        assert "Redis" in readiness.json()["missing"][0]
+        for answer in (
+            api.post("/models", json={"max_mem_gb": 4}),
+            api.post("/generate", json={"model": "m-1"}),
+            api.get("/models"),
+        ):
+            assert answer.status_code == 503
+            assert "nothing was accepted" in answer.json()["detail"]
+            assert answer.headers["retry-after"]
+
+
+def test_the_page_for_people_is_the_documentation(api: TestClient) -> None:
+    assert api.get("/").url.path == "/docs"
+    assert api.put("/models").json()["type"] == "urn:fineserve:problem:method-not-allowed"
+
+
+def test_an_unexpected_error_is_a_problem_without_details(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.models._solve", lambda *_: 1 / 0)
+    api = TestClient(stack.api.app, raise_server_exceptions=False)
+    answer = api.post("/models", json={"max_mem_gb": 4})
+    assert answer.status_code == 500
+    assert "division" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "example.org"])
+def test_off_loopback_it_refuses_to_start(host: str) -> None:
+    with pytest.raises(SystemExit, match="would let anybody in"):
+        check_host(Settings(host=host))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_loopback_is_fine(host: str) -> None:
+    check_host(Settings(host=host))
+
+
+def test_the_service_runs_where_there_is_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'diffusers', 'accelerate', 'safetensors', 'numpy'):\n"
+        "    sys.modules[name] = None\n"
+        "import learngenes, service.__main__\n"
+        "service.__main__.make_app()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,162 @@
+import base64
+import json
+import threading
+import time
+
+import pytest
+import redis
+
+import worker.build
+import worker.runtime
+from registry.errors import ArtifactError
+from registry.events import stream_key
+from registry.records import ModelStatus
+from tests.worker.conftest import MakeModel
+from worker.build import build, load_scales
+from worker.runtime import Housekeeping, Runtime
+
+
+def statuses(client: redis.Redis, model_id: str) -> list[str]:
+    """The statuses in the event stream, without repeats."""
+    events = client.xrange(stream_key("model", model_id))
+    seen = [fields["data"] for _, fields in events if fields["event"] == "status"]
+    return [s.split('"status":"')[1].split('"')[0] for s in seen]
+
+
+def enqueued(client: redis.Redis) -> list[str]:
+    """The models that messages in the build queue name."""
+    messages = [json.loads(raw) for raw in client.lrange("build", 0, -1)]
+    return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
+
+
+def test_a_queued_model_becomes_ready(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
+) -> None:
+    model_id = make_model().id
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert (record.status, record.revision, record.attempts) == ("ready", 1, 1)
+    assert record.ready_at is not None
+    assert record.measured.memory_bytes is not None
+    assert 0 < record.measured.memory_bytes < 10**7
+    assert record.measured.latency_p95_seconds is not None
+    order = ["queued", "assembling", "retraining", "verifying", "ready"]
+    assert sorted(set(statuses(client, model_id)), key=order.index) == order
+    assert not runtime.repository.models.leased(model_id)
+
+
+def test_revision_zero_is_published_before_retraining(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+    seen = []
+
+    def retrain_and_look(*args: object) -> object:
+        record = runtime.repository.models.get(model_id)
+        seen.append((record.status, record.revision, record.servable))
+        return original(*args)
+
+    original = worker.build.retrain
+    monkeypatch.setattr(worker.build, "retrain", retrain_and_look)
+    build(runtime, model_id)
+    assert seen == [(ModelStatus.RETRAINING, 0, True)]
+    family = runtime.family("tiny")
+    first, second = (load_scales(runtime.store, family, model_id, i).stacked() for i in (0, 1))
+    assert any((first[name] != second[name]).any() for name in first)
+
+
+def test_a_model_is_built_once(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
+) -> None:
+    model_id = make_model().id
+    threads = [threading.Thread(target=build, args=(runtime, model_id)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    build(runtime, model_id)
+    assert runtime.repository.models.get(model_id).attempts == 1
+    assert statuses(client, model_id).count("ready") == 1
+
+
+def test_a_cancelled_build_stops_between_steps(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+    monkeypatch.setattr(worker.build, "PROGRESS_SECONDS", 0)
+    settings = runtime.settings.model_copy(update={"retraining_steps": 10**6})
+    monkeypatch.setattr(runtime, "settings", settings)
+    thread = threading.Thread(target=build, args=(runtime, model_id))
+    thread.start()
+    models = runtime.repository.models
+    while models.get(model_id).status != "retraining":
+        pass
+    models.change(model_id, status="cancelled")
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert models.get(model_id).status == "cancelled"
+
+
+def test_a_model_over_its_budget_is_not_called_ready(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model_id = make_model(max_mem_gb=1e-6).id
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert record.status == "failed"
+    assert record.error is not None
+    assert "the budget is 1e-06 GB" in record.error
+    assert not record.servable
+
+
+def test_a_family_the_worker_does_not_hold_fails_the_model(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model_id = make_model(family="huge").id
+    build(runtime, model_id)
+    error = runtime.repository.models.get(model_id).error
+    assert error is not None
+    assert "no family 'huge'" in error
+
+
+def test_shutdown_leaves_the_model_to_the_next_worker(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model_id = make_model().id
+    runtime.stopping.set()
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert (record.status, record.revision) == ("retraining", 0)
+    runtime.stopping.clear()
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert (record.status, record.attempts) == ("ready", 2)
+
+
+def test_lost_work_is_enqueued_again(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "ORPHAN_SECONDS", 0.05)
+    models = runtime.repository.models
+    dead, alive, waiting = (make_model().id for _ in range(3))
+    models.claim(dead, "dead", 3, 0.01)
+    models.claim(alive, "alive", 3, 60)
+    while models.leased(dead):
+        pass
+    keeper = Housekeeping(runtime, models, "build", "fineserve.build")
+    keeper.requeue_lost()
+    assert enqueued(client) == [dead]
+    client.delete("build")
+    time.sleep(0.06)
+    models.change(dead, status="cancelled")
+    keeper.requeue_lost()
+    assert enqueued(client) == [waiting]
+
+
+def test_a_corrupt_revision_is_noticed(runtime: Runtime, make_model: MakeModel) -> None:
+    model_id = make_model().id
+    build(runtime, model_id)
+    path = runtime.settings.resolved_store_dir / f"models/{model_id}/revision-1/scales.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactError, match="corrupt"):
+        load_scales(runtime.store, runtime.family("tiny"), model_id, 1)

@@ -1,0 +1,45 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from learngenes.family import FamilyError
+from registry.settings import Settings
+from tests.worker.conftest import MakeModel
+from worker.runtime import Housekeeping, Runtime
+
+
+def test_families_are_announced_with_what_the_solver_needs(runtime: Runtime) -> None:
+    runtime.announce_families()
+    (family,) = runtime.repository.families()
+    assert family.name == "tiny"
+    assert family.network["width"] == 32
+    assert family.sizes == {"depths": [2, 3, 4], "ranks": [8, 24, 48]}
+    assert family.flops_per_second > 0
+
+
+def test_housekeeping_shows_that_the_worker_is_alive(runtime: Runtime) -> None:
+    keeper = Housekeeping(runtime, runtime.repository.models, "build", "fineserve.build")
+    keeper.start()
+    deadline = time.monotonic() + 5
+    while not runtime.repository.workers():
+        assert time.monotonic() < deadline
+    runtime.stopping.set()
+    (worker,) = runtime.repository.workers()
+    assert (worker.queue, worker.families) == ("build", ["tiny"])
+
+
+def test_a_lease_outlives_its_first_period(runtime: Runtime, make_model: MakeModel) -> None:
+    models = runtime.repository.models
+    model_id = make_model().id
+    with runtime.lease(models, model_id) as record:
+        assert record is not None
+        time.sleep(runtime.settings.lease_seconds * 1.3)
+        assert models.leased(model_id)
+    assert not models.leased(model_id)
+
+
+def test_a_corrupt_family_stops_the_start(settings: Settings, families_dir: Path) -> None:
+    (families_dir / "tiny" / "stem.safetensors").write_bytes(b"")
+    with pytest.raises(FamilyError, match="corrupt"):
+        Runtime.start(settings)
