@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import redis
 from redis.client import Pipeline
+from redis.lock import Lock
 
 from registry.errors import IdempotencyConflict, IllegalTransition, RecordNotFound, Superseded
 from registry.events import MAX_EVENTS, stream_key
@@ -29,6 +30,14 @@ IDEMPOTENCY_SECONDS = 24 * 3600
 class Page(Generic[R]):
     items: list[R]
     next_offset: int | None
+
+
+@dataclass(frozen=True)
+class Claim(Generic[R]):
+    """A record that a worker works on, and the lease that says so."""
+
+    record: R
+    lease: Lock
 
 
 class Records(Generic[R]):
@@ -78,13 +87,13 @@ class Records(Generic[R]):
             raise RecordNotFound(f"no {self._type.NAME} {record_id!r}")
         return self._type.model_validate_json(raw)
 
-    def page(self, offset: int, limit: int, keep: Callable[[R], bool] = lambda _: True) -> Page[R]:
+    def page(self, offset: int, limit: int) -> Page[R]:
         """Newest first."""
         ids = cast(list[str], self._redis.zrevrange(self._index, offset, offset + limit))
         more = len(ids) > limit
         raws = cast(list[str | None], self._redis.mget([self._key(i) for i in ids[:limit]] or [""]))
         records = [self._type.model_validate_json(raw) for raw in raws if raw is not None]
-        return Page([r for r in records if keep(r)], offset + limit if more else None)
+        return Page(records, offset + limit if more else None)
 
     def active(self) -> list[R]:
         """Records that are not finished, oldest first."""
@@ -119,16 +128,16 @@ class Records(Generic[R]):
             maxlen=MAX_EVENTS,
         )
 
-    def claim(
-        self, record_id: str, owner: str, max_attempts: int, lease_seconds: float
-    ) -> R | None:
+    def claim(self, record_id: str, max_attempts: int, lease_seconds: float) -> Claim[R] | None:
         """Begin work on a record: the next attempt, under a lease.
 
         None when there is nothing to do: it is finished, or another worker has it. A record
         whose attempts are used up becomes `failed`.
         """
-        lease = self._lease(record_id)
-        if not self._redis.set(lease, owner, nx=True, px=int(lease_seconds * 1000)):
+        lease = self._redis.lock(
+            self._lease(record_id), lease_seconds, blocking=False, thread_local=False
+        )
+        if not lease.acquire():
             return None
 
         def begin(record: R) -> R:
@@ -142,19 +151,12 @@ class Records(Generic[R]):
         try:
             record = self._compare_and_set(record_id, begin)
         except (Superseded, RecordNotFound):
-            self.release(record_id, owner)
+            lease.release()
             return None
         if record.finished:
-            self.release(record_id, owner)
+            lease.release()
             return None
-        return record
-
-    def renew(self, record_id: str, lease_seconds: float) -> None:
-        self._redis.pexpire(self._lease(record_id), int(lease_seconds * 1000))
-
-    def release(self, record_id: str, owner: str) -> None:
-        if self._redis.get(self._lease(record_id)) == owner:
-            self._redis.delete(self._lease(record_id))
+        return Claim(record, lease)
 
     def leased(self, record_id: str) -> bool:
         return bool(self._redis.exists(self._lease(record_id)))

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE
 from registry.records import FamilyRecord
 from service.deps import StateDep
-from service.models import choose_family
+from service.problems import Problem
 from service.schemas import FamilyList, Readiness
 
 router = APIRouter(tags=["status"])
@@ -20,7 +20,10 @@ def list_families(state: StateDep) -> FamilyList:
 
 @router.get("/families/{name}")
 def get_family(name: str, state: StateDep) -> FamilyRecord:
-    return choose_family(state.repository, name)
+    for family in state.repository.families():
+        if family.name == name:
+            return family
+    raise Problem(404, "not-found", f"no family {name!r}; GET /families lists them")
 
 
 @router.get("/healthz")

@@ -38,6 +38,8 @@ def build(runtime: Runtime, model_id: str) -> None:
             _Build(runtime, record).run()
         except Superseded as reason:
             log.info("build superseded", model=model_id, reason=str(reason))
+            if runtime.repository.models.get(model_id).status == ModelStatus.DELETED:
+                runtime.store.delete(f"models/{model_id}")
         except Stopping:
             log.info("build interrupted by shutdown", model=model_id)
         except Exception as error:

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import redis
 import structlog
 import torch
+from redis.exceptions import LockError
 
 from learngenes.config import Mode
 from learngenes.device import default_device, synchronise
@@ -105,8 +106,8 @@ class Runtime:
     def lease(self, records: Records[R], record_id: str) -> Iterator[R | None]:
         """Claim a record and keep the claim alive; None when there is nothing to do."""
         seconds = self.settings.lease_seconds
-        record = records.claim(record_id, self.worker_id, self.settings.max_attempts, seconds)
-        if record is None:
+        claim = records.claim(record_id, self.settings.max_attempts, seconds)
+        if claim is None:
             yield None
             return
         done = threading.Event()
@@ -114,16 +115,17 @@ class Runtime:
         def renew() -> None:
             while not done.wait(seconds / 3):
                 with contextlib.suppress(redis.RedisError):  # the next renewal may succeed
-                    records.renew(record_id, seconds)
+                    claim.lease.reacquire()
 
         thread = threading.Thread(target=renew, name=f"lease-{record_id}", daemon=True)
         thread.start()
         try:
-            yield record
+            yield claim.record
         finally:
             done.set()
             thread.join()
-            records.release(record_id, self.worker_id)
+            with contextlib.suppress(LockError):  # it ran out and another worker has it
+                claim.lease.release()
 
 
 class Housekeeping(Generic[R]):

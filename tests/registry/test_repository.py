@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
+from redis.exceptions import LockError
 
 from registry.errors import IdempotencyConflict, IllegalTransition, RecordNotFound, Superseded
 from registry.records import Budget, ModelRecord, PlanRecord, Predicted, WorkerRecord
@@ -85,28 +86,43 @@ def test_nothing_is_found_under_an_unknown_id(models: Records[ModelRecord]) -> N
         models.get("m-x")
     with pytest.raises(RecordNotFound):
         models.change("m-x", status="failed")
-    assert models.claim("m-x", "me", 3, 5) is None
+    assert models.claim("m-x", 3, 5) is None
 
 
 def test_a_claim_is_exclusive_until_it_is_released(models: Records[ModelRecord]) -> None:
     record = models.create(new_model())
-    first = models.claim(record.id, "one", 3, 5)
+    first = models.claim(record.id, 3, 5)
     assert first is not None
-    assert (first.status, first.attempts) == ("assembling", 1)
-    assert models.claim(record.id, "two", 3, 5) is None
-    models.release(record.id, "two")
+    assert (first.record.status, first.record.attempts) == ("assembling", 1)
+    assert models.claim(record.id, 3, 5) is None
     assert models.leased(record.id)
-    models.release(record.id, "one")
-    second = models.claim(record.id, "two", 3, 5)
+    first.lease.release()
+    assert not models.leased(record.id)
+    second = models.claim(record.id, 3, 5)
     assert second is not None
-    assert second.attempts == 2
+    assert second.record.attempts == 2
+
+
+def test_a_lease_that_ran_out_cannot_be_renewed(models: Records[ModelRecord]) -> None:
+    record = models.create(new_model())
+    slow = models.claim(record.id, 3, 0.01)
+    assert slow is not None
+    while models.leased(record.id):
+        pass
+    fast = models.claim(record.id, 3, 5)
+    assert fast is not None
+    for use in (slow.lease.reacquire, slow.lease.release):
+        with pytest.raises(LockError):
+            use()
+    assert models.leased(record.id)
 
 
 def test_an_overtaken_attempt_cannot_write(models: Records[ModelRecord]) -> None:
     record = models.create(new_model())
-    models.claim(record.id, "slow", 3, 5)
-    models.release(record.id, "slow")
-    models.claim(record.id, "fast", 3, 5)
+    for _ in range(2):
+        claim = models.claim(record.id, 3, 5)
+        assert claim is not None
+        claim.lease.release()
     with pytest.raises(Superseded, match="attempt 2"):
         models.change(record.id, attempt=1, status="retraining")
     models.change(record.id, attempt=2, status="retraining")
@@ -118,9 +134,10 @@ def test_an_overtaken_attempt_cannot_write(models: Records[ModelRecord]) -> None
 def test_attempts_are_capped(models: Records[ModelRecord]) -> None:
     record = models.create(new_model())
     for _ in range(2):
-        assert models.claim(record.id, "w", 2, 5) is not None
-        models.release(record.id, "w")
-    assert models.claim(record.id, "w", 2, 5) is None
+        claim = models.claim(record.id, 2, 5)
+        assert claim is not None
+        claim.lease.release()
+    assert models.claim(record.id, 2, 5) is None
     failed = models.get(record.id)
     assert failed.status == "failed"
     assert failed.error is not None

@@ -34,7 +34,7 @@ def test_families(stack: Stack) -> None:
     (family,) = stack.api.get("/families").json()["families"]
     assert family["class_names"][3] == "star"
     assert stack.api.get("/families/tiny").json() == family
-    assert stack.api.get("/families/huge").status_code == 422
+    assert stack.api.get("/families/huge").status_code == 404
 
 
 def test_without_redis_nothing_is_accepted(tmp_path: Path) -> None:

@@ -97,6 +97,23 @@ def test_a_cancelled_build_stops_between_steps(
     assert models.get(model_id).status == "cancelled"
 
 
+def test_a_model_deleted_while_it_is_built_leaves_nothing(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+    models = runtime.repository.models
+
+    def delete_and_measure(*args: object, **kwargs: object) -> object:
+        models.change(model_id, status="deleted")
+        return original(*args, **kwargs)
+
+    original = worker.build.measure
+    monkeypatch.setattr(worker.build, "measure", delete_and_measure)
+    build(runtime, model_id)
+    assert models.get(model_id).status == "deleted"
+    assert not (runtime.settings.resolved_store_dir / "models" / model_id).exists()
+
+
 def test_a_model_over_its_budget_is_not_called_ready(
     runtime: Runtime, make_model: MakeModel
 ) -> None:
@@ -139,8 +156,8 @@ def test_lost_work_is_enqueued_again(
     monkeypatch.setattr(worker.runtime, "ORPHAN_SECONDS", 0.05)
     models = runtime.repository.models
     dead, alive, waiting = (make_model().id for _ in range(3))
-    models.claim(dead, "dead", 3, 0.01)
-    models.claim(alive, "alive", 3, 60)
+    models.claim(dead, 3, 0.01)
+    models.claim(alive, 3, 60)
     while models.leased(dead):
         pass
     keeper = Housekeeping(runtime, models, "build", "fineserve.build")
