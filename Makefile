@@ -6,7 +6,7 @@ INSTALLED_DEV := $(VENV)/installed-dev
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test lint bench-main-job pretrain lock clean
+.PHONY: up down logs test test-slow lint bench-main-job pretrain lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -23,6 +23,9 @@ test: $(INSTALLED_DEV) lint  ## every check and every test
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage json --quiet
 	$(BIN)/coverage report
+
+test-slow: $(INSTALLED_DEV)  ## the tests that take minutes
+	$(BIN)/pytest -m slow
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .

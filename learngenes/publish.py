@@ -20,12 +20,15 @@ def pretrain_family(config_file: Path, work: Path, directory: Path) -> Family:
     config = PretrainingConfig.read(config_file)
     pretraining = Pretraining(config, work)
     network = pretraining.run().cpu().eval().requires_grad_(False)
-    return write_family(config_file, work, network, pretraining.images, directory)
+    if pretraining.accelerator.is_main_process:
+        write_family(config_file, work, network, pretraining.images, directory)
+    pretraining.accelerator.wait_for_everyone()
+    return load_family(directory)
 
 
 def write_family(
     config_file: Path, work: Path, network: FactorisedDiT, images: LabelledImages, directory: Path
-) -> Family:
+) -> None:
     """Network, limited data, configuration, training log and sample grid, hashed together."""
     config = PretrainingConfig.read(config_file)
     directory.mkdir(parents=True, exist_ok=True)
@@ -50,7 +53,6 @@ def write_family(
         network.scales,
         images.balanced(config.data.limited_images),
     )
-    return load_family(directory)
 
 
 def sample_grid(

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,18 @@ def test_an_unknown_option_is_refused(config_file: Path) -> None:
     write_config(config_file, config_file.parent, 10, "lerning_rate = 1")
     with pytest.raises(ValidationError, match="lerning_rate"):
         PretrainingConfig.read(config_file)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_family(config_file: Path, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--cpu", "--num_processes", "2", "--mixed_precision", "no", "--num_machines", "1"),
+        *("-m", "fineserve", "pretrain", str(config_file)),
+        *("--work", str(tmp_path / "work"), "--family", str(tmp_path / "family")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert load_family(tmp_path / "family").manifest.trained_steps == 10
+    log = (tmp_path / "family" / "log.jsonl").read_text().splitlines()
+    assert len(log) == 7
