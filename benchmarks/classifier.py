@@ -8,7 +8,7 @@ from tqdm import trange
 from learngenes.data import LabelledImages
 
 
-def train_classifier(data: LabelledImages, epochs: int = 4, batch_size: int = 200) -> nn.Module:
+def train_classifier(data: LabelledImages, epochs: int = 2, batch_size: int = 200) -> nn.Module:
     """Trained on the images of `data` (N, 1, 28, 28); one cycle of Adam."""
     torch.manual_seed(0)
     network = nn.Sequential(
