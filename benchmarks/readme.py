@@ -35,7 +35,6 @@ def table(result: dict[str, Any]) -> str:
             "`ready` again after SIGKILL to the build worker",
             f"{f['ready_after_kill_seconds']:.0f} s",
         ),
-        ("`make test`", f"{s['test_seconds']} s, {s['coverage']:.0f} % coverage"),
     ]
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
 
