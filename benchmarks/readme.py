@@ -13,6 +13,9 @@ TABLE = re.compile(r"(<!-- main_job -->\n).*?(<!-- /main_job -->)", re.DOTALL)
 
 def table(result: dict[str, Any]) -> str:
     s, f = result["summary"], result["figures"]
+    tests = "not finished"
+    if s["test_seconds"] is not None:
+        tests = f"{s['test_seconds']} s, {s['coverage']:.0f} % coverage"
     rows = [
         ("`make up` to ready, cold virtual environment", f"{s['up_seconds']:.0f} s"),
         ("POST to the first image (revision 0)", f"{s['first_image_seconds']:.1f} s"),
@@ -35,6 +38,7 @@ def table(result: dict[str, Any]) -> str:
             "`ready` again after SIGKILL to the build worker",
             f"{f['ready_after_kill_seconds']:.0f} s",
         ),
+        ("`make test`", tests),
     ]
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
 

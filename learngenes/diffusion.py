@@ -20,9 +20,13 @@ def noise_process(config: DiffusionConfig) -> DDPMScheduler:
 
 
 def sampler(config: DiffusionConfig, name: str) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """diffusers' scheduler for sampling. It keeps state: make one for each batch."""
+    """diffusers' scheduler for sampling. It keeps state: make one for each batch.
+
+    DDIM must not clip the predicted image: diffusers keeps the noise of the unclipped one, and
+    under guidance the two drift apart.
+    """
     if name == "ddim":
-        return DDIMScheduler(**config.model_dump(), timestep_spacing="trailing", clip_sample=True)
+        return DDIMScheduler(**config.model_dump(), timestep_spacing="trailing", clip_sample=False)
     if name == "dpmsolver++":
         return DPMSolverMultistepScheduler(**config.model_dump(), timestep_spacing="trailing")
     raise ValueError(f"unknown scheduler {name!r}; choose one of {', '.join(SAMPLERS)}")
