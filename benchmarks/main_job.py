@@ -142,8 +142,7 @@ def diffusers_seconds(family: Family, n: int) -> float:
     network = to_diffusers(model)
     labels = torch.tensor([7] * n + [10] * n)
     started = time.perf_counter()
-    schedule = sampler(family.manifest.diffusion, "ddim")
-    schedule.set_timesteps(STEPS)
+    schedule = sampler(family.manifest.diffusion, "ddim", STEPS)
     x = initial_noise(model, range(n))
     for t in schedule.timesteps:
         rows = torch.cat([x, x])
@@ -220,6 +219,14 @@ def main() -> None:
     family = load_family(REPOSITORY / "families" / "fashion")
     real = load(FASHION_MNIST, "train", family.manifest.class_names, 28)
     deployment = Deployment()
+    try:
+        measure_all(deployment, family, real)
+    finally:
+        deployment.make("down")
+        deployment.remove()
+
+
+def measure_all(deployment: Deployment, family: Family, real: LabelledImages) -> None:
     figures: Figures = say(up_seconds=round(deployment.make("up"), 1))
     model_id, timings = first_model(deployment)
     figures |= timings
@@ -235,7 +242,6 @@ def main() -> None:
     save(figures, family)
     figures |= run_tests(deployment)
     save(figures, family)
-    deployment.remove()
 
 
 if __name__ == "__main__":

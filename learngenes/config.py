@@ -5,6 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+TIME_FREQUENCIES = 256
+"""Sines and cosines that a timestep is embedded with."""
+
 
 class Kind(StrEnum):
     """The five kinds of weight matrix in a DiT block, W_k of shape (m_k, n_k); FINE section 3."""

@@ -59,7 +59,7 @@ def load(path: Path, split: str, class_names: Sequence[str], sample_size: int) -
     elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         data = _load_hugging_face(path, split, sample_size)
     else:
-        data = _load_folder(path / split if (path / split).is_dir() else path, sample_size)
+        data = _load_folder(_split_folder(path, split), sample_size)
     if tuple(data.images.shape[2:]) != (sample_size, sample_size):
         raise DataError(f"{path} has images of {tuple(data.images.shape[2:])}, not {sample_size}")
     return data
@@ -88,6 +88,14 @@ def _read_idx(path: Path, name: str) -> np.ndarray:
     if raw[2] != 8 or body.size != np.prod(shape):
         raise DataError(f"{file} is not a whole IDX file of bytes")
     return body.reshape(shape).copy()
+
+
+def _split_folder(path: Path, split: str) -> Path:
+    if (path / split).is_dir():
+        return path / split
+    if split != "train":
+        raise DataError(f"{path} has no folder {split!r}: held-out images need one of their own")
+    return path
 
 
 def _load_folder(path: Path, sample_size: int) -> LabelledImages:
@@ -123,6 +131,8 @@ def _load_hugging_face(path: Path, split: str, sample_size: int) -> LabelledImag
         if split not in loaded:
             raise DataError(f"{path} has splits {sorted(loaded)}, not {split!r}")
         loaded = loaded[split]
+    elif split != "train":
+        raise DataError(f"{path} is one split only: held-out images need a DatasetDict")
     kinds = {type(feature).__name__: name for name, feature in loaded.features.items()}
     if "Image" not in kinds or "ClassLabel" not in kinds:
         raise DataError(f"{path} needs an Image and a ClassLabel column, it has {sorted(kinds)}")

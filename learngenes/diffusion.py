@@ -19,16 +19,27 @@ def noise_process(config: DiffusionConfig) -> DDPMScheduler:
     return DDPMScheduler(**config.model_dump())
 
 
-def sampler(config: DiffusionConfig, name: str) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """diffusers' scheduler for sampling. It keeps state: make one for each batch.
+def sampler(
+    config: DiffusionConfig, name: str, num_inference_steps: int
+) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """diffusers' scheduler, set to its timesteps. It keeps state: make one for each batch.
 
     DDIM must not clip the predicted image: diffusers keeps the noise of the unclipped one, and
-    under guidance the two drift apart.
+    under guidance the two drift apart. Trailing spacing is an `arange` over floats, which for
+    some numbers of steps (61 of 1000 is one) gives one timestep too many, -1; it is dropped.
     """
+    n = num_inference_steps
     if name == "ddim":
-        return DDIMScheduler(**config.model_dump(), timestep_spacing="trailing", clip_sample=False)
+        ddim = DDIMScheduler(**config.model_dump(), timestep_spacing="trailing", clip_sample=False)
+        ddim.set_timesteps(n)
+        ddim.timesteps = ddim.timesteps[:n]
+        return ddim
     if name == "dpmsolver++":
-        return DPMSolverMultistepScheduler(**config.model_dump(), timestep_spacing="trailing")
+        solver = DPMSolverMultistepScheduler(**config.model_dump(), timestep_spacing="trailing")
+        solver.set_timesteps(n)
+        solver.sigmas = torch.cat([solver.sigmas[:n], solver.sigmas[-1:]])
+        solver.timesteps = solver.timesteps[:n]
+        return solver
     raise ValueError(f"unknown scheduler {name!r}; choose one of {', '.join(SAMPLERS)}")
 
 

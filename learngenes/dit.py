@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learngenes.config import Kind, Mode, NetworkConfig
+from learngenes.config import TIME_FREQUENCIES, Kind, Mode, NetworkConfig
 from learngenes.factors import Layer, Learngenes, Scales, serving_layers
-
-TIME_FREQUENCIES = 256
 
 
 def sinusoidal_positions(width: int, grid: int) -> Tensor:

@@ -59,6 +59,12 @@ class Family:
         return self
 
     @property
+    def fingerprint(self) -> str:
+        """Changes with the weights that a model's Sigma was made for."""
+        files = ("learngenes.safetensors", "stem.safetensors")
+        return "-".join(self.manifest.sha256[file] for file in files)
+
+    @property
     def full_size(self) -> Size:
         return Size(depth=self.manifest.network.depth, rank=self.manifest.network.rank)
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from learngenes.config import DiffusionConfig
 from learngenes.device import peak_bytes, synchronise
 from learngenes.dit import DiT
-from learngenes.sampling import sample
+from learngenes.sampling import OnStep, sample
 
 LATENCY_RUNS = 5
+LATENCY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,12 @@ def measure(
     n: int,
     num_inference_steps: int,
     guidance_scale: float,
+    on_step: OnStep | None = None,
 ) -> Measurement:
-    """Sample batches of `n` images and watch memory and clock."""
+    """Sample batches of `n` images and watch memory and clock; `on_step` may raise to stop.
+
+    No further batch is timed once LATENCY_SECONDS are over.
+    """
     device = model.stem.positions.device
     labels = [i % model.config.num_classes for i in range(n)]
 
@@ -45,6 +50,7 @@ def measure(
             range(n),
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
+            on_step=on_step,
         )
         synchronise(device)
 
@@ -54,4 +60,6 @@ def measure(
         started = time.perf_counter()
         run(num_inference_steps)
         seconds.append(time.perf_counter() - started)
+        if sum(seconds) > LATENCY_SECONDS:
+            break
     return Measurement(parameter_bytes(model) + activations, max(seconds))

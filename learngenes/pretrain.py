@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field, PositiveFloat, PositiveInt
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -243,6 +244,13 @@ class Pretraining:
             with (self.directory / "log.jsonl").open("a") as file:
                 file.write(json.dumps({"step": self.step, **figures}) + "\n")
 
+    def _forget_log_after(self, step: int) -> None:
+        """Drop what was logged between the checkpoint and the kill: it is trained again."""
+        log_file = self.directory / "log.jsonl"
+        if self.accelerator.is_main_process and log_file.exists():
+            lines = log_file.read_text().splitlines(keepends=True)
+            log_file.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
+
     def _checkpoint(self) -> None:
         """Network, average and Adam's moments, as one safetensors file that appears at once."""
         if not self.accelerator.is_main_process:
@@ -268,8 +276,11 @@ class Pretraining:
             key: _under(tensors, f"adam.{key}.") for key in ("step", "exp_avg", "exp_avg_sq")
         }
         for name, parameter in self.model.named_parameters():
-            self.optimizer.state[parameter] = {key: moments[key][name] for key in moments}
-        self.step = int(moments["step"][name])
+            if name in moments["step"]:  # a layer that no drawn size reads has none
+                self.optimizer.state[parameter] = {key: moments[key][name] for key in moments}
+        with safe_open(path, "pt") as file:
+            self.step = int(file.metadata()["step"])
+        self._forget_log_after(self.step)
         self.ema.n_averaged.fill_(self.step)
         log.info("resumed", step=self.step, directory=str(self.directory))
 

@@ -40,8 +40,7 @@ def sample(
     the rows of each step, as in diffusers' `DiTPipeline`.
     """
     device = model.stem.positions.device
-    steps = sampler(diffusion, scheduler)
-    steps.set_timesteps(num_inference_steps)
+    steps = sampler(diffusion, scheduler, num_inference_steps)
     x = initial_noise(model, seeds).to(device)
     labels = torch.tensor(list(class_labels), device=device)
     guided = guidance_scale > 1

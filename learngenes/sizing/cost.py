@@ -5,10 +5,9 @@ d is the network's width, r the rank, L the depth; see shapes in `learngenes.con
 
 from dataclasses import dataclass
 
-from learngenes.config import Kind, Mode, NetworkConfig, Size
+from learngenes.config import TIME_FREQUENCIES, Kind, Mode, NetworkConfig, Size
 
 BYTES_PER_FLOAT32 = 4
-TIME_FREQUENCIES = 256
 SCHEDULE_BYTES = 4 * 1000 * BYTES_PER_FLOAT32
 """The tables of a thousand-step noise schedule that a diffusers scheduler keeps."""
 

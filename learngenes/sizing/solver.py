@@ -1,5 +1,6 @@
 """From a budget to a plan: the largest size whose predicted memory fits."""
 
+import math
 from collections.abc import Iterator
 
 from learngenes.config import Frozen, Mode, NetworkConfig, Size, SizeSpace
@@ -31,11 +32,12 @@ class Infeasible(ValueError):
 
     def __init__(self, max_mem_bytes: int, nearest: Plan) -> None:
         self.nearest = nearest
-        needed = nearest.predicted.memory_bytes
+        self.nearest_gb = math.ceil(nearest.predicted.memory_bytes / 1e3) / 1e6
+        """Rounded up, so that it is feasible when it is sent back."""
         super().__init__(
             f"no size fits into {max_mem_bytes / 1e9:g} GB; the smallest "
             f"(depth {nearest.depth}, rank {nearest.rank}, {nearest.mode}) needs "
-            f"{needed / 1e9:.6f} GB for n={nearest.n}"
+            f"{self.nearest_gb:.6f} GB for n={nearest.n}"
         )
 
 

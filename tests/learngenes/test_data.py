@@ -71,6 +71,11 @@ def test_image_folder(folder: Path) -> None:
     assert data.images.flatten(1).float().mean(1).tolist() == [250, 10]
 
 
+def test_one_folder_has_no_heldout_images(folder: Path) -> None:
+    with pytest.raises(DataError, match="no folder 'test'"):
+        load(folder, "test", (), 8)
+
+
 def test_colour_anywhere_makes_the_folder_rgb(folder: Path) -> None:
     Image.new("RGB", (6, 6), (255, 0, 0)).save(folder / "dark" / "b.png")
     assert load(folder, "train", (), 8).images.shape == (3, 3, 8, 8)
@@ -101,6 +106,9 @@ def test_hugging_face_directory(tmp_path: Path) -> None:
     assert data.images[:, 0, 0, 0].tolist() == [250, 10]
     with pytest.raises(DataError, match="has splits"):
         load(tmp_path / "dict", "test", (), 8)
+    table.save_to_disk(str(tmp_path / "single"))
+    with pytest.raises(DataError, match="one split only"):
+        load(tmp_path / "single", "test", (), 8)
     table.remove_columns("label").save_to_disk(str(tmp_path / "bare"))
     with pytest.raises(DataError, match="ClassLabel"):
         load(tmp_path / "bare", "train", (), 8)

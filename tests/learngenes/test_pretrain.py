@@ -84,9 +84,13 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(config_file: Path, tmp_path:
     for _ in range(5):
         killed._train_step()
         killed.step += 1
+    killed._write_log({"train_loss": 1.0})
     killed._checkpoint()
+    killed.step = 6
+    killed._write_log({"train_loss": 2.0})
     resumed = Pretraining(config, tmp_path / "killed")
     assert resumed.step == 5
+    assert (tmp_path / "killed" / "log.jsonl").read_text().count("\n") == 1
     for name, tensor in resumed.run().state_dict().items():
         torch.testing.assert_close(tensor, whole.state_dict()[name])
 

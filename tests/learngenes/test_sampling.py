@@ -1,11 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from learngenes.config import Mode
+from learngenes.config import Mode, Size
 from learngenes.diffusion import SAMPLERS, sampler
 from learngenes.dit import DiT
-from learngenes.family import Family
+from learngenes.family import Family, load_family
 from learngenes.sampling import sample
+from learngenes.sigma import interpolated
 
 
 @pytest.fixture
@@ -67,6 +70,27 @@ def test_every_step_is_told_and_can_stop_the_sampling(family: Family, model: DiT
     assert told == [(1, 4), (2, 4)]
 
 
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_every_number_of_steps_gives_as_many_timesteps(family: Family, scheduler: str) -> None:
+    for n in range(1, 251):
+        timesteps = sampler(family.manifest.diffusion, scheduler, n).timesteps
+        assert len(timesteps) == n
+        assert timesteps.min() >= 0
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_one_step_more_changes_a_trained_models_image_little(scheduler: str) -> None:
+    family = load_family(Path("families/fashion"))
+    model = family.assemble(interpolated(family.scales, Size(depth=3, rank=256)), Mode.MATERIALISED)
+    sixty, sixty_one = (
+        sample(
+            model, family.manifest.diffusion, [7], [0], num_inference_steps=n, scheduler=scheduler
+        ).float()
+        for n in (60, 61)
+    )
+    assert (sixty - sixty_one).abs().mean() < 5
+
+
 def test_an_unknown_scheduler_is_refused(family: Family) -> None:
     with pytest.raises(ValueError, match="choose one of ddim"):
-        sampler(family.manifest.diffusion, "euler")
+        sampler(family.manifest.diffusion, "euler", 10)

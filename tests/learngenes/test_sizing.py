@@ -101,6 +101,7 @@ def test_an_infeasible_budget_names_the_nearest_one() -> None:
     with pytest.raises(Infeasible, match="depth 4, rank 64, factored") as error:
         solve(DIT_XL, SPACE, 10**6, Workload())
     needed = error.value.nearest.predicted.memory_bytes
+    assert 0 <= error.value.nearest_gb * 1e9 - needed <= 1000.5
     assert solve(DIT_XL, SPACE, needed, Workload()) == error.value.nearest
     with pytest.raises(Infeasible):
         solve(DIT_XL, SPACE, needed - 1, Workload())
