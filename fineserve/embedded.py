@@ -151,7 +151,9 @@ class Embedded:
                 if "FATAL" in line or "EXITED" in line
             ]
             if failed or time.monotonic() > deadline:
-                name = failed[0] if failed else "api"
+                if not failed:
+                    raise EmbeddedError(f"still {missing}; see {self.var / 'logs'}")
+                name = failed[0]
                 log = self.var / "logs" / f"{name}.log"
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
                 raise EmbeddedError(f"{name} does not start; the end of {log}:\n{tail}")

@@ -4,7 +4,8 @@ RegistryError
 ├── IllegalTransition   the state machine has no such arrow
 ├── Superseded          another attempt, a cancellation or a deletion has overtaken this work
 ├── IdempotencyConflict the same key was used for another request
-└── ArtifactError       an artifact is missing or corrupt
+├── ModelGone           the model was deleted, cancelled or failed after the request was accepted
+└── ArtifactError       an artifact is missing, corrupt, or of another family
 """
 
 
@@ -25,6 +26,10 @@ class Superseded(RegistryError):
 
 
 class IdempotencyConflict(RegistryError):
+    pass
+
+
+class ModelGone(RegistryError):
     pass
 
 

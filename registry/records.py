@@ -30,6 +30,8 @@ class Record(BaseModel):
     attempts: int = 0
     """How often a worker has begun; capped here and not by the broker."""
     error: str | None = None
+    problem: str | None = None
+    """The kind of error, where the caller should be told more than that it failed."""
     created_at: datetime = Field(default_factory=now)
 
     @classmethod

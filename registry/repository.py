@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -24,6 +25,11 @@ R = TypeVar("R", bound=Record)
 
 PREFIX = "fineserve"
 IDEMPOTENCY_SECONDS = 24 * 3600
+DELETED_SECONDS = 24 * 3600
+"""How long a deleted record still says so."""
+FAMILY_SECONDS = 600
+"""How long a family is known after the last worker that held it."""
+ID = re.compile(r"[a-z]-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -59,30 +65,50 @@ class Records(Generic[R]):
 
         Raises IdempotencyConflict when the key came with another body.
         """
-        key = f"{PREFIX}:idempotency:{self._type.NAME}:{idempotency_key}"
         if idempotency_key is not None:
-            claim = f"{hashlib.sha256(body.encode()).hexdigest()} {record.id}"
-            earlier = cast(
-                str | None, self._redis.set(key, claim, nx=True, get=True, ex=IDEMPOTENCY_SECONDS)
-            )
+            claim = f"{_digest(body)} {record.id}"
+            seconds = min(IDEMPOTENCY_SECONDS, self._ttl_seconds or IDEMPOTENCY_SECONDS)
+            key = self._idempotency(idempotency_key)
+            earlier = cast(str | None, self._redis.set(key, claim, nx=True, get=True, ex=seconds))
             if earlier is not None:
-                digest, _, record_id = earlier.partition(" ")
-                if digest != claim.partition(" ")[0]:
-                    raise IdempotencyConflict(
-                        f"Idempotency-Key {idempotency_key!r} was used for another request"
-                    )
-                with contextlib.suppress(RecordNotFound):
-                    return self.get(record_id)
-                record = record.replace(id=record_id)  # the first try died before it was stored
-        with self._redis.pipeline() as pipe:
+                # that request may still be on its way, or have died before it stored anything
+                record = record.replace(id=_earlier_id(earlier, body, idempotency_key))
+
+        def transaction(pipe: Pipeline) -> R:
+            raw = cast(str | None, pipe.get(self._key(record.id)))
+            pipe.multi()
+            if raw is not None:
+                return self._type.model_validate_json(raw)
             pipe.zadd(self._index, {record.id: record.created_at.timestamp()})
             self._write(pipe, record, {"event": "status", "data": self._event(record)})
-            pipe.execute()
-        return record
+            return record
+
+        return cast(
+            R,
+            self._redis.transaction(
+                cast(Any, transaction), self._key(record.id), value_from_callable=True
+            ),
+        )
+
+    def replay(self, idempotency_key: str | None, body: str) -> R | None:
+        """The record that a request with this key has made, if it has.
+
+        Raises IdempotencyConflict when the key came with another body.
+        """
+        if idempotency_key is None:
+            return None
+        earlier = cast(str | None, self._redis.get(self._idempotency(idempotency_key)))
+        if earlier is None:
+            return None
+        with contextlib.suppress(RecordNotFound):
+            return self.get(_earlier_id(earlier, body, idempotency_key))
+        return None
 
     def get(self, record_id: str) -> R:
         """Raises RecordNotFound."""
-        raw = cast(str | None, self._redis.get(self._key(record_id)))
+        raw = None
+        if ID.fullmatch(record_id):  # other keys begin with an id, too
+            raw = cast(str | None, self._redis.get(self._key(record_id)))
         if raw is None:
             raise RecordNotFound(f"no {self._type.NAME} {record_id!r}")
         return self._type.model_validate_json(raw)
@@ -187,6 +213,8 @@ class Records(Generic[R]):
             pipe.zadd(self._active, {record.id: record.created_at.timestamp()})
         if record.status == "deleted":
             pipe.zrem(self._index, record.id)
+            pipe.expire(key, DELETED_SECONDS)
+            pipe.expire(stream, DELETED_SECONDS)
         if self._ttl_seconds and record.finished:
             pipe.expire(key, self._ttl_seconds)
             pipe.expire(stream, self._ttl_seconds)
@@ -198,6 +226,9 @@ class Records(Generic[R]):
 
     def _key(self, record_id: str) -> str:
         return f"{PREFIX}:{self._type.NAME}:{record_id}"
+
+    def _idempotency(self, idempotency_key: str) -> str:
+        return f"{PREFIX}:idempotency:{self._type.NAME}:{idempotency_key}"
 
     def _lease(self, record_id: str) -> str:
         return f"{self._key(record_id)}:lease"
@@ -218,28 +249,45 @@ class Repository:
         self._redis.ping()
 
     def announce_family(self, family: FamilyRecord) -> None:
-        self._redis.hset(f"{PREFIX}:families", family.name, family.model_dump_json())
+        """Known for FAMILY_SECONDS: workers repeat it."""
+        key = f"{PREFIX}:family:{family.name}"
+        self._redis.set(key, family.model_dump_json(), ex=FAMILY_SECONDS)
 
     def families(self) -> list[FamilyRecord]:
-        raw = cast(dict[str, str], self._redis.hgetall(f"{PREFIX}:families"))
-        return [FamilyRecord.model_validate_json(raw[name]) for name in sorted(raw)]
+        """What workers hold or held a short while ago, by name."""
+        found = [FamilyRecord.model_validate_json(raw) for raw in self._values("family")]
+        return sorted(found, key=lambda family: family.name)
 
     def heartbeat(self, worker: WorkerRecord, seconds: float) -> None:
         key = f"{PREFIX}:worker:{worker.id}"
         self._redis.set(key, worker.model_dump_json(), px=int(seconds * 1000))
 
     def workers(self) -> list[WorkerRecord]:
-        return list(self._workers())
+        return [WorkerRecord.model_validate_json(raw) for raw in self._values("worker")]
 
-    def _workers(self) -> Iterator[WorkerRecord]:
-        for key in self._redis.scan_iter(f"{PREFIX}:worker:*"):
+    def _values(self, name: str) -> Iterator[str]:
+        for key in self._redis.scan_iter(f"{PREFIX}:{name}:*", count=1000):
             raw = cast(str | None, self._redis.get(key))
             if raw is not None:
-                yield WorkerRecord.model_validate_json(raw)
+                yield raw
 
     def once(self, name: str, seconds: float) -> bool:
         """True for the first of many workers that asks within `seconds`."""
         return bool(self._redis.set(f"{PREFIX}:once:{name}", "1", nx=True, px=int(seconds * 1000)))
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _earlier_id(claim: str, body: str, idempotency_key: str) -> str:
+    """The record's id in what is kept under a key. Raises IdempotencyConflict."""
+    digest, _, record_id = claim.partition(" ")
+    if digest != _digest(body):
+        raise IdempotencyConflict(
+            f"Idempotency-Key {idempotency_key!r} was used for another request"
+        )
+    return record_id
 
 
 def connect(redis_url: str) -> redis.Redis:

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="FINESERVE_", extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="FINESERVE_")
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)

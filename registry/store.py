@@ -57,6 +57,14 @@ class ArtifactStore:
             raise ArtifactError(f"{name}/{file} is corrupt: its SHA-256 is not the manifest's")
         return content
 
+    def describe(self, name: str) -> dict[str, Any]:
+        """An artifact's manifest. Raises ArtifactError."""
+        try:
+            manifest: dict[str, Any] = json.loads((self._root / name / MANIFEST).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{name} cannot be read: {error}") from error
+        return manifest
+
     def delete(self, name: str) -> None:
         shutil.rmtree(self._root / name, ignore_errors=True)
 

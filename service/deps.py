@@ -55,6 +55,6 @@ def _generation(generation_id: str, state: StateDep) -> GenerationRecord:
 ModelDep = Annotated[ModelRecord, Depends(_model)]
 GenerationDep = Annotated[GenerationRecord, Depends(_generation)]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
-LastEventId = Annotated[str, Header(alias="Last-Event-ID", pattern=r"^\d+(-\d+)?$")]
-Offset = Annotated[int, Query(ge=0)]
+LastEventId = Annotated[str, Header(alias="Last-Event-ID", pattern=r"^\d{1,18}(-\d{1,18})?$")]
+Offset = Annotated[int, Query(ge=0, le=10**9)]
 Limit = Annotated[int, Query(ge=1, le=200)]

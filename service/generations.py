@@ -33,6 +33,7 @@ from service.schemas import (
     Seconds,
 )
 from service.streams import events
+from service.submission import check_limits, submit
 
 router = APIRouter(tags=["generations"])
 
@@ -88,13 +89,27 @@ def cancel_generation(record: GenerationDep, state: StateDep) -> GenerationRespo
 
 
 def _accept(state: State, request: GenerateRequest, key: str | None) -> GenerationRecord:
+    body = request.model_dump_json()
+    earlier = state.repository.generations.replay(key, body)
+    stored = earlier or state.repository.generations.create(
+        _new_generation(state, request), key, body
+    )
+    submit(state, SAMPLE_TASK, stored)
+    return stored
+
+
+def _new_generation(state: State, request: GenerateRequest) -> GenerationRecord:
     model = require_servable(state, request.model)
     family = choose_family(state.repository, model.family)
     labels = resolve_classes(request.class_labels, family.class_names)
     n = request.n or len(labels)
-    _check_limits(state, request, n, len(request.class_labels or [0]))
+    check_limits(state.settings, n, request.num_inference_steps)
+    if request.class_labels and n < len(labels):
+        raise Problem(
+            422, "invalid-request", f"n={n} is less than the {len(labels)} class_labels; raise n"
+        )
     first = secrets.randbelow(2**32) if request.seed is None else request.seed
-    record = GenerationRecord(
+    return GenerationRecord(
         id=GenerationRecord.new_id(),
         model=model.id,
         class_labels=[labels[i % len(labels)] for i in range(n)],
@@ -103,10 +118,6 @@ def _accept(state: State, request: GenerateRequest, key: str | None) -> Generati
         guidance_scale=request.guidance_scale,
         scheduler=request.scheduler,
     )
-    stored = state.repository.generations.create(record, key, request.model_dump_json())
-    if stored.id == record.id:
-        state.queue.enqueue(SAMPLE_TASK, record.id)
-    return stored
 
 
 def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) -> list[int]:
@@ -131,25 +142,6 @@ def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) ->
     return resolved
 
 
-def _check_limits(state: State, request: GenerateRequest, n: int, labels: int) -> None:
-    settings = state.settings
-    for name, value, most in (
-        ("n", n, settings.max_images_per_request),
-        ("num_inference_steps", request.num_inference_steps, settings.max_inference_steps),
-    ):
-        if value > most:
-            raise Problem(
-                422,
-                "over-limit",
-                f"{name}={value} is over this server's limit of {most}",
-                limit=most,
-            )
-    if n < labels:
-        raise Problem(
-            422, "invalid-request", f"n={n} is less than the {labels} class_labels; raise n"
-        )
-
-
 async def _finished(state: State, record: GenerationRecord) -> GenerationRecord:
     """Wait for the end, or for as long as the settings say."""
 
@@ -172,6 +164,8 @@ def _answer(state: State, record: GenerationRecord, accept: str) -> Response:
     """The images of a finished generation, or the problem that ended it."""
     if record.status == GenerationStatus.CANCELLED:
         raise Problem(409, "generation-cancelled", f"generation {record.id} was cancelled")
+    if record.problem == "model-gone":
+        raise Problem(410, "model-gone", f"{record.error}; nothing can be sampled from it")
     if record.status == GenerationStatus.FAILED:
         raise Problem(500, "generation-failed", f"generation {record.id} failed: {record.error}")
     pictures = [

@@ -13,6 +13,7 @@ from service.deps import IdempotencyKey, LastEventId, Limit, ModelDep, Offset, S
 from service.problems import Problem, unavailable
 from service.schemas import ModelList, ModelRequest, ModelResponse
 from service.streams import events
+from service.submission import check_limits, submit
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -22,9 +23,20 @@ def create_model(
     request: ModelRequest, response: Response, state: StateDep, key: IdempotencyKey = None
 ) -> ModelResponse:
     """Solve the budget and queue the model that fits."""
+    earlier = state.repository.models.replay(key, request.model_dump_json())
+    stored = earlier or state.repository.models.create(
+        _new_model(state, request), key, request.model_dump_json()
+    )
+    submit(state, BUILD_TASK, stored)
+    response.headers["Location"] = f"/models/{stored.id}"
+    return ModelResponse.of(stored)
+
+
+def _new_model(state: State, request: ModelRequest) -> ModelRecord:
+    check_limits(state.settings, request.n, request.num_inference_steps)
     family = choose_family(state.repository, request.family)
     plan = _solve(request, family)
-    record = ModelRecord(
+    return ModelRecord(
         id=ModelRecord.new_id(),
         name=request.name or f"{family.name}-L{plan.depth}-r{plan.rank}-{plan.mode}",
         family=family.name,
@@ -35,11 +47,6 @@ def create_model(
         ),
         plan=PlanRecord.model_validate(plan.model_dump()),
     )
-    stored = state.repository.models.create(record, key, request.model_dump_json())
-    if stored.id == record.id:
-        state.queue.enqueue(BUILD_TASK, record.id)
-    response.headers["Location"] = f"/models/{stored.id}"
-    return ModelResponse.of(stored)
 
 
 @router.get("")
@@ -88,6 +95,8 @@ def choose_family(repository: Repository, name: str | None) -> FamilyRecord:
         )
     if name is None and len(families) == 1:
         return next(iter(families.values()))
+    if name is None:
+        raise Problem(422, "family-needed", f"say which family: one of {', '.join(families)}")
     if name not in families:
         raise Problem(
             422, "unknown-family", f"no family {name!r}; choose one of {', '.join(families)}"
@@ -100,7 +109,7 @@ def _solve(request: ModelRequest, family: FamilyRecord) -> Plan:
         return solve(
             NetworkConfig.model_validate(family.network),
             SizeSpace.model_validate(family.sizes),
-            int(request.max_mem_gb * 1e9),
+            round(request.max_mem_gb * 1e9),
             Workload(n=request.n),
             num_inference_steps=request.num_inference_steps,
             flops_per_second=family.flops_per_second,
@@ -113,7 +122,7 @@ def _solve(request: ModelRequest, family: FamilyRecord) -> Plan:
             f"{error}; raise max_mem_gb to at least that, or lower n",
             binding="max_mem_gb",
             nearest_feasible={
-                "max_mem_gb": nearest.predicted.memory_bytes / 1e9,
+                "max_mem_gb": error.nearest_gb,
                 "plan": nearest,
             },
         ) from error

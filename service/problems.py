@@ -7,8 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from kombu.exceptions import OperationalError
-from redis import RedisError
+from redis import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 
 from registry.errors import ArtifactError, IdempotencyConflict, IllegalTransition, RecordNotFound
@@ -91,13 +90,17 @@ def install(app: FastAPI) -> None:
     async def artifact(_: Request, error: ArtifactError) -> JSONResponse:
         return Problem(410, "artifact-gone", f"{error}; make the request again").response()
 
+    @app.exception_handler(ResponseError)
+    async def refused(_: Request, error: ResponseError) -> JSONResponse:
+        log.error("Redis refused a command", error=str(error))
+        return unavailable(f"Redis refuses to work: {error}; tell the operator").response()
+
     @app.exception_handler(RedisError)
-    @app.exception_handler(OperationalError)
     async def broker(_: Request, error: Exception) -> JSONResponse:
         log.warning("Redis cannot be reached", error=str(error))
         return unavailable(
-            "Redis cannot be reached, nothing was accepted; retry shortly, "
-            "and see /readyz and FINESERVE_REDIS_URL if it lasts"
+            "Redis cannot be reached; retry shortly, with the same Idempotency-Key if the "
+            "request had one, and see /readyz and FINESERVE_REDIS_URL if it lasts"
         ).response()
 
     @app.exception_handler(Exception)

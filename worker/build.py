@@ -1,6 +1,6 @@
 """The build task: assemble, publish revision 0, retrain Sigma, measure, publish revision 1."""
 
-import time
+import contextlib
 
 import structlog
 from safetensors.torch import load as load_tensors
@@ -12,15 +12,14 @@ from learngenes.family import Family
 from learngenes.measure import Measurement, measure
 from learngenes.retrain import Progress, RetrainingConfig, retrain
 from learngenes.sigma import interpolated
-from registry.errors import Superseded
+from registry.errors import ArtifactError, RecordNotFound
 from registry.records import ModelRecord, ModelStatus, now
 from registry.store import ArtifactStore, revision_name
-from worker.runtime import Runtime, Stopping, describe_error
+from worker.runtime import Reporter, Runtime
 
 log = structlog.get_logger()
 
 SCALES_FILE = "scales.safetensors"
-PROGRESS_SECONDS = 0.5
 GUIDANCE_SCALE = 2.0
 
 
@@ -29,24 +28,12 @@ class OverBudget(Exception):
 
 
 def build(runtime: Runtime, model_id: str) -> None:
-    """Make a queued model ready. Running it twice, or half and then again, does no harm."""
-    with runtime.lease(runtime.repository.models, model_id) as record:
-        if record is None:
-            log.info("nothing to build", model=model_id)
-            return
-        try:
-            _Build(runtime, record).run()
-        except Superseded as reason:
-            log.info("build superseded", model=model_id, reason=str(reason))
-            if runtime.repository.models.get(model_id).status == ModelStatus.DELETED:
-                runtime.store.delete(f"models/{model_id}")
-        except Stopping:
-            log.info("build interrupted by shutdown", model=model_id)
-        except Exception as error:
-            log.exception("build failed", model=model_id)
-            runtime.repository.models.change(
-                model_id, attempt=record.attempts, **describe_error(error)
-            )
+    """Make a queued model ready."""
+    models = runtime.repository.models
+    runtime.attempt(models, model_id, lambda record: _Build(runtime, record).run())
+    with contextlib.suppress(RecordNotFound):
+        if models.get(model_id).status == ModelStatus.DELETED:
+            runtime.store.delete(f"models/{model_id}")
 
 
 class _Build:
@@ -55,7 +42,7 @@ class _Build:
         self.record = record
         self.family = runtime.family(record.family)
         self.mode = Mode(record.plan.mode)
-        self.last_progress = 0.0
+        self.reporter = Reporter(runtime, runtime.repository.models, record)
 
     def run(self) -> None:
         size = Size(depth=self.record.plan.depth, rank=self.record.plan.rank)
@@ -95,7 +82,6 @@ class _Build:
         )
 
     def _measure(self, scales: Scales) -> Measurement:
-        self.runtime.check_stopping()
         budget = self.record.budget
         measured = measure(
             self.family.assemble(scales, self.mode),
@@ -103,6 +89,7 @@ class _Build:
             n=self.record.plan.n,
             num_inference_steps=budget.num_inference_steps,
             guidance_scale=GUIDANCE_SCALE,
+            on_step=lambda *_: self.reporter.tell(),
         )
         if measured.memory_bytes > budget.max_mem_gb * 1e9:
             raise OverBudget(
@@ -118,27 +105,28 @@ class _Build:
         )
 
     def _on_progress(self, progress: Progress) -> None:
-        """Between two steps: may stop the training, tells how it goes now and then."""
-        self.runtime.check_stopping()
-        due = time.monotonic() - self.last_progress > PROGRESS_SECONDS
-        if not (due or progress.heldout_loss is not None):
-            return
-        self.last_progress = time.monotonic()
-        current = self.runtime.repository.models.get(self.record.id)
-        if current.finished or current.attempts != self.record.attempts:
-            raise Superseded(f"{self.record.id} is {current.status}")
-        self.runtime.repository.models.progress(self.record.id, progress.model_dump_json())
+        self.reporter.tell(progress.model_dump_json, now=progress.heldout_loss is not None)
 
     def _store(self, revision: int, scales: Scales) -> None:
         self.runtime.store.put(
             revision_name(self.record.id, revision),
             {SCALES_FILE: save_tensors(scales.stacked())},
-            {"record": self.record.model_dump(mode="json"), "revision": revision},
+            {
+                "record": self.record.model_dump(mode="json"),
+                "revision": revision,
+                "family_fingerprint": self.family.fingerprint,
+            },
         )
 
 
 def load_scales(store: ArtifactStore, family: Family, model_id: str, revision: int) -> Scales:
     """A published revision's own parameters, on the family's device. Raises ArtifactError."""
-    content = store.read(revision_name(model_id, revision), SCALES_FILE)
+    name = revision_name(model_id, revision)
+    content = store.read(name, SCALES_FILE)
+    if store.describe(name).get("family_fingerprint") != family.fingerprint:
+        raise ArtifactError(
+            f"{name} was made for another version of the family {family.manifest.name}; "
+            "make another model"
+        )
     scales = Scales.from_stacked(load_tensors(content))
     return scales.to(family.stem.positions.device)

@@ -6,13 +6,14 @@ the record decides which of two workers may go on, and how often it is tried.
 """
 
 import contextlib
+import functools
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import redis
 import structlog
@@ -21,9 +22,10 @@ from redis.exceptions import LockError
 
 from learngenes.config import Mode
 from learngenes.device import default_device, synchronise
-from learngenes.family import Family, load_family
+from learngenes.family import Family, FamilyError, load_family
 from learngenes.sizing import Workload
 from learngenes.sizing.cost import flops
+from registry.errors import ModelGone, Superseded
 from registry.queue import Queue, make_celery
 from registry.records import FamilyRecord, Record, WorkerRecord, now
 from registry.repository import Records, Repository, connect
@@ -34,6 +36,9 @@ log = structlog.get_logger()
 
 R = TypeVar("R", bound=Record)
 
+PROGRESS_SECONDS = 0.5
+SWEEP_SECONDS = 600.0
+LONG_WAIT_SECONDS = 600.0
 ORPHAN_SECONDS = 10.0
 """A queued record that is older, in no lease, while the queue is empty, has lost its message."""
 
@@ -66,6 +71,10 @@ class Runtime:
                 for path in sorted(settings.families_dir.glob("*/family.json"))
             )
         }
+        if not families:
+            raise FamilyError(
+                f"no family in {settings.families_dir.resolve()}; set FINESERVE_FAMILIES_DIR"
+            )
         return cls(
             settings=settings,
             repository=Repository(connect(settings.resolved_redis_url), settings.image_ttl_seconds),
@@ -88,19 +97,24 @@ class Runtime:
             raise Stopping
 
     def announce_families(self) -> None:
-        for name, family in self.families.items():
-            manifest = family.manifest
-            self.repository.announce_family(
-                FamilyRecord(
-                    name=name,
-                    network=manifest.network.model_dump(),
-                    sizes={k: list(v) for k, v in manifest.sizes.model_dump().items()},
-                    class_names=list(manifest.class_names),
-                    licence=manifest.licence,
-                    trained_steps=manifest.trained_steps,
-                    flops_per_second=flops_per_second(family, self.device),
-                )
+        for family in self.announced:
+            self.repository.announce_family(family)
+
+    @functools.cached_property
+    def announced(self) -> list[FamilyRecord]:
+        """The families, and this device's speed on each, measured once."""
+        return [
+            FamilyRecord(
+                name=name,
+                network=family.manifest.network.model_dump(),
+                sizes={k: list(v) for k, v in family.manifest.sizes.model_dump().items()},
+                class_names=list(family.manifest.class_names),
+                licence=family.manifest.licence,
+                trained_steps=family.manifest.trained_steps,
+                flops_per_second=flops_per_second(family, self.device),
             )
+            for name, family in self.families.items()
+        ]
 
     @contextlib.contextmanager
     def lease(self, records: Records[R], record_id: str) -> Iterator[R | None]:
@@ -114,8 +128,12 @@ class Runtime:
 
         def renew() -> None:
             while not done.wait(seconds / 3):
-                with contextlib.suppress(redis.RedisError):  # the next renewal may succeed
+                try:
                     claim.lease.reacquire()
+                except LockError:
+                    return  # it ran out; the record's attempt tells the work so
+                except redis.RedisError:
+                    continue  # the next renewal may succeed
 
         thread = threading.Thread(target=renew, name=f"lease-{record_id}", daemon=True)
         thread.start()
@@ -126,6 +144,58 @@ class Runtime:
             thread.join()
             with contextlib.suppress(LockError):  # it ran out and another worker has it
                 claim.lease.release()
+
+    def attempt(self, records: Records[R], record_id: str, work: Callable[[R], None]) -> None:
+        """Work on a record under a lease, and see to it that it ends in a state that is true.
+
+        Running it twice, or half and then again, does no harm. When Redis is away the error
+        goes up and the record stays as it is, for housekeeping to find.
+        """
+        with self.lease(records, record_id) as record:
+            if record is None:
+                log.info("nothing to do", record=record_id)
+                return
+            try:
+                work(record)
+            except Superseded as reason:
+                log.info("superseded", record=record_id, reason=str(reason))
+            except Stopping:
+                log.info("interrupted by shutdown", record=record_id)
+                with contextlib.suppress(Superseded):  # a shutdown is not the work's fault
+                    records.change(record_id, attempt=record.attempts, attempts=record.attempts - 1)
+            except redis.RedisError:
+                raise
+            except Exception as error:
+                log.exception("failed", record=record_id)
+                problem = "model-gone" if isinstance(error, ModelGone) else None
+                with contextlib.suppress(Superseded):
+                    records.change(
+                        record_id,
+                        attempt=record.attempts,
+                        status="failed",
+                        error=f"{type(error).__name__}: {error}",
+                        problem=problem,
+                    )
+
+
+class Reporter(Generic[R]):
+    """Between two steps of a record's work: may stop it, and tells how it goes now and then."""
+
+    def __init__(self, runtime: Runtime, records: Records[R], record: R) -> None:
+        self._runtime, self._records, self._record = runtime, records, record
+        self._last = time.monotonic()
+
+    def tell(self, progress: Callable[[], str] | None = None, *, now: bool = False) -> None:
+        """`progress` gives JSON. Raises Stopping, or Superseded by a cancellation."""
+        self._runtime.check_stopping()
+        if not now and time.monotonic() - self._last < PROGRESS_SECONDS:
+            return
+        self._last = time.monotonic()
+        current = self._records.get(self._record.id)
+        if current.finished or current.attempts != self._record.attempts:
+            raise Superseded(f"{self._record.id} is {current.status}")
+        if progress is not None:
+            self._records.progress(self._record.id, progress())
 
 
 class Housekeeping(Generic[R]):
@@ -155,20 +225,28 @@ class Housekeeping(Generic[R]):
             families=sorted(runtime.families),
         )
         runtime.repository.heartbeat(beat, 3 * self._period_seconds)
+        runtime.announce_families()
         self.requeue_lost()
-        runtime.store.sweep("generations", runtime.settings.image_ttl_seconds)
+        if runtime.repository.once("sweep", SWEEP_SECONDS):
+            runtime.store.sweep("generations", runtime.settings.image_ttl_seconds)
 
     def requeue_lost(self) -> None:
-        """Enqueue again what is under way without a lease, or waits without a message."""
-        for record in self._records.active():
-            age = (now() - record.created_at).total_seconds()
+        """Enqueue again what is under way without a lease, or waits without a message.
+
+        A message too many does no harm, one too few would: what has waited very long is
+        enqueued again even if the queue is not empty.
+        """
+        active = self._records.active()
+        waiting = self._runtime.queue.length(self._queue) if active else 0
+        for record in active:
+            age_seconds = (now() - record.created_at).total_seconds()
+            patience = LONG_WAIT_SECONDS if waiting else ORPHAN_SECONDS
+            if record.status == "queued" and age_seconds < patience:
+                continue
             if self._records.leased(record.id):
                 continue
-            if record.status == "queued" and (
-                age < ORPHAN_SECONDS or self._runtime.queue.length(self._queue) > 0
-            ):
-                continue
-            if self._runtime.repository.once(f"requeue:{record.id}", ORPHAN_SECONDS):
+            period = patience if record.status == "queued" else ORPHAN_SECONDS
+            if self._runtime.repository.once(f"requeue:{record.id}", period):
                 log.warning("requeueing lost work", record=record.id, status=record.status)
                 self._runtime.queue.enqueue(self._task, record.id)
 
@@ -189,8 +267,3 @@ def flops_per_second(family: Family, device: torch.device, repeats: int = 3) -> 
             synchronise(device)
             best = min(best, time.perf_counter() - started)
     return flops(network, family.full_size, Mode.MATERIALISED, workload) / best
-
-
-def describe_error(error: BaseException) -> dict[str, Any]:
-    """Fields of a record that failed with `error`."""
-    return {"status": "failed", "error": f"{type(error).__name__}: {error}"}

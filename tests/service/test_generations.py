@@ -113,6 +113,27 @@ def test_a_generation_that_ends_badly_is_a_problem(
     assert "corrupt" in answer.json()["detail"]
 
 
+def test_a_model_deleted_after_the_request_was_accepted_is_gone(stack: Stack, model: str) -> None:
+    queued = stack.api.post(
+        "/generate", json={"model": model}, headers={"Prefer": "respond-async"}
+    ).json()
+    stack.api.delete(f"/models/{model}")
+    stack.sampler.generate(queued["id"])
+    with_key = stack.api.get(f"/generations/{queued['id']}").json()
+    assert with_key["status"] == "failed"
+    assert f"model {model} is deleted" in with_key["error"]
+
+
+def test_a_key_is_replayed_even_when_the_model_is_gone(
+    stack: Stack, model: str, sampling: threading.Event
+) -> None:
+    headers = {"Idempotency-Key": "abc"}
+    body = {"model": model, **SMALL}
+    first = stack.api.post("/generate", json=body, headers=headers).json()
+    stack.api.delete(f"/models/{model}")
+    assert stack.api.post("/generate", json=body, headers=headers).json() == first
+
+
 def test_images_that_are_gone_are_gone(stack: Stack, model: str, sampling: threading.Event) -> None:
     generation = stack.api.post("/generate", json={"model": model, **SMALL}).json()["id"]
     stack.runtime.store.delete(f"generations/{generation}")

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from fastapi.testclient import TestClient
+from kombu.exceptions import OperationalError
 
 from registry.records import Budget, ModelRecord, PlanRecord, Predicted
 from tests.service.conftest import Stack
@@ -88,6 +89,53 @@ def test_without_a_worker_nothing_is_accepted(api: TestClient) -> None:
     assert answer.status_code == 503
     assert "start a worker" in answer.json()["detail"]
     assert answer.headers["retry-after"]
+
+
+def test_a_request_over_the_limits_is_refused(stack: Stack) -> None:
+    for body in ({"n": 21}, {"num_inference_steps": 251}):
+        answer = stack.api.post("/models", json={"max_mem_gb": 4, **body})
+        assert answer.status_code == 422
+        assert "over this server's limit" in answer.json()["detail"]
+
+
+def test_of_two_families_one_must_be_named(stack: Stack) -> None:
+    (family,) = stack.runtime.repository.families()
+    stack.runtime.repository.announce_family(family.model_copy(update={"name": "other"}))
+    answer = stack.api.post("/models", json={"max_mem_gb": 4})
+    assert answer.json()["detail"] == "say which family: one of other, tiny"
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 20])
+def test_the_suggested_budget_is_feasible(stack: Stack, n: int) -> None:
+    problem = stack.api.post("/models", json={"max_mem_gb": 1e-6, "n": n}).json()
+    body = {"max_mem_gb": problem["nearest_feasible"]["max_mem_gb"], "n": n}
+    assert f"needs {body['max_mem_gb']:.6f} GB" in problem["detail"]
+    assert stack.api.post("/models", json=body).status_code == 202
+
+
+def test_an_accepted_model_survives_a_broker_that_takes_no_message(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OperationalError("away")
+
+    headers = {"Idempotency-Key": "abc"}
+    with monkeypatch.context() as patch:
+        patch.setattr("registry.queue.Queue.enqueue", refuse)
+        answer = stack.api.post("/models", json={"max_mem_gb": 4}, headers=headers)
+    assert answer.status_code == 202
+    queue = stack.runtime.queue
+    assert queue.length("build") == 0
+    again = stack.api.post("/models", json={"max_mem_gb": 4}, headers=headers)
+    assert again.json()["id"] == answer.json()["id"]
+    assert queue.length("build") == 1
+
+
+@pytest.mark.parametrize("suffix", [":lease", ":events", "0", "*"])
+def test_only_an_id_names_a_model(stack: Stack, suffix: str) -> None:
+    model_id = stack.make_model()
+    assert stack.api.get(f"/models/{model_id}{suffix}").status_code == 404
+    assert stack.api.post("/generate", json={"model": model_id + suffix}).status_code == 404
 
 
 def test_the_same_key_makes_one_model(stack: Stack) -> None:

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import json
 import threading
 import time
@@ -83,7 +84,7 @@ def test_a_cancelled_build_stops_between_steps(
     runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_id = make_model().id
-    monkeypatch.setattr(worker.build, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
     settings = runtime.settings.model_copy(update={"retraining_steps": 10**6})
     monkeypatch.setattr(runtime, "settings", settings)
     thread = threading.Thread(target=build, args=(runtime, model_id))
@@ -143,11 +144,76 @@ def test_shutdown_leaves_the_model_to_the_next_worker(
     runtime.stopping.set()
     build(runtime, model_id)
     record = runtime.repository.models.get(model_id)
-    assert (record.status, record.revision) == ("retraining", 0)
+    assert (record.status, record.revision, record.attempts) == ("retraining", 0, 0)
     runtime.stopping.clear()
     build(runtime, model_id)
     record = runtime.repository.models.get(model_id)
+    assert (record.status, record.attempts) == ("ready", 1)
+
+
+def test_an_absent_redis_does_not_fail_the_model(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+
+    def outage(*args: object, **kwargs: object) -> None:
+        raise redis.ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.build, "measure", outage)
+        with pytest.raises(redis.ConnectionError):
+            build(runtime, model_id)
+    assert runtime.repository.models.get(model_id).status == "verifying"
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
     assert (record.status, record.attempts) == ("ready", 2)
+
+
+def test_a_build_is_cancelled_while_it_is_measured(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+    models = runtime.repository.models
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    told: list[int] = []
+    original = worker.build.measure
+
+    def cancel_first(*args: object, **kwargs: object) -> object:
+        models.change(model_id, status="cancelled")
+        told.append(1)
+        result = original(*args, **kwargs)
+        told.append(2)
+        return result
+
+    monkeypatch.setattr(worker.build, "measure", cancel_first)
+    build(runtime, model_id)
+    assert told == [1]
+    assert models.get(model_id).status == "cancelled"
+
+
+def test_a_long_wait_is_ended_even_in_a_busy_queue(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "LONG_WAIT_SECONDS", 0.05)
+    lost, other = make_model().id, make_model().id
+    runtime.queue.enqueue("fineserve.build", other)
+    time.sleep(0.06)
+    Housekeeping(runtime, runtime.repository.models, "build", "fineserve.build").requeue_lost()
+    assert lost in enqueued(client)
+
+
+def test_sigma_is_not_used_with_another_version_of_its_family(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model_id = make_model().id
+    build(runtime, model_id)
+    family = runtime.family("tiny")
+    hashes = {**family.manifest.sha256, "learngenes.safetensors": "0" * 64}
+    newer = dataclasses.replace(
+        family, manifest=family.manifest.model_copy(update={"sha256": hashes})
+    )
+    with pytest.raises(ArtifactError, match="another version of the family tiny"):
+        load_scales(runtime.store, newer, model_id, 1)
 
 
 def test_lost_work_is_enqueued_again(

@@ -39,6 +39,12 @@ def test_a_lease_outlives_its_first_period(runtime: Runtime, make_model: MakeMod
     assert not models.leased(model_id)
 
 
+def test_no_family_stops_the_start(settings: Settings, tmp_path: Path) -> None:
+    empty = settings.model_copy(update={"families_dir": tmp_path / "empty"})
+    with pytest.raises(FamilyError, match="set FINESERVE_FAMILIES_DIR"):
+        Runtime.start(empty)
+
+
 def test_a_corrupt_family_stops_the_start(settings: Settings, families_dir: Path) -> None:
     (families_dir / "tiny" / "stem.safetensors").write_bytes(b"")
     with pytest.raises(FamilyError, match="corrupt"):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import worker.runtime
 import worker.sample
 from registry.records import GenerationRecord
 from registry.store import generation_name, image_file
@@ -87,7 +88,7 @@ def test_a_model_deleted_meanwhile_fails_its_requests(
     runtime.repository.models.change(ready, status="deleted")
     Sampler(runtime).generate(record.id)
     failed = runtime.repository.generations.get(record.id)
-    assert failed.status == "failed"
+    assert (failed.status, failed.problem) == ("failed", "model-gone")
     assert failed.error == f"ModelGone: model {ready} is deleted"
 
 
@@ -97,7 +98,7 @@ def test_a_cancelled_generation_stops_between_steps(
     make_generation: MakeGeneration,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker.sample, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
     record = make_generation(ready, num_inference_steps=1000)
     thread = threading.Thread(target=Sampler(runtime).generate, args=(record.id,))
     thread.start()
@@ -121,4 +122,4 @@ def test_shutdown_leaves_the_generation_to_the_next_worker(
     Sampler(runtime).generate(record.id)
     assert runtime.repository.generations.get(record.id).status == "done"
     Sampler(runtime).generate(record.id)
-    assert runtime.repository.generations.get(record.id).attempts == 2
+    assert runtime.repository.generations.get(record.id).attempts == 1

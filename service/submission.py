@@ -1,0 +1,41 @@
+"""What accepting work has in common, whatever the work is."""
+
+import structlog
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from registry.records import Record
+from registry.settings import Settings
+from service.deps import State
+from service.problems import Problem
+
+log = structlog.get_logger()
+
+
+def submit(state: State, task: str, record: Record) -> None:
+    """Enqueue a record that is already stored; a worker ignores what it has been told twice.
+
+    When the broker cannot take the message the record waits, and the workers' housekeeping
+    enqueues it: it has been accepted.
+    """
+    if record.status != "queued":
+        return
+    try:
+        state.queue.enqueue(task, record.id)
+    except (OperationalError, RedisError) as error:
+        log.warning("left to housekeeping", record=record.id, error=str(error))
+
+
+def check_limits(settings: Settings, n: int, num_inference_steps: int) -> None:
+    """Raises Problem 422 when a request is larger than this server allows."""
+    for name, value, most in (
+        ("n", n, settings.max_images_per_request),
+        ("num_inference_steps", num_inference_steps, settings.max_inference_steps),
+    ):
+        if value > most:
+            raise Problem(
+                422,
+                "over-limit",
+                f"{name}={value} is over this server's limit of {most}",
+                limit=most,
+            )
