@@ -114,14 +114,16 @@ def test_a_generation_that_ends_badly_is_a_problem(
 
 
 def test_a_model_deleted_after_the_request_was_accepted_is_gone(stack: Stack, model: str) -> None:
-    queued = stack.api.post(
-        "/generate", json={"model": model}, headers={"Prefer": "respond-async"}
-    ).json()
+    body, key = {"model": model}, {"Idempotency-Key": "abc"}
+    queued = stack.api.post("/generate", json=body, headers={**key, "Prefer": "respond-async"})
     stack.api.delete(f"/models/{model}")
-    stack.sampler.generate(queued["id"])
-    with_key = stack.api.get(f"/generations/{queued['id']}").json()
-    assert with_key["status"] == "failed"
-    assert f"model {model} is deleted" in with_key["error"]
+    stack.sampler.generate(queued.json()["id"])
+    record = stack.api.get(queued.headers["location"]).json()
+    assert record["status"] == "failed"
+    waited = stack.api.post("/generate", json=body, headers=key)
+    assert waited.status_code == 410
+    assert waited.json()["type"] == "urn:fineserve:problem:model-gone"
+    assert f"model {model} is deleted" in waited.json()["detail"]
 
 
 def test_a_key_is_replayed_even_when_the_model_is_gone(

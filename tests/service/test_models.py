@@ -4,7 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 from kombu.exceptions import OperationalError
 
-from registry.records import Budget, ModelRecord, PlanRecord, Predicted
+from tests.records import queued_model
 from tests.service.conftest import Stack
 from worker.build import build
 
@@ -213,20 +213,7 @@ def test_events_are_replayed_from_the_first_to_the_last(stack: Stack) -> None:
 
 
 def test_a_model_of_a_failed_build_tells_why(stack: Stack) -> None:
-    record = ModelRecord(
-        id=ModelRecord.new_id(),
-        name="a",
-        family="gone",
-        budget=Budget(max_mem_gb=1, n=4, num_inference_steps=25),
-        plan=PlanRecord(
-            depth=2,
-            rank=8,
-            mode="factored",
-            dtype="float32",
-            n=4,
-            predicted=Predicted(memory_bytes=1, latency_seconds=None),
-        ),
-    )
+    record = queued_model(family="gone")
     stack.runtime.repository.models.create(record)
     build(stack.runtime, record.id)
     answer = stack.api.post("/generate", json={"model": record.id})

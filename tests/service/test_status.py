@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,13 @@ def test_without_redis_nothing_is_accepted(tmp_path: Path) -> None:
 
 
 def test_the_page_for_people_is_the_documentation(api: TestClient) -> None:
-    assert api.get("/").url.path == "/docs"
+    page = api.get("/")
+    assert page.url.path == "/docs"
+    scripts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(scripts) >= 3
+    for path in scripts:
+        assert path.startswith("/"), "the page needs a host elsewhere"
+        assert api.get(path).status_code == 200
     assert api.put("/models").json()["type"] == "urn:fineserve:problem:method-not-allowed"
 
 

@@ -1,15 +1,11 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from registry.records import (
-    Budget,
-    GenerationRecord,
-    ModelRecord,
-    PlanRecord,
-    Predicted,
-)
+from registry.records import GenerationRecord, ModelRecord
 from registry.settings import Settings
+from tests.records import queued_model
 from worker.runtime import Runtime
 
 
@@ -26,25 +22,8 @@ MakeGeneration = Callable[..., GenerationRecord]
 def make_model(runtime: Runtime) -> MakeModel:
     """A queued model, as the service would leave it."""
 
-    def make(
-        max_mem_gb: float = 1.0, family: str = "tiny", mode: str = "materialised"
-    ) -> ModelRecord:
-        return runtime.repository.models.create(
-            ModelRecord(
-                id=ModelRecord.new_id(),
-                name="a model",
-                family=family,
-                budget=Budget(max_mem_gb=max_mem_gb, n=4, num_inference_steps=2),
-                plan=PlanRecord(
-                    depth=3,
-                    rank=24,
-                    mode=mode,
-                    dtype="float32",
-                    n=4,
-                    predicted=Predicted(memory_bytes=1, latency_seconds=None),
-                ),
-            )
-        )
+    def make(**changes: Any) -> ModelRecord:
+        return runtime.repository.models.create(queued_model(**changes))
 
     return make
 
