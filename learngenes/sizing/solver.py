@@ -22,10 +22,6 @@ class Plan(Frozen):
     """Images in one batch: what the budget was stated for."""
     predicted: Predicted
 
-    @property
-    def size(self) -> Size:
-        return Size(depth=self.depth, rank=self.rank)
-
 
 class Infeasible(ValueError):
     """Nothing fits the budget."""
