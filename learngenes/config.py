@@ -104,6 +104,23 @@ class Mode(StrEnum):
     MATERIALISED = "materialised"
 
 
+class DType(StrEnum):
+    """How the matrices of the blocks (U and V, or W) are stored.
+
+    All else, activations included, is float32, unless the device computes natively in
+    bfloat16: then a bfloat16 or int8 model is all bfloat16 but those matrices.
+    """
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
+def executable(mode: Mode, dtype: DType) -> bool:
+    """int8 is for U and V: W is never stored in it."""
+    return not (mode is Mode.MATERIALISED and dtype is DType.INT8)
+
+
 class Size(Frozen):
     """How much of a family a model uses."""
 

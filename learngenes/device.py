@@ -1,10 +1,17 @@
 """All that differs by device. Everything else takes a `torch.device` and runs unchanged."""
 
+import contextlib
 import itertools
+import platform
+import re
+import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from learngenes.config import DType
 
 
 def default_device() -> torch.device:
@@ -16,6 +23,31 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def compute_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    """What a model with matrices stored in `dtype` computes in."""
+    if dtype is DType.FLOAT32 or not native_bfloat16(device):
+        return torch.float32
+    return torch.bfloat16
+
+
+def device_class(device: torch.device) -> str:
+    """Devices of one class are as fast as each other: letters, digits and hyphens."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        capability = torch.backends.cpu.get_cpu_capability()
+        name = f"cpu {_processor()} {capability} {torch.get_num_threads()} threads"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.machine()
 
 
 def synchronise(device: torch.device) -> None:
@@ -44,3 +76,16 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     events = recorded.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), int(e.nbytes())) for e in events if e.name() == "[memory]")
     return max(itertools.accumulate((nbytes for _, nbytes in changes), initial=0))
+
+
+def process_peak_bytes(device: torch.device) -> int:
+    """The most that this process has held on the device since it began, runtime included.
+
+    On the CPU the largest resident set, libraries and all, which is what a container's limit
+    counts. On CUDA what the allocator reserved and what the context takes besides.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        context = total - free - torch.cuda.memory_reserved(device)
+        return int(torch.cuda.max_memory_reserved(device)) + context
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -5,6 +5,7 @@ embedder where diffusers keeps a copy in each block. The forward pass reads top 
 N images, T tokens, D width, C channels, H = W = sample_size, P = patch_size.
 """
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import cast
@@ -13,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learngenes.config import TIME_FREQUENCIES, Kind, Mode, NetworkConfig
+from learngenes.config import TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
+from learngenes.device import compute_dtype
 from learngenes.factors import Layer, Learngenes, Scales, serving_layers
 
 
@@ -110,15 +112,23 @@ class Stem(nn.Module):
 class DiT(nn.Module):
     """A model of one size, ready to sample: a stem and `depth` frozen layers in one mode."""
 
-    def __init__(self, stem: Stem, genes: Learngenes, scales: Scales, mode: Mode) -> None:
+    def __init__(
+        self,
+        stem: Stem,
+        genes: Learngenes,
+        scales: Scales,
+        mode: Mode,
+        dtype: DType = DType.FLOAT32,
+    ) -> None:
         super().__init__()
         self.config = stem.config
-        self.stem = stem
-        self.layers = nn.ModuleList(serving_layers(genes, scales, mode))
+        self.compute = compute_dtype(dtype, stem.positions.device)
+        self.stem = stem if self.compute == torch.float32 else copy.deepcopy(stem).to(self.compute)
+        self.layers = nn.ModuleList(serving_layers(genes, scales, mode, dtype, self.compute))
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
         """x: (N, C, H, W); timesteps, class_labels: (N,) -> prediction (N, C, H, W)."""
         layers = cast(Iterable[Layer], self.layers)
-        prediction: Tensor = self.stem(x, timesteps, class_labels, layers)
-        return prediction
+        prediction: Tensor = self.stem(x.to(self.compute), timesteps, class_labels, layers)
+        return prediction.to(x.dtype)

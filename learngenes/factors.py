@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learngenes.config import Kind, Mode, NetworkConfig
+from learngenes.config import DType, Kind, Mode, NetworkConfig, executable
 
 Linear = Callable[[Tensor], Tensor]
 Layer = Mapping[Kind, Linear]
@@ -99,9 +99,9 @@ class LayerScales:
     bias: Mapping[Kind, Tensor]
 
 
-def factored_linear(x: Tensor, u: Tensor, sigma: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """((x V) * sigma) U^T + b without forming W. x: (..., n) -> (..., m)."""
-    return F.linear((x @ v) * sigma, u, bias)
+def factored_linear(x: Tensor, u: Tensor, sigma: Tensor, vt: Tensor, bias: Tensor) -> Tensor:
+    """((x V) * sigma) U^T + b without forming W. x: (..., n), vt = V^T: (r, n) -> (..., m)."""
+    return F.linear(F.linear(x, _as(vt, x)).mul_(sigma), _as(u, x), bias)
 
 
 def materialise(u: Tensor, sigma: Tensor, v: Tensor) -> Tensor:
@@ -109,17 +109,25 @@ def materialise(u: Tensor, sigma: Tensor, v: Tensor) -> Tensor:
     return (u * sigma) @ v.T
 
 
-class FactoredLinear(nn.Module):
-    """A linear layer in `factored` mode; u (m, r) and v (n, r) belong to every layer of a kind."""
+def _as(weight: Tensor, x: Tensor) -> Tensor:
+    """`weight` in the dtype of `x`, for the time of one product.
 
-    def __init__(self, u: Tensor, sigma: Tensor, v: Tensor, bias: Tensor) -> None:
+    An int8 weight says that it has that dtype already: torchao casts it inside the product.
+    """
+    return weight if weight.dtype == x.dtype else weight.to(x.dtype)
+
+
+class FactoredLinear(nn.Module):
+    """A linear layer in `factored` mode; u (m, r), vt (r, n) belong to every layer of a kind."""
+
+    def __init__(self, u: Tensor, sigma: Tensor, vt: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.u, self.sigma, self.v, self.bias = (
-            nn.Parameter(t, requires_grad=False) for t in (u, sigma, v, bias)
+        self.u, self.sigma, self.vt, self.bias = (
+            nn.Parameter(t, requires_grad=False) for t in (u, sigma, vt, bias)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return factored_linear(x, self.u, self.sigma, self.v, self.bias)
+        return factored_linear(x, self.u, self.sigma, self.vt, self.bias)
 
 
 class MaterialisedLinear(nn.Module):
@@ -131,7 +139,7 @@ class MaterialisedLinear(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, _as(self.weight, x), self.bias)
 
 
 def training_layer(genes: Learngenes, scales: LayerScales) -> Layer:
@@ -147,17 +155,38 @@ def training_layer(genes: Learngenes, scales: LayerScales) -> Layer:
 
 
 @torch.no_grad()
-def serving_layers(genes: Learngenes, scales: Scales, mode: Mode) -> Iterator[nn.ModuleDict]:
-    """Frozen layers in `mode`, sharing one copy of the U, V prefix when factored."""
+def serving_layers(
+    genes: Learngenes, scales: Scales, mode: Mode, dtype: DType, compute: torch.dtype
+) -> Iterator[nn.ModuleDict]:
+    """Frozen layers in `mode`, sharing one copy of the U, V prefix when factored.
+
+    Matrices are stored in `dtype`, Sigma and biases in `compute`. Raises ValueError for a
+    materialised model in int8.
+    """
+    if not executable(mode, dtype):
+        raise ValueError("int8 is for factored models: W is never stored in it")
     rank = scales.rank
-    u = {kind: genes.u[kind][:, :rank].contiguous() for kind in Kind}
-    v = {kind: genes.v[kind][:, :rank].contiguous() for kind in Kind}
+    u = {kind: genes.u[kind][:, :rank] for kind in Kind}
+    v = {kind: genes.v[kind][:, :rank] for kind in Kind}
+    if mode is Mode.FACTORED:
+        stored_u = {kind: _stored(u[kind], dtype, compute) for kind in Kind}
+        stored_vt = {kind: _stored(v[kind].T, dtype, compute) for kind in Kind}
     for layer in scales.layers():
         modules: dict[str, nn.Module] = {}
         for kind in Kind:
-            sigma, bias = layer.sigma[kind].detach(), layer.bias[kind].detach()
+            sigma, bias = (t.detach().to(compute) for t in (layer.sigma[kind], layer.bias[kind]))
             if mode is Mode.FACTORED:
-                modules[kind] = FactoredLinear(u[kind], sigma, v[kind], bias)
+                modules[kind] = FactoredLinear(stored_u[kind], sigma, stored_vt[kind], bias)
             else:
-                modules[kind] = MaterialisedLinear(materialise(u[kind], sigma, v[kind]), bias)
+                weight = materialise(u[kind], layer.sigma[kind], v[kind])
+                modules[kind] = MaterialisedLinear(_stored(weight, dtype, compute), bias)
         yield nn.ModuleDict(modules)
+
+
+def _stored(matrix: Tensor, dtype: DType, compute: torch.dtype) -> Tensor:
+    if dtype is DType.INT8:
+        from torchao.quantization import Int8Tensor, PerRow  # a second to import
+
+        quantised: Tensor = Int8Tensor.from_hp(matrix.to(compute).contiguous(), PerRow())
+        return quantised
+    return matrix.to(torch.bfloat16 if dtype is DType.BFLOAT16 else torch.float32).contiguous()

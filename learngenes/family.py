@@ -11,13 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learngenes.config import DiffusionConfig, Frozen, Mode, NetworkConfig, Size, SizeSpace
+from learngenes.config import DiffusionConfig, DType, Frozen, Mode, NetworkConfig, Size, SizeSpace
 from learngenes.data import LabelledImages
 from learngenes.dit import DiT, Stem
 from learngenes.factors import Learngenes, Scales
+from learngenes.sizing.quality import QualityTable
 
 SCHEMA_VERSION = 1
 MANIFEST = "family.json"
+QUALITY = "quality.json"
 TENSOR_FILES = ("learngenes", "stem", "scales", "limited_data")
 
 
@@ -47,10 +49,12 @@ class Family:
     stem: Stem
     scales: Scales
     limited_data: LabelledImages
+    quality: QualityTable | None
+    """None until `fineserve calibrate` has measured it."""
 
-    def assemble(self, scales: Scales, mode: Mode) -> DiT:
+    def assemble(self, scales: Scales, mode: Mode, dtype: DType = DType.FLOAT32) -> DiT:
         """A model ready to sample, from this family and the model's own `scales`."""
-        return DiT(self.stem, self.genes, scales, mode)
+        return DiT(self.stem, self.genes, scales, mode, dtype)
 
     def to(self, device: torch.device) -> "Family":
         """Networks moved in place; the limited data stay where they are."""
@@ -104,7 +108,7 @@ def save_family(
     complete = FamilyManifest.model_validate(
         {**manifest, "schema_version": SCHEMA_VERSION, "sha256": sha256}
     )
-    (directory / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
+    _write_manifest(directory, complete)
     return complete
 
 
@@ -113,9 +117,11 @@ def load_family(directory: Path) -> Family:
     manifest = read_manifest(directory)
     _check_hashes(directory, manifest)
     tensors = {name: _read_tensors(directory / f"{name}.safetensors") for name in TENSOR_FILES}
-    genes, stem = Learngenes(manifest.network), Stem(manifest.network)
+    with torch.device("meta"):  # the files' own memory is used, nothing is drawn or copied
+        genes = Learngenes(manifest.network)
+    stem = Stem(manifest.network)
     try:
-        genes.load_state_dict(tensors["learngenes"])
+        genes.load_state_dict(tensors["learngenes"], assign=True)
         stem.load_state_dict(tensors["stem"])
         scales = Scales.from_stacked(tensors["scales"])
         data = tensors["limited_data"]
@@ -124,7 +130,7 @@ def load_family(directory: Path) -> Family:
         raise FamilyError(f"{directory}: tensors do not fit {MANIFEST}: {error}") from error
     for module in (genes, stem, scales):
         module.requires_grad_(False)
-    return Family(manifest, genes, stem.eval(), scales, limited)
+    return Family(manifest, genes, stem.eval(), scales, limited, read_quality(directory, manifest))
 
 
 def read_manifest(directory: Path) -> FamilyManifest:
@@ -145,6 +151,30 @@ def read_manifest(directory: Path) -> FamilyManifest:
         return FamilyManifest.model_validate(raw)
     except ValidationError as error:
         raise FamilyError(f"{path} is not valid: {error}") from error
+
+
+def read_quality(directory: Path, manifest: FamilyManifest) -> QualityTable | None:
+    """A family's quality table, if it has been calibrated. Raises FamilyError."""
+    if QUALITY not in manifest.sha256:
+        return None
+    try:
+        return QualityTable.model_validate_json((directory / QUALITY).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise FamilyError(
+            f"{directory / QUALITY} is not valid: {error}; run `fineserve calibrate {directory}`"
+        ) from error
+
+
+def write_quality(directory: Path, table: QualityTable) -> None:
+    """Store a quality table in a family, and its hash in the manifest."""
+    manifest = read_manifest(directory)
+    (directory / QUALITY).write_text(table.model_dump_json(indent=2) + "\n")
+    sha256 = {**manifest.sha256, QUALITY: file_sha256(directory / QUALITY)}
+    _write_manifest(directory, manifest.model_copy(update={"sha256": sha256}))
+
+
+def _write_manifest(directory: Path, manifest: FamilyManifest) -> None:
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
 
 
 def _check_hashes(directory: Path, manifest: FamilyManifest) -> None:

@@ -3,63 +3,94 @@
 import time
 from dataclasses import dataclass
 
-from learngenes.config import DiffusionConfig
-from learngenes.device import peak_bytes, synchronise
-from learngenes.dit import DiT
-from learngenes.sampling import OnStep, sample
+import numpy as np
+from torch import Tensor
 
-LATENCY_RUNS = 5
-LATENCY_SECONDS = 30.0
+from learngenes.config import DiffusionConfig
+from learngenes.device import peak_bytes, process_peak_bytes, synchronise
+from learngenes.diffusion import SAMPLERS
+from learngenes.dit import DiT
+from learngenes.sampling import sample
+from learngenes.sizing.cost import Workload
+
+LATENCY_RUNS = 20
+MIN_LATENCY_RUNS = 5
 
 
 @dataclass(frozen=True)
 class Measurement:
     memory_bytes: int
-    """Weights and peak activations of one batch."""
+    """Weights and peak activations of one batch, by whichever scheduler needs more."""
+    process_memory_bytes: int
+    """The most that this process has held: of a meaning where it did nothing else before."""
+    latency_seconds: float
+    """Median of one batch."""
     latency_p95_seconds: float
-    """Of one batch; with so few runs, the slowest."""
+    latency_runs: int
 
 
 def parameter_bytes(model: DiT) -> int:
     """Parameters and buffers; what layers share counts once."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [plain for t in (*model.parameters(), *model.buffers()) for plain in _plain(t)]
     return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
-def measure(
-    model: DiT,
-    diffusion: DiffusionConfig,
-    *,
-    n: int,
-    num_inference_steps: int,
-    guidance_scale: float,
-    on_step: OnStep | None = None,
-) -> Measurement:
-    """Sample batches of `n` images and watch memory and clock; `on_step` may raise to stop.
+def _plain(tensor: Tensor) -> list[Tensor]:
+    """A quantised tensor's parts."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [getattr(tensor, name) for name in names]
 
-    No further batch is timed once LATENCY_SECONDS are over.
-    """
+
+def run(
+    model: DiT, diffusion: DiffusionConfig, workload: Workload, scheduler: str = "ddim"
+) -> float:
+    """Sample one batch as `workload` says; seconds it took."""
     device = model.stem.positions.device
-    labels = [i % model.config.num_classes for i in range(n)]
+    started = time.perf_counter()
+    sample(
+        model,
+        diffusion,
+        [i % model.config.num_classes for i in range(workload.n)],
+        range(workload.n),
+        num_inference_steps=workload.num_inference_steps,
+        guidance_scale=2.0 if workload.guided else 1.0,
+        scheduler=scheduler,
+    )
+    synchronise(device)
+    return time.perf_counter() - started
 
-    def run(steps: int) -> None:
-        sample(
-            model,
-            diffusion,
-            labels,
-            range(n),
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            on_step=on_step,
-        )
-        synchronise(device)
 
-    activations = peak_bytes(lambda: run(3), device)
-    seconds = []
-    for _ in range(LATENCY_RUNS):
-        started = time.perf_counter()
-        run(num_inference_steps)
-        seconds.append(time.perf_counter() - started)
-        if sum(seconds) > LATENCY_SECONDS:
-            break
-    return Measurement(parameter_bytes(model) + activations, max(seconds))
+def memory(model: DiT, diffusion: DiffusionConfig, workload: Workload) -> int:
+    """Weights and peak activations of one batch."""
+    short = Workload(n=workload.n, num_inference_steps=2, guided=workload.guided)
+    device = model.stem.positions.device
+    activations = max(
+        peak_bytes(lambda name=name: run(model, diffusion, short, name), device)  # type: ignore[misc]
+        for name in SAMPLERS
+    )
+    return parameter_bytes(model) + activations
+
+
+def measure(
+    model: DiT, diffusion: DiffusionConfig, workload: Workload, max_seconds: float = 30.0
+) -> Measurement:
+    """Sample batches as `workload` says and watch memory and clock.
+
+    After `max_seconds` no batch beyond the MIN_LATENCY_RUNS first ones is timed.
+    """
+    run(model, diffusion, Workload(n=workload.n, num_inference_steps=1, guided=workload.guided))
+    seconds: list[float] = []
+    while len(seconds) < LATENCY_RUNS and (
+        len(seconds) < MIN_LATENCY_RUNS or sum(seconds) < max_seconds
+    ):
+        seconds.append(run(model, diffusion, workload))
+    process_bytes = process_peak_bytes(model.stem.positions.device)  # the profiler takes some, too
+    return Measurement(
+        memory_bytes=memory(model, diffusion, workload),
+        process_memory_bytes=process_bytes,
+        latency_seconds=float(np.median(seconds)),
+        latency_p95_seconds=float(np.quantile(seconds, 0.95)),
+        latency_runs=len(seconds),
+    )

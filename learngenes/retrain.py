@@ -64,6 +64,13 @@ def retrain(
     return _Retraining(family, scales, config, data or family.limited_data).run(on_progress)
 
 
+def split_heldout(data: LabelledImages, most: int) -> tuple[LabelledImages, LabelledImages]:
+    """Data to train on, and at most `most` images, the same ones each time, to judge by."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    heldout = min(most, len(data) // 5)
+    return data.subset(order[heldout:]), data.subset(order[:heldout])
+
+
 class _Retraining:
     def __init__(
         self, family: Family, scales: Scales, config: RetrainingConfig, data: LabelledImages
@@ -73,10 +80,7 @@ class _Retraining:
         scales.to(self.device).requires_grad_(True)
         self.process = noise_process(family.manifest.diffusion)
         self.generator = torch.Generator().manual_seed(config.seed)
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        heldout = min(config.heldout_images, len(data) // 5)
-        self.train = data.subset(order[heldout:])
-        held = data.subset(order[:heldout])
+        self.train, held = split_heldout(data, config.heldout_images)
         self.held_images = held.normalised(torch.arange(len(held))).to(self.device)
         self.held_labels = held.labels.to(self.device)
 

@@ -1,14 +1,23 @@
-"""What a size costs: exact parameter bytes, and peak activations from the network's live set.
+"""What a size costs in memory: exact weight bytes, and peak activations from the live set.
 
 d is the network's width, r the rank, L the depth; see shapes in `learngenes.config.Kind`.
+Depth and rank may be integers or integer arrays: every function is vectorised over them.
 """
 
 from dataclasses import dataclass
 
-from learngenes.config import TIME_FREQUENCIES, Kind, Mode, NetworkConfig, Size
+import numpy as np
+from numpy.typing import NDArray
+
+from learngenes.config import TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
+
+Ints = NDArray[np.int64]
 
 BYTES_PER_FLOAT32 = 4
-SCHEDULE_BYTES = 4 * 1000 * BYTES_PER_FLOAT32
+MATRIX_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2, DType.INT8: 1}
+INT8_ROW_BYTES = 5
+"""torchao keeps a float32 scale and an int8 zero point for each row of a matrix."""
+SCHEDULE_BYTES = 7 * 1000 * BYTES_PER_FLOAT32
 """The tables of a thousand-step noise schedule that a diffusers scheduler keeps."""
 
 
@@ -17,6 +26,8 @@ class Workload:
     """The sampling that a budget is stated for."""
 
     n: int = 4
+    """Images in one batch."""
+    num_inference_steps: int = 25
     guided: bool = True
 
     @property
@@ -25,21 +36,39 @@ class Workload:
         return self.n * (2 if self.guided else 1)
 
 
-def learngene_parameters(network: NetworkConfig, rank: int) -> int:
+@dataclass(frozen=True)
+class Execution:
+    """How a size is run: its mode, how its matrices are stored, and what it computes in."""
+
+    mode: Mode
+    dtype: DType
+    native_bfloat16: bool = False
+    """Whether the device computes in bfloat16; else everything is computed in float32."""
+
+    @property
+    def compute_bytes(self) -> int:
+        return 2 if self.native_bfloat16 and self.dtype is not DType.FLOAT32 else 4
+
+    def cast_bytes(self, elements: Ints | int) -> Ints | int:
+        """A copy of a stored matrix in what is computed in, alive for one product."""
+        cast = self.dtype is DType.INT8 or MATRIX_BYTES[self.dtype] != self.compute_bytes
+        return elements * self.compute_bytes if cast else 0
+
+
+def learngene_parameters(network: NetworkConfig, rank: Ints | int) -> Ints | int:
     """U and V of every kind: 23 d r, whatever the depth."""
     return rank * sum(sum(kind.shape(network.width)) for kind in Kind)
 
 
-def scale_parameters(network: NetworkConfig, size: Size) -> int:
+def scale_parameters(network: NetworkConfig, depth: Ints | int, rank: Ints | int) -> Ints | int:
     """Sigma and biases, which a model owns: L (5 r + 15 d)."""
-    biases = sum(kind.shape(network.width)[0] for kind in Kind)
-    return size.depth * (len(Kind) * size.rank + biases)
+    return depth * (len(Kind) * rank + _biases(network))
 
 
-def dense_parameters(network: NetworkConfig, depth: int) -> int:
-    """Weights written out, and biases: L (18 d^2 + 15 d)."""
+def dense_parameters(network: NetworkConfig, depth: Ints | int) -> Ints | int:
+    """Weights written out, without biases: 18 L d^2."""
     shapes = [kind.shape(network.width) for kind in Kind]
-    return depth * sum(m * n + m for m, n in shapes)
+    return depth * sum(m * n for m, n in shapes)
 
 
 def stem_parameters(network: NetworkConfig) -> int:
@@ -52,44 +81,86 @@ def stem_parameters(network: NetworkConfig) -> int:
     return patches + time + classes + final
 
 
-def weight_bytes(network: NetworkConfig, size: Size, mode: Mode) -> int:
-    """Bytes of all parameters of a model served alone, float32."""
-    if mode is Mode.MATERIALISED:
-        blocks = dense_parameters(network, size.depth)
-    else:
-        blocks = learngene_parameters(network, size.rank) + scale_parameters(network, size)
-    return BYTES_PER_FLOAT32 * (stem_parameters(network) + blocks)
+def weight_bytes(
+    network: NetworkConfig, depth: Ints | int, rank: Ints | int, execution: Execution
+) -> Ints | int:
+    """Bytes of all parameters of a model served alone."""
+    stored, compute = MATRIX_BYTES[execution.dtype], execution.compute_bytes
+    stem = stem_parameters(network) * compute
+    if execution.mode is Mode.MATERIALISED:
+        biases = depth * _biases(network) * compute
+        return stem + dense_parameters(network, depth) * stored + biases
+    factors = learngene_parameters(network, rank) * stored
+    if execution.dtype is DType.INT8:
+        factors = factors + INT8_ROW_BYTES * (_biases(network) + len(Kind) * rank)
+    return stem + factors + scale_parameters(network, depth, rank) * compute
 
 
-def activation_bytes(network: NetworkConfig, size: Size, mode: Mode, workload: Workload) -> int:
-    """Peak bytes alive inside one denoising step.
+def activation_bytes(
+    network: NetworkConfig, rank: Ints | int, execution: Execution, workload: Workload
+) -> Ints | int:
+    """Peak bytes alive inside one denoising step: the widest of a block's moments.
 
-    The widest moment is in the feed-forward. Alive for each token: the residual stream before
-    and after attention and its modulated copy (d each), and the 4 d hidden features before and
-    after GELU or, factored, those features and two copies of the r products. Alive for each
-    row: modulation (6 d), conditioning and time embedding (d each). The sampler holds a few
-    images beside the network.
+    In units of one (rows x tokens, d) tensor, x, alive are: the residual stream (1), beside
+    it from the feed-forward on its sum with attention (2), and the modulated input (+1); in
+    attention q, k and v (3), their mix and its copy in rows (2); the 4 d hidden features
+    before and after GELU (4 + 4). To these come modulation and conditioning of each row (8 d),
+    what each product needs, and a few images that the sampler holds.
     """
-    d = network.width
-    hidden = 8 * d if mode is Mode.MATERIALISED else max(8 * d, 4 * d + 2 * size.rank)
-    per_row = network.tokens * (3 * d + hidden) + 8 * d
-    image = network.in_channels * network.sample_size**2
-    return BYTES_PER_FLOAT32 * (workload.rows * per_row + workload.n * 6 * image) + SCHEDULE_BYTES
+    d, e = network.width, execution.compute_bytes
+    tokens = workload.rows * network.tokens
+    x = tokens * d * e
+    conditioning = 8 * workload.rows * d * e
+
+    def product(kind: Kind, rows: int) -> Ints | int:
+        return _product_bytes(network, kind, rows, rank, execution)
+
+    moments = (
+        x + product(Kind.ADALN, workload.rows),
+        2 * x + product(Kind.QKV, tokens),
+        7 * x + product(Kind.O, tokens),
+        3 * x + product(Kind.IN, tokens),
+        3 * x + 8 * x,
+        7 * x + product(Kind.OUT, tokens),
+    )
+    widest = moments[0]
+    for moment in moments[1:]:
+        widest = np.maximum(widest, moment)
+    image = network.in_channels * network.sample_size**2 * BYTES_PER_FLOAT32
+    return widest + conditioning + 8 * workload.n * image + SCHEDULE_BYTES
 
 
-def memory_bytes(network: NetworkConfig, size: Size, mode: Mode, workload: Workload) -> int:
+def memory_bytes(
+    network: NetworkConfig,
+    depth: Ints | int,
+    rank: Ints | int,
+    execution: Execution,
+    workload: Workload,
+) -> Ints | int:
     """What the model itself needs on the device: weights and peak activations."""
-    return weight_bytes(network, size, mode) + activation_bytes(network, size, mode, workload)
+    weights = weight_bytes(network, depth, rank, execution)
+    return weights + activation_bytes(network, rank, execution, workload)
 
 
-def flops(network: NetworkConfig, size: Size, mode: Mode, workload: Workload) -> int:
-    """Floating-point operations of one denoising step (a multiply-add is two)."""
-    d, tokens = network.width, network.tokens
-    per_layer = 0
-    for kind in Kind:
-        m, n = kind.shape(d)
-        products = m * n if mode is Mode.MATERIALISED else size.rank * (m + n)
-        per_layer += products * (1 if kind is Kind.ADALN else tokens)
-    per_layer += 2 * tokens * tokens * d  # attention scores and mixing
-    stem = 2 * tokens * network.patch_values * d + TIME_FREQUENCIES * d + 3 * d * d
-    return 2 * workload.rows * (size.depth * per_layer + stem)
+def _product_bytes(
+    network: NetworkConfig, kind: Kind, rows: int, rank: Ints | int, execution: Execution
+) -> Ints | int:
+    """Most that one linear layer holds beside its input: casts, x V and the output.
+
+    torchao's int8 product holds the cast matrix and the output, then the output twice.
+    """
+    m, n = kind.shape(network.width)
+    e = execution.compute_bytes
+    out = rows * m * e
+    if execution.mode is Mode.MATERIALISED:
+        return out + execution.cast_bytes(m * n)
+    reduced = rows * rank * e
+    first, second = execution.cast_bytes(rank * n), execution.cast_bytes(m * rank)
+    if execution.dtype is DType.INT8:
+        first, second = np.maximum(first, reduced), np.maximum(second, out)
+    return np.maximum(reduced + first, reduced + out + second)
+
+
+def _biases(network: NetworkConfig) -> int:
+    """Of one layer: 15 d."""
+    return sum(kind.shape(network.width)[0] for kind in Kind)

@@ -1,0 +1,201 @@
+"""Measure the constants of `learngenes.sizing.profile` on this device, in under a minute."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from torch import nn
+
+from learngenes.config import DiffusionConfig, DType, Mode, Size, executable
+from learngenes.device import device_class, native_bfloat16, synchronise
+from learngenes.dit import DiT
+from learngenes.family import Family
+from learngenes.measure import memory, run
+from learngenes.sigma import interpolated
+from learngenes.sizing.cost import Execution, Workload, memory_bytes
+from learngenes.sizing.profile import DeviceProfile, LayerCost
+
+MAX_ROWS = 64
+LAYERS_SECONDS = 0.02
+"""So many layers are timed together as take about so long."""
+ROUNDS = 3
+VALIDATION_RUNS = 12
+LEAST_P95_RATIO = 1.05
+OnProgress = Callable[[float, str], None]
+"""Called with (the share that is done, what is measured now)."""
+
+
+@dataclass
+class _Point:
+    """A number of layers of one execution and rank, and how long they took beside the stem."""
+
+    execution: Execution
+    rank: int
+    model: DiT
+    layers: list[nn.Module]
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+
+
+def measure_profile(
+    family: Family,
+    process_base_bytes: int,
+    max_seconds: float = 40.0,
+    on_progress: OnProgress = lambda *_: None,
+) -> DeviceProfile:
+    """Time layers of every execution over ranks and rows, steps without layers, whole batches.
+
+    Rows double until the time is used up; everything is timed in rounds, so that a
+    disturbance meets all points alike, and medians count.
+    """
+    return _Profiling(family, max_seconds, on_progress).run(process_base_bytes)
+
+
+class _Profiling:
+    def __init__(self, family: Family, max_seconds: float, on_progress: OnProgress) -> None:
+        self.family, self.max_seconds, self.on_progress = family, max_seconds, on_progress
+        self.network, self.sizes = family.manifest.network, family.manifest.sizes
+        self.device = family.stem.positions.device
+        self.native = native_bfloat16(self.device)
+        ranks = self.sizes.ranks
+        self.ranks = tuple(sorted({ranks[0], ranks[len(ranks) // 2], ranks[-1]}))
+        self.started = time.perf_counter()
+
+    @property
+    def elapsed_share(self) -> float:
+        return (time.perf_counter() - self.started) / self.max_seconds
+
+    def run(self, process_base_bytes: int) -> DeviceProfile:
+        points = self._points()
+        rows: list[int] = []
+        while not rows or (
+            rows[-1] < MAX_ROWS and self.elapsed_share + 2 * share_of_level < 0.7  # noqa: F821
+        ):
+            before = self.elapsed_share
+            rows.append(2 * rows[-1] if rows else 1)
+            self.on_progress(min(before, 1), f"{rows[-1]} rows")
+            self._time_layers(points, rows[-1])
+            share_of_level = self.elapsed_share - before
+        request, steps = self._time_steps(points[0].model, rows)
+        profile = DeviceProfile(
+            device_class=device_class(self.device),
+            torch_version=torch.__version__,
+            family=self.family.manifest.name,
+            family_fingerprint=self.family.fingerprint,
+            measured_at=datetime.now(UTC),
+            native_bfloat16=self.native,
+            process_base_bytes=process_base_bytes,
+            rows=tuple(rows),
+            ranks=self.ranks,
+            request_seconds=request,
+            step_seconds=steps,
+            layers=self._layer_costs(points, rows),
+            p95_ratio=1.0,
+        )
+        return self._validated(profile, points, rows)
+
+    def _points(self) -> list[_Point]:
+        """Layers of each execution, at some ranks when it depends on the rank."""
+        points = []
+        for mode in Mode:
+            for dtype in DType:
+                if not executable(mode, dtype):
+                    continue
+                for rank in self.ranks if mode is Mode.FACTORED else self.ranks[-1:]:
+                    execution = Execution(mode, dtype, self.native)
+                    model = self._model(self._layers_at_once(mode, dtype, rank), rank, mode, dtype)
+                    points.append(_Point(execution, rank, model, list(model.layers)))
+        return points
+
+    def _model(self, depth: int, rank: int, mode: Mode, dtype: DType) -> DiT:
+        scales = interpolated(self.family.scales, Size(depth=depth, rank=rank))
+        return self.family.assemble(scales, mode, dtype)
+
+    def _layers_at_once(self, mode: Mode, dtype: DType, rank: int) -> int:
+        """As many as take LAYERS_SECONDS: shared overhead and noise are divided by them."""
+        model = self._model(1, rank, mode, dtype)
+        self._forward(model, 1)
+        seconds = self._forward(model, 1)
+        return min(self.network.depth, max(1, round(LAYERS_SECONDS / seconds)))
+
+    def _forward(self, model: DiT, rows: int) -> float:
+        """Seconds of one forward pass."""
+        c = self.network
+        x = torch.zeros(rows, c.in_channels, c.sample_size, c.sample_size, device=self.device)
+        zeros = torch.zeros(rows, dtype=torch.long, device=self.device)
+        with torch.inference_mode():
+            started = time.perf_counter()
+            model(x, zeros, zeros)
+            synchronise(self.device)
+            return time.perf_counter() - started
+
+    def _time_layers(self, points: list[_Point], rows: int) -> None:
+        rounds = ROUNDS if self.elapsed_share > 0.1 else 2 * ROUNDS
+        for point in points:
+            self._forward(point.model, rows)
+        for _ in range(rounds):
+            for point in points:
+                whole = self._forward(point.model, rows)
+                point.model.layers = nn.ModuleList()
+                stem = self._forward(point.model, rows)
+                point.model.layers = nn.ModuleList(point.layers)
+                layer = max(0.0, whole - stem) / len(point.layers)
+                point.seconds.setdefault(rows, []).append(layer)
+
+    def _time_steps(self, model: DiT, rows: list[int]) -> tuple[float, tuple[float, ...]]:
+        """Seconds of a request without steps, and of a step without layers over `rows`."""
+        diffusion = self.family.manifest.diffusion
+        layers, model.layers = model.layers, nn.ModuleList()
+        few, many = 2, 10
+        steps, requests = [], []
+        for n in rows:
+            short, long = (
+                float(np.median([run(model, diffusion, workload) for _ in range(2 * ROUNDS)]))
+                for workload in (
+                    Workload(n=n, num_inference_steps=count, guided=False) for count in (few, many)
+                )
+            )
+            steps.append(max(0.0, long - short) / (many - few))
+            requests.append(max(0.0, short - few * steps[-1]))
+        model.layers = layers
+        return float(np.median(requests)), tuple(steps)
+
+    def _layer_costs(self, points: list[_Point], rows: list[int]) -> tuple[LayerCost, ...]:
+        costs: dict[Execution, list[tuple[float, ...]]] = {}
+        for point in points:
+            medians = tuple(float(np.median(point.seconds[n])) for n in rows)
+            costs.setdefault(point.execution, []).append(medians)
+        return tuple(
+            LayerCost(mode=execution.mode, dtype=execution.dtype, seconds=tuple(by_rank))
+            for execution, by_rank in costs.items()
+        )
+
+    def _validated(
+        self, profile: DeviceProfile, points: list[_Point], rows: list[int]
+    ) -> DeviceProfile:
+        """Whole batches at the grid's ranks: the share above the median, and memory beside it."""
+        diffusion = self.family.manifest.diffusion
+        overhead, tails = 0, [LEAST_P95_RATIO]
+        for point in points:
+            if point.rank != self.ranks[-1] or self.elapsed_share > 1:
+                continue
+            workload = Workload(n=rows[len(rows) // 2], num_inference_steps=2, guided=False)
+            depth = len(point.layers)
+            self.on_progress(min(self.elapsed_share, 1), f"whole batches, {point.execution.dtype}")
+            tails.append(self._p95_ratio(point.model, diffusion, workload))
+            predicted = memory_bytes(self.network, depth, point.rank, point.execution, workload)
+            measured = memory(point.model, diffusion, workload)
+            overhead = max(overhead, measured - int(predicted))
+        self.on_progress(1, "done")
+        return profile.model_copy(
+            update={"p95_ratio": float(np.median(tails)), "memory_overhead_bytes": overhead}
+        )
+
+    def _p95_ratio(self, model: DiT, diffusion: DiffusionConfig, workload: Workload) -> float:
+        run(model, diffusion, workload)
+        seconds: list[float] = []
+        while len(seconds) < VALIDATION_RUNS and (len(seconds) < ROUNDS or self.elapsed_share < 1):
+            seconds.append(run(model, diffusion, workload))
+        return float(np.quantile(seconds, 0.95) / np.median(seconds))

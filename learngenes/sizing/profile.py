@@ -1,0 +1,118 @@
+"""How fast a device runs a family, as measured: everything that sizing cannot compute."""
+
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from learngenes.config import DType, Frozen, Mode
+from learngenes.sizing.cost import Execution, Ints, Workload
+from learngenes.sizing.quality import Floats
+
+PROFILE_VERSION = 1
+DRIFT_WEIGHT = 0.3
+"""How far one measurement moves a correction."""
+MOST_DRIFT = 4.0
+
+
+class LayerCost(Frozen):
+    """Seconds of one block in one execution, over a grid of rank x rows."""
+
+    mode: Mode
+    dtype: DType
+    seconds: tuple[tuple[NonNegativeFloat, ...], ...]
+    """One row per rank, or one only when materialised; one column per number of rows."""
+    correction: PositiveFloat = 1.0
+    """What drift between predicted and measured latency has taught."""
+
+
+class DeviceProfile(Frozen):
+    """Constants of one family on one class of device.
+
+    Latency of a batch is affine in depth: request + steps x (step + depth x layer), each
+    piecewise linear in rows, the layer's also in rank.
+    """
+
+    version: Literal[1] = PROFILE_VERSION
+    device_class: str
+    torch_version: str
+    family: str
+    family_fingerprint: str
+    measured_at: datetime
+    native_bfloat16: bool
+    process_base_bytes: NonNegativeInt
+    """A serving process without its one model: runtime, libraries, the family."""
+    memory_overhead_bytes: NonNegativeInt = 0
+    """What the device's libraries take of the allocator beside the network's live set."""
+    rows: tuple[PositiveInt, ...]
+    ranks: tuple[PositiveInt, ...]
+    request_seconds: NonNegativeFloat
+    step_seconds: tuple[NonNegativeFloat, ...]
+    """All of a step but the blocks, over rows."""
+    layers: tuple[LayerCost, ...]
+    p95_ratio: float = Field(ge=1)
+    """95th percentile over median, of whole batches."""
+
+    @property
+    def executions(self) -> list[Execution]:
+        return [Execution(c.mode, c.dtype, self.native_bfloat16) for c in self.layers]
+
+    def latency_seconds(
+        self, depth: Ints | int, rank: Ints | int, execution: Execution, workload: Workload
+    ) -> Floats:
+        """Median seconds of one batch; vectorised over depth and rank."""
+        cost = self._cost(execution)
+        by_rank = [_linear(workload.rows, self.rows, row) for row in cost.seconds]
+        layer = np.interp(rank, self.ranks, by_rank) if len(by_rank) > 1 else by_rank[0]
+        step = _linear(workload.rows, self.rows, self.step_seconds) + depth * layer
+        seconds = self.request_seconds + workload.num_inference_steps * step
+        return np.asarray(seconds * cost.correction)
+
+    def corrected(
+        self,
+        execution: Execution,
+        *,
+        memory_ratio_bytes: tuple[int, int],
+        process_ratio_bytes: tuple[int, int],
+        latency_ratio: float,
+        p95_ratio: float,
+    ) -> "DeviceProfile":
+        """After a model was measured: pairs are (predicted, measured), ratios measured/predicted.
+
+        Too little memory predicted raises a constant at once; latency moves by a share.
+        """
+        step = float(np.clip(latency_ratio, 1 / MOST_DRIFT, MOST_DRIFT)) ** DRIFT_WEIGHT
+        layers = tuple(
+            cost.model_copy(update={"correction": cost.correction * step})
+            if (cost.mode, cost.dtype) == (execution.mode, execution.dtype)
+            else cost
+            for cost in self.layers
+        )
+        more, process_more = (
+            max(0, measured - predicted)
+            for predicted, measured in (memory_ratio_bytes, process_ratio_bytes)
+        )
+        tail = self.p95_ratio + DRIFT_WEIGHT * (min(max(p95_ratio, 1), 2) - self.p95_ratio)
+        return self.model_copy(
+            update={
+                "layers": layers,
+                "memory_overhead_bytes": self.memory_overhead_bytes + more,
+                "process_base_bytes": self.process_base_bytes + max(0, process_more - more),
+                "p95_ratio": max(tail, 1.0),
+            }
+        )
+
+    def _cost(self, execution: Execution) -> LayerCost:
+        for cost in self.layers:
+            if (cost.mode, cost.dtype) == (execution.mode, execution.dtype):
+                return cost
+        raise KeyError(f"{execution.mode} {execution.dtype} was not profiled")
+
+
+def _linear(x: float, xs: tuple[int, ...], ys: tuple[float, ...]) -> float:
+    """Piecewise linear; beyond the last point its last slope goes on."""
+    if x > xs[-1] and len(xs) > 1:
+        slope = max(0.0, (ys[-1] - ys[-2]) / (xs[-1] - xs[-2]))
+        return ys[-1] + slope * (x - xs[-1])
+    return float(np.interp(x, xs, ys))

@@ -1,0 +1,60 @@
+"""What a size is worth: a family's measured losses, interpolated so that more is never worse."""
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from learngenes.config import DType, Frozen
+
+Row = tuple[PositiveFloat, ...]
+Floats = NDArray[np.float64]
+
+
+class QualityTable(Frozen):
+    """Held-out denoising losses over a grid of depth x rank, lower is better."""
+
+    depths: tuple[PositiveInt, ...]
+    ranks: tuple[PositiveInt, ...]
+    unretrained: tuple[Row, ...]
+    """One row per depth, one column per rank."""
+    retrained: tuple[Row, ...]
+    """The same after Sigma retraining: what the solver goes by."""
+    dtype_loss_ratios: dict[DType, PositiveFloat]
+    """Loss with the matrices stored so, over that in float32."""
+    source: str
+    """How it was measured, or that it was not."""
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for axis in (self.depths, self.ranks):
+            if not axis or list(axis) != sorted(set(axis)):
+                raise ValueError("depths and ranks must be given, ascending and without repeats")
+        for table in (self.unretrained, self.retrained):
+            if [len(row) for row in table] != [len(self.ranks)] * len(self.depths):
+                raise ValueError(
+                    f"a table must have {len(self.depths)} rows of {len(self.ranks)} losses"
+                )
+        if DType.FLOAT32 not in self.dtype_loss_ratios:
+            raise ValueError("dtype_loss_ratios must have float32")
+        return self
+
+    def qualities(self, depths: Floats, ranks: Floats, loss_ratios: Floats) -> Floats:
+        """Of many sizes at once: the family's best loss over theirs, 1 for the best, in (0, 1].
+
+        Between the points of the grid the loss is bilinear in depth and log rank, after each
+        was replaced by the least loss of any size that is no larger. Outside, the edge holds.
+        """
+        losses = np.array(self.retrained)
+        losses = np.minimum.accumulate(np.minimum.accumulate(losses, axis=0), axis=1)
+        by_rank = np.stack(
+            [np.interp(np.log(ranks), np.log(self.ranks), row) for row in losses]
+        )  # (grid depths, sizes)
+        position = np.interp(depths, self.depths, np.arange(len(self.depths)))
+        low = position.astype(int)
+        high = np.minimum(low + 1, len(self.depths) - 1)
+        columns = np.arange(len(depths))
+        weight = position - low
+        loss = by_rank[low, columns] * (1 - weight) + by_rank[high, columns] * weight
+        return np.asarray(losses[-1, -1] / (loss * np.maximum(1, loss_ratios)))
