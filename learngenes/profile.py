@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from learngenes.config import DiffusionConfig, DType, Mode, Size, executable
+from learngenes.config import DType, Mode, Size, executable
 from learngenes.device import device_class, native_bfloat16, synchronise
 from learngenes.dit import DiT
 from learngenes.family import Family
@@ -21,9 +21,11 @@ from learngenes.sizing.profile import DeviceProfile, LayerCost
 MAX_ROWS = 64
 LAYERS_SECONDS = 0.02
 """So many layers are timed together as take about so long."""
-ROUNDS = 3
-VALIDATION_RUNS = 12
-LEAST_P95_RATIO = 1.05
+ROUNDS = 5
+WHOLE_BATCHES = 12
+WHOLE_BATCH_SECONDS = 0.4
+LEAST_P95_RATIO = 1.1
+MOST_P95_RATIO = 1.5
 OnProgress = Callable[[float, str], None]
 """Called with (the share that is done, what is measured now)."""
 
@@ -59,8 +61,7 @@ class _Profiling:
         self.network, self.sizes = family.manifest.network, family.manifest.sizes
         self.device = family.stem.positions.device
         self.native = native_bfloat16(self.device)
-        ranks = self.sizes.ranks
-        self.ranks = tuple(sorted({ranks[0], ranks[len(ranks) // 2], ranks[-1]}))
+        self.ranks = tuple(sorted({self.sizes.ranks[0], self.sizes.ranks[-1]}))
         self.started = time.perf_counter()
 
     @property
@@ -69,15 +70,11 @@ class _Profiling:
 
     def run(self, process_base_bytes: int) -> DeviceProfile:
         points = self._points()
-        rows: list[int] = []
-        while not rows or (
-            rows[-1] < MAX_ROWS and self.elapsed_share + 2 * share_of_level < 0.7  # noqa: F821
-        ):
-            before = self.elapsed_share
-            rows.append(2 * rows[-1] if rows else 1)
-            self.on_progress(min(before, 1), f"{rows[-1]} rows")
-            self._time_layers(points, rows[-1])
-            share_of_level = self.elapsed_share - before
+        rows = [1]
+        last_share = self._time_layers(points, 1)
+        while rows[-1] < MAX_ROWS and self.elapsed_share + 2 * last_share < 0.7:
+            rows.append(2 * rows[-1])
+            last_share = self._time_layers(points, rows[-1])
         request, steps = self._time_steps(points[0].model, rows)
         profile = DeviceProfile(
             device_class=device_class(self.device),
@@ -92,9 +89,9 @@ class _Profiling:
             request_seconds=request,
             step_seconds=steps,
             layers=self._layer_costs(points, rows),
-            p95_ratio=1.0,
+            p95_ratio=LEAST_P95_RATIO,
         )
-        return self._validated(profile, points, rows)
+        return self._with_whole_batches(profile)
 
     def _points(self) -> list[_Point]:
         """Layers of each execution, at some ranks when it depends on the rank."""
@@ -131,11 +128,13 @@ class _Profiling:
             synchronise(self.device)
             return time.perf_counter() - started
 
-    def _time_layers(self, points: list[_Point], rows: int) -> None:
-        rounds = ROUNDS if self.elapsed_share > 0.1 else 2 * ROUNDS
+    def _time_layers(self, points: list[_Point], rows: int) -> float:
+        """The share of the time that it took."""
+        before = self.elapsed_share
+        self.on_progress(min(before, 1), f"layers, {rows} rows")
         for point in points:
             self._forward(point.model, rows)
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             for point in points:
                 whole = self._forward(point.model, rows)
                 point.model.layers = nn.ModuleList()
@@ -143,6 +142,7 @@ class _Profiling:
                 point.model.layers = nn.ModuleList(point.layers)
                 layer = max(0.0, whole - stem) / len(point.layers)
                 point.seconds.setdefault(rows, []).append(layer)
+        return self.elapsed_share - before
 
     def _time_steps(self, model: DiT, rows: list[int]) -> tuple[float, tuple[float, ...]]:
         """Seconds of a request without steps, and of a step without layers over `rows`."""
@@ -172,30 +172,50 @@ class _Profiling:
             for execution, by_rank in costs.items()
         )
 
-    def _validated(
-        self, profile: DeviceProfile, points: list[_Point], rows: list[int]
-    ) -> DeviceProfile:
-        """Whole batches at the grid's ranks: the share above the median, and memory beside it."""
+    def _with_whole_batches(self, profile: DeviceProfile) -> DeviceProfile:
+        """Compared with whole batches: what the sum of the parts misses, the tail, memory."""
+        overhead_bytes, tails, layers = 0, [LEAST_P95_RATIO], []
         diffusion = self.family.manifest.diffusion
-        overhead, tails = 0, [LEAST_P95_RATIO]
-        for point in points:
-            if point.rank != self.ranks[-1] or self.elapsed_share > 1:
-                continue
-            workload = Workload(n=rows[len(rows) // 2], num_inference_steps=2, guided=False)
-            depth = len(point.layers)
-            self.on_progress(min(self.elapsed_share, 1), f"whole batches, {point.execution.dtype}")
-            tails.append(self._p95_ratio(point.model, diffusion, workload))
-            predicted = memory_bytes(self.network, depth, point.rank, point.execution, workload)
-            measured = memory(point.model, diffusion, workload)
-            overhead = max(overhead, measured - int(predicted))
+        rank = self.sizes.ranks[len(self.sizes.ranks) // 2]
+        for cost, execution in zip(profile.layers, profile.executions, strict=True):
+            self.on_progress(min(self.elapsed_share, 1), f"batches, {cost.mode} {cost.dtype}")
+            depth, workload = self._whole_batch(profile, execution, rank)
+            model = self._model(depth, rank, cost.mode, cost.dtype)
+            seconds = self._batches(model, workload)
+            predicted = profile.latency_seconds(depth, rank, execution, workload)
+            correction = float(np.median(seconds) / predicted)
+            layers.append(cost.model_copy(update={"correction": correction}))
+            tails.append(float(np.quantile(seconds, 0.95) / np.median(seconds)))
+            needed = memory_bytes(self.network, depth, rank, execution, workload)
+            measured_bytes = memory(model, diffusion, workload)
+            overhead_bytes = max(overhead_bytes, measured_bytes - int(needed))
         self.on_progress(1, "done")
         return profile.model_copy(
-            update={"p95_ratio": float(np.median(tails)), "memory_overhead_bytes": overhead}
+            update={
+                "layers": tuple(layers),
+                "p95_ratio": min(max(tails), MOST_P95_RATIO),
+                "memory_overhead_bytes": overhead_bytes,
+            }
         )
 
-    def _p95_ratio(self, model: DiT, diffusion: DiffusionConfig, workload: Workload) -> float:
+    def _whole_batch(
+        self, profile: DeviceProfile, execution: Execution, rank: int
+    ) -> tuple[int, Workload]:
+        """The deepest model and the longest batch that take about WHOLE_BATCH_SECONDS."""
+        depths = self.sizes.depths
+        for depth, n, steps in (
+            *((depths[-1], 4, steps) for steps in (20, 10, 5)),
+            (depths[len(depths) // 2], 1, 2),
+        ):
+            workload = Workload(n=n, num_inference_steps=steps)
+            if profile.latency_seconds(depth, rank, execution, workload) < WHOLE_BATCH_SECONDS:
+                return depth, workload
+        return depths[0], Workload(n=1, num_inference_steps=1)
+
+    def _batches(self, model: DiT, workload: Workload) -> list[float]:
+        diffusion = self.family.manifest.diffusion
         run(model, diffusion, workload)
         seconds: list[float] = []
-        while len(seconds) < VALIDATION_RUNS and (len(seconds) < ROUNDS or self.elapsed_share < 1):
+        while len(seconds) < WHOLE_BATCHES and (len(seconds) < 3 or self.elapsed_share < 1):
             seconds.append(run(model, diffusion, workload))
-        return float(np.quantile(seconds, 0.95) / np.median(seconds))
+        return seconds

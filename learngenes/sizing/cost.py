@@ -164,3 +164,14 @@ def _product_bytes(
 def _biases(network: NetworkConfig) -> int:
     """Of one layer: 15 d."""
     return sum(kind.shape(network.width)[0] for kind in Kind)
+
+
+def shared_bytes(network: NetworkConfig, rank: Ints, execution: Execution) -> Ints:
+    """What a model's weights and its family's are one copy of: the stem, and U when it is whole."""
+    shared = np.zeros_like(rank)
+    if execution.compute_bytes == BYTES_PER_FLOAT32:
+        shared = shared + stem_parameters(network) * BYTES_PER_FLOAT32
+    if execution.mode is Mode.FACTORED and execution.dtype is DType.FLOAT32:
+        u = _biases(network) * rank * BYTES_PER_FLOAT32
+        shared = shared + np.where(rank == network.rank, u, 0)
+    return shared

@@ -1,5 +1,6 @@
 """How fast a device runs a family, as measured: everything that sizing cannot compute."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -11,9 +12,26 @@ from learngenes.sizing.cost import Execution, Ints, Workload
 from learngenes.sizing.quality import Floats
 
 PROFILE_VERSION = 1
-DRIFT_WEIGHT = 0.3
-"""How far one measurement moves a correction."""
+DRIFT_WEIGHT = 0.5
+"""How far one measurement moves the speed correction."""
 MOST_DRIFT = 4.0
+P95_STEP = 0.1
+P95_MISSES = 0.03
+"""The share of measured 95th percentiles that p95_ratio settles to leave outside."""
+P95_RATIO_RANGE = (1.05, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a size costs, predicted or measured."""
+
+    memory_bytes: int
+    """Weights and peak activations of one batch."""
+    process_memory_bytes: int
+    """The whole of a process that serves this one model."""
+    latency_seconds: float
+    """Median of one batch."""
+    latency_p95_seconds: float
 
 
 class LayerCost(Frozen):
@@ -24,7 +42,7 @@ class LayerCost(Frozen):
     seconds: tuple[tuple[NonNegativeFloat, ...], ...]
     """One row per rank, or one only when materialised; one column per number of rows."""
     correction: PositiveFloat = 1.0
-    """What drift between predicted and measured latency has taught."""
+    """Whole batches over the sum of their parts."""
 
 
 class DeviceProfile(Frozen):
@@ -51,8 +69,10 @@ class DeviceProfile(Frozen):
     step_seconds: tuple[NonNegativeFloat, ...]
     """All of a step but the blocks, over rows."""
     layers: tuple[LayerCost, ...]
+    speed_correction: PositiveFloat = 1.0
+    """How much slower the device has been of late than when it was profiled."""
     p95_ratio: float = Field(ge=1)
-    """95th percentile over median, of whole batches."""
+    """What a batch's 95th percentile stays within, over its predicted median."""
 
     @property
     def executions(self) -> list[Execution]:
@@ -67,39 +87,27 @@ class DeviceProfile(Frozen):
         layer = np.interp(rank, self.ranks, by_rank) if len(by_rank) > 1 else by_rank[0]
         step = _linear(workload.rows, self.rows, self.step_seconds) + depth * layer
         seconds = self.request_seconds + workload.num_inference_steps * step
-        return np.asarray(seconds * cost.correction)
+        return np.asarray(seconds * cost.correction * self.speed_correction)
 
-    def corrected(
-        self,
-        execution: Execution,
-        *,
-        memory_ratio_bytes: tuple[int, int],
-        process_ratio_bytes: tuple[int, int],
-        latency_ratio: float,
-        p95_ratio: float,
-    ) -> "DeviceProfile":
-        """After a model was measured: pairs are (predicted, measured), ratios measured/predicted.
+    def corrected(self, predicted: Cost, measured: Cost) -> "DeviceProfile":
+        """After a model was measured.
 
-        Too little memory predicted raises a constant at once; latency moves by a share.
+        Too little memory predicted raises a constant at once, the speed moves by a share, and
+        the ratio of the 95th percentile by a step that makes P95_MISSES of them too low.
         """
-        step = float(np.clip(latency_ratio, 1 / MOST_DRIFT, MOST_DRIFT)) ** DRIFT_WEIGHT
-        layers = tuple(
-            cost.model_copy(update={"correction": cost.correction * step})
-            if (cost.mode, cost.dtype) == (execution.mode, execution.dtype)
-            else cost
-            for cost in self.layers
+        more = max(0, measured.memory_bytes - predicted.memory_bytes)
+        process_more = max(0, measured.process_memory_bytes - predicted.process_memory_bytes)
+        drift = np.clip(
+            measured.latency_seconds / predicted.latency_seconds, 1 / MOST_DRIFT, MOST_DRIFT
         )
-        more, process_more = (
-            max(0, measured - predicted)
-            for predicted, measured in (memory_ratio_bytes, process_ratio_bytes)
-        )
-        tail = self.p95_ratio + DRIFT_WEIGHT * (min(max(p95_ratio, 1), 2) - self.p95_ratio)
+        missed = measured.latency_p95_seconds > predicted.latency_p95_seconds
+        tail = self.p95_ratio * np.exp(P95_STEP * (missed - P95_MISSES))
         return self.model_copy(
             update={
-                "layers": layers,
+                "speed_correction": self.speed_correction * float(drift) ** DRIFT_WEIGHT,
                 "memory_overhead_bytes": self.memory_overhead_bytes + more,
                 "process_base_bytes": self.process_base_bytes + max(0, process_more - more),
-                "p95_ratio": max(tail, 1.0),
+                "p95_ratio": float(np.clip(tail, *P95_RATIO_RANGE)),
             }
         )
 

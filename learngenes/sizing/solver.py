@@ -1,96 +1,318 @@
-"""From a budget to a plan: the largest size whose predicted memory fits."""
+"""From a budget to a plan: the best size, of all of them, that keeps it."""
 
+import bisect
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from learngenes.config import Frozen, Mode, NetworkConfig, Size, SizeSpace
-from learngenes.sizing.cost import Workload, flops, memory_bytes
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from learngenes.config import DType, Frozen, Mode, NetworkConfig, SizeSpace, executable
+from learngenes.sizing.cost import Execution, Ints, Workload, memory_bytes, shared_bytes
+from learngenes.sizing.profile import Cost, DeviceProfile
+from learngenes.sizing.quality import Floats, QualityTable
+
+Bools = NDArray[np.bool_]
+Scope = Literal["model", "process"]
+BudgetName = Literal["max_mem_gb", "max_latency_ms", "min_quality"]
 
 
-class Predicted(Frozen):
-    memory_bytes: int
-    latency_seconds: float | None
-    """None until a worker has measured its device."""
+class Constraints(Frozen):
+    """What the caller can afford, and what is fixed; None where it does not matter."""
+
+    max_mem_bytes: Annotated[int, Field(ge=0)] | None = None
+    mem_scope: Scope = "model"
+    max_latency_seconds: PositiveFloat | None = None
+    min_quality: Annotated[float, Field(gt=0, le=1)] | None = None
+    depth: PositiveInt | None = None
+    rank: PositiveInt | None = None
+    mode: Mode | None = None
+    dtype: DType | None = None
 
 
-class Plan(Frozen):
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One size, and what it is predicted to cost and to be worth."""
+
     depth: int
     rank: int
     mode: Mode
-    dtype: str
+    dtype: DType
     n: int
     """Images in one batch: what the budget was stated for."""
-    predicted: Predicted
+    predicted: Cost
+    quality: float
+    """Of the family's best, which is 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slack:
+    """What of the budget is left; None where there was none."""
+
+    memory_bytes: int | None
+    latency_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    plan: Plan
+    binding: tuple[BudgetName, ...]
+    """Constraints without which there were a better plan; none: it is the family's best."""
+    slack: Slack
+    front: tuple[Plan, ...]
+    """Sizes that no other beats in quality, memory (of the stated scope) and latency at once."""
+
+
+class Impossible(ValueError):
+    """What is fixed contradicts itself or the family."""
 
 
 class Infeasible(ValueError):
     """Nothing fits the budget."""
 
-    def __init__(self, max_mem_bytes: int, nearest: Plan) -> None:
-        self.nearest = nearest
-        self.nearest_gb = math.ceil(nearest.predicted.memory_bytes / 1e3) / 1e6
-        """Rounded up, so that it is feasible when it is sent back."""
+    def __init__(
+        self, binding: tuple[BudgetName, ...], nearest: Plan, budget: dict[BudgetName, float]
+    ) -> None:
+        self.binding, self.nearest, self.budget = binding, nearest, budget
+        """A budget that `nearest` keeps: what was sent, relaxed where it binds."""
+        relaxed = ", ".join(f"{name} {budget[name]:.6g}" for name in binding)
         super().__init__(
-            f"no size fits into {max_mem_bytes / 1e9:g} GB; the smallest "
-            f"(depth {nearest.depth}, rank {nearest.rank}, {nearest.mode}) needs "
-            f"{self.nearest_gb:.6f} GB for n={nearest.n}"
+            f"no size fits; the nearest (depth {nearest.depth}, rank {nearest.rank}, "
+            f"{nearest.mode}, {nearest.dtype}, n={nearest.n}) needs {relaxed}"
         )
 
 
-def plans(
-    network: NetworkConfig,
-    sizes: SizeSpace,
-    workload: Workload,
-    *,
-    num_inference_steps: int,
-    flops_per_second: float | None,
-) -> Iterator[Plan]:
-    """Every size in both modes, with its predicted cost."""
-    for depth in sizes.depths:
-        for rank in sizes.ranks:
-            size = Size(depth=depth, rank=rank)
-            for mode in Mode:
-                latency = None
-                if flops_per_second is not None:
-                    step = flops(network, size, mode, workload) / flops_per_second
-                    latency = step * num_inference_steps
-                yield Plan(
-                    depth=depth,
-                    rank=rank,
-                    mode=mode,
-                    dtype="float32",
-                    n=workload.n,
-                    predicted=Predicted(
-                        memory_bytes=memory_bytes(network, size, mode, workload),
-                        latency_seconds=latency,
-                    ),
-                )
+@dataclass(frozen=True)
+class Candidates:
+    """Every size in every execution, as columns."""
+
+    workload: Workload
+    executions: tuple[Execution, ...]
+    execution: Ints
+    depth: Ints
+    rank: Ints
+    memory: Ints
+    process: Ints
+    latency: Floats
+    p95: Floats
+    quality: Floats
+
+    @classmethod
+    def of(
+        cls,
+        network: NetworkConfig,
+        sizes: SizeSpace,
+        quality: QualityTable,
+        profile: DeviceProfile,
+        workload: Workload,
+    ) -> "Candidates":
+        depths, ranks = (a.ravel() for a in np.meshgrid(sizes.depths, sizes.ranks, indexing="ij"))
+        executions = tuple(profile.executions)
+        memory, latency, shared = [], [], []
+        for execution in executions:
+            needed = memory_bytes(network, depths, ranks, execution, workload)
+            memory.append(needed + profile.memory_overhead_bytes)
+            shared.append(shared_bytes(network, ranks, execution))
+            latency.append(profile.latency_seconds(depths, ranks, execution, workload))
+        ratios = [quality.dtype_loss_ratios.get(e.dtype, math.inf) for e in executions]
+        every_depth, every_rank = (np.tile(a, len(executions)) for a in (depths, ranks))
+        seconds = np.concatenate(latency)
+        bytes_ = np.concatenate(memory)
+        return cls(
+            workload=workload,
+            executions=executions,
+            execution=np.repeat(np.arange(len(executions)), len(depths)),
+            depth=every_depth,
+            rank=every_rank,
+            memory=bytes_,
+            process=bytes_ + profile.process_base_bytes - np.concatenate(shared),
+            latency=seconds,
+            p95=seconds * profile.p95_ratio,
+            quality=quality.qualities(every_depth, every_rank, np.repeat(ratios, len(depths))),
+        )
+
+    def scoped_memory(self, scope: Scope) -> Ints:
+        return self.process if scope == "process" else self.memory
+
+    def plan(self, index: int) -> Plan:
+        execution = self.executions[self.execution[index]]
+        return Plan(
+            depth=int(self.depth[index]),
+            rank=int(self.rank[index]),
+            mode=execution.mode,
+            dtype=execution.dtype,
+            n=self.workload.n,
+            predicted=Cost(
+                memory_bytes=int(self.memory[index]),
+                process_memory_bytes=int(self.process[index]),
+                latency_seconds=float(self.latency[index]),
+                latency_p95_seconds=float(self.p95[index]),
+            ),
+            quality=float(self.quality[index]),
+        )
 
 
-def solve(
-    network: NetworkConfig,
-    sizes: SizeSpace,
-    max_mem_bytes: int,
-    workload: Workload,
-    *,
-    num_inference_steps: int = 25,
-    flops_per_second: float | None = None,
-) -> Plan:
-    """The largest depth x rank that fits; among equals the deeper, then the materialised.
+def solve(candidates: Candidates, constraints: Constraints) -> Solution:
+    """The feasible size of highest predicted quality; among equals the one of lower latency.
 
-    Raises Infeasible, with the nearest feasible plan, when nothing fits.
+    Exhaustive: no enumerated size that keeps the constraints is better. Raises Impossible,
+    or Infeasible with the nearest plan and the budget that it would keep.
     """
-    everything = list(
-        plans(
-            network,
-            sizes,
-            workload,
-            num_inference_steps=num_inference_steps,
-            flops_per_second=flops_per_second,
-        )
+    allowed = _allowed(candidates, constraints)
+    kept = _kept(candidates, constraints)
+    feasible = allowed & np.logical_and.reduce([np.ones_like(allowed), *kept.values()])
+    if not feasible.any():
+        raise _infeasible(candidates, constraints, allowed, kept)
+    best = _best(candidates, feasible)
+    memory = candidates.scoped_memory(constraints.mem_scope)
+    mem, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
+    return Solution(
+        plan=candidates.plan(best),
+        binding=_binding(candidates, allowed, kept, best),
+        slack=Slack(
+            memory_bytes=None if mem is None else int(mem - memory[best]),
+            latency_seconds=None if latency is None else float(latency - candidates.p95[best]),
+        ),
+        front=tuple(map(candidates.plan, _front(candidates, constraints, allowed))),
     )
-    fitting = [plan for plan in everything if plan.predicted.memory_bytes <= max_mem_bytes]
-    if not fitting:
-        nearest = min(everything, key=lambda plan: plan.predicted.memory_bytes)
-        raise Infeasible(max_mem_bytes, nearest)
-    return max(fitting, key=lambda p: (p.depth * p.rank, p.depth, p.mode is Mode.MATERIALISED))
+
+
+def _allowed(candidates: Candidates, constraints: Constraints) -> Bools:
+    """Of what is fixed. Raises Impossible."""
+    if (
+        constraints.mode
+        and constraints.dtype
+        and not executable(constraints.mode, constraints.dtype)
+    ):
+        raise Impossible(
+            "dtype int8 is for mode factored: a materialised weight is never stored in it"
+        )
+    modes = np.array([e.mode for e in candidates.executions])[candidates.execution]
+    dtypes = np.array([e.dtype for e in candidates.executions])[candidates.execution]
+    allowed = np.isfinite(candidates.quality) & (candidates.quality > 0)
+    for name, column in (
+        ("depth", candidates.depth),
+        ("rank", candidates.rank),
+        ("mode", modes),
+        ("dtype", dtypes),
+    ):
+        wanted = getattr(constraints, name)
+        if wanted is None:
+            continue
+        if not (column == wanted).any():
+            choices = ", ".join(map(str, sorted(set(column.tolist()))))
+            raise Impossible(f"the family has no {name} {wanted}; choose one of {choices}")
+        allowed &= column == wanted
+    if not allowed.any():
+        raise Impossible("what is fixed excludes every size; fix less")
+    return allowed
+
+
+def _kept(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, Bools]:
+    """Which candidates keep each constraint that was given."""
+    kept: dict[BudgetName, Bools] = {}
+    if constraints.max_mem_bytes is not None:
+        memory = candidates.scoped_memory(constraints.mem_scope)
+        kept["max_mem_gb"] = memory <= constraints.max_mem_bytes
+    if constraints.max_latency_seconds is not None:
+        kept["max_latency_ms"] = candidates.p95 <= constraints.max_latency_seconds
+    if constraints.min_quality is not None:
+        kept["min_quality"] = candidates.quality >= constraints.min_quality
+    return kept
+
+
+def _best(candidates: Candidates, among: Bools) -> int:
+    indices = np.flatnonzero(among)
+    order = np.lexsort(
+        (candidates.memory[indices], candidates.latency[indices], -candidates.quality[indices])
+    )
+    return int(indices[order[0]])
+
+
+def _binding(
+    candidates: Candidates, allowed: Bools, kept: dict[BudgetName, Bools], best: int
+) -> tuple[BudgetName, ...]:
+    """Each budget without which alone there were a better size; all if only all together."""
+    better = allowed & (candidates.quality > candidates.quality[best])
+    if not better.any():
+        return ()
+    alone = tuple(
+        name
+        for name in kept
+        if (better & np.logical_and.reduce([better, *_others(kept, name)])).any()
+    )
+    return alone or tuple(name for name in kept if name != "min_quality")
+
+
+def _others(kept: dict[BudgetName, Bools], name: BudgetName) -> list[Bools]:
+    return [mask for other, mask in kept.items() if other != name]
+
+
+def _infeasible(
+    candidates: Candidates,
+    constraints: Constraints,
+    allowed: Bools,
+    kept: dict[BudgetName, Bools],
+) -> Infeasible:
+    """Relax one constraint if one is enough, else all; the nearest is what exceeds least."""
+    excess = _excess(candidates, constraints)
+    for name in kept:
+        rest = allowed & np.logical_and.reduce([allowed, *_others(kept, name)])
+        if rest.any():
+            binding: tuple[BudgetName, ...] = (name,)
+            break
+    else:
+        rest, binding = allowed, tuple(kept)
+    total = np.max([excess[name] for name in binding], axis=0)
+    indices = np.flatnonzero(rest)
+    nearest = candidates.plan(int(indices[np.argmin(total[indices])]))
+    memory = (
+        nearest.predicted.process_memory_bytes
+        if constraints.mem_scope == "process"
+        else nearest.predicted.memory_bytes
+    )
+    needed: dict[BudgetName, float] = {
+        "max_mem_gb": math.ceil(memory / 1e3) / 1e6,  # rounded so that it is feasible when sent
+        "max_latency_ms": math.ceil(nearest.predicted.latency_p95_seconds * 1e5) / 100,
+        "min_quality": math.floor(nearest.quality * 1e4) / 1e4,
+    }
+    return Infeasible(binding, nearest, {name: needed[name] for name in binding})
+
+
+def _excess(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, Floats]:
+    """How many times over each constraint each candidate is."""
+    memory = candidates.scoped_memory(constraints.mem_scope)
+    return {
+        "max_mem_gb": memory / max(constraints.max_mem_bytes or 1, 1),
+        "max_latency_ms": candidates.p95 / (constraints.max_latency_seconds or 1),
+        "min_quality": (constraints.min_quality or 1) / np.maximum(candidates.quality, 1e-12),
+    }
+
+
+def _front(candidates: Candidates, constraints: Constraints, allowed: Bools) -> list[int]:
+    """Indices of what nothing dominates, best quality first.
+
+    In that order a candidate is dominated only by one before it. The least latency of those
+    that need no more memory is read off a staircase: memory ascending, latency descending.
+    """
+    indices = np.flatnonzero(allowed)
+    memory = candidates.scoped_memory(constraints.mem_scope)[indices]
+    p95 = candidates.p95[indices]
+    order = np.lexsort((memory, p95, -candidates.quality[indices]))
+    front: list[int] = []
+    steps: list[int] = []
+    latencies: list[float] = []
+    for index, needed, seconds in zip(
+        indices[order].tolist(), memory[order].tolist(), p95[order].tolist(), strict=True
+    ):
+        position = bisect.bisect_right(steps, needed)
+        if position and latencies[position - 1] <= seconds:
+            continue
+        front.append(index)
+        end = position
+        while end < len(steps) and latencies[end] >= seconds:
+            end += 1
+        steps[position:end], latencies[position:end] = [needed], [seconds]
+    return front
