@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learngenes.config import DType, Kind, Mode, NetworkConfig, executable
+from learngenes.device import release_memory
 
 Linear = Callable[[Tensor], Tensor]
 Layer = Mapping[Kind, Linear]
@@ -180,6 +181,7 @@ def serving_layers(
             else:
                 weight = materialise(u[kind], layer.sigma[kind], v[kind])
                 modules[kind] = MaterialisedLinear(_stored(weight, dtype, compute), bias)
+        release_memory(u[Kind.QKV].device)  # else the holes between kept matrices stay
         yield nn.ModuleDict(modules)
 
 

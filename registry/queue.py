@@ -8,6 +8,12 @@ BUILD_QUEUE = "build"
 SAMPLE_QUEUE = "sample"
 BUILD_TASK = "fineserve.build"
 SAMPLE_TASK = "fineserve.sample"
+QUEUES = {BUILD_TASK: BUILD_QUEUE, SAMPLE_TASK: SAMPLE_QUEUE}
+
+
+def queue_name(queue: str, device_class: str) -> str:
+    """A plan holds for one class of device: each has queues of its own."""
+    return f"{queue}.{device_class}"
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -20,7 +26,6 @@ def make_celery(settings: Settings) -> Celery:
         task_acks_late=True,  # else a task is lost with the process that runs it
         task_reject_on_worker_lost=True,  # else a killed child's task is acknowledged
         worker_prefetch_multiplier=1,  # else a busy worker holds tasks that others could run
-        task_routes={BUILD_TASK: BUILD_QUEUE, SAMPLE_TASK: SAMPLE_QUEUE},
         broker_connection_retry_on_startup=True,  # else a worker that starts first gives up
         broker_transport_options={
             # shorter than a task and the broker delivers it twice at once
@@ -42,11 +47,12 @@ class Queue:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def enqueue(self, task: str, record_id: str) -> None:
+    def enqueue(self, task: str, record_id: str, device_class: str) -> None:
         """Raises kombu.exceptions.OperationalError when the broker cannot be reached."""
-        self._app.send_task(task, args=[record_id], retry=False)
+        queue = queue_name(QUEUES[task], device_class)
+        self._app.send_task(task, args=[record_id], queue=queue, retry=False)
 
-    def length(self, queue: str) -> int:
+    def length(self, queue: str, device_class: str) -> int:
         """Messages that no worker has taken."""
         with self._app.connection_for_read() as connection:
-            return int(connection.default_channel.client.llen(queue))
+            return int(connection.default_channel.client.llen(queue_name(queue, device_class)))

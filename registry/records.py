@@ -3,7 +3,7 @@
 import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,9 +58,16 @@ class ModelStatus(StrEnum):
     DELETED = "deleted"
 
 
-class Predicted(BaseModel):
+class Cost(BaseModel):
+    """What a size costs, predicted or measured."""
+
     memory_bytes: int
-    latency_seconds: float | None
+    """Weights and peak activations of one batch."""
+    process_memory_bytes: int
+    """The whole of a process that serves this one model."""
+    latency_seconds: float
+    """Median of one batch."""
+    latency_p95_seconds: float
 
 
 class PlanRecord(BaseModel):
@@ -69,18 +76,33 @@ class PlanRecord(BaseModel):
     mode: str
     dtype: str
     n: int
-    predicted: Predicted
+    """Images in one batch."""
+    predicted: Cost
+    quality: float
+    """Of the family's best, which is 1."""
 
 
-class Measured(BaseModel):
-    memory_bytes: int | None = None
-    latency_p95_seconds: float | None = None
+class Verified(BaseModel):
+    """A plan that was built, and what it was measured to cost."""
+
+    plan: PlanRecord
+    measured: Cost
 
 
 class Budget(BaseModel):
-    max_mem_gb: float
-    n: int
-    num_inference_steps: int
+    """What the caller can afford, for which sampling, and what is fixed."""
+
+    max_mem_gb: float | None = None
+    mem_scope: Literal["model", "process"] = "model"
+    max_latency_ms: float | None = None
+    min_quality: float | None = None
+    n: int = 4
+    num_inference_steps: int = 25
+    guidance_scale: float = 2.0
+    depth: int | None = None
+    rank: int | None = None
+    mode: str | None = None
+    dtype: str | None = None
 
 
 class ModelRecord(Record):
@@ -90,7 +112,7 @@ class ModelRecord(Record):
         "queued": {"assembling", "failed", "cancelled", "deleted"},
         "assembling": {"assembling", "retraining", "failed", "cancelled", "deleted"},
         "retraining": {"assembling", "verifying", "failed", "cancelled", "deleted"},
-        "verifying": {"assembling", "ready", "failed", "cancelled", "deleted"},
+        "verifying": {"assembling", "retraining", "ready", "failed", "cancelled", "deleted"},
         "ready": {"deleted"},
         "failed": {"deleted"},
         "cancelled": {"deleted"},
@@ -101,13 +123,17 @@ class ModelRecord(Record):
 
     name: str
     family: str
+    device_class: str
     task: str = "default"
     status: ModelStatus = ModelStatus.QUEUED
     revision: int | None = None
-    """None until there is something to sample from; 0 interpolated Sigma, 1 retrained."""
+    """None until there is something to sample from; 0 interpolated Sigma, 1 retrained. Two
+    more for each time that a model was over its budget and a smaller one was made."""
     budget: Budget
     plan: PlanRecord
-    measured: Measured = Measured()
+    measured: Cost | None = None
+    over_budget: list[Verified] = []
+    """What was tried before `plan` and measured to need too much."""
     ready_at: datetime | None = None
 
     @property
@@ -139,6 +165,7 @@ class GenerationRecord(Record):
 
     status: GenerationStatus = GenerationStatus.QUEUED
     model: str
+    device_class: str
     revision: int | None = None
     class_labels: list[int]
     """One per image."""
@@ -159,8 +186,10 @@ class FamilyRecord(BaseModel):
     class_names: list[str]
     licence: str
     trained_steps: int
-    flops_per_second: float
-    """Measured by the worker at start, at the family's full size."""
+    fingerprint: str
+    """Changes with the weights."""
+    quality: dict[str, Any] | None
+    """Its quality table; None until it is calibrated."""
 
 
 class WorkerRecord(BaseModel):
@@ -168,5 +197,6 @@ class WorkerRecord(BaseModel):
 
     id: str
     queue: str
-    device: str
+    device_class: str
+    torch_version: str
     families: list[str]

@@ -254,6 +254,31 @@ class Repository:
         found = [FamilyRecord.model_validate_json(raw) for raw in self._values("family")]
         return sorted(found, key=lambda family: family.name)
 
+    def profile(self, device_class: str, family: str) -> str | None:
+        """What sizing knows of a family on a class of device, as JSON."""
+        return cast(str | None, self._redis.get(_profile_key(device_class, family)))
+
+    def profiled_classes(self, family: str) -> list[str]:
+        keys = self._redis.scan_iter(_profile_key("*", family), count=1000)
+        return sorted(cast(str, key).split(":")[2] for key in keys)
+
+    def change_profile(
+        self, device_class: str, family: str, apply: Callable[[str | None], str]
+    ) -> None:
+        """One atomic compare-and-set; `apply` may be called again when another was first."""
+        key = _profile_key(device_class, family)
+
+        def transaction(pipe: Pipeline) -> None:
+            changed = apply(cast(str | None, pipe.get(key)))
+            pipe.multi()
+            pipe.set(key, changed)
+
+        self._redis.transaction(cast(Any, transaction), key)
+
+    def lock(self, name: str, seconds: float) -> Lock:
+        """Waits for whoever has it; it is free again after `seconds` at the latest."""
+        return self._redis.lock(f"{PREFIX}:lock:{name}", seconds)
+
     def heartbeat(self, worker: WorkerRecord, seconds: float) -> None:
         key = f"{PREFIX}:worker:{worker.id}"
         self._redis.set(key, worker.model_dump_json(), px=int(seconds * 1000))
@@ -270,6 +295,10 @@ class Repository:
     def once(self, name: str, seconds: float) -> bool:
         """True for the first of many workers that asks within `seconds`."""
         return bool(self._redis.set(f"{PREFIX}:once:{name}", "1", nx=True, px=int(seconds * 1000)))
+
+
+def _profile_key(device_class: str, family: str) -> str:
+    return f"{PREFIX}:profile:{device_class}:{family}"
 
 
 def _digest(body: str) -> str:

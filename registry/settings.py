@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     visibility_timeout_seconds: PositiveInt = 3600
     """Longer than the longest task: the broker delivers again after it."""
     image_ttl_seconds: PositiveInt = 24 * 3600
+    profile_seconds: PositiveFloat = 30.0
+    """About how long a worker measures its device for a family it has not met on it."""
+    verify_seconds: PositiveFloat = 20.0
+    """No batch beyond the first ones is timed after it when a model is verified."""
     retraining_steps: PositiveInt = 300
     retraining_max_seconds: PositiveFloat = 60.0
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from learngenes.sizing import Infeasible, NetworkConfig, Plan, SizeSpace, Workload, solve
+
 from registry.queue import BUILD_TASK
 from registry.records import Budget, FamilyRecord, ModelRecord, ModelStatus, PlanRecord
 from registry.repository import Repository

@@ -1,21 +1,25 @@
-"""`python -m worker build` or `python -m worker sample`: one worker for one queue."""
+"""`python -m worker build` or `sample`: one worker for one queue; `verify` measures a model."""
 
 import sys
 
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE
 from worker.app import app
+from worker.verify import main as verify
 
 
 def main() -> None:
-    queues = (BUILD_QUEUE, SAMPLE_QUEUE)
-    if len(sys.argv) != 2 or sys.argv[1] not in queues:
-        sys.exit(f"usage: python -m worker {{{'|'.join(queues)}}}")
-    queue = sys.argv[1]
+    commands = (BUILD_QUEUE, SAMPLE_QUEUE, "verify")
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        sys.exit(f"usage: python -m worker {{{'|'.join(commands)}}}")
+    command = sys.argv[1]
+    if command == "verify":
+        verify()
+        return
     app.worker_main(
         [
             "worker",
-            *("--queues", queue),
-            *("--hostname", f"{queue}@%h"),
+            *("--queues", command),
+            *("--hostname", f"{command}@%h"),
             *("--pool", "threads"),
             *("--concurrency", "1"),
             *("--loglevel", "INFO"),

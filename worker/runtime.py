@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import redis
@@ -20,21 +21,18 @@ import structlog
 import torch
 from redis.exceptions import LockError
 
-from learngenes.config import Mode
-from learngenes.device import default_device, synchronise
+from learngenes.device import default_device, device_class
 from learngenes.family import Family, FamilyError, load_family
-from learngenes.sizing import Workload
-from learngenes.sizing.cost import flops
 from registry.errors import ModelGone, Superseded
 from registry.queue import Queue, make_celery
-from registry.records import FamilyRecord, Record, WorkerRecord, now
+from registry.records import FamilyRecord, GenerationRecord, ModelRecord, WorkerRecord, now
 from registry.repository import Records, Repository, connect
 from registry.settings import Settings
 from registry.store import ArtifactStore
 
 log = structlog.get_logger()
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", ModelRecord, GenerationRecord)
 
 PROGRESS_SECONDS = 0.5
 SWEEP_SECONDS = 600.0
@@ -55,6 +53,8 @@ class Runtime:
     queue: Queue
     device: torch.device
     families: dict[str, Family]
+    directories: dict[str, Path]
+    """Of each family."""
     worker_id: str = field(
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     )
@@ -64,13 +64,11 @@ class Runtime:
     def start(cls, settings: Settings) -> "Runtime":
         """Load every family. Raises FamilyError when one is corrupt or there is none."""
         device = default_device()
-        families = {
-            family.manifest.name: family.to(device)
-            for family in (
-                load_family(path.parent)
-                for path in sorted(settings.families_dir.glob("*/family.json"))
-            )
-        }
+        families, directories = {}, {}
+        for path in sorted(settings.families_dir.glob("*/family.json")):
+            family = load_family(path.parent).to(device)
+            families[family.manifest.name] = family
+            directories[family.manifest.name] = path.parent.resolve()
         if not families:
             raise FamilyError(
                 f"no family in {settings.families_dir.resolve()}; set FINESERVE_FAMILIES_DIR"
@@ -82,7 +80,12 @@ class Runtime:
             queue=Queue(make_celery(settings)),
             device=device,
             families=families,
+            directories=directories,
         )
+
+    @functools.cached_property
+    def device_class(self) -> str:
+        return device_class(self.device)
 
     def family(self, name: str) -> Family:
         if name not in self.families:
@@ -102,7 +105,6 @@ class Runtime:
 
     @functools.cached_property
     def announced(self) -> list[FamilyRecord]:
-        """The families, and this device's speed on each, measured once."""
         return [
             FamilyRecord(
                 name=name,
@@ -111,7 +113,8 @@ class Runtime:
                 class_names=list(family.manifest.class_names),
                 licence=family.manifest.licence,
                 trained_steps=family.manifest.trained_steps,
-                flops_per_second=flops_per_second(family, self.device),
+                fingerprint=family.fingerprint,
+                quality=family.quality.model_dump(mode="json") if family.quality else None,
             )
             for name, family in self.families.items()
         ]
@@ -221,7 +224,8 @@ class Housekeeping(Generic[R]):
         beat = WorkerRecord(
             id=runtime.worker_id,
             queue=self._queue,
-            device=str(runtime.device),
+            device_class=runtime.device_class,
+            torch_version=torch.__version__,
             families=sorted(runtime.families),
         )
         runtime.repository.heartbeat(beat, 3 * self._period_seconds)
@@ -236,8 +240,9 @@ class Housekeeping(Generic[R]):
         A message too many does no harm, one too few would: what has waited very long is
         enqueued again even if the queue is not empty.
         """
-        active = self._records.active()
-        waiting = self._runtime.queue.length(self._queue) if active else 0
+        device_class = self._runtime.device_class
+        active = [r for r in self._records.active() if r.device_class == device_class]
+        waiting = self._runtime.queue.length(self._queue, device_class) if active else 0
         for record in active:
             age_seconds = (now() - record.created_at).total_seconds()
             patience = LONG_WAIT_SECONDS if waiting else ORPHAN_SECONDS
@@ -248,22 +253,4 @@ class Housekeeping(Generic[R]):
             period = patience if record.status == "queued" else ORPHAN_SECONDS
             if self._runtime.repository.once(f"requeue:{record.id}", period):
                 log.warning("requeueing lost work", record=record.id, status=record.status)
-                self._runtime.queue.enqueue(self._task, record.id)
-
-
-def flops_per_second(family: Family, device: torch.device, repeats: int = 3) -> float:
-    """Speed of this device on this family's own forward pass at full size (best of some)."""
-    network = family.manifest.network
-    workload = Workload()
-    model = family.assemble(family.scales, Mode.MATERIALISED)
-    shape = (workload.rows, network.in_channels, network.sample_size, network.sample_size)
-    x = torch.zeros(shape, device=device)
-    zeros = torch.zeros(workload.rows, dtype=torch.long, device=device)
-    best = float("inf")
-    with torch.inference_mode():
-        for _ in range(repeats):
-            started = time.perf_counter()
-            model(x, zeros, zeros)
-            synchronise(device)
-            best = min(best, time.perf_counter() - started)
-    return flops(network, family.full_size, Mode.MATERIALISED, workload) / best
+                self._runtime.queue.enqueue(self._task, record.id, device_class)

@@ -74,6 +74,10 @@ class DeviceProfile(Frozen):
     p95_ratio: float = Field(ge=1)
     """What a batch's 95th percentile stays within, over its predicted median."""
 
+    def fits(self, family_fingerprint: str, torch_version: str) -> bool:
+        """Whether it was measured with these weights and this release of torch."""
+        return (self.family_fingerprint, self.torch_version) == (family_fingerprint, torch_version)
+
     @property
     def executions(self) -> list[Execution]:
         return [Execution(c.mode, c.dtype, self.native_bfloat16) for c in self.layers]

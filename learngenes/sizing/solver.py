@@ -136,22 +136,28 @@ class Candidates:
     def scoped_memory(self, scope: Scope) -> Ints:
         return self.process if scope == "process" else self.memory
 
-    def plan(self, index: int) -> Plan:
-        execution = self.executions[self.execution[index]]
-        return Plan(
-            depth=int(self.depth[index]),
-            rank=int(self.rank[index]),
-            mode=execution.mode,
-            dtype=execution.dtype,
-            n=self.workload.n,
-            predicted=Cost(
-                memory_bytes=int(self.memory[index]),
-                process_memory_bytes=int(self.process[index]),
-                latency_seconds=float(self.latency[index]),
-                latency_p95_seconds=float(self.p95[index]),
-            ),
-            quality=float(self.quality[index]),
+    def plans(self, indices: list[int]) -> list[Plan]:
+        columns = (
+            *(self.execution, self.depth, self.rank, self.memory, self.process),
+            *(self.latency, self.p95, self.quality),
         )
+        return [
+            Plan(
+                depth=depth,
+                rank=rank,
+                mode=self.executions[execution].mode,
+                dtype=self.executions[execution].dtype,
+                n=self.workload.n,
+                predicted=Cost(memory, process, latency, p95),
+                quality=quality,
+            )
+            for execution, depth, rank, memory, process, latency, p95, quality in zip(
+                *(column[indices].tolist() for column in columns), strict=True
+            )
+        ]
+
+    def plan(self, index: int) -> Plan:
+        return self.plans([index])[0]
 
 
 def solve(candidates: Candidates, constraints: Constraints) -> Solution:
@@ -175,7 +181,7 @@ def solve(candidates: Candidates, constraints: Constraints) -> Solution:
             memory_bytes=None if mem is None else int(mem - memory[best]),
             latency_seconds=None if latency is None else float(latency - candidates.p95[best]),
         ),
-        front=tuple(map(candidates.plan, _front(candidates, constraints, allowed))),
+        front=tuple(candidates.plans(_front(candidates, constraints, allowed))),
     )
 
 

@@ -1,0 +1,84 @@
+"""Device profiles: measured when there is none that fits, corrected by what is built."""
+
+import structlog
+import torch
+from pydantic import ValidationError
+
+from learngenes.config import DType, Mode, Size
+from learngenes.profile import OnProgress, measure_profile
+from learngenes.sizing.cost import Execution, Workload, memory_bytes, shared_bytes
+from learngenes.sizing.profile import Cost, DeviceProfile
+from worker.runtime import Runtime
+from worker.verify import Request, verify
+
+log = structlog.get_logger()
+
+LOCK_SECONDS = 300.0
+
+
+def ensure_profile(runtime: Runtime, family: str) -> DeviceProfile:
+    """The stored profile if it is of this family, device and torch; else a new one."""
+    with runtime.repository.lock(f"profile:{runtime.device_class}:{family}", LOCK_SECONDS):
+        stored = stored_profile(runtime, family)
+        return stored or refresh_profile(runtime, family)
+
+
+def stored_profile(runtime: Runtime, family: str) -> DeviceProfile | None:
+    """None when there is none or it is stale."""
+    raw = runtime.repository.profile(runtime.device_class, family)
+    if raw is None:
+        return None
+    try:
+        profile = DeviceProfile.model_validate_json(raw)
+    except ValidationError:
+        return None  # of another release
+    fits = profile.fits(runtime.family(family).fingerprint, torch.__version__)
+    return profile if fits else None
+
+
+def refresh_profile(
+    runtime: Runtime, family: str, on_progress: OnProgress = lambda *_: None
+) -> DeviceProfile:
+    """Measure and store."""
+    log.info("profiling", family=family, device_class=runtime.device_class)
+    on_progress(0, "a process of its own")
+    base = process_base_bytes(runtime, family)
+    profile = measure_profile(
+        runtime.family(family), base, runtime.settings.profile_seconds, on_progress
+    )
+    content = profile.model_dump_json()
+    runtime.repository.change_profile(runtime.device_class, family, lambda _: content)
+    log.info("profiled", family=family, p95_ratio=profile.p95_ratio, process_base_bytes=base)
+    return profile
+
+
+def process_base_bytes(runtime: Runtime, family: str) -> int:
+    """What a serving process holds beside its model, from one with a small model."""
+    manifest = runtime.family(family).manifest
+    size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[0])
+    workload = Workload(n=1, num_inference_steps=2)
+    measured = verify(
+        Request(
+            family=runtime.directories[family],
+            depth=size.depth,
+            rank=size.rank,
+            mode=Mode.FACTORED,
+            dtype=DType.FLOAT32,
+            workload=workload,
+            max_seconds=1,
+        )
+    )
+    execution = Execution(Mode.FACTORED, DType.FLOAT32)
+    own = memory_bytes(manifest.network, size.depth, size.rank, execution, workload)
+    shared = shared_bytes(manifest.network, size.rank, execution)
+    return measured.process_memory_bytes - int(own) + int(shared)
+
+
+def correct_profile(runtime: Runtime, family: str, predicted: Cost, measured: Cost) -> None:
+    """Learn from one model that was measured."""
+
+    def correct(raw: str | None) -> str:
+        assert raw is not None
+        return DeviceProfile.model_validate_json(raw).corrected(predicted, measured).model_dump_json()
+
+    runtime.repository.change_profile(runtime.device_class, family, correct)
