@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from learngenes.config import DType, Mode, Size
+from learngenes.device import native_bfloat16
 from learngenes.profile import OnProgress, measure_profile
 from learngenes.sizing.cost import Execution, Workload, memory_bytes, shared_bytes
 from learngenes.sizing.profile import Cost, DeviceProfile
@@ -14,6 +15,8 @@ from worker.verify import Request, verify
 log = structlog.get_logger()
 
 LOCK_SECONDS = 300.0
+PROCESS_MARGIN = 1.05
+"""How much the C library's allocator may keep of what was freed, in one run more than in another."""
 
 
 def ensure_profile(runtime: Runtime, family: str) -> DeviceProfile:
@@ -53,25 +56,28 @@ def refresh_profile(
 
 
 def process_base_bytes(runtime: Runtime, family: str) -> int:
-    """What a serving process holds beside its model, from one with a small model."""
+    """What a serving process holds beside its model.
+
+    Taken from a model in int8, which needs the most libraries and the most room to be made.
+    """
     manifest = runtime.family(family).manifest
-    size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[0])
-    workload = Workload(n=1, num_inference_steps=2)
+    size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[-1])
+    workload = Workload(n=1, num_inference_steps=1)
+    execution = Execution(Mode.FACTORED, DType.INT8, native_bfloat16(runtime.device))
     measured = verify(
         Request(
             family=runtime.directories[family],
             depth=size.depth,
             rank=size.rank,
-            mode=Mode.FACTORED,
-            dtype=DType.FLOAT32,
+            mode=execution.mode,
+            dtype=execution.dtype,
             workload=workload,
             max_seconds=1,
         )
     )
-    execution = Execution(Mode.FACTORED, DType.FLOAT32)
     own = memory_bytes(manifest.network, size.depth, size.rank, execution, workload)
     shared = shared_bytes(manifest.network, size.rank, execution)
-    return measured.process_memory_bytes - int(own) + int(shared)
+    return round(PROCESS_MARGIN * (measured.process_memory_bytes - int(own) + int(shared)))
 
 
 def correct_profile(runtime: Runtime, family: str, predicted: Cost, measured: Cost) -> None:
