@@ -12,6 +12,7 @@ from learngenes.diffusion import SAMPLERS
 from learngenes.dit import DiT
 from learngenes.sampling import sample
 from learngenes.sizing.cost import Workload
+from learngenes.sizing.profile import Cost
 
 LATENCY_RUNS = 20
 MIN_LATENCY_RUNS = 5
@@ -19,13 +20,8 @@ MIN_LATENCY_RUNS = 5
 
 @dataclass(frozen=True)
 class Measurement:
-    memory_bytes: int
-    """Weights and peak activations of one batch, by whichever scheduler needs more."""
-    process_memory_bytes: int
-    """The most that this process has held: of a meaning where it did nothing else before."""
-    latency_seconds: float
-    """Median of one batch."""
-    latency_p95_seconds: float
+    cost: Cost
+    """Memory by whichever scheduler needs more; the process since its start."""
     latency_runs: int
 
 
@@ -88,9 +84,11 @@ def measure(
         seconds.append(run(model, diffusion, workload))
     process_bytes = process_peak_bytes(model.stem.positions.device)  # the profiler takes some, too
     return Measurement(
-        memory_bytes=memory(model, diffusion, workload),
-        process_memory_bytes=process_bytes,
-        latency_seconds=float(np.median(seconds)),
-        latency_p95_seconds=float(np.quantile(seconds, 0.95)),
+        Cost(
+            memory_bytes=memory(model, diffusion, workload),
+            process_memory_bytes=process_bytes,
+            latency_seconds=float(np.median(seconds)),
+            latency_p95_seconds=float(np.quantile(seconds, 0.95)),
+        ),
         latency_runs=len(seconds),
     )

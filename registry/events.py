@@ -14,7 +14,7 @@ BLOCK_SECONDS = 5.0
 class Event:
     id: str
     name: str
-    """`status` or `progress`."""
+    """`status`, `progress`, and of a model `replanned` and `verified`."""
     data: str
     """JSON."""
 

@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -146,11 +147,11 @@ class Records(Generic[R]):
 
         return self._compare_and_set(record_id, apply)
 
-    def progress(self, record_id: str, data: str) -> None:
-        """Write a `progress` event (JSON)."""
+    def tell(self, record_id: str, event: str, data: str) -> None:
+        """Write an event (JSON)."""
         self._redis.xadd(
             stream_key(self._type.NAME, record_id),
-            {"event": "progress", "data": data},
+            {"event": event, "data": data},
             maxlen=MAX_EVENTS,
         )
 
@@ -246,12 +247,11 @@ class Repository:
 
     def announce_family(self, family: FamilyRecord) -> None:
         """Known for FAMILY_SECONDS: workers repeat it."""
-        key = f"{PREFIX}:family:{family.name}"
-        self._redis.set(key, family.model_dump_json(), ex=FAMILY_SECONDS)
+        self._announce("family", family.name, family.model_dump_json(), FAMILY_SECONDS)
 
     def families(self) -> list[FamilyRecord]:
         """What workers hold or held a short while ago, by name."""
-        found = [FamilyRecord.model_validate_json(raw) for raw in self._values("family")]
+        found = [FamilyRecord.model_validate_json(raw) for raw in self._announced("family")]
         return sorted(found, key=lambda family: family.name)
 
     def profile(self, device_class: str, family: str) -> str | None:
@@ -259,8 +259,8 @@ class Repository:
         return cast(str | None, self._redis.get(_profile_key(device_class, family)))
 
     def profiled_classes(self, family: str) -> list[str]:
-        keys = self._redis.scan_iter(_profile_key("*", family), count=1000)
-        return sorted(cast(str, key).split(":")[2] for key in keys)
+        """The device classes on which a family was profiled."""
+        return sorted(cast(set[str], self._redis.smembers(f"{PREFIX}:profiles:{family}")))
 
     def change_profile(
         self, device_class: str, family: str, apply: Callable[[str | None], str]
@@ -272,25 +272,34 @@ class Repository:
             changed = apply(cast(str | None, pipe.get(key)))
             pipe.multi()
             pipe.set(key, changed)
+            pipe.sadd(f"{PREFIX}:profiles:{family}", device_class)
 
         self._redis.transaction(cast(Any, transaction), key)
 
     def lock(self, name: str, seconds: float) -> Lock:
         """Waits for whoever has it; it is free again after `seconds` at the latest."""
-        return self._redis.lock(f"{PREFIX}:lock:{name}", seconds)
+        lock: Lock = self._redis.lock(f"{PREFIX}:lock:{name}", seconds)
+        return lock
 
     def heartbeat(self, worker: WorkerRecord, seconds: float) -> None:
-        key = f"{PREFIX}:worker:{worker.id}"
-        self._redis.set(key, worker.model_dump_json(), px=int(seconds * 1000))
+        self._announce("worker", worker.id, worker.model_dump_json(), seconds)
 
     def workers(self) -> list[WorkerRecord]:
-        return [WorkerRecord.model_validate_json(raw) for raw in self._values("worker")]
+        return [WorkerRecord.model_validate_json(raw) for raw in self._announced("worker")]
 
-    def _values(self, name: str) -> Iterator[str]:
-        for key in self._redis.scan_iter(f"{PREFIX}:{name}:*", count=1000):
-            raw = cast(str | None, self._redis.get(key))
-            if raw is not None:
-                yield raw
+    def _announce(self, kind: str, name: str, content: str, seconds: float) -> None:
+        index, now = f"{PREFIX}:{kind}:announced", time.time()
+        with self._redis.pipeline() as pipe:
+            pipe.set(f"{PREFIX}:{kind}:{name}", content, px=int(seconds * 1000))
+            pipe.zremrangebyscore(index, 0, now)
+            pipe.zadd(index, {name: now + seconds})
+            pipe.execute()
+
+    def _announced(self, kind: str) -> list[str]:
+        names = cast(list[str], self._redis.zrange(f"{PREFIX}:{kind}:announced", 0, -1))
+        keys = [f"{PREFIX}:{kind}:{name}" for name in names]
+        raws = cast(list[str | None], self._redis.mget(keys)) if keys else []
+        return [raw for raw in raws if raw is not None]
 
     def once(self, name: str, seconds: float) -> bool:
         """True for the first of many workers that asks within `seconds`."""

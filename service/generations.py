@@ -23,7 +23,7 @@ from registry.queue import SAMPLE_TASK
 from registry.records import GenerationRecord, GenerationStatus
 from registry.store import generation_name, image_file
 from service.deps import GenerationDep, IdempotencyKey, LastEventId, State, StateDep
-from service.models import choose_family, require_servable
+from service.models import require_servable
 from service.problems import Problem
 from service.schemas import (
     MAX_SEED,
@@ -32,6 +32,7 @@ from service.schemas import (
     ImageResponse,
     Seconds,
 )
+from service.sizing import choose_family
 from service.streams import events
 from service.submission import check_limits, submit
 
@@ -112,6 +113,7 @@ def _new_generation(state: State, request: GenerateRequest) -> GenerationRecord:
     return GenerationRecord(
         id=GenerationRecord.new_id(),
         model=model.id,
+        device_class=model.device_class,
         class_labels=[labels[i % len(labels)] for i in range(n)],
         seeds=[(first + i) % (MAX_SEED + 1) for i in range(n)],
         num_inference_steps=request.num_inference_steps,

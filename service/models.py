@@ -1,19 +1,19 @@
 """/models: from a budget to a model."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-
 from registry.queue import BUILD_TASK
-from registry.records import Budget, FamilyRecord, ModelRecord, ModelStatus, PlanRecord
-from registry.repository import Repository
+from registry.records import ModelRecord, ModelStatus, PlanRecord
 from service.deps import IdempotencyKey, LastEventId, Limit, ModelDep, Offset, State, StateDep
-from service.problems import Problem, unavailable
+from service.problems import Problem
 from service.schemas import ModelList, ModelRequest, ModelResponse
+from service.sizing import choose_site, solve_budget
 from service.streams import events
-from service.submission import check_limits, submit
+from service.submission import submit
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -33,19 +33,15 @@ def create_model(
 
 
 def _new_model(state: State, request: ModelRequest) -> ModelRecord:
-    check_limits(state.settings, request.n, request.num_inference_steps)
-    family = choose_family(state.repository, request.family)
-    plan = _solve(request, family)
+    site = choose_site(state, request, live=True)
+    plan = PlanRecord.model_validate(dataclasses.asdict(solve_budget(state, request, site).plan))
     return ModelRecord(
         id=ModelRecord.new_id(),
-        name=request.name or f"{family.name}-L{plan.depth}-r{plan.rank}-{plan.mode}",
-        family=family.name,
-        budget=Budget(
-            max_mem_gb=request.max_mem_gb,
-            n=request.n,
-            num_inference_steps=request.num_inference_steps,
-        ),
-        plan=PlanRecord.model_validate(plan.model_dump()),
+        name=request.name or f"{site.family.name}-L{plan.depth}-r{plan.rank}-{plan.mode}",
+        family=site.family.name,
+        device_class=site.profile.device_class,
+        budget=request.budget,
+        plan=plan,
     )
 
 
@@ -85,47 +81,6 @@ async def model_events(
     """Status changes and retraining loss, from the first to the last."""
     async for event in events(state, record, after):
         yield event
-
-
-def choose_family(repository: Repository, name: str | None) -> FamilyRecord:
-    families = {family.name: family for family in repository.families()}
-    if not families:
-        raise unavailable(
-            "no worker has announced a family yet; start a worker, or wait for it", "no-family"
-        )
-    if name is None and len(families) == 1:
-        return next(iter(families.values()))
-    if name is None:
-        raise Problem(422, "family-needed", f"say which family: one of {', '.join(families)}")
-    if name not in families:
-        raise Problem(
-            422, "unknown-family", f"no family {name!r}; choose one of {', '.join(families)}"
-        )
-    return families[name]
-
-
-def _solve(request: ModelRequest, family: FamilyRecord) -> Plan:
-    try:
-        return solve(
-            NetworkConfig.model_validate(family.network),
-            SizeSpace.model_validate(family.sizes),
-            round(request.max_mem_gb * 1e9),
-            Workload(n=request.n),
-            num_inference_steps=request.num_inference_steps,
-            flops_per_second=family.flops_per_second,
-        )
-    except Infeasible as error:
-        nearest = error.nearest
-        raise Problem(
-            422,
-            "infeasible-budget",
-            f"{error}; raise max_mem_gb to at least that, or lower n",
-            binding="max_mem_gb",
-            nearest_feasible={
-                "max_mem_gb": error.nearest_gb,
-                "plan": nearest,
-            },
-        ) from error
 
 
 def require_servable(state: State, model_id: str) -> ModelRecord:

@@ -1,40 +1,93 @@
 """Requests and answers. An unknown field in a request is an error."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from registry.records import Budget, FamilyRecord, Measured, ModelRecord, PlanRecord
+from learngenes.sizing.solver import Plan, Slack
+from registry.records import Budget, Cost, FamilyRecord, ModelRecord, PlanRecord, Verified
 
 MAX_SEED = 2**63 - 1
 
 
-class ModelRequest(BaseModel):
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+class PlanRequest(BaseModel):
+    """A budget: max_mem_gb, max_latency_ms, or both; and for which sampling it holds."""
+
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"max_mem_gb": 4}, {"max_mem_gb": 0.004}]}
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"max_mem_gb": 4, "max_latency_ms": 800}, {"max_mem_gb": 0.004}]
+        },
     )
 
-    max_mem_gb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
-    """What the model itself may need on the device, in GB of 10^9 bytes."""
-    n: Annotated[int, Field(ge=1, le=128)] = 4
-    """Images in one batch, for which the budget holds."""
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    max_mem_gb: Annotated[Positive, Field(le=10_000)] | None = None
+    """Of 10^9 bytes."""
+    mem_scope: Literal["model", "process"] = "model"
+    """Whether max_mem_gb bounds weights and peak activations, or the whole serving process."""
+    max_latency_ms: Annotated[Positive, Field(le=86_400_000)] | None = None
+    """The 95th percentile of one batch, on an idle device."""
+    min_quality: Annotated[Positive, Field(le=1)] | None = None
+    """Of the family's best, which is 1."""
+    n: Annotated[Count, Field(le=1024)] = 4
+    """Images in one batch."""
+    num_inference_steps: Annotated[Count, Field(le=1000)] = 25
+    guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False, strict=True)] = 2.0
+    """1 is unguided, and halves the rows of a step."""
+    depth: Count | None = None
+    rank: Count | None = None
+    mode: Literal["factored", "materialised"] | None = None
+    dtype: Literal["float32", "bfloat16", "int8"] | None = None
     family: str | None = None
     """May be left out while there is only one."""
+    device_class: str | None = None
+    """May be left out while there is only one."""
+
+    @model_validator(mode="after")
+    def _budget(self) -> Self:
+        if self.max_mem_gb is None and self.max_latency_ms is None:
+            raise ValueError("send a budget: max_mem_gb, max_latency_ms, or both")
+        if self.mem_scope == "process" and self.max_mem_gb is None:
+            raise ValueError("mem_scope is about max_mem_gb: send that, too")
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        return Budget.model_validate(self.model_dump(include=set(Budget.model_fields)))
+
+
+class ModelRequest(PlanRequest):
     name: Annotated[str, Field(pattern=r"^[\w .-]{1,64}$")] | None = None
+
+
+class PlanResponse(BaseModel):
+    family: str
+    device_class: str
+    profiled_at: datetime
+    plan: Plan
+    binding: tuple[str, ...]
+    """Constraints without which there were a better size; none: it is the family's best."""
+    slack: Slack
+    front: tuple[Plan, ...]
+    """Sizes that no other beats in quality, memory and latency at once, best first."""
 
 
 class ModelResponse(BaseModel):
     id: str
     name: str
     family: str
+    device_class: str
     task: str
     status: str
     revision: int | None
     budget: Budget
     plan: PlanRecord
-    measured: Measured
+    measured: Cost | None
+    over_budget: list[Verified]
     error: str | None
     created_at: datetime
     ready_at: datetime | None

@@ -43,8 +43,14 @@ def readyz(response: Response, state: StateDep) -> Readiness:
             for queue in (BUILD_QUEUE, SAMPLE_QUEUE)
             if queue not in queues
         ]
-        if not state.repository.families():
+        families = state.repository.families()
+        if not families:
             missing.append("a family")
+        missing += [
+            f"a device profile for {family.name} (measured in under a minute)"
+            for family in families
+            if family.quality is not None and not state.repository.profiled_classes(family.name)
+        ]
     except redis.RedisError as error:
         missing.append(f"Redis ({error})")
     response.status_code = 503 if missing else 200

@@ -4,7 +4,7 @@ import structlog
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from registry.records import Record
+from registry.records import GenerationRecord, ModelRecord
 from registry.settings import Settings
 from service.deps import State
 from service.problems import Problem
@@ -12,7 +12,7 @@ from service.problems import Problem
 log = structlog.get_logger()
 
 
-def submit(state: State, task: str, record: Record) -> None:
+def submit(state: State, task: str, record: ModelRecord | GenerationRecord) -> None:
     """Enqueue a record that is already stored; a worker ignores what it has been told twice.
 
     When the broker cannot take the message the record waits, and the workers' housekeeping
@@ -21,7 +21,7 @@ def submit(state: State, task: str, record: Record) -> None:
     if record.status != "queued":
         return
     try:
-        state.queue.enqueue(task, record.id)
+        state.queue.enqueue(task, record.id, record.device_class)
     except (OperationalError, RedisError) as error:
         log.warning("left to housekeeping", record=record.id, error=str(error))
 

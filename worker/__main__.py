@@ -2,7 +2,8 @@
 
 import sys
 
-from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE
+from learngenes.device import default_device, device_class
+from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE, queue_name
 from worker.app import app
 from worker.verify import main as verify
 
@@ -18,7 +19,7 @@ def main() -> None:
     app.worker_main(
         [
             "worker",
-            *("--queues", command),
+            *("--queues", queue_name(command, device_class(default_device()))),
             *("--hostname", f"{command}@%h"),
             *("--pool", "threads"),
             *("--concurrency", "1"),

@@ -1,4 +1,4 @@
-"""The Celery application of the workers: `celery --app worker.app worker --queues build`.
+"""The Celery application of the workers, started by `python -m worker`.
 
 A thread pool of one: the process that holds the model is the one that answers to signals,
 and CUDA is never touched before a fork.
@@ -18,8 +18,10 @@ from registry.logs import configure_logging
 from registry.queue import BUILD_QUEUE, BUILD_TASK, SAMPLE_QUEUE, SAMPLE_TASK, make_celery
 from registry.settings import Settings, get_settings
 from worker.build import build
+from worker.profiles import ensure_profile
 from worker.runtime import Housekeeping, Runtime
 from worker.sample import Sampler
+from worker.verify import VerificationError
 
 log = structlog.get_logger()
 
@@ -32,13 +34,16 @@ class Worker:
         self.sampler = Sampler(self.runtime)
 
     def serve(self, queues: set[str]) -> None:
-        """Announce the families, then tend the queues in the background."""
+        """Announce the families, tend the queues in the background, profile before building."""
         repository = self.runtime.repository
         self.runtime.announce_families()
-        if BUILD_QUEUE in queues:
-            Housekeeping(self.runtime, repository.models, BUILD_QUEUE, BUILD_TASK).start()
         if SAMPLE_QUEUE in queues:
             Housekeeping(self.runtime, repository.generations, SAMPLE_QUEUE, SAMPLE_TASK).start()
+        if BUILD_QUEUE in queues:
+            Housekeeping(self.runtime, repository.models, BUILD_QUEUE, BUILD_TASK).start()
+            for name, family in self.runtime.families.items():
+                if family.quality is not None:  # else nothing can be planned for it
+                    ensure_profile(self.runtime, name)
         log.info("worker ready", queues=sorted(queues), families=sorted(self.runtime.families))
 
 
@@ -59,8 +64,10 @@ def make_app(settings: Settings) -> Celery:
         configure_logging(settings.log_format)
         try:
             workers.append(Worker(settings))
-            workers[0].serve(set(sender.app.amqp.queues.consume_from))
-        except (FamilyError, RedisError) as error:
+            workers[0].serve(
+                {name.partition(".")[0] for name in sender.app.amqp.queues.consume_from}
+            )
+        except (FamilyError, RedisError, VerificationError) as error:
             log.critical("the worker cannot start", reason=str(error))
             # Celery would go on after any other exception; a family does not heal by restarting
             status = os.EX_CONFIG if isinstance(error, FamilyError) else 1

@@ -1,30 +1,42 @@
-"""The build task: assemble, publish revision 0, retrain Sigma, measure, publish revision 1."""
+"""The build task: plan, assemble, publish unretrained, retrain Sigma, verify, publish.
+
+A model that is measured over its budget is made again, smaller, at most MOST_STEPS_DOWN times.
+"""
 
 import contextlib
+import dataclasses
+import json
+import time
 
 import structlog
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from learngenes.config import Mode, Size
+from learngenes.config import DType, Mode, Size
 from learngenes.factors import Scales
 from learngenes.family import Family
-from learngenes.measure import Measurement, measure
 from learngenes.retrain import Progress, RetrainingConfig, retrain
 from learngenes.sigma import interpolated
+from learngenes.sizing import profile
+from learngenes.sizing.cost import Workload
+from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
 from registry.errors import ArtifactError, RecordNotFound
-from registry.records import ModelRecord, ModelStatus, now
+from registry.records import Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, revision_name
+from worker.profiles import correct_profile, ensure_profile
 from worker.runtime import Reporter, Runtime
+from worker.verify import Request, verify
 
 log = structlog.get_logger()
 
 SCALES_FILE = "scales.safetensors"
-GUIDANCE_SCALE = 2.0
+MOST_STEPS_DOWN = 3
+IDLE_SECONDS = 30.0
+"""How long verification waits for the device to have nothing to sample."""
 
 
 class OverBudget(Exception):
-    """The finished model needs more than its budget."""
+    """The finished model needs more than its budget, and no smaller one is left."""
 
 
 def build(runtime: Runtime, model_id: str) -> None:
@@ -41,22 +53,82 @@ class _Build:
         self.runtime = runtime
         self.record = record
         self.family = runtime.family(record.family)
-        self.mode = Mode(record.plan.mode)
+        budget = record.budget
+        self.workload = Workload(
+            n=budget.n,
+            num_inference_steps=budget.num_inference_steps,
+            guided=budget.guidance_scale > 1,
+        )
+        sampling = {"n", "num_inference_steps", "guidance_scale"}
+        self.constraints = Constraints.stated(**budget.model_dump(exclude=sampling))
         self.reporter = Reporter(runtime, runtime.repository.models, record)
 
     def run(self) -> None:
-        size = Size(depth=self.record.plan.depth, rank=self.record.plan.rank)
-        scales = interpolated(self.family.scales, size)
+        ensure_profile(self.runtime, self.record.family)
         if self.record.revision is None:
-            self._store(0, scales)
-            self._change(revision=0)
-        self._change(status=ModelStatus.RETRAINING)
+            self._replan()
+        scales = interpolated(self.family.scales, self._size)
+        while True:
+            if self.record.revision is None or self.record.revision < self._unretrained_revision:
+                self._store(self._unretrained_revision, scales)
+                self._change(revision=self._unretrained_revision)
+            self._change(status=ModelStatus.RETRAINING)
+            scales = self._retrain(scales)
+            self._change(status=ModelStatus.VERIFYING)
+            measured = self._verify(scales)
+            over = self._over(measured)
+            self._tell("verified", plan=self.record.plan, measured=measured, over_budget=over)
+            if not over:
+                break
+            plan = self._step_down(measured, over)
+            self._change(
+                plan=plan,
+                over_budget=[
+                    *self.record.over_budget,
+                    Verified(plan=self.record.plan, measured=measured),
+                ],
+            )
+            source = scales if plan.rank <= scales.rank else self.family.scales
+            scales = interpolated(source, self._size)
+        revision = self._unretrained_revision + 1
+        self._store(revision, scales)
+        self._change(status=ModelStatus.READY, revision=revision, measured=measured, ready_at=now())
+
+    @property
+    def _size(self) -> Size:
+        return Size(depth=self.record.plan.depth, rank=self.record.plan.rank)
+
+    @property
+    def _unretrained_revision(self) -> int:
+        """Of the present plan; the retrained one is the next."""
+        return 2 * len(self.record.over_budget)
+
+    def _candidates(self) -> Candidates:
+        manifest = self.family.manifest
+        if self.family.quality is None:
+            raise Impossible(f"the family {manifest.name} is not calibrated")
+        profile = ensure_profile(self.runtime, manifest.name)
+        return Candidates.of(
+            manifest.network, manifest.sizes, self.family.quality, profile, self.workload
+        )
+
+    def _replan(self) -> None:
+        """The decision is this device's: its profile may have changed since the request."""
+        plan = _record(solve(self._candidates(), self.constraints).plan)
+        if plan != self.record.plan:
+            same = _choice(plan) == _choice(self.record.plan)
+            if not same:
+                reason = "this device's profile has changed since the request"
+                self._tell("replanned", before=self.record.plan, plan=plan, reason=reason)
+            self._change(plan=plan)
+
+    def _retrain(self, scales: Scales) -> Scales:
+        settings = self.runtime.settings
         retrained = retrain(
             self.family,
             scales,
             RetrainingConfig(
-                steps=self.runtime.settings.retraining_steps,
-                max_seconds=self.runtime.settings.retraining_max_seconds,
+                steps=settings.retraining_steps, max_seconds=settings.retraining_max_seconds
             ),
             self._on_progress,
         )
@@ -68,41 +140,91 @@ class _Build:
             heldout_loss_before=retrained.initial_heldout_loss,
             heldout_loss=retrained.heldout_loss,
         )
-        self._change(status=ModelStatus.VERIFYING)
-        measured = self._measure(retrained.scales)
-        self._store(1, retrained.scales)
-        self._change(
-            status=ModelStatus.READY,
-            revision=1,
-            measured={
-                "memory_bytes": measured.memory_bytes,
-                "latency_p95_seconds": measured.latency_p95_seconds,
-            },
-            ready_at=now(),
-        )
+        return retrained.scales
 
-    def _measure(self, scales: Scales) -> Measurement:
-        budget = self.record.budget
-        measured = measure(
-            self.family.assemble(scales, self.mode),
-            self.family.manifest.diffusion,
-            n=self.record.plan.n,
-            num_inference_steps=budget.num_inference_steps,
-            guidance_scale=GUIDANCE_SCALE,
-            on_step=lambda *_: self.reporter.tell(),
+    def _verify(self, scales: Scales) -> Cost:
+        """Measure in a fresh process, and let the profile learn from it."""
+        deadline = time.monotonic() + IDLE_SECONDS
+        while self.runtime.repository.generations.active() and time.monotonic() < deadline:
+            self.reporter.tell()
+            time.sleep(0.1)
+        plan = self.record.plan
+        measurement = verify(
+            Request(
+                family=self.runtime.directories[self.record.family],
+                depth=plan.depth,
+                rank=plan.rank,
+                mode=Mode(plan.mode),
+                dtype=DType(plan.dtype),
+                workload=self.workload,
+                max_seconds=self.runtime.settings.verify_seconds,
+            ),
+            scales,
+            self.reporter.tell,
         )
-        if measured.memory_bytes > budget.max_mem_gb * 1e9:
-            raise OverBudget(
-                f"measured {measured.memory_bytes} bytes, the budget is {budget.max_mem_gb} GB; "
-                "ask for a slightly larger budget or a smaller n"
-            )
+        measured = Cost.model_validate(dataclasses.asdict(measurement.cost))
+        predicted = profile.Cost(**plan.predicted.model_dump())
+        correct_profile(self.runtime, self.record.family, predicted, measurement.cost)
         return measured
+
+    def _over(self, measured: Cost) -> list[str]:
+        """The budgets that the measured model does not keep."""
+        over = []
+        memory, latency = self.constraints.max_mem_bytes, self.constraints.max_latency_seconds
+        if memory is not None and self._scoped(measured) > memory:
+            over.append("max_mem_gb")
+        if latency is not None and measured.latency_p95_seconds > latency:
+            over.append("max_latency_ms")
+        return over
+
+    def _scoped(self, cost: Cost) -> int:
+        process = self.constraints.mem_scope == "process"
+        return cost.process_memory_bytes if process else cost.memory_bytes
+
+    def _step_down(self, measured: Cost, over: list[str]) -> PlanRecord:
+        """The best of those that keep the budget if they miss their prediction as this one did.
+
+        Raises OverBudget when there is none, or it was tried often enough.
+        """
+        plan, budget = self.record.plan, self.record.budget
+        story = (
+            f"depth {plan.depth}, rank {plan.rank}, {plan.mode}, {plan.dtype} was measured at "
+            f"{self._scoped(measured)} bytes and {measured.latency_p95_seconds:.3f} s (95th "
+            f"percentile), over {' and '.join(over)} of {budget.model_dump(exclude_none=True)}"
+        )
+        if len(self.record.over_budget) >= MOST_STEPS_DOWN:
+            raise OverBudget(f"{story}, after {MOST_STEPS_DOWN} smaller ones; raise the budget")
+        candidates = self._candidates()
+        try:
+            now_predicted = solve(candidates, Constraints(**_choice(plan))).plan.predicted
+            predicted = Cost.model_validate(dataclasses.asdict(now_predicted))
+            tightened: dict[str, float] = {}
+            if "max_mem_gb" in over and self.constraints.max_mem_bytes is not None:
+                missed = min(1, self._scoped(predicted) / self._scoped(measured))
+                tightened["max_mem_bytes"] = int(self.constraints.max_mem_bytes * missed)
+            if "max_latency_ms" in over and self.constraints.max_latency_seconds is not None:
+                ratio = predicted.latency_p95_seconds / measured.latency_p95_seconds
+                tightened["max_latency_seconds"] = self.constraints.max_latency_seconds * min(
+                    1, ratio
+                )
+            smaller = solve(candidates, self.constraints.model_copy(update=tightened)).plan
+        except (Impossible, Infeasible) as error:
+            raise OverBudget(f"{story}; {error}; raise the budget or fix less") from error
+        log.info("stepping down", model=self.record.id, over=over, plan=_choice(_record(smaller)))
+        return _record(smaller)
 
     def _change(self, **changes: object) -> None:
         """Raises Superseded when this attempt is no longer the current one."""
-        self.runtime.repository.models.change(
+        self.record = self.runtime.repository.models.change(
             self.record.id, attempt=self.record.attempts, **changes
         )
+
+    def _tell(self, event: str, **data: object) -> None:
+        plain = {
+            name: value.model_dump() if isinstance(value, PlanRecord | Cost) else value
+            for name, value in data.items()
+        }
+        self.runtime.repository.models.tell(self.record.id, event, json.dumps(plain))
 
     def _on_progress(self, progress: Progress) -> None:
         self.reporter.tell(progress.model_dump_json, now=progress.heldout_loss is not None)
@@ -117,6 +239,14 @@ class _Build:
                 "family_fingerprint": self.family.fingerprint,
             },
         )
+
+
+def _record(plan: Plan) -> PlanRecord:
+    return PlanRecord.model_validate(dataclasses.asdict(plan))
+
+
+def _choice(plan: PlanRecord) -> dict[str, object]:
+    return plan.model_dump(include={"depth", "rank", "mode", "dtype"})
 
 
 def load_scales(store: ArtifactStore, family: Family, model_id: str, revision: int) -> Scales:

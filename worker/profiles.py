@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 LOCK_SECONDS = 300.0
 PROCESS_MARGIN = 1.05
-"""How much the C library's allocator may keep of what was freed, in one run more than in another."""
+"""The C library's allocator keeps some of what was freed, in one run more than in another."""
 
 
 def ensure_profile(runtime: Runtime, family: str) -> DeviceProfile:
@@ -77,7 +77,7 @@ def process_base_bytes(runtime: Runtime, family: str) -> int:
     )
     own = memory_bytes(manifest.network, size.depth, size.rank, execution, workload)
     shared = shared_bytes(manifest.network, size.rank, execution)
-    return round(PROCESS_MARGIN * (measured.process_memory_bytes - int(own) + int(shared)))
+    return round(PROCESS_MARGIN * (measured.cost.process_memory_bytes - int(own) + int(shared)))
 
 
 def correct_profile(runtime: Runtime, family: str, predicted: Cost, measured: Cost) -> None:
@@ -85,6 +85,8 @@ def correct_profile(runtime: Runtime, family: str, predicted: Cost, measured: Co
 
     def correct(raw: str | None) -> str:
         assert raw is not None
-        return DeviceProfile.model_validate_json(raw).corrected(predicted, measured).model_dump_json()
+        return (
+            DeviceProfile.model_validate_json(raw).corrected(predicted, measured).model_dump_json()
+        )
 
     runtime.repository.change_profile(runtime.device_class, family, correct)

@@ -32,7 +32,7 @@ from registry.store import ArtifactStore
 
 log = structlog.get_logger()
 
-R = TypeVar("R", ModelRecord, GenerationRecord)
+R = TypeVar("R", bound=ModelRecord | GenerationRecord)
 
 PROGRESS_SECONDS = 0.5
 SWEEP_SECONDS = 600.0
@@ -198,7 +198,7 @@ class Reporter(Generic[R]):
         if current.finished or current.attempts != self._record.attempts:
             raise Superseded(f"{self._record.id} is {current.status}")
         if progress is not None:
-            self._records.progress(self._record.id, progress())
+            self._records.tell(self._record.id, "progress", progress())
 
 
 class Housekeeping(Generic[R]):

@@ -9,7 +9,7 @@ from collections import OrderedDict
 import torch
 from PIL import Image
 
-from learngenes.config import Mode
+from learngenes.config import DType, Mode
 from learngenes.dit import DiT
 from learngenes.sampling import sample
 from registry.errors import ModelGone
@@ -80,8 +80,11 @@ class Sampler:
         if key not in self._resident:
             family = self.runtime.family(record.family)
             scales = load_scales(self.runtime.store, family, record.id, revision)
-            self._resident[key] = family.assemble(scales, Mode(record.plan.mode))
-            self._resident.pop((record.id, revision - 1), None)
+            self._resident[key] = family.assemble(
+                scales, Mode(record.plan.mode), DType(record.plan.dtype)
+            )
+            for old in [k for k in self._resident if k[0] == record.id and k != key]:
+                del self._resident[old]
             if len(self._resident) > RESIDENT_MODELS:
                 self._resident.popitem(last=False)
         self._resident.move_to_end(key)

@@ -10,9 +10,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from learngenes.config import DType, Mode, Size
@@ -81,7 +82,7 @@ def verify(
                 raise VerificationError(
                     f"measuring ended with status {process.returncode}: {errors.read()[-500:]}"
                 )
-            return Measurement(**json.load(process.stdout))
+            return TypeAdapter(Measurement).validate_json(process.stdout.read())
 
 
 def main() -> None:
@@ -92,7 +93,5 @@ def main() -> None:
     else:
         scales = interpolated(family.scales, Size(depth=request.depth, rank=request.rank))
     model = family.assemble(scales, request.mode, request.dtype)
-    measurement = measure(
-        model, family.manifest.diffusion, request.workload, request.max_seconds
-    )
-    sys.stdout.write(json.dumps(measurement.__dict__) + "\n")
+    measurement = measure(model, family.manifest.diffusion, request.workload, request.max_seconds)
+    sys.stdout.write(json.dumps(asdict(measurement)) + "\n")

@@ -166,9 +166,7 @@ def _biases(network: NetworkConfig) -> int:
     return sum(kind.shape(network.width)[0] for kind in Kind)
 
 
-def shared_bytes(
-    network: NetworkConfig, rank: Ints | int, execution: Execution
-) -> Ints | int:
+def shared_bytes(network: NetworkConfig, rank: Ints | int, execution: Execution) -> Ints | int:
     """What a model's weights and its family's are one copy of: the stem, and U when it is whole."""
     shared = np.zeros_like(rank)
     if execution.compute_bytes == BYTES_PER_FLOAT32:

@@ -11,7 +11,7 @@ from learngenes.config import DType, Frozen, Mode
 from learngenes.sizing.cost import Execution, Ints, Workload
 from learngenes.sizing.quality import Floats
 
-PROFILE_VERSION = 1
+PROFILE_VERSION: Literal[1] = 1
 DRIFT_WEIGHT = 0.5
 """How far one measurement moves the speed correction."""
 MOST_DRIFT = 4.0

@@ -3,7 +3,7 @@
 import bisect
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,17 @@ class Constraints(Frozen):
     rank: PositiveInt | None = None
     mode: Mode | None = None
     dtype: DType | None = None
+
+    @classmethod
+    def stated(
+        cls, *, max_mem_gb: float | None = None, max_latency_ms: float | None = None, **rest: Any
+    ) -> Self:
+        """From the units that people use: GB of 10^9 bytes, milliseconds."""
+        return cls(
+            max_mem_bytes=None if max_mem_gb is None else round(max_mem_gb * 1e9),
+            max_latency_seconds=None if max_latency_ms is None else max_latency_ms / 1000,
+            **rest,
+        )
 
 
 @dataclass(frozen=True, slots=True)
