@@ -46,7 +46,7 @@ $(FASHION_MNIST):
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(call install,service$(comma)worker$(comma)embedded)
+	$(call install,service$(comma)worker$(comma)embedded$(comma)plot)
 	touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)

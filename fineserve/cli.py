@@ -1,14 +1,20 @@
 """`fineserve`: every command; what needs torch is imported when it is asked for."""
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.console import Console
 
+from fineserve import plan as planning
 from fineserve.embedded import Embedded, EmbeddedError
 from registry.logs import configure_logging
 from registry.settings import get_settings
+
+if TYPE_CHECKING:
+    from worker.runtime import Runtime
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,6 +68,137 @@ def logs() -> None:
 
 
 @cli.command()
+def plan(
+    max_mem_gb: Annotated[float | None, typer.Option(help="of 10^9 bytes")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="95th percentile of a batch")] = None,
+    family: Annotated[str | None, typer.Option(help="may be left out while there is one")] = None,
+    mem_scope: Annotated[str | None, typer.Option(help="model or process")] = None,
+    min_quality: Annotated[float | None, typer.Option(help="of the family's best, 1")] = None,
+    n: Annotated[int | None, typer.Option(help="images in one batch")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option()] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is unguided")] = None,
+    depth: Annotated[int | None, typer.Option()] = None,
+    rank: Annotated[int | None, typer.Option()] = None,
+    mode: Annotated[str | None, typer.Option(help="factored or materialised")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8")] = None,
+    device_class: Annotated[str | None, typer.Option()] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the Pareto front into this file")] = None,
+    url: Annotated[str | None, typer.Option(help="of the service; by default this host's")] = None,
+) -> None:
+    """What a budget would give, without making it: the plan and its neighbours on the front."""
+    settings = get_settings()
+    stated = {
+        "max_mem_gb": max_mem_gb,
+        "max_latency_ms": max_latency_ms,
+        "family": family,
+        "mem_scope": mem_scope,
+        "min_quality": min_quality,
+        "n": n,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "depth": depth,
+        "rank": rank,
+        "mode": mode,
+        "dtype": dtype,
+        "device_class": device_class,
+    }
+    request = {name: value for name, value in stated.items() if value is not None}
+    try:
+        answer = planning.ask(url or f"http://{settings.host}:{settings.port}", request)
+        Console(width=None if sys.stdout.isatty() else 120).print(planning.table(answer))
+        typer.echo(planning.explanation(answer))
+        if plot is not None:
+            planning.draw(answer, request, plot)
+            typer.echo(f"the Pareto front is drawn in {plot}")
+    except planning.PlanError as error:
+        _fail(error)
+
+
+@cli.command()
+def profile(
+    family: Annotated[str | None, typer.Option(help="by default every calibrated one")] = None,
+) -> None:
+    """Measure this device, and keep the result in Redis for the solver; under a minute a family."""
+    import redis
+
+    from learngenes.family import FamilyError
+    from worker.runtime import Runtime
+
+    try:
+        runtime = Runtime.start(get_settings())
+        runtime.announce_families()
+        names = [family] if family else [n for n, f in runtime.families.items() if f.quality]
+        for name in names:
+            _profile(runtime, name)
+    except (FamilyError, LookupError) as error:
+        _fail(error)
+    except redis.RedisError as error:
+        _fail(EmbeddedError(f"Redis cannot be reached ({error}); `make up` first"))
+    if not names:
+        _fail(EmbeddedError("no family is calibrated; `fineserve calibrate` one first"))
+
+
+def _profile(runtime: "Runtime", family: str) -> None:
+    from tqdm import tqdm
+
+    from worker.profiles import refresh_profile
+
+    with tqdm(total=1.0, bar_format="{desc:40} {percentage:3.0f}% |{bar}| {elapsed}") as bar:
+
+        def on_progress(share: float, what: str) -> None:
+            bar.set_description_str(f"{family}: {what}", refresh=False)
+            bar.update(share - bar.n)
+
+        profile = refresh_profile(runtime, family, on_progress)
+    typer.echo(f"{family} on {profile.device_class}, torch {profile.torch_version}: stored")
+
+
+@cli.command()
+def calibrate(
+    family: Annotated[Path, typer.Argument(help="a family's directory", exists=True)],
+    points: Annotated[int, typer.Option(min=2, help="at most, of depths and of ranks")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="of Sigma retraining, for each size")] = 300,
+) -> None:
+    """Measure what each size of a family is worth, and store it there; minutes to an hour."""
+    from tqdm import tqdm
+
+    from learngenes.calibrate import calibrate as measure
+    from learngenes.config import Size
+    from learngenes.device import default_device
+    from learngenes.family import FamilyError, load_family, write_quality
+    from learngenes.retrain import RetrainingConfig
+
+    try:
+        loaded = load_family(family).to(default_device())
+    except FamilyError as error:
+        _fail(error)
+    with tqdm(total=0, unit="size") as bar:
+
+        def on_size(done: int, total: int, size: Size, before: float, after: float) -> None:
+            bar.total = total
+            bar.set_description(f"L{size.depth} r{size.rank}: {before:.4f} -> {after:.4f}")
+            bar.update(done - bar.n)
+
+        config = RetrainingConfig(steps=steps, max_seconds=float("inf"))
+        table = measure(loaded, config, points, on_size)
+    write_quality(family, table)
+    typer.echo(f"{family}/quality.json is written; restart its workers")
+
+
+@cli.command()
+def synthesise(
+    directory: Annotated[Path, typer.Argument(help="where; its last part is the family's name")],
+) -> None:
+    """A family of random weights with the shapes of DiT-XL/2 at 256 x 256, to try sizing on."""
+    from learngenes.synthetic import write_synthetic_family
+
+    if directory.exists():
+        _fail(EmbeddedError(f"{directory} exists; choose another name, or remove it"))
+    write_synthetic_family(directory)
+    typer.echo(f"{directory} is written; FINESERVE_FAMILIES_DIR={directory.parent} make up")
+
+
+@cli.command()
 def pretrain(
     config: Annotated[Path, typer.Argument(help="a TOML file, see configs/", exists=True)],
     work: Annotated[Path, typer.Option(help="checkpoints and the loss log; resumes from it")],
@@ -73,7 +210,7 @@ def pretrain(
     pretrain_family(config, work, family)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     typer.secho(str(error), err=True, fg="red")
     raise typer.Exit(1)
 
