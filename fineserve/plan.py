@@ -1,6 +1,7 @@
 """`fineserve plan`: what POST /plan answers, as a table and as a picture."""
 
 import json
+import logging
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -91,6 +92,7 @@ def draw(answer: Answer, request: dict[str, Any], file: Path) -> None:
     except ImportError as error:
         raise PlanError("--plot needs matplotlib: pip install 'fineserve[plot]'") from error
     mpl.use("Agg")
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     from matplotlib import pyplot as plt
 
     process = request.get("mem_scope") == "process"

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import itertools
+import os
 import platform
 import re
 from collections.abc import Callable
@@ -23,6 +24,11 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def packing_threads(device: torch.device) -> int:
+    """Threads that oneDNN packs operands for in a bfloat16 product; 0 where it is not used."""
+    return torch.get_num_threads() if device.type == "cpu" and native_bfloat16(device) else 0
 
 
 def compute_dtype(dtype: DType, device: torch.device) -> torch.dtype:
@@ -69,6 +75,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else a line on stderr for each profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     assert recorded.profiler is not None

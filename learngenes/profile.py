@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from learngenes.config import DType, Mode, Size, executable
-from learngenes.device import device_class, native_bfloat16, synchronise
+from learngenes.device import device_class, native_bfloat16, packing_threads, synchronise
 from learngenes.dit import DiT
 from learngenes.family import Family
 from learngenes.measure import memory, run
@@ -26,8 +26,14 @@ WHOLE_BATCHES = 12
 WHOLE_BATCH_SECONDS = 0.4
 LEAST_P95_RATIO = 1.1
 MOST_P95_RATIO = 1.5
+MOST_CORRECTION = 2.0
+"""More is a disturbance, not a property of the device."""
 OnProgress = Callable[[float, str], None]
 """Called with (the share that is done, what is measured now)."""
+
+
+def execution_on(device: torch.device, mode: Mode, dtype: DType) -> Execution:
+    return Execution(mode, dtype, native_bfloat16(device), packing_threads(device))
 
 
 @dataclass
@@ -60,7 +66,6 @@ class _Profiling:
         self.family, self.max_seconds, self.on_progress = family, max_seconds, on_progress
         self.network, self.sizes = family.manifest.network, family.manifest.sizes
         self.device = family.stem.positions.device
-        self.native = native_bfloat16(self.device)
         self.ranks = tuple(sorted({self.sizes.ranks[0], self.sizes.ranks[-1]}))
         self.started = time.perf_counter()
 
@@ -82,7 +87,8 @@ class _Profiling:
             family=self.family.manifest.name,
             family_fingerprint=self.family.fingerprint,
             measured_at=datetime.now(UTC),
-            native_bfloat16=self.native,
+            native_bfloat16=native_bfloat16(self.device),
+            packing_threads=packing_threads(self.device),
             process_base_bytes=process_base_bytes,
             rows=tuple(rows),
             ranks=self.ranks,
@@ -101,7 +107,7 @@ class _Profiling:
                 if not executable(mode, dtype):
                     continue
                 for rank in self.ranks if mode is Mode.FACTORED else self.ranks[-1:]:
-                    execution = Execution(mode, dtype, self.native)
+                    execution = execution_on(self.device, mode, dtype)
                     model = self._model(self._layers_at_once(mode, dtype, rank), rank, mode, dtype)
                     points.append(_Point(execution, rank, model, list(model.layers)))
         return points
@@ -183,7 +189,8 @@ class _Profiling:
             model = self._model(depth, rank, cost.mode, cost.dtype)
             seconds = self._batches(model, workload)
             predicted = profile.latency_seconds(depth, rank, execution, workload)
-            correction = float(np.median(seconds) / predicted)
+            missed = float(np.median(seconds) / predicted)
+            correction = min(max(missed, 1 / MOST_CORRECTION), MOST_CORRECTION)
             layers.append(cost.model_copy(update={"correction": correction}))
             tails.append(float(np.quantile(seconds, 0.95) / np.median(seconds)))
             needed = memory_bytes(self.network, depth, rank, execution, workload)

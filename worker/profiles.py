@@ -1,13 +1,15 @@
 """Device profiles: measured when there is none that fits, corrected by what is built."""
 
+from pathlib import Path
+
 import structlog
 import torch
 from pydantic import ValidationError
 
 from learngenes.config import DType, Mode, Size
-from learngenes.device import native_bfloat16
-from learngenes.profile import OnProgress, measure_profile
-from learngenes.sizing.cost import Execution, Workload, memory_bytes, shared_bytes
+from learngenes.family import Family
+from learngenes.profile import OnProgress, execution_on, measure_profile
+from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes
 from learngenes.sizing.profile import Cost, DeviceProfile
 from worker.runtime import Runtime
 from worker.verify import Request, verify
@@ -45,7 +47,7 @@ def refresh_profile(
     """Measure and store."""
     log.info("profiling", family=family, device_class=runtime.device_class)
     on_progress(0, "a process of its own")
-    base = process_base_bytes(runtime, family)
+    base = process_base_bytes(runtime.family(family), runtime.directories[family])
     profile = measure_profile(
         runtime.family(family), base, runtime.settings.profile_seconds, on_progress
     )
@@ -55,18 +57,18 @@ def refresh_profile(
     return profile
 
 
-def process_base_bytes(runtime: Runtime, family: str) -> int:
-    """What a serving process holds beside its model.
+def process_base_bytes(family: Family, directory: Path) -> int:
+    """What a process that serves from the family in `directory` holds beside its model.
 
     Taken from a model in int8, which needs the most libraries and the most room to be made.
     """
-    manifest = runtime.family(family).manifest
+    manifest = family.manifest
     size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[-1])
     workload = Workload(n=1, num_inference_steps=1)
-    execution = Execution(Mode.FACTORED, DType.INT8, native_bfloat16(runtime.device))
+    execution = execution_on(family.stem.positions.device, Mode.FACTORED, DType.INT8)
     measured = verify(
         Request(
-            family=runtime.directories[family],
+            family=directory,
             depth=size.depth,
             rank=size.rank,
             mode=execution.mode,

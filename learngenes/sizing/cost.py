@@ -14,6 +14,7 @@ from learngenes.config import TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
 Ints = NDArray[np.int64]
 
 BYTES_PER_FLOAT32 = 4
+TILE_ROWS, TILE_INPUTS, TILE_OUTPUTS = 256, 1024, 64
 MATRIX_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2, DType.INT8: 1}
 INT8_ROW_BYTES = 5
 """torchao keeps a float32 scale and an int8 zero point for each row of a matrix."""
@@ -44,10 +45,27 @@ class Execution:
     dtype: DType
     native_bfloat16: bool = False
     """Whether the device computes in bfloat16; else everything is computed in float32."""
+    packing_threads: int = 0
+    """Threads that pack a bfloat16 product's operands into memory of torch's allocator."""
 
     @property
     def compute_bytes(self) -> int:
         return 2 if self.native_bfloat16 and self.dtype is not DType.FLOAT32 else 4
+
+    def scratch_bytes(self, rows: int, inputs: Ints | int, outputs: Ints | int) -> Ints | int:
+        """At most what a bfloat16 product keeps beside its operands while it runs.
+
+        oneDNN packs for each thread a tile of the weight, 64 outputs wide, and sums in float32
+        a tile of at most 256 rows.
+        """
+        if self.packing_threads == 0 or self.compute_bytes == BYTES_PER_FLOAT32:
+            return 0
+        width = TILE_OUTPUTS * self.packing_threads
+        packed = width * np.minimum(inputs, TILE_INPUTS) * self.compute_bytes
+        tiles = -(-outputs // TILE_OUTPUTS) * TILE_OUTPUTS
+        columns = np.where(outputs < TILE_OUTPUTS, outputs, np.minimum(tiles, width))
+        sums = np.minimum(rows * columns, TILE_ROWS * width) * BYTES_PER_FLOAT32
+        return np.asarray(packed + sums + 2048)
 
     def cast_bytes(self, elements: Ints | int) -> Ints | int:
         """A copy of a stored matrix in what is computed in, alive for one product."""
@@ -105,7 +123,8 @@ def activation_bytes(
     it from the feed-forward on its sum with attention (2), and the modulated input (+1); in
     attention q, k and v (3), their mix and its copy in rows (2); the 4 d hidden features
     before and after GELU (4 + 4). To these come modulation and conditioning of each row (8 d),
-    what each product needs, and a few images that the sampler holds.
+    what each product needs, and the images that the sampler holds: x, a step's prediction and
+    what the scheduler makes of them, of both rows when guided.
     """
     d, e = network.width, execution.compute_bytes
     tokens = workload.rows * network.tokens
@@ -127,7 +146,8 @@ def activation_bytes(
     for moment in moments[1:]:
         widest = np.maximum(widest, moment)
     image = network.in_channels * network.sample_size**2 * BYTES_PER_FLOAT32
-    return widest + conditioning + 8 * workload.n * image + SCHEDULE_BYTES
+    images = (8 if workload.guided else 4) * workload.n
+    return widest + conditioning + images * image + SCHEDULE_BYTES
 
 
 def memory_bytes(
@@ -153,11 +173,13 @@ def _product_bytes(
     e = execution.compute_bytes
     out = rows * m * e
     if execution.mode is Mode.MATERIALISED:
-        return out + execution.cast_bytes(m * n)
+        return out + execution.cast_bytes(m * n) + execution.scratch_bytes(rows, n, m)
     reduced = rows * rank * e
-    first, second = execution.cast_bytes(rank * n), execution.cast_bytes(m * rank)
+    first = execution.cast_bytes(rank * n) + execution.scratch_bytes(rows, n, rank)
+    second = execution.cast_bytes(m * rank) + execution.scratch_bytes(rows, rank, m)
     if execution.dtype is DType.INT8:
         first, second = np.maximum(first, reduced), np.maximum(second, out)
+        second = second + INT8_ROW_BYTES * m  # its scales, cast
     return np.maximum(reduced + first, reduced + out + second)
 
 

@@ -59,6 +59,7 @@ class DeviceProfile(Frozen):
     family_fingerprint: str
     measured_at: datetime
     native_bfloat16: bool
+    packing_threads: NonNegativeInt = 0
     process_base_bytes: NonNegativeInt
     """A serving process without its one model: runtime, libraries, the family."""
     memory_overhead_bytes: NonNegativeInt = 0
@@ -80,7 +81,8 @@ class DeviceProfile(Frozen):
 
     @property
     def executions(self) -> list[Execution]:
-        return [Execution(c.mode, c.dtype, self.native_bfloat16) for c in self.layers]
+        native, threads = self.native_bfloat16, self.packing_threads
+        return [Execution(c.mode, c.dtype, native, threads) for c in self.layers]
 
     def latency_seconds(
         self, depth: Ints | int, rank: Ints | int, execution: Execution, workload: Workload
