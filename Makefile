@@ -6,7 +6,7 @@ INSTALLED_DEV := $(VENV)/installed-dev
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow lint bench-main-job pretrain lock clean
+.PHONY: up down logs test test-slow lint bench-main-job bench-sizing pretrain lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -35,6 +35,10 @@ lint: $(INSTALLED_DEV)
 
 bench-main-job: $(INSTALLED_DEV) $(FASHION_MNIST)  ## the figures of the README
 	$(BIN)/python -m benchmarks.main_job
+	$(BIN)/python -m benchmarks.readme
+
+bench-sizing: $(INSTALLED_DEV)  ## predicted and measured, of 200 random budgets; an hour
+	$(BIN)/python -m benchmarks.sizing $(PARTS)
 	$(BIN)/python -m benchmarks.readme
 
 pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, resuming from var/

@@ -1,0 +1,1 @@
+"""How well sizing keeps its word: `make bench-sizing`."""

@@ -1,0 +1,63 @@
+"""Check 3: the shapes of DiT-XL/2, each way of running depth 28, and budgets in gigabytes."""
+
+from typing import Any
+
+from benchmarks.sizing.subjects import describe, dit_xl, say
+from learngenes.config import DType, Mode
+from learngenes.sizing.cost import Workload, weight_bytes
+from learngenes.sizing.solver import Constraints, Plan, solve
+
+WORKLOAD = Workload(n=1, num_inference_steps=1)
+BUDGETS_GB = (0.25, 0.5, 1.0, 2.0, 4.0)
+DEEPEST = 28
+WAYS = {
+    "dense bfloat16": Constraints(mode=Mode.MATERIALISED, dtype=DType.BFLOAT16, rank=1152),
+    "materialised float32": Constraints(mode=Mode.MATERIALISED, dtype=DType.FLOAT32, rank=1152),
+    "factored float32": Constraints(mode=Mode.FACTORED, dtype=DType.FLOAT32, rank=1152),
+    "factored bfloat16": Constraints(mode=Mode.FACTORED, dtype=DType.BFLOAT16, rank=1152),
+    "factored int8": Constraints(mode=Mode.FACTORED, dtype=DType.INT8, rank=1152),
+}
+
+
+def measure() -> dict[str, Any]:
+    subject = dit_xl()
+    candidates = subject.candidates(WORKLOAD)
+    ways = {}
+    for name, constraints in WAYS.items():
+        plan = solve(candidates, constraints.model_copy(update={"depth": DEEPEST})).plan
+        ways[name] = _checked(plan, name)
+    needed = candidates.memory[candidates.depth == DEEPEST].min()
+    smallest = solve(candidates, Constraints(depth=DEEPEST, max_mem_bytes=int(needed))).plan
+    least = _checked(smallest, f"the least budget of depth {DEEPEST}")
+    budgets = {}
+    for budget_gb in BUDGETS_GB:
+        plan = solve(candidates, Constraints.stated(max_mem_gb=budget_gb)).plan
+        budgets[budget_gb] = _checked(plan, f"{budget_gb} GB")
+        budgets[budget_gb]["within"] = budgets[budget_gb]["measured_bytes"] <= budget_gb * 1e9
+    return {
+        "dit_xl_dense_bf16_bytes": ways["dense bfloat16"]["weight_bytes"],
+        "dit_xl_factored_bytes": ways["factored bfloat16"]["weight_bytes"],
+        "ways": ways,
+        "least_budget_of_full_depth": {"budget_bytes": int(needed), **least},
+        "budgets_gb": budgets,
+    }
+
+
+def _checked(plan: Plan, name: str) -> dict[str, Any]:
+    """A plan's bytes as predicted and as measured in a fresh process."""
+    subject = dit_xl()
+    result = subject.measure(plan, WORKLOAD, max_seconds=0).cost
+    execution = next(
+        e for e in subject.profile.executions if (e.mode, e.dtype) == (plan.mode, plan.dtype)
+    )
+    weights = weight_bytes(subject.family.manifest.network, plan.depth, plan.rank, execution)
+    figures = {
+        "size": describe(plan),
+        "weight_bytes": int(weights),
+        "predicted_bytes": plan.predicted.memory_bytes,
+        "measured_bytes": result.memory_bytes,
+        "measured_process_bytes": result.process_memory_bytes,
+        "measured_seconds": result.latency_seconds,
+    }
+    say(f"{name}:", **figures)
+    return figures

@@ -1,0 +1,82 @@
+"""What is sized: the shipped family, and one with the shapes of DiT-XL/2; each with its profile."""
+
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learngenes.device import default_device
+from learngenes.family import Family, load_family
+from learngenes.measure import Measurement
+from learngenes.profile import measure_profile
+from learngenes.sizing.cost import Workload
+from learngenes.sizing.profile import DeviceProfile
+from learngenes.sizing.solver import Candidates, Plan
+from learngenes.synthetic import write_synthetic_family
+from worker.profiles import process_base_bytes
+from worker.verify import Request, verify
+
+REPOSITORY = Path(__file__).parent.parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
+DIT_XL = REPOSITORY / "var" / "benchmarks" / "families" / "dit-xl-2"
+
+
+@dataclass
+class Subject:
+    """A family on this device, as a build worker knows it."""
+
+    directory: Path
+    family: Family
+    profile: DeviceProfile
+
+    @property
+    def name(self) -> str:
+        return self.family.manifest.name
+
+    def candidates(self, workload: Workload) -> Candidates:
+        manifest, quality = self.family.manifest, self.family.quality
+        assert quality is not None
+        return Candidates.of(manifest.network, manifest.sizes, quality, self.profile, workload)
+
+    def measure(self, plan: Plan, workload: Workload, max_seconds: float) -> Measurement:
+        """In a fresh process, as a build worker does before it calls a model ready."""
+        request = Request(
+            family=self.directory,
+            depth=plan.depth,
+            rank=plan.rank,
+            mode=plan.mode,
+            dtype=plan.dtype,
+            workload=workload,
+            max_seconds=max_seconds,
+        )
+        return verify(request)
+
+
+@functools.cache
+def fashion() -> Subject:
+    return _profiled(REPOSITORY / "families" / "fashion")
+
+
+@functools.cache
+def dit_xl() -> Subject:
+    if not DIT_XL.exists():
+        write_synthetic_family(DIT_XL)
+    return _profiled(DIT_XL)
+
+
+def _profiled(directory: Path) -> Subject:
+    family = load_family(directory).to(default_device())
+    profile = measure_profile(family, process_base_bytes(family, directory), max_seconds=30)
+    say(f"{family.manifest.name}: profiled, p95 ratio {profile.p95_ratio:.2f}")
+    return Subject(directory, family, profile)
+
+
+def describe(plan: Plan) -> str:
+    return f"L{plan.depth} r{plan.rank} {plan.mode} {plan.dtype}"
+
+
+def say(line: str, **figures: Any) -> None:
+    words = [line, *(f"{name} {value}" for name, value in figures.items())]
+    sys.stdout.write("  " + " ".join(words) + "\n")
+    sys.stdout.flush()
