@@ -4,6 +4,7 @@ U and V (the learngenes) are shared by all layers, sizes and tasks; a layer owns
 sigma and its biases.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -187,6 +188,8 @@ def serving_layers(
 
 def _stored(matrix: Tensor, dtype: DType, compute: torch.dtype) -> Tensor:
     if dtype is DType.INT8:
+        for chatty in ("torchao", "torch.utils._pytree"):  # of kernels for other devices
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         from torchao.quantization import Int8Tensor, PerRow  # a second to import
 
         quantised: Tensor = Int8Tensor.from_hp(matrix.to(compute).contiguous(), PerRow())

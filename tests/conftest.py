@@ -16,9 +16,12 @@ from learngenes.config import DiffusionConfig, Kind, NetworkConfig, SizeSpace
 from learngenes.data import LabelledImages
 from learngenes.dit import Stem
 from learngenes.factors import Learngenes, Scales
-from learngenes.family import Family, load_family, save_family
+from learngenes.family import Family, load_family, save_family, write_quality
 from learngenes.sigma import reference_scales
+from learngenes.sizing.profile import DeviceProfile
 from registry.settings import Settings
+from tests.devices import made_up_profile, verify_here
+from tests.sizing import quality_table
 
 torch.set_num_threads(1)  # the networks here are too small to share
 
@@ -90,12 +93,13 @@ def families_dir(
     scales: Scales,
     limited_data: LabelledImages,
 ) -> Path:
-    """A directory with one untrained family, `tiny`."""
+    """A directory with one untrained family, `tiny`, whose quality table is made up."""
+    sizes = SizeSpace(depths=(2, 3, 4), ranks=(8, 24, 48))
     manifest = {
         "name": "tiny",
         "network": network,
         "diffusion": DiffusionConfig(),
-        "sizes": SizeSpace(depths=(2, 3, 4), ranks=(8, 24, 48)),
+        "sizes": sizes,
         "class_names": CLASS_NAMES,
         "licence": "made by a test",
         "trained_steps": 1,
@@ -103,12 +107,25 @@ def families_dir(
     }
     directory = tmp_path / "families"
     save_family(directory / "tiny", manifest, genes, stem, scales, limited_data)
+    write_quality(directory / "tiny", quality_table(sizes))
     return directory
 
 
 @pytest.fixture
 def family(families_dir: Path) -> Family:
     return load_family(families_dir / "tiny")
+
+
+@pytest.fixture
+def profile(family: Family) -> DeviceProfile:
+    return made_up_profile(family)
+
+
+@pytest.fixture
+def quick_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built is measured in this process, and once."""
+    monkeypatch.setattr("learngenes.measure.MIN_LATENCY_RUNS", 1)
+    monkeypatch.setattr("worker.build.verify", verify_here)
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +157,7 @@ def settings(client: redis.Redis, valkey_url: str, tmp_path: Path, families_dir:
         var_dir=tmp_path / "var",
         families_dir=families_dir,
         retraining_steps=4,
+        verify_seconds=0.1,
         lease_seconds=2,
         wait_seconds=20,
         max_images_per_request=20,

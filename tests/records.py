@@ -1,22 +1,36 @@
 """Records as the service would leave them."""
 
-from registry.records import Budget, ModelRecord, PlanRecord, Predicted
+from registry.records import Budget, Cost, ModelRecord, PlanRecord
+
+A_COST = Cost(
+    memory_bytes=300_000,
+    process_memory_bytes=300_000_000,
+    latency_seconds=0.1,
+    latency_p95_seconds=0.12,
+)
+A_PLAN = PlanRecord(
+    depth=3,
+    rank=24,
+    mode="materialised",
+    dtype="float32",
+    n=4,
+    predicted=A_COST,
+    quality=0.5,
+)
 
 
 def queued_model(
-    family: str = "tiny", max_mem_gb: float = 1.0, mode: str = "materialised"
+    family: str = "tiny",
+    device_class: str = "a-device",
+    plan: PlanRecord = A_PLAN,
+    **budget: object,
 ) -> ModelRecord:
+    """With a budget of two steps in 1 GB unless it says otherwise."""
     return ModelRecord(
         id=ModelRecord.new_id(),
         name="a model",
         family=family,
-        budget=Budget(max_mem_gb=max_mem_gb, n=4, num_inference_steps=2),
-        plan=PlanRecord(
-            depth=3,
-            rank=24,
-            mode=mode,
-            dtype="float32",
-            n=4,
-            predicted=Predicted(memory_bytes=1, latency_seconds=None),
-        ),
+        device_class=device_class,
+        budget=Budget.model_validate({"max_mem_gb": 1.0, "num_inference_steps": 2, **budget}),
+        plan=plan,
     )

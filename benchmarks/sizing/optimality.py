@@ -231,10 +231,10 @@ def _constraints(chance: random.Random, sizes: SizeSpace) -> Constraints:
         return value if chance.random() < share else None
 
     return Constraints(
-        max_mem_bytes=maybe(int(math.exp(chance.uniform(math.log(1e4), math.log(3e8)))), 0.7),
+        max_mem_bytes=maybe(int(math.exp(chance.uniform(math.log(3e4), math.log(3e8)))), 0.5),
         mem_scope=chance.choice(("model", "process")),
-        max_latency_seconds=maybe(math.exp(chance.uniform(math.log(1e-3), math.log(20))), 0.6),
-        min_quality=maybe(chance.uniform(0.2, 1), 0.2),
+        max_latency_seconds=maybe(math.exp(chance.uniform(math.log(1e-2), math.log(20))), 0.5),
+        min_quality=maybe(chance.uniform(0.2, 1), 0.1),
         depth=maybe(chance.choice(sizes.depths), 0.15),
         rank=maybe(chance.choice(sizes.ranks), 0.15),
         mode=maybe(chance.choice(list(Mode)), 0.15),

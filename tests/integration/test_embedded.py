@@ -36,6 +36,8 @@ class Deployment:
             "FINESERVE_PORT": str(port),
             "FINESERVE_LEASE_SECONDS": "3",
             "FINESERVE_RETRAINING_STEPS": "1500",
+            "FINESERVE_PROFILE_SECONDS": "2",
+            "FINESERVE_VERIFY_SECONDS": "1",
             "OMP_NUM_THREADS": "1",
         }
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
@@ -107,7 +109,10 @@ def test_from_a_budget_to_an_image_through_a_killed_worker(deployment: Deploymen
     assert again.returncode == 0
     assert len(deployment.pids("-m worker build")) == 1
 
+    plan = deployment.http.post("/plan", json={"max_mem_gb": 4}).json()
+    assert plan["plan"]["quality"] == 1
     model_id = deployment.model()
+    assert deployment.http.get(f"/models/{model_id}").json()["plan"] == plan["plan"]
     deployment.wait_model(model_id, lambda m: m["status"] == "retraining")
     image = deployment.http.post("/generate", json={"model": model_id, "n": 5, "seed": 1})
     assert image.json()["revision"] == 0
@@ -117,6 +122,7 @@ def test_from_a_budget_to_an_image_through_a_killed_worker(deployment: Deploymen
     assert deployment.http.get(f"/models/{model_id}").json()["status"] == "retraining"
     ready = deployment.wait_model(model_id, lambda m: m["status"] == "ready", 90)
     assert ready["revision"] == 1
+    assert ready["measured"]["memory_bytes"] <= ready["plan"]["predicted"]["memory_bytes"]
     events = [json.loads(line) for line in deployment.events(model_id)]
     assert [e.get("status") for e in events].count("ready") == 1
     assert max(e.get("attempts", 0) for e in events) == 2
@@ -133,6 +139,8 @@ def test_from_a_budget_to_an_image_through_a_killed_worker(deployment: Deploymen
     wait(lambda: deployment.pids("valkey-server") or None, 20)
     wait(lambda: True if deployment.http.get("/readyz").status_code == 200 else None, 60)
     assert deployment.http.get(f"/models/{model_id}").json()["status"] == "ready"
+    again = deployment.http.post("/plan", json={"max_mem_gb": 4}).json()
+    assert again["profiled_at"] == plan["profiled_at"]
     served = deployment.http.post("/generate", json={"model": model_id, "n": 5, "seed": 1}).json()
     assert served["images"] == one["images"]
 

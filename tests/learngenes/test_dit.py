@@ -1,13 +1,19 @@
 import pytest
 import torch
 
-from learngenes.config import Mode, NetworkConfig, Size
+from learngenes.config import DType, Mode, NetworkConfig, Size
 from learngenes.dit import DiT, Stem
 from learngenes.export import diffusers_state, to_diffusers
 from learngenes.factors import Learngenes, Scales
 from learngenes.sigma import interpolated
 
 SIZES = [Size(depth=2, rank=16), Size(depth=4, rank=48), Size(depth=7, rank=32)]
+
+NARROW = [
+    (Mode.FACTORED, DType.BFLOAT16),
+    (Mode.FACTORED, DType.INT8),
+    (Mode.MATERIALISED, DType.BFLOAT16),
+]
 
 
 def inputs(network: NetworkConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -42,10 +48,58 @@ def test_modes_agree(
     torch.testing.assert_close(*predictions, atol=1e-5, rtol=1e-5)
 
 
-def test_factored_layers_share_their_factors(stem: Stem, genes: Learngenes, scales: Scales) -> None:
-    model = DiT(stem, genes, scales, Mode.FACTORED)
-    pointers = {layer.get_parameter("qkv.u").data_ptr() for layer in model.layers}
-    assert len(pointers) == 1
+@pytest.mark.parametrize("native_bfloat16", [False, True])
+@pytest.mark.parametrize(("mode", "dtype"), NARROW)
+def test_narrow_storage_predicts_nearly_what_float32_does(
+    network: NetworkConfig,
+    stem: Stem,
+    genes: Learngenes,
+    scales: Scales,
+    mode: Mode,
+    dtype: DType,
+    native_bfloat16: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("learngenes.device.native_bfloat16", lambda _: native_bfloat16)
+    exact = DiT(stem, genes, scales, mode)(*inputs(network))
+    narrow = DiT(stem, genes, scales, mode, dtype)(*inputs(network))
+    assert narrow.dtype == torch.float32
+    assert 0 < (narrow - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("native_bfloat16", [False, True])
+@pytest.mark.parametrize(("mode", "dtype"), NARROW)
+def test_only_the_matrices_are_stored_narrow_unless_the_device_computes_so(
+    stem: Stem,
+    genes: Learngenes,
+    scales: Scales,
+    mode: Mode,
+    dtype: DType,
+    native_bfloat16: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("learngenes.device.native_bfloat16", lambda _: native_bfloat16)
+    model = DiT(stem, genes, scales, mode, dtype)
+    compute = torch.bfloat16 if native_bfloat16 else torch.float32
+    own = [p for name, p in model.layers.named_parameters() if name.endswith((".sigma", ".bias"))]
+    assert {p.dtype for p in (*own, *model.stem.parameters())} == {compute}
+    assert {p.dtype for p in stem.parameters()} == {torch.float32}
+
+
+def test_a_written_out_weight_is_never_stored_in_int8(
+    stem: Stem, genes: Learngenes, scales: Scales
+) -> None:
+    with pytest.raises(ValueError, match="int8 is for factored models"):
+        DiT(stem, genes, scales, Mode.MATERIALISED, DType.INT8)
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
+def test_factored_layers_share_their_factors(
+    stem: Stem, genes: Learngenes, scales: Scales, dtype: DType
+) -> None:
+    model = DiT(stem, genes, scales, Mode.FACTORED, dtype)
+    for name in ("qkv.u", "qkv.vt"):
+        assert len({layer.get_parameter(name).data_ptr() for layer in model.layers}) == 1
 
 
 def test_only_a_materialised_model_is_exported(

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from learngenes.factors import Learngenes, Scales
-from learngenes.family import FamilyError, file_sha256, load_family
+from learngenes.family import FamilyError, file_sha256, load_family, write_quality
+from tests.sizing import quality_table
 
 SHIPPED = sorted(Path("families").glob("*/family.json"))
 
@@ -87,9 +89,46 @@ def test_no_manifest_no_family(tmp_path: Path) -> None:
         load_family(tmp_path)
 
 
+def test_a_family_that_was_not_calibrated_has_no_quality_table(directory: Path) -> None:
+    hashes = json.loads((directory / "family.json").read_text())["sha256"]
+    rewrite(directory, sha256={k: v for k, v in hashes.items() if k != "quality.json"})
+    assert load_family(directory).quality is None
+
+
+def test_a_quality_table_is_kept_with_its_hash(directory: Path) -> None:
+    before = load_family(directory)
+    table = quality_table(before.manifest.sizes)
+    write_quality(directory, table)
+    family = load_family(directory)
+    assert family.quality == table
+    assert family.fingerprint == before.fingerprint
+    (directory / "quality.json").write_text("{}")
+    with pytest.raises(FamilyError, match=r"quality\.json is corrupt"):
+        load_family(directory)
+
+
+def test_an_invalid_quality_table_says_how_to_measure_another(directory: Path) -> None:
+    path = directory / "quality.json"
+    path.write_text("{}")
+    hashes = json.loads((directory / "family.json").read_text())["sha256"]
+    rewrite(directory, sha256={**hashes, path.name: file_sha256(path)})
+    with pytest.raises(FamilyError, match="run `fineserve calibrate"):
+        load_family(directory)
+
+
+def test_other_weights_have_another_fingerprint(directory: Path) -> None:
+    before = load_family(directory).fingerprint
+    hashes = json.loads((directory / "family.json").read_text())["sha256"]
+    path = directory / "stem.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    rewrite(directory, sha256={**hashes, path.name: file_sha256(path)})
+    assert load_family(directory).fingerprint != before
+
+
 @pytest.mark.parametrize("manifest", SHIPPED, ids=str)
 def test_shipped_families_are_whole(manifest: Path) -> None:
     family = load_family(manifest.parent)
     assert family.manifest.name == manifest.parent.name
     assert len(family.limited_data) == 2000
+    assert family.quality is not None
     assert {"config.toml", "log.jsonl", "samples.png"} <= family.manifest.sha256.keys()

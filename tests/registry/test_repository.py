@@ -1,4 +1,5 @@
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -6,7 +7,7 @@ import redis
 from redis.exceptions import LockError
 
 from registry.errors import IdempotencyConflict, IllegalTransition, RecordNotFound, Superseded
-from registry.records import ModelRecord, WorkerRecord
+from registry.records import FamilyRecord, ModelRecord, WorkerRecord
 from registry.repository import Records, Repository
 from tests.records import queued_model
 
@@ -156,15 +157,105 @@ def test_a_key_whose_record_was_never_stored_is_taken_up(
     assert models.get(first.id).status == "queued"
 
 
-def test_workers_are_forgotten_when_their_heart_stops(repository: Repository) -> None:
-    worker = WorkerRecord(id="w", queue="build", device="cpu", families=["tiny"])
-    repository.heartbeat(worker, 60)
-    assert repository.workers() == [worker]
-    repository.heartbeat(worker, 0.001)
-    for _ in range(100):
-        if not repository.workers():
-            break
-    assert repository.workers() == []
+def a_worker(worker_id: str) -> WorkerRecord:
+    return WorkerRecord(
+        id=worker_id, queue="build", device_class="cpu", torch_version="2", families=["tiny"]
+    )
+
+
+def a_family(name: str) -> FamilyRecord:
+    return FamilyRecord(
+        name=name,
+        network={},
+        sizes={},
+        class_names=[],
+        licence="",
+        trained_steps=1,
+        fingerprint="f",
+        quality=None,
+    )
+
+
+def test_workers_are_forgotten_when_their_heart_stops(
+    repository: Repository, client: redis.Redis
+) -> None:
+    repository.heartbeat(a_worker("a"), 60)
+    repository.heartbeat(a_worker("b"), 60)
+    assert repository.workers() == [a_worker("a"), a_worker("b")]
+    repository.heartbeat(a_worker("b"), 0.001)
+    time.sleep(0.01)
+    assert repository.workers() == [a_worker("a")]
+    repository.heartbeat(a_worker("a"), 60)
+    assert client.zrange("fineserve:worker:announced", 0, -1) == ["a"]
+
+
+def test_families_are_listed_by_name_and_announced_again_without_repeats(
+    repository: Repository,
+) -> None:
+    for name in ("b", "a", "b"):
+        repository.announce_family(a_family(name))
+    assert repository.families() == [a_family("a"), a_family("b")]
+
+
+def test_workers_and_families_of_one_name_are_told_apart(repository: Repository) -> None:
+    repository.announce_family(a_family("same"))
+    repository.heartbeat(a_worker("same"), 60)
+    assert repository.families() == [a_family("same")]
+    assert repository.workers() == [a_worker("same")]
+
+
+def test_a_profile_is_kept_for_each_device_class_and_family(repository: Repository) -> None:
+    assert repository.profile("cpu", "tiny") is None
+    assert repository.profiled_classes("tiny") == []
+    for device_class, family in (("gpu", "tiny"), ("cpu", "tiny"), ("cpu", "huge")):
+        content = f"{family} on {device_class}"
+        repository.change_profile(device_class, family, lambda _, content=content: content)
+    assert repository.profile("cpu", "tiny") == "tiny on cpu"
+    assert repository.profile("gpu", "tiny") == "tiny on gpu"
+    assert repository.profiled_classes("tiny") == ["cpu", "gpu"]
+    assert repository.profiled_classes("huge") == ["cpu"]
+
+
+def test_of_many_changes_to_a_profile_none_is_lost(repository: Repository) -> None:
+    barrier = threading.Barrier(4)
+
+    def count(_: int) -> None:
+        barrier.wait()
+        for _ in range(5):
+            repository.change_profile("cpu", "tiny", lambda raw: str(int(raw or 0) + 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(count, range(4)))
+    assert repository.profile("cpu", "tiny") == "20"
+
+
+def test_a_change_that_fails_leaves_the_profile_as_it_was(repository: Repository) -> None:
+    repository.change_profile("cpu", "tiny", lambda _: "good")
+    with pytest.raises(ZeroDivisionError):
+        repository.change_profile("cpu", "tiny", lambda _: str(1 / 0))
+    assert repository.profile("cpu", "tiny") == "good"
+
+
+def test_a_lock_is_had_by_one_at_a_time(repository: Repository) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(index: int) -> None:
+        with repository.lock("profile", 5):
+            inside.append(index)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.remove(index)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert most == [1, 1, 1]
+
+
+def test_the_lock_of_a_dead_worker_opens_by_itself(repository: Repository) -> None:
+    assert repository.lock("profile", 0.05).acquire()
+    with repository.lock("other", 5), repository.lock("profile", 5):
+        pass
 
 
 def test_only_the_first_who_asks_gets_a_turn(repository: Repository) -> None:

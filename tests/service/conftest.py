@@ -1,11 +1,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import httpx
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
+from learngenes.sizing.profile import DeviceProfile
+from registry.records import WorkerRecord
 from registry.settings import Settings
 from service.app import make_app
+from tests.devices import keep_profile
 from worker.build import build
 from worker.runtime import Runtime
 from worker.sample import Sampler
@@ -19,6 +24,9 @@ class Stack:
     runtime: Runtime
     sampler: Sampler
 
+    def plan(self, **body: object) -> httpx.Response:
+        return self.api.post("/plan", json=body)
+
     def make_model(self, max_mem_gb: float = 4) -> str:
         answer = self.api.post("/models", json={"max_mem_gb": max_mem_gb})
         assert answer.status_code == 202, answer.text
@@ -29,6 +37,18 @@ class Stack:
         build(self.runtime, model_id)
         return model_id
 
+    def heartbeat(self, seconds: float = 60, **changes: object) -> None:
+        """Of the build worker, unless it says otherwise."""
+        worker = {
+            "id": "a-worker",
+            "queue": "build",
+            "device_class": self.runtime.device_class,
+            "torch_version": torch.__version__,
+            "families": ["tiny"],
+        }
+        record = WorkerRecord.model_validate({**worker, **changes})
+        self.runtime.repository.heartbeat(record, seconds)
+
 
 @pytest.fixture
 def api(settings: Settings) -> Iterator[TestClient]:
@@ -38,7 +58,12 @@ def api(settings: Settings) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def stack(api: TestClient, settings: Settings) -> Stack:
+def stack(
+    api: TestClient, settings: Settings, profile: DeviceProfile, quick_verification: None
+) -> Stack:
     runtime = Runtime.start(settings)
     runtime.announce_families()
-    return Stack(api, runtime, Sampler(runtime))
+    keep_profile(runtime.repository, profile)
+    stack = Stack(api, runtime, Sampler(runtime))
+    stack.heartbeat()
+    return stack

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 
-from registry.records import WorkerRecord
 from registry.settings import Settings
 from service.__main__ import check_host
 from service.app import make_app
@@ -25,15 +25,33 @@ def test_readiness_says_what_is_missing(api: TestClient) -> None:
 
 
 def test_ready_with_both_workers_and_a_family(stack: Stack) -> None:
-    for queue in ("build", "sample"):
-        worker = WorkerRecord(id=queue, queue=queue, device="cpu", families=["tiny"])
-        stack.runtime.repository.heartbeat(worker, 60)
+    stack.heartbeat(id="another", queue="sample")
     assert stack.api.get("/readyz").json() == {"ready": True, "missing": []}
+
+
+def test_a_family_without_a_device_profile_is_not_ready(stack: Stack, client: redis.Redis) -> None:
+    client.flushall()
+    stack.runtime.announce_families()
+    stack.heartbeat()
+    stack.heartbeat(id="another", queue="sample")
+    answer = stack.api.get("/readyz")
+    assert answer.status_code == 503
+    missing = answer.json()["missing"]
+    assert missing == ["a device profile for tiny (measured in under a minute)"]
+
+
+def test_a_family_that_is_not_calibrated_needs_no_profile(stack: Stack) -> None:
+    stack.heartbeat(id="another", queue="sample")
+    (family,) = stack.runtime.repository.families()
+    bare = family.model_copy(update={"name": "bare", "quality": None})
+    stack.runtime.repository.announce_family(bare)
+    assert stack.api.get("/readyz").status_code == 200
 
 
 def test_families(stack: Stack) -> None:
     (family,) = stack.api.get("/families").json()["families"]
     assert family["class_names"][3] == "star"
+    assert family["quality"]["source"] == "made up"
     assert stack.api.get("/families/tiny").json() == family
     assert stack.api.get("/families/huge").status_code == 404
 
@@ -47,6 +65,7 @@ def test_without_redis_nothing_is_accepted(tmp_path: Path) -> None:
         assert "Redis" in readiness.json()["missing"][0]
         for answer in (
             api.post("/models", json={"max_mem_gb": 4}),
+            api.post("/plan", json={"max_mem_gb": 4}),
             api.post("/generate", json={"model": "m-0123456789abcdef"}),
             api.get("/models"),
         ):
@@ -69,7 +88,7 @@ def test_the_page_for_people_is_the_documentation(api: TestClient) -> None:
 def test_an_unexpected_error_is_a_problem_without_details(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.models._solve", lambda *_: 1 / 0)
+    monkeypatch.setattr("service.models.solve_budget", lambda *_: 1 / 0)
     api = TestClient(stack.api.app, raise_server_exceptions=False)
     answer = api.post("/models", json={"max_mem_gb": 4})
     assert answer.status_code == 500
@@ -90,9 +109,9 @@ def test_loopback_is_fine(host: str) -> None:
 def test_the_service_runs_where_there_is_no_torch() -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'diffusers', 'accelerate', 'safetensors', 'numpy'):\n"
+        "for name in ('torch', 'diffusers', 'accelerate', 'safetensors', 'torchao'):\n"
         "    sys.modules[name] = None\n"
-        "import learngenes, service.__main__\n"
+        "import service.__main__\n"
         "service.__main__.make_app()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -3,15 +3,20 @@ from typing import Any
 
 import pytest
 
+from learngenes.sizing.profile import DeviceProfile
 from registry.records import GenerationRecord, ModelRecord
 from registry.settings import Settings
+from tests.devices import keep_profile
 from tests.records import queued_model
 from worker.runtime import Runtime
 
 
 @pytest.fixture
-def runtime(settings: Settings) -> Runtime:
-    return Runtime.start(settings)
+def runtime(settings: Settings, profile: DeviceProfile, quick_verification: None) -> Runtime:
+    """A worker on a device that has its profile."""
+    runtime = Runtime.start(settings)
+    keep_profile(runtime.repository, profile)
+    return runtime
 
 
 MakeModel = Callable[..., ModelRecord]
@@ -20,10 +25,11 @@ MakeGeneration = Callable[..., GenerationRecord]
 
 @pytest.fixture
 def make_model(runtime: Runtime) -> MakeModel:
-    """A queued model, as the service would leave it."""
+    """A queued model for this device; its plan is made when it is built."""
 
     def make(**changes: Any) -> ModelRecord:
-        return runtime.repository.models.create(queued_model(**changes))
+        record = queued_model(**{"device_class": runtime.device_class, **changes})
+        return runtime.repository.models.create(record)
 
     return make
 
@@ -35,6 +41,7 @@ def make_generation(runtime: Runtime) -> MakeGeneration:
             GenerationRecord(
                 id=GenerationRecord.new_id(),
                 model=model,
+                device_class=runtime.device_class,
                 class_labels=[i % 5 for i in range(n)],
                 seeds=list(range(n)),
                 num_inference_steps=num_inference_steps,

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -12,7 +13,7 @@ import worker.runtime
 from registry.errors import ArtifactError
 from registry.events import stream_key
 from registry.records import ModelStatus
-from tests.worker.conftest import MakeModel
+from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.build import build, load_scales
 from worker.runtime import Housekeeping, Runtime
 
@@ -24,9 +25,9 @@ def statuses(client: redis.Redis, model_id: str) -> list[str]:
     return [s.split('"status":"')[1].split('"')[0] for s in seen]
 
 
-def enqueued(client: redis.Redis) -> list[str]:
-    """The models that messages in the build queue name."""
-    messages = [json.loads(raw) for raw in client.lrange("build", 0, -1)]
+def enqueued(client: redis.Redis, queue: str) -> list[str]:
+    """The models that messages in a queue name."""
+    messages = [json.loads(raw) for raw in client.lrange(queue, 0, -1)]
     return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
 
 
@@ -38,9 +39,11 @@ def test_a_queued_model_becomes_ready(
     record = runtime.repository.models.get(model_id)
     assert (record.status, record.revision, record.attempts) == ("ready", 1, 1)
     assert record.ready_at is not None
-    assert record.measured.memory_bytes is not None
-    assert 0 < record.measured.memory_bytes < 10**7
-    assert record.measured.latency_p95_seconds is not None
+    assert record.measured is not None
+    assert 0.9 < record.measured.memory_bytes / record.plan.predicted.memory_bytes <= 1
+    assert record.measured.process_memory_bytes > record.measured.memory_bytes
+    assert 0 < record.measured.latency_seconds <= record.measured.latency_p95_seconds
+    assert record.over_budget == []
     order = ["queued", "assembling", "retraining", "verifying", "ready"]
     assert list(dict.fromkeys(statuses(client, model_id))) == order
     assert not runtime.repository.models.leased(model_id)
@@ -104,18 +107,18 @@ def test_a_model_deleted_while_it_is_built_leaves_nothing(
     model_id = make_model().id
     models = runtime.repository.models
 
-    def delete_and_measure(*args: object, **kwargs: object) -> object:
+    def delete_and_verify(*args: object, **kwargs: object) -> object:
         models.change(model_id, status="deleted")
         return original(*args, **kwargs)
 
-    original = worker.build.measure
-    monkeypatch.setattr(worker.build, "measure", delete_and_measure)
+    original = worker.build.verify
+    monkeypatch.setattr(worker.build, "verify", delete_and_verify)
     build(runtime, model_id)
     assert models.get(model_id).status == "deleted"
     assert not (runtime.settings.resolved_store_dir / "models" / model_id).exists()
 
 
-def test_a_model_over_its_budget_is_not_called_ready(
+def test_a_budget_that_this_device_cannot_keep_fails_the_model(
     runtime: Runtime, make_model: MakeModel
 ) -> None:
     model_id = make_model(max_mem_gb=1e-6).id
@@ -123,8 +126,19 @@ def test_a_model_over_its_budget_is_not_called_ready(
     record = runtime.repository.models.get(model_id)
     assert record.status == "failed"
     assert record.error is not None
-    assert "the budget is 1e-06 GB" in record.error
+    assert "no size fits; the nearest (depth 2, rank 8, factored" in record.error
     assert not record.servable
+
+
+def test_a_family_without_a_quality_table_fails_the_model(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = dataclasses.replace(runtime.family("tiny"), quality=None)
+    monkeypatch.setitem(runtime.families, "tiny", family)
+    model_id = make_model().id
+    build(runtime, model_id)
+    error = runtime.repository.models.get(model_id).error
+    assert error == "Impossible: the family tiny is not calibrated"
 
 
 def test_a_family_the_worker_does_not_hold_fails_the_model(
@@ -160,7 +174,7 @@ def test_an_absent_redis_does_not_fail_the_model(
         raise redis.ConnectionError("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker.build, "measure", outage)
+        patch.setattr(worker.build, "verify", outage)
         with pytest.raises(redis.ConnectionError):
             build(runtime, model_id)
     assert runtime.repository.models.get(model_id).status == "verifying"
@@ -176,7 +190,7 @@ def test_a_build_is_cancelled_while_it_is_measured(
     models = runtime.repository.models
     monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
     told: list[int] = []
-    original = worker.build.measure
+    original = worker.build.verify
 
     def cancel_first(*args: object, **kwargs: object) -> object:
         models.change(model_id, status="cancelled")
@@ -185,10 +199,48 @@ def test_a_build_is_cancelled_while_it_is_measured(
         told.append(2)
         return result
 
-    monkeypatch.setattr(worker.build, "measure", cancel_first)
+    monkeypatch.setattr(worker.build, "verify", cancel_first)
     build(runtime, model_id)
     assert told == [1]
     assert models.get(model_id).status == "cancelled"
+
+
+def test_measuring_waits_until_nothing_is_sampled(
+    runtime: Runtime,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generations = runtime.repository.generations
+    sampling = make_generation("m-another")
+    active: list[int] = []
+    original = worker.build.verify
+
+    def finish(_: float) -> None:
+        generations.change(sampling.id, status="cancelled")
+
+    def count_and_verify(*args: object) -> object:
+        active.append(len(generations.active()))
+        return original(*args)
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=finish)
+    monkeypatch.setattr(worker.build, "time", clock)
+    monkeypatch.setattr(worker.build, "verify", count_and_verify)
+    build(runtime, make_model().id)
+    assert active == [0]
+
+
+def test_measuring_does_not_wait_for_ever(
+    runtime: Runtime,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker.build, "IDLE_SECONDS", 0.05)
+    make_generation("m-another")
+    model_id = make_model().id
+    build(runtime, model_id)
+    assert runtime.repository.models.get(model_id).status == "ready"
 
 
 def test_a_long_wait_is_ended_even_in_a_busy_queue(
@@ -196,10 +248,10 @@ def test_a_long_wait_is_ended_even_in_a_busy_queue(
 ) -> None:
     monkeypatch.setattr(worker.runtime, "LONG_WAIT_SECONDS", 0.05)
     lost, other = make_model().id, make_model().id
-    runtime.queue.enqueue("fineserve.build", other)
+    runtime.queue.enqueue("fineserve.build", other, runtime.device_class)
     time.sleep(0.06)
     Housekeeping(runtime, runtime.repository.models, "build", "fineserve.build").requeue_lost()
-    assert lost in enqueued(client)
+    assert lost in enqueued(client, f"build.{runtime.device_class}")
 
 
 def test_sigma_is_not_used_with_another_version_of_its_family(
@@ -219,21 +271,24 @@ def test_sigma_is_not_used_with_another_version_of_its_family(
 def test_lost_work_is_enqueued_again(
     runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.runtime, "ORPHAN_SECONDS", 0.05)
     models = runtime.repository.models
     dead, alive, waiting = (make_model().id for _ in range(3))
+    make_model(device_class="another")
+    queue = f"build.{runtime.device_class}"
     models.claim(dead, 3, 0.01)
     models.claim(alive, 3, 60)
     while models.leased(dead):
         pass
     keeper = Housekeeping(runtime, models, "build", "fineserve.build")
     keeper.requeue_lost()
-    assert enqueued(client) == [dead]
-    client.delete("build")
-    time.sleep(0.06)
+    assert enqueued(client, queue) == [dead]
+    client.delete(queue)
+    monkeypatch.setattr(worker.runtime, "ORPHAN_SECONDS", 0.01)
+    time.sleep(0.02)
     models.change(dead, status="cancelled")
     keeper.requeue_lost()
-    assert enqueued(client) == [waiting]
+    assert enqueued(client, queue) == [waiting]
+    assert client.keys("build.*") == [queue]
 
 
 def test_a_corrupt_revision_is_noticed(runtime: Runtime, make_model: MakeModel) -> None:

@@ -2,8 +2,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from learngenes.family import FamilyError
+from learngenes.sizing.quality import QualityTable
 from registry.settings import Settings
 from tests.worker.conftest import MakeModel
 from worker.runtime import Housekeeping, Runtime
@@ -15,7 +17,8 @@ def test_families_are_announced_with_what_the_solver_needs(runtime: Runtime) -> 
     assert family.name == "tiny"
     assert family.network["width"] == 32
     assert family.sizes == {"depths": [2, 3, 4], "ranks": [8, 24, 48]}
-    assert family.flops_per_second > 0
+    assert family.fingerprint == runtime.family("tiny").fingerprint
+    assert QualityTable.model_validate(family.quality) == runtime.family("tiny").quality
 
 
 def test_housekeeping_shows_that_the_worker_is_alive(runtime: Runtime) -> None:
@@ -27,6 +30,7 @@ def test_housekeeping_shows_that_the_worker_is_alive(runtime: Runtime) -> None:
     runtime.stopping.set()
     (worker,) = runtime.repository.workers()
     assert (worker.queue, worker.families) == ("build", ["tiny"])
+    assert (worker.device_class, worker.torch_version) == (runtime.device_class, torch.__version__)
 
 
 def test_a_lease_outlives_its_first_period(runtime: Runtime, make_model: MakeModel) -> None:

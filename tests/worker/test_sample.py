@@ -72,8 +72,8 @@ def test_one_worker_serves_several_sizes_and_forgets_the_oldest(
 ) -> None:
     monkeypatch.setattr(worker.sample, "RESIDENT_MODELS", 1)
     sampler = Sampler(runtime)
-    for mode in ("factored", "materialised", "factored"):
-        model_id = make_model(mode=mode).id
+    for mode, dtype in (("factored", "int8"), ("materialised", "bfloat16"), ("factored", None)):
+        model_id = make_model(mode=mode, dtype=dtype).id
         build(runtime, model_id)
         record = make_generation(model_id, n=1)
         sampler.generate(record.id)

@@ -1,0 +1,84 @@
+import re
+
+import pytest
+import torch
+
+from learngenes.config import DType
+from learngenes.device import (
+    compute_dtype,
+    default_device,
+    device_class,
+    native_bfloat16,
+    packing_threads,
+    peak_bytes,
+    process_peak_bytes,
+    release_memory,
+    synchronise,
+)
+
+CPU = torch.device("cpu")
+MEGABYTE = 2**20
+
+
+def test_a_device_class_can_stand_in_a_key() -> None:
+    assert re.fullmatch(r"cpu-[a-z0-9-]+-1-threads", device_class(CPU))
+
+
+def test_two_threads_are_another_class_than_one() -> None:
+    one = device_class(CPU)
+    torch.set_num_threads(2)
+    try:
+        assert device_class(CPU) != one
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_only_narrow_storage_on_a_device_made_for_it_is_computed_in_bfloat16(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": native})
+    assert native_bfloat16(CPU) == native
+    assert packing_threads(CPU) == (1 if native else 0)
+    narrow = torch.bfloat16 if native else torch.float32
+    assert [compute_dtype(dtype, CPU) for dtype in DType] == [torch.float32, narrow, narrow]
+
+
+def test_the_peak_is_the_most_that_was_alive_at_once() -> None:
+    held = torch.zeros(MEGABYTE, dtype=torch.uint8)
+
+    def work() -> None:
+        first = torch.zeros(3 * MEGABYTE, dtype=torch.uint8)
+        second = torch.zeros(MEGABYTE, dtype=torch.uint8)
+        del first
+        third = torch.zeros(2 * MEGABYTE, dtype=torch.uint8)
+        del second, third
+
+    assert peak_bytes(work, CPU) == 4 * MEGABYTE
+    assert peak_bytes(lambda: None, CPU) == 0
+    assert held.sum() == 0
+
+
+def test_the_peak_of_a_process_stays_when_memory_is_given_back() -> None:
+    large = torch.ones(64 * MEGABYTE, dtype=torch.uint8)
+    peak = process_peak_bytes(CPU)
+    assert peak > 64 * MEGABYTE
+    del large
+    release_memory(CPU)
+    assert process_peak_bytes(CPU) > peak - MEGABYTE  # the kernel counts in batches of pages
+
+
+def test_without_cuda_the_device_is_the_cpu() -> None:
+    synchronise(CPU)
+    assert default_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.gpu
+def test_the_peak_is_the_most_that_was_alive_at_once_on_cuda() -> None:
+    device = torch.device("cuda")
+
+    def work() -> None:
+        torch.zeros(4 * MEGABYTE, dtype=torch.uint8, device=device)
+
+    assert peak_bytes(work, device) == 4 * MEGABYTE
+    assert process_peak_bytes(device) > 4 * MEGABYTE

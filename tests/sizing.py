@@ -1,0 +1,86 @@
+"""What sizing goes by, made up: plain data for any network and sizes, without torch."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from learngenes.config import DType, Mode, NetworkConfig, SizeSpace, executable
+from learngenes.sizing.cost import Execution, dense_parameters, learngene_parameters
+from learngenes.sizing.profile import DeviceProfile, LayerCost
+from learngenes.sizing.quality import QualityTable
+
+NETWORK = NetworkConfig(
+    sample_size=8,
+    in_channels=3,
+    patch_size=2,
+    width=32,
+    num_attention_heads=4,
+    num_classes=5,
+    depth=4,
+    rank=48,
+)
+SIZES = SizeSpace(depths=(2, 3, 4), ranks=(8, 24, 48))
+"""Those of the family `tiny`."""
+EXECUTIONS = [(mode, dtype) for mode in Mode for dtype in DType if executable(mode, dtype)]
+SLOWDOWN = {DType.FLOAT32: 1.0, DType.BFLOAT16: 1.3, DType.INT8: 1.7}
+ROWS = (1, 4, 16)
+SECONDS_PER_PRODUCT = 1e-11
+BLOCK_SECONDS = 1e-4
+"""Of one block whatever is in it."""
+
+
+def executions(native_bfloat16: bool = False, packing_threads: int = 0) -> list[Execution]:
+    """All five."""
+    return [Execution(mode, dtype, native_bfloat16, packing_threads) for mode, dtype in EXECUTIONS]
+
+
+def quality_table(sizes: SizeSpace, **changes: Any) -> QualityTable:
+    """Losses that fall with depth and with rank, and rise a little with narrower storage."""
+    losses = tuple(tuple(1 / depth + 10 / rank for rank in sizes.ranks) for depth in sizes.depths)
+    table = QualityTable(
+        depths=sizes.depths,
+        ranks=sizes.ranks,
+        unretrained=tuple(tuple(1.1 * loss for loss in row) for row in losses),
+        retrained=losses,
+        dtype_loss_ratios={DType.FLOAT32: 1.0, DType.BFLOAT16: 1.001, DType.INT8: 1.01},
+        source="made up",
+    )
+    return table.model_copy(update=changes)
+
+
+def device_profile(network: NetworkConfig, sizes: SizeSpace, **changes: Any) -> DeviceProfile:
+    """A device whose time goes into multiplications, more of it with narrower storage."""
+    products = {
+        Mode.FACTORED: [learngene_parameters(network, rank) for rank in sizes.ranks],
+        Mode.MATERIALISED: [dense_parameters(network, 1)],
+    }
+
+    def seconds(parameters: int, rows: int, dtype: DType) -> float:
+        multiplying = parameters * network.tokens * rows * SECONDS_PER_PRODUCT
+        return SLOWDOWN[dtype] * (BLOCK_SECONDS + multiplying)
+
+    profile = DeviceProfile(
+        device_class="a-device",
+        torch_version="2.0",
+        family="tiny",
+        family_fingerprint="a-family",
+        measured_at=datetime(2026, 1, 1, tzinfo=UTC),
+        native_bfloat16=False,
+        process_base_bytes=200_000_000,
+        rows=ROWS,
+        ranks=sizes.ranks,
+        request_seconds=0.001,
+        step_seconds=tuple(0.0005 + 0.0001 * rows for rows in ROWS),
+        layers=tuple(
+            LayerCost(
+                mode=mode,
+                dtype=dtype,
+                seconds=tuple(
+                    tuple(seconds(int(parameters), rows, dtype) for rows in ROWS)
+                    for parameters in products[mode]
+                ),
+            )
+            for mode, dtype in EXECUTIONS
+        ),
+        p95_ratio=1.2,
+    )
+    return profile.model_copy(update=changes)
