@@ -193,9 +193,10 @@ class _Profiling:
             correction = min(max(missed, 1 / MOST_CORRECTION), MOST_CORRECTION)
             layers.append(cost.model_copy(update={"correction": correction}))
             tails.append(float(np.quantile(seconds, 0.95) / np.median(seconds)))
-            needed = memory_bytes(self.network, depth, rank, execution, workload)
-            measured_bytes = memory(model, diffusion, workload)
-            overhead_bytes = max(overhead_bytes, measured_bytes - int(needed))
+            for watched in (workload, Workload(n=1, guided=False)):
+                needed = memory_bytes(self.network, depth, rank, execution, watched)
+                missing_bytes = memory(model, diffusion, watched) - int(needed)
+                overhead_bytes = max(overhead_bytes, missing_bytes)
         self.on_progress(1, "done")
         return profile.model_copy(
             update={

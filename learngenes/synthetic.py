@@ -39,7 +39,9 @@ def write_synthetic_family(
         torch.nn.init.normal_(layer.sigma[Kind.ADALN], std=0.1)  # else every block is the identity
     shape = (20, network.in_channels, network.sample_size, network.sample_size)
     images = LabelledImages(
-        torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(20), class_names
+        torch.randint(0, 256, shape, dtype=torch.uint8),
+        torch.arange(20) % network.num_classes,
+        class_names,
     )
     manifest = save_family(
         directory,

@@ -134,7 +134,10 @@ def activation_bytes(
     def product(kind: Kind, rows: int) -> Ints | int:
         return _product_bytes(network, kind, rows, rank, execution)
 
+    embedding = workload.rows * TIME_FREQUENCIES * (BYTES_PER_FLOAT32 + e)
+
     moments = (
+        x + embedding + execution.scratch_bytes(workload.rows, TIME_FREQUENCIES, d),
         x + product(Kind.ADALN, workload.rows),
         2 * x + product(Kind.QKV, tokens),
         7 * x + product(Kind.O, tokens),

@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from learngenes.config import DType, Frozen, Mode
 from learngenes.sizing.cost import Execution, Ints, Workload
@@ -74,6 +81,16 @@ class DeviceProfile(Frozen):
     """How much slower the device has been of late than when it was profiled."""
     p95_ratio: float = Field(ge=1)
     """What a batch's 95th percentile stays within, over its predicted median."""
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for ranks, table in (
+            ((1,), (self.step_seconds,)),
+            *(((1, len(self.ranks)), layer.seconds) for layer in self.layers),
+        ):
+            if len(table) not in ranks or {len(row) for row in table} != {len(self.rows)}:
+                raise ValueError("each table needs a row per rank, and a column per number of rows")
+        return self
 
     def fits(self, family_fingerprint: str, torch_version: str) -> bool:
         """Whether it was measured with these weights and this release of torch."""

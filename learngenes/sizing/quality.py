@@ -56,5 +56,6 @@ class QualityTable(Frozen):
         high = np.minimum(low + 1, len(self.depths) - 1)
         columns = np.arange(len(depths))
         weight = position - low
-        loss = by_rank[low, columns] * (1 - weight) + by_rank[high, columns] * weight
+        below = by_rank[low, columns]
+        loss = below + (by_rank[high, columns] - below) * weight  # exact where it is flat
         return np.asarray(losses[-1, -1] / (loss * np.maximum(1, loss_ratios)))

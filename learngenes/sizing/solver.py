@@ -208,7 +208,7 @@ def _allowed(candidates: Candidates, constraints: Constraints) -> Bools:
         )
     modes = np.array([e.mode for e in candidates.executions])[candidates.execution]
     dtypes = np.array([e.dtype for e in candidates.executions])[candidates.execution]
-    allowed = np.isfinite(candidates.quality) & (candidates.quality > 0)
+    allowed = candidates.quality > 0
     for name, column in (
         ("depth", candidates.depth),
         ("rank", candidates.rank),
@@ -223,7 +223,10 @@ def _allowed(candidates: Candidates, constraints: Constraints) -> Bools:
             raise Impossible(f"the family has no {name} {wanted}; choose one of {choices}")
         allowed &= column == wanted
     if not allowed.any():
-        raise Impossible("what is fixed excludes every size; fix less")
+        raise Impossible(
+            "what is fixed excludes every size that the quality table knows; fix less, "
+            "or calibrate the family for that dtype"
+        )
     return allowed
 
 
@@ -273,29 +276,30 @@ def _infeasible(
     allowed: Bools,
     kept: dict[BudgetName, Bools],
 ) -> Infeasible:
-    """Relax one constraint if one is enough, else all; the nearest is what exceeds least."""
+    """Relax one constraint if one is enough, else several; the nearest is what exceeds least."""
     excess = _excess(candidates, constraints)
     for name in kept:
         rest = allowed & np.logical_and.reduce([allowed, *_others(kept, name)])
         if rest.any():
-            binding: tuple[BudgetName, ...] = (name,)
+            total = excess[name]
             break
     else:
-        rest, binding = allowed, tuple(kept)
-    total = np.max([excess[name] for name in binding], axis=0)
+        rest, total = allowed, np.max([excess[name] for name in kept], axis=0)
     indices = np.flatnonzero(rest)
-    nearest = candidates.plan(int(indices[np.argmin(total[indices])]))
-    memory = (
-        nearest.predicted.process_memory_bytes
-        if constraints.mem_scope == "process"
-        else nearest.predicted.memory_bytes
-    )
+    nearest = int(indices[np.argmin(total[indices])])
+    memory = candidates.scoped_memory(constraints.mem_scope)[nearest]
+    # rounded to the safe side, and a digit further where that is lost again on the way back
+    milliseconds = math.ceil(candidates.p95[nearest] * 1e5) / 100
+    milliseconds += 0.01 * (milliseconds / 1000 < candidates.p95[nearest])
+    quality = math.floor(candidates.quality[nearest] * 1e4) / 1e4
+    quality -= 1e-4 * (quality > candidates.quality[nearest])
     needed: dict[BudgetName, float] = {
-        "max_mem_gb": math.ceil(memory / 1e3) / 1e6,  # rounded so that it is feasible when sent
-        "max_latency_ms": math.ceil(nearest.predicted.latency_p95_seconds * 1e5) / 100,
-        "min_quality": math.floor(nearest.quality * 1e4) / 1e4,
+        "max_mem_gb": math.ceil(memory / 1e3) / 1e6,
+        "max_latency_ms": milliseconds,
+        "min_quality": quality,
     }
-    return Infeasible(binding, nearest, {name: needed[name] for name in binding})
+    binding = tuple(name for name, mask in kept.items() if not mask[nearest])
+    return Infeasible(binding, candidates.plan(nearest), {name: needed[name] for name in binding})
 
 
 def _excess(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, Floats]:

@@ -98,7 +98,6 @@ def test_a_rise_is_replaced_by_the_least_loss_of_any_smaller_size(table: Quality
     assert quality(rough, 4, 64) == pytest.approx(0.2 / 0.2)
 
 
-@pytest.mark.xfail(reason="a * (1 - t) + a * t is not always a: an equal size can look better")
 def test_sizes_of_one_loss_are_exactly_equal() -> None:
     """Else the solver prefers the larger for its last bit, and not the quicker."""
     sizes = SizeSpace(depths=(2, 9), ranks=(16, 64))

@@ -338,7 +338,6 @@ def test_the_nearest_plan_misses_no_budget_but_those_named(
         assert set(error.budget) == set(error.binding)
 
 
-@pytest.mark.xfail(reason="where relaxing one is not enough, all are named, kept ones too")
 def test_no_budget_is_named_that_the_nearest_plan_keeps(
     refused: list[tuple[Case, Infeasible]],
 ) -> None:
@@ -374,7 +373,6 @@ def test_the_budget_that_is_offered_is_feasible_when_sent(
         assert plan.quality >= error.nearest.quality
 
 
-@pytest.mark.xfail(reason="rounding up to 0.01 ms, or down to 1e-4, can lose the last bit")
 @pytest.mark.parametrize(
     ("column", "value", "constraints"),
     [

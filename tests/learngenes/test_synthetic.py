@@ -58,7 +58,6 @@ def test_no_block_is_the_identity(random_family: Family) -> None:
     assert all(modulation.abs().max() > 0 for modulation in features)
 
 
-@pytest.mark.xfail(reason="labels count to 20 however few classes there are")
 def test_its_images_are_of_its_classes(random_family: Family, network: NetworkConfig) -> None:
     assert random_family.limited_data.labels.max() < network.num_classes
 
