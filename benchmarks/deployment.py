@@ -41,6 +41,11 @@ class Deployment:
         subprocess.run(["make", target], cwd=self.path, env=self.environment, check=True)
         return time.perf_counter() - started
 
+    def fineserve(self, *words: str) -> None:
+        """Run a command of the clone's own. Raises CalledProcessError."""
+        command = [str(self.path / ".venv" / "bin" / "fineserve"), *words]
+        subprocess.run(command, cwd=self.path, env=self.environment, check=True)
+
     def remove(self) -> None:
         self.http.close()
         shutil.rmtree(self.path)

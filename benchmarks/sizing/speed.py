@@ -10,13 +10,15 @@ import httpx
 import numpy as np
 
 from benchmarks.deployment import Deployment
-from benchmarks.sizing.subjects import dit_xl, fashion, say
+from benchmarks.sizing.subjects import RESULTS, dit_xl, fashion, say
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.solver import Constraints, Infeasible, solve
 
 SOLVES = 10_000
 REQUESTS_PER_SECOND = 50
 REQUESTS = 3_000
+PICTURE = "plan --max-mem-gb 0.01 --max-latency-ms 2000"
+"""The README's example."""
 
 
 def measure() -> dict[str, Any]:
@@ -57,6 +59,7 @@ def http() -> dict[str, Any]:
     try:
         deployment.make("up")
         seconds = asyncio.run(_requests(str(deployment.http.base_url)))
+        deployment.fineserve(*PICTURE.split(), "--plot", str(RESULTS / "front.png"))
     finally:
         deployment.make("down")
         deployment.remove()
