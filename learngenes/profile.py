@@ -23,8 +23,9 @@ LAYERS_SECONDS = 0.02
 """So many layers are timed together as take about so long."""
 ROUNDS = 5
 WHOLE_BATCHES = 12
+LEAST_WHOLE_BATCHES = 4
 WHOLE_BATCH_SECONDS = 0.4
-LEAST_P95_RATIO = 1.1
+LEAST_P95_RATIO = 1.15
 MOST_P95_RATIO = 1.5
 MOST_CORRECTION = 2.0
 """More is a disturbance, not a property of the device."""
@@ -45,6 +46,17 @@ class _Point:
     model: DiT
     layers: list[nn.Module]
     seconds: dict[int, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class _Batch:
+    """A batch as it is served, and how long it took each time."""
+
+    execution: Execution
+    depth: int
+    workload: Workload
+    model: DiT
+    seconds: list[float] = field(default_factory=list)
 
 
 def measure_profile(
@@ -180,30 +192,54 @@ class _Profiling:
 
     def _with_whole_batches(self, profile: DeviceProfile) -> DeviceProfile:
         """Compared with whole batches: what the sum of the parts misses, the tail, memory."""
-        overhead_bytes, tails, layers = 0, [LEAST_P95_RATIO], []
-        diffusion = self.family.manifest.diffusion
         rank = self.sizes.ranks[len(self.sizes.ranks) // 2]
-        for cost, execution in zip(profile.layers, profile.executions, strict=True):
-            self.on_progress(min(self.elapsed_share, 1), f"batches, {cost.mode} {cost.dtype}")
+        batches = []
+        for execution in profile.executions:
             depth, workload = self._whole_batch(profile, execution, rank)
-            model = self._model(depth, rank, cost.mode, cost.dtype)
-            seconds = self._batches(model, workload)
-            predicted = profile.latency_seconds(depth, rank, execution, workload)
-            missed = float(np.median(seconds) / predicted)
+            model = self._model(depth, rank, execution.mode, execution.dtype)
+            batches.append(_Batch(execution, depth, workload, model))
+        self._time_batches(batches)
+        self.on_progress(1, "memory")
+        layers, tails = [], []
+        for cost, batch in zip(profile.layers, batches, strict=True):
+            median = float(np.median(batch.seconds))
+            predicted = profile.latency_seconds(batch.depth, rank, batch.execution, batch.workload)
+            missed = median / float(predicted)
             correction = min(max(missed, 1 / MOST_CORRECTION), MOST_CORRECTION)
             layers.append(cost.model_copy(update={"correction": correction}))
-            tails.append(float(np.quantile(seconds, 0.95) / np.median(seconds)))
-            for watched in (workload, Workload(n=1, guided=False)):
-                needed = memory_bytes(self.network, depth, rank, execution, watched)
-                missing_bytes = memory(model, diffusion, watched) - int(needed)
-                overhead_bytes = max(overhead_bytes, missing_bytes)
+            tails += [seconds / median for seconds in batch.seconds]
+        tail = float(np.quantile(tails, 0.95))
+        overhead_bytes = max(self._overhead_bytes(batch, rank) for batch in batches)
         self.on_progress(1, "done")
         return profile.model_copy(
             update={
                 "layers": tuple(layers),
-                "p95_ratio": min(max(tails), MOST_P95_RATIO),
+                "p95_ratio": min(max(tail, LEAST_P95_RATIO), MOST_P95_RATIO),
                 "memory_overhead_bytes": overhead_bytes,
             }
+        )
+
+    def _time_batches(self, batches: list[_Batch]) -> None:
+        """In rounds: the tail is that of the whole time, not of a moment."""
+        diffusion = self.family.manifest.diffusion
+        for batch in batches:
+            run(batch.model, diffusion, batch.workload)
+        for done in range(WHOLE_BATCHES):
+            self.on_progress(min(self.elapsed_share, 1), "whole batches")
+            if done >= LEAST_WHOLE_BATCHES and self.elapsed_share > 1:
+                return
+            for batch in batches:
+                batch.seconds.append(run(batch.model, diffusion, batch.workload))
+
+    def _overhead_bytes(self, batch: _Batch, rank: int) -> int:
+        """What more than predicted was needed by a long batch or the shortest."""
+        return max(
+            0,
+            *(
+                memory(batch.model, self.family.manifest.diffusion, workload)
+                - int(memory_bytes(self.network, batch.depth, rank, batch.execution, workload))
+                for workload in (batch.workload, Workload(n=1, guided=False))
+            ),
         )
 
     def _whole_batch(
@@ -219,11 +255,3 @@ class _Profiling:
             if profile.latency_seconds(depth, rank, execution, workload) < WHOLE_BATCH_SECONDS:
                 return depth, workload
         return depths[0], Workload(n=1, num_inference_steps=1)
-
-    def _batches(self, model: DiT, workload: Workload) -> list[float]:
-        diffusion = self.family.manifest.diffusion
-        run(model, diffusion, workload)
-        seconds: list[float] = []
-        while len(seconds) < WHOLE_BATCHES and (len(seconds) < 3 or self.elapsed_share < 1):
-            seconds.append(run(model, diffusion, workload))
-        return seconds

@@ -278,7 +278,7 @@ class Repository:
 
     def lock(self, name: str, seconds: float) -> Lock:
         """Waits for whoever has it; it is free again after `seconds` at the latest."""
-        lock: Lock = self._redis.lock(f"{PREFIX}:lock:{name}", seconds)
+        lock: Lock = self._redis.lock(f"{PREFIX}:lock:{name}", seconds, thread_local=False)
         return lock
 
     def heartbeat(self, worker: WorkerRecord, seconds: float) -> None:

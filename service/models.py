@@ -35,9 +35,10 @@ def create_model(
 def _new_model(state: State, request: ModelRequest) -> ModelRecord:
     site = choose_site(state, request, live=True)
     plan = PlanRecord.model_validate(dataclasses.asdict(solve_budget(state, request, site).plan))
+    model_id = ModelRecord.new_id()
     return ModelRecord(
-        id=ModelRecord.new_id(),
-        name=request.name or f"{site.family.name}-L{plan.depth}-r{plan.rank}-{plan.mode}",
+        id=model_id,
+        name=request.name or f"{site.family.name} {model_id}",
         family=site.family.name,
         device_class=site.profile.device_class,
         budget=request.budget,

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from learngenes.sizing.solver import Plan, Slack
 from registry.records import Budget, Cost, FamilyRecord, ModelRecord, PlanRecord, Verified
@@ -11,7 +11,13 @@ from registry.records import Budget, Cost, FamilyRecord, ModelRecord, PlanRecord
 MAX_SEED = 2**63 - 1
 
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+def _encodable(text: str) -> str:
+    text.encode()  # JSON can carry half a character; Redis and the answer cannot
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -25,26 +31,26 @@ class PlanRequest(BaseModel):
         },
     )
 
-    max_mem_gb: Annotated[Positive, Field(le=10_000)] | None = None
+    max_mem_gb: Annotated[Number, Field(gt=0, le=10_000)] | None = None
     """Of 10^9 bytes."""
     mem_scope: Literal["model", "process"] = "model"
     """Whether max_mem_gb bounds weights and peak activations, or the whole serving process."""
-    max_latency_ms: Annotated[Positive, Field(le=86_400_000)] | None = None
+    max_latency_ms: Annotated[Number, Field(gt=0, le=86_400_000)] | None = None
     """The 95th percentile of one batch, on an idle device."""
-    min_quality: Annotated[Positive, Field(le=1)] | None = None
+    min_quality: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Of the family's best, which is 1."""
     n: Annotated[Count, Field(le=1024)] = 4
     """Images in one batch."""
     num_inference_steps: Annotated[Count, Field(le=1000)] = 25
-    guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False, strict=True)] = 2.0
+    guidance_scale: Annotated[Number, Field(ge=1, le=20)] = 2.0
     """1 is unguided, and halves the rows of a step."""
     depth: Count | None = None
     rank: Count | None = None
     mode: Literal["factored", "materialised"] | None = None
     dtype: Literal["float32", "bfloat16", "int8"] | None = None
-    family: str | None = None
+    family: Text | None = None
     """May be left out while there is only one."""
-    device_class: str | None = None
+    device_class: Text | None = None
     """May be left out while there is only one."""
 
     @model_validator(mode="after")
@@ -112,8 +118,8 @@ class GenerateRequest(BaseModel):
         json_schema_extra={"examples": [{"model": "m-…", "class_labels": ["Sneaker"], "n": 4}]},
     )
 
-    model: str
-    class_labels: Annotated[list[int | str], Field(min_length=1, max_length=1000)] | None = None
+    model: Text
+    class_labels: Annotated[list[int | Text], Field(min_length=1, max_length=1000)] | None = None
     """Names or numbers, repeated in turn over the `n` images; every class when left out."""
     n: Annotated[int, Field(ge=1)] | None = None
     """By default one image per class label."""

@@ -124,18 +124,37 @@ def _profile(
 
 def _fresh(raw: str, family: FamilyRecord, torch_version: str | None) -> DeviceProfile:
     """Raises Problem when a profile is stale."""
+    profile = _fitting(raw, family, torch_version)
+    if profile is None:
+        raise unavailable(
+            f"the device's profile for {family.name} is stale: it was measured with another "
+            "version of the family, of torch or of fineserve; restart a build worker on that "
+            "device, or run `fineserve profile` there",
+            "stale-profile",
+        )
+    return profile
+
+
+def _fitting(raw: str, family: FamilyRecord, torch_version: str | None) -> DeviceProfile | None:
     try:
         profile = DeviceProfile.model_validate_json(raw)
     except ValidationError:
-        profile = None
-    if profile and profile.fits(family.fingerprint, torch_version or profile.torch_version):
-        return profile
-    raise unavailable(
-        f"the device's profile for {family.name} is stale: it was measured with another version "
-        "of the family, of torch or of fineserve; restart a build worker on that device, or run "
-        "`fineserve profile` there",
-        "stale-profile",
-    )
+        return None
+    fits = profile.fits(family.fingerprint, torch_version or profile.torch_version)
+    return profile if fits else None
+
+
+def missing_profiles(repository: Repository) -> list[str]:
+    """Calibrated families that a running build worker holds and has not profiled yet."""
+    missing = []
+    for family in repository.families():
+        for worker in repository.workers() if family.quality is not None else ():
+            if worker.queue != BUILD_QUEUE or family.name not in worker.families:
+                continue
+            raw = repository.profile(worker.device_class, family.name)
+            if raw is None or _fitting(raw, family, worker.torch_version) is None:
+                missing.append(family.name)
+    return sorted(set(missing))
 
 
 def solve_budget(state: State, request: PlanRequest, site: Site) -> Solution:

@@ -8,6 +8,7 @@ from registry.records import FamilyRecord
 from service.deps import StateDep
 from service.problems import Problem
 from service.schemas import FamilyList, Readiness
+from service.sizing import missing_profiles
 
 router = APIRouter(tags=["status"])
 
@@ -43,13 +44,11 @@ def readyz(response: Response, state: StateDep) -> Readiness:
             for queue in (BUILD_QUEUE, SAMPLE_QUEUE)
             if queue not in queues
         ]
-        families = state.repository.families()
-        if not families:
+        if not state.repository.families():
             missing.append("a family")
         missing += [
-            f"a device profile for {family.name} (measured in under a minute)"
-            for family in families
-            if family.quality is not None and not state.repository.profiled_classes(family.name)
+            f"a device profile for {family} (measured in under a minute)"
+            for family in missing_profiles(state.repository)
         ]
     except redis.RedisError as error:
         missing.append(f"Redis ({error})")

@@ -17,13 +17,12 @@ from learngenes.factors import Scales
 from learngenes.family import Family
 from learngenes.retrain import Progress, RetrainingConfig, retrain
 from learngenes.sigma import interpolated
-from learngenes.sizing import profile
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
 from registry.errors import ArtifactError, RecordNotFound
 from registry.records import Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, revision_name
-from worker.profiles import correct_profile, ensure_profile
+from worker.profiles import candidates, correct_profile, ensure_profile
 from worker.runtime import Reporter, Runtime
 from worker.verify import Request, verify
 
@@ -68,10 +67,10 @@ class _Build:
         if self.record.revision is None:
             self._replan()
         scales = interpolated(self.family.scales, self._size)
+        if self.record.revision is None:
+            self._store(0, scales)
+            self._change(revision=0)
         while True:
-            if self.record.revision is None or self.record.revision < self._unretrained_revision:
-                self._store(self._unretrained_revision, scales)
-                self._change(revision=self._unretrained_revision)
             self._change(status=ModelStatus.RETRAINING)
             scales = self._retrain(scales)
             self._change(status=ModelStatus.VERIFYING)
@@ -80,19 +79,22 @@ class _Build:
             self._tell("verified", plan=self.record.plan, measured=measured, over_budget=over)
             if not over:
                 break
-            plan = self._step_down(measured, over)
-            self._change(
-                plan=plan,
-                over_budget=[
-                    *self.record.over_budget,
-                    Verified(plan=self.record.plan, measured=measured),
-                ],
-            )
-            source = scales if plan.rank <= scales.rank else self.family.scales
-            scales = interpolated(source, self._size)
+            scales = self._replace(self._step_down(measured, over), measured, scales)
         revision = self._unretrained_revision + 1
         self._store(revision, scales)
         self._change(status=ModelStatus.READY, revision=revision, measured=measured, ready_at=now())
+
+    def _replace(self, plan: PlanRecord, measured: Cost, scales: Scales) -> Scales:
+        """Begin again with a smaller plan: its first revision, and then what says so, at once."""
+        source = scales if plan.rank <= scales.rank else self.family.scales
+        smaller = interpolated(source, Size(depth=plan.depth, rank=plan.rank))
+        tried = Verified(plan=self.record.plan, measured=measured)
+        over_budget = [*self.record.over_budget, tried]
+        self.record = self.record.replace(plan=plan, over_budget=over_budget)
+        revision = self._unretrained_revision
+        self._store(revision, smaller)
+        self._change(plan=plan, over_budget=over_budget, revision=revision)
+        return smaller
 
     @property
     def _size(self) -> Size:
@@ -104,13 +106,8 @@ class _Build:
         return 2 * len(self.record.over_budget)
 
     def _candidates(self) -> Candidates:
-        manifest = self.family.manifest
-        if self.family.quality is None:
-            raise Impossible(f"the family {manifest.name} is not calibrated")
-        profile = ensure_profile(self.runtime, manifest.name)
-        return Candidates.of(
-            manifest.network, manifest.sizes, self.family.quality, profile, self.workload
-        )
+        profile = ensure_profile(self.runtime, self.record.family)
+        return candidates(self.family, profile, self.workload)
 
     def _replan(self) -> None:
         """The decision is this device's: its profile may have changed since the request."""
@@ -145,7 +142,7 @@ class _Build:
     def _verify(self, scales: Scales) -> Cost:
         """Measure in a fresh process, and let the profile learn from it."""
         deadline = time.monotonic() + IDLE_SECONDS
-        while self.runtime.repository.generations.active() and time.monotonic() < deadline:
+        while self._sampling() and time.monotonic() < deadline:
             self.reporter.tell()
             time.sleep(0.1)
         plan = self.record.plan
@@ -162,10 +159,15 @@ class _Build:
             scales,
             self.reporter.tell,
         )
-        measured = Cost.model_validate(dataclasses.asdict(measurement.cost))
-        predicted = profile.Cost(**plan.predicted.model_dump())
-        correct_profile(self.runtime, self.record.family, predicted, measurement.cost)
-        return measured
+        correct_profile(
+            self.runtime, self.family, self.workload, Constraints(**_choice(plan)), measurement.cost
+        )
+        return Cost.model_validate(dataclasses.asdict(measurement.cost))
+
+    def _sampling(self) -> bool:
+        """Whether this class of device has something to sample."""
+        active = self.runtime.repository.generations.active()
+        return any(record.device_class == self.runtime.device_class for record in active)
 
     def _over(self, measured: Cost) -> list[str]:
         """The budgets that the measured model does not keep."""
@@ -194,9 +196,9 @@ class _Build:
         )
         if len(self.record.over_budget) >= MOST_STEPS_DOWN:
             raise OverBudget(f"{story}, after {MOST_STEPS_DOWN} smaller ones; raise the budget")
-        candidates = self._candidates()
+        every = self._candidates()
         try:
-            now_predicted = solve(candidates, Constraints(**_choice(plan))).plan.predicted
+            now_predicted = solve(every, Constraints(**_choice(plan))).plan.predicted
             predicted = Cost.model_validate(dataclasses.asdict(now_predicted))
             tightened: dict[str, float] = {}
             if "max_mem_gb" in over and self.constraints.max_mem_bytes is not None:
@@ -207,7 +209,7 @@ class _Build:
                 tightened["max_latency_seconds"] = self.constraints.max_latency_seconds * min(
                     1, ratio
                 )
-            smaller = solve(candidates, self.constraints.model_copy(update=tightened)).plan
+            smaller = solve(every, self.constraints.model_copy(update=tightened)).plan
         except (Impossible, Infeasible) as error:
             raise OverBudget(f"{story}; {error}; raise the budget or fix less") from error
         log.info("stepping down", model=self.record.id, over=over, plan=_choice(_record(smaller)))

@@ -11,19 +11,22 @@ from learngenes.family import Family
 from learngenes.profile import OnProgress, execution_on, measure_profile
 from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes
 from learngenes.sizing.profile import Cost, DeviceProfile
+from learngenes.sizing.solver import Candidates, Constraints, Impossible, solve
 from worker.runtime import Runtime
 from worker.verify import Request, verify
 
 log = structlog.get_logger()
 
-LOCK_SECONDS = 300.0
 PROCESS_MARGIN = 1.05
 """The C library's allocator keeps some of what was freed, in one run more than in another."""
 
 
 def ensure_profile(runtime: Runtime, family: str) -> DeviceProfile:
     """The stored profile if it is of this family, device and torch; else a new one."""
-    with runtime.repository.lock(f"profile:{runtime.device_class}:{family}", LOCK_SECONDS):
+    lock = runtime.repository.lock(
+        f"profile:{runtime.device_class}:{family}", runtime.settings.lease_seconds
+    )
+    with lock, runtime.kept(lock):
         stored = stored_profile(runtime, family)
         return stored or refresh_profile(runtime, family)
 
@@ -82,13 +85,25 @@ def process_base_bytes(family: Family, directory: Path) -> int:
     return round(PROCESS_MARGIN * (measured.cost.process_memory_bytes - int(own) + int(shared)))
 
 
-def correct_profile(runtime: Runtime, family: str, predicted: Cost, measured: Cost) -> None:
-    """Learn from one model that was measured."""
+def candidates(family: Family, profile: DeviceProfile, workload: Workload) -> Candidates:
+    """Every size of a family on this device. Raises Impossible when it is not calibrated."""
+    manifest = family.manifest
+    if family.quality is None:
+        raise Impossible(f"the family {manifest.name} is not calibrated")
+    return Candidates.of(manifest.network, manifest.sizes, family.quality, profile, workload)
+
+
+def correct_profile(
+    runtime: Runtime, family: Family, workload: Workload, size: Constraints, measured: Cost
+) -> None:
+    """Learn from one size that was measured: of what the profile now says, for it may have
+    learned from the same size before.
+    """
 
     def correct(raw: str | None) -> str:
         assert raw is not None
-        return (
-            DeviceProfile.model_validate_json(raw).corrected(predicted, measured).model_dump_json()
-        )
+        profile = DeviceProfile.model_validate_json(raw)
+        predicted = solve(candidates(family, profile, workload), size).plan.predicted
+        return profile.corrected(predicted, measured).model_dump_json()
 
-    runtime.repository.change_profile(runtime.device_class, family, correct)
+    runtime.repository.change_profile(runtime.device_class, family.manifest.name, correct)

@@ -20,6 +20,7 @@ import redis
 import structlog
 import torch
 from redis.exceptions import LockError
+from redis.lock import Lock
 
 from learngenes.device import default_device, device_class
 from learngenes.family import Family, FamilyError, load_family
@@ -122,31 +123,38 @@ class Runtime:
     @contextlib.contextmanager
     def lease(self, records: Records[R], record_id: str) -> Iterator[R | None]:
         """Claim a record and keep the claim alive; None when there is nothing to do."""
-        seconds = self.settings.lease_seconds
-        claim = records.claim(record_id, self.settings.max_attempts, seconds)
+        claim = records.claim(record_id, self.settings.max_attempts, self.settings.lease_seconds)
         if claim is None:
             yield None
             return
+        try:
+            with self.kept(claim.lease):
+                yield claim.record
+        finally:
+            with contextlib.suppress(LockError):  # it ran out and another worker has it
+                claim.lease.release()
+
+    @contextlib.contextmanager
+    def kept(self, lock: Lock) -> Iterator[None]:
+        """Renew a lock of `lease_seconds` for as long as this process lives."""
         done = threading.Event()
 
         def renew() -> None:
-            while not done.wait(seconds / 3):
+            while not done.wait(self.settings.lease_seconds / 3):
                 try:
-                    claim.lease.reacquire()
+                    lock.reacquire()
                 except LockError:
                     return  # it ran out; the record's attempt tells the work so
                 except redis.RedisError:
                     continue  # the next renewal may succeed
 
-        thread = threading.Thread(target=renew, name=f"lease-{record_id}", daemon=True)
+        thread = threading.Thread(target=renew, name=f"renew-{lock.name}", daemon=True)
         thread.start()
         try:
-            yield claim.record
+            yield
         finally:
             done.set()
             thread.join()
-            with contextlib.suppress(LockError):  # it ran out and another worker has it
-                claim.lease.release()
 
     def attempt(self, records: Records[R], record_id: str, work: Callable[[R], None]) -> None:
         """Work on a record under a lease, and see to it that it ends in a state that is true.

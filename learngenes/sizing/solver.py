@@ -38,7 +38,7 @@ class Constraints(Frozen):
         """From the units that people use: GB of 10^9 bytes, milliseconds."""
         return cls(
             max_mem_bytes=None if max_mem_gb is None else round(max_mem_gb * 1e9),
-            max_latency_seconds=None if max_latency_ms is None else max_latency_ms / 1000,
+            max_latency_seconds=None if max_latency_ms is None else max(max_latency_ms / 1e3, 1e-9),
             **rest,
         )
 
@@ -88,7 +88,7 @@ class Infeasible(ValueError):
     ) -> None:
         self.binding, self.nearest, self.budget = binding, nearest, budget
         """A budget that `nearest` keeps: what was sent, relaxed where it binds."""
-        relaxed = ", ".join(f"{name} {budget[name]:.6g}" for name in binding)
+        relaxed = ", ".join(f"{name} {budget[name]:.12g}" for name in binding)
         super().__init__(
             f"no size fits; the nearest (depth {nearest.depth}, rank {nearest.rank}, "
             f"{nearest.mode}, {nearest.dtype}, n={nearest.n}) needs {relaxed}"

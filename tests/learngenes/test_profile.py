@@ -95,4 +95,4 @@ def test_progress_is_told_until_all_is_done(profile: DeviceProfile, told: Told) 
     assert 0 <= shares[0] <= shares[-1] == 1
     assert told[0][1] == "layers, 1 rows"
     assert told[-1] == (1, "done")
-    assert {f"batches, {mode} {dtype}" for mode, dtype in EXECUTIONS} <= {what for _, what in told}
+    assert "whole batches" in {what for _, what in told}

@@ -1,6 +1,7 @@
 """POST /plan: what a budget would give, without making it."""
 
 import itertools
+import json
 import re
 
 import pytest
@@ -349,3 +350,28 @@ def test_a_profile_of_another_torch_than_the_workers_is_stale(stack: Stack) -> N
 def test_a_profile_that_cannot_be_read_is_stale(stack: Stack) -> None:
     stack.runtime.repository.change_profile(stack.runtime.device_class, "tiny", lambda _: "{")
     refusal(stack, "stale-profile")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"max_mem_gb": 4, "family": "\ud800"}, "family"),
+        ({"max_mem_gb": 4, "device_class": "\ud800"}, "device_class"),
+        ({"max_latency_ms": 5e-324}, "no size fits"),
+        ({"max_latency_ms": 1e-310, "max_mem_gb": 5e-324}, "no size fits"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/plan", "/models"])
+def test_the_oddest_input_is_refused_and_named(
+    stack: Stack, path: str, body: dict[str, object], message: str
+) -> None:
+    answer = stack.api.post(
+        path, content=json.dumps(body), headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+
+
+def test_the_refusal_says_the_same_budget_as_its_members(stack: Stack) -> None:
+    answer = stack.plan(max_mem_gb=1e-6).json()
+    assert f"needs max_mem_gb {answer['nearest_feasible']['max_mem_gb']};" in answer["detail"]

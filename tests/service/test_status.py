@@ -116,3 +116,8 @@ def test_the_service_runs_where_there_is_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_profile_is_not_ready(stack: Stack) -> None:
+    stack.heartbeat(torch_version="1.0")
+    assert stack.api.get("/readyz").json()["missing"][-1].startswith("a device profile for tiny")

@@ -12,10 +12,12 @@ from learngenes.family import Family
 from learngenes.measure import Measurement
 from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes
 from learngenes.sizing.profile import Cost, DeviceProfile
+from learngenes.sizing.solver import Constraints, solve
 from registry.settings import Settings
 from tests.devices import keep_profile, made_up_profile
 from worker.profiles import (
     PROCESS_MARGIN,
+    candidates,
     correct_profile,
     ensure_profile,
     process_base_bytes,
@@ -26,6 +28,7 @@ from worker.runtime import Runtime
 from worker.verify import Request
 
 SAID = (0.5, "layers")
+WORKLOAD = Workload(n=4, num_inference_steps=2)
 
 
 @pytest.fixture
@@ -146,25 +149,64 @@ def test_the_process_is_what_a_model_in_int8_needs_beside_itself(
     assert base / PROCESS_MARGIN == pytest.approx(3 * 10**8 - int(own) + int(shared), abs=1)
 
 
+SIZE = Constraints(depth=3, rank=24, mode=Mode.MATERIALISED, dtype=DType.FLOAT32)
+
+
+def missed(
+    runtime: Runtime, profile: DeviceProfile, *, more_bytes: int, times_slower: float
+) -> tuple[Cost, Cost]:
+    """What is predicted for SIZE, and a measurement that is so much more."""
+    predicted = solve(candidates(runtime.family("tiny"), profile, WORKLOAD), SIZE).plan.predicted
+    measured = Cost(
+        predicted.memory_bytes + more_bytes,
+        predicted.process_memory_bytes + 3 * more_bytes,
+        predicted.latency_seconds * times_slower,
+        predicted.latency_seconds * times_slower,
+    )
+    return predicted, measured
+
+
 def test_a_correction_is_stored(runtime: Runtime, profile: DeviceProfile) -> None:
     keep_profile(runtime.repository, profile)
-    predicted = Cost(1000, 5000, 1.0, 1.2)
-    measured = Cost(1100, 5300, 4.0, 1.0)
-    correct_profile(runtime, "tiny", predicted, measured)
-    assert stored_profile(runtime, "tiny") == profile.corrected(predicted, measured)
+    predicted, measured = missed(runtime, profile, more_bytes=100, times_slower=4)
+    correct_profile(runtime, runtime.family("tiny"), WORKLOAD, SIZE, measured)
     corrected = stored_profile(runtime, "tiny")
-    assert corrected is not None
+    assert corrected == profile.corrected(predicted, measured)
     assert corrected.memory_overhead_bytes == profile.memory_overhead_bytes + 100
     assert corrected.process_base_bytes == profile.process_base_bytes + 200
     assert corrected.speed_correction == pytest.approx(2)
 
 
-def test_corrections_of_several_workers_add_up(runtime: Runtime, profile: DeviceProfile) -> None:
+def test_what_several_workers_measure_is_learned_once(
+    runtime: Runtime, profile: DeviceProfile
+) -> None:
     keep_profile(runtime.repository, profile)
-    predicted, measured = Cost(1000, 5000, 1.0, 1.2), Cost(1001, 5001, 1.0, 1.0)
+    family = runtime.family("tiny")
+    _, measured = missed(runtime, profile, more_bytes=100, times_slower=1)
     with ThreadPoolExecutor(4) as pool:
         for _ in range(4):
-            pool.submit(correct_profile, runtime, "tiny", predicted, measured)
+            pool.submit(correct_profile, runtime, family, WORKLOAD, SIZE, measured)
     corrected = stored_profile(runtime, "tiny")
     assert corrected is not None
-    assert corrected.memory_overhead_bytes == profile.memory_overhead_bytes + 4
+    assert corrected.memory_overhead_bytes == profile.memory_overhead_bytes + 100
+    assert corrected.process_base_bytes == profile.process_base_bytes + 200
+
+
+def test_a_worker_that_dies_while_profiling_blocks_the_next_for_a_lease_only(
+    runtime: Runtime, profile: DeviceProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is renewed for as long as it is held, and is short."""
+    name = f"profile:{runtime.device_class}:tiny"
+    left: list[float] = []
+
+    def measure_slowly(*_: object) -> DeviceProfile:
+        time.sleep(1.3 * runtime.settings.lease_seconds)
+        left.append(runtime.repository._redis.pttl(f"fineserve:lock:{name}") / 1000)
+        return profile
+
+    monkeypatch.setattr("worker.profiles.process_base_bytes", lambda *_: 1)
+    monkeypatch.setattr("worker.profiles.measure_profile", measure_slowly)
+    assert ensure_profile(runtime, "tiny") == profile
+    assert 0 < left[0] <= runtime.settings.lease_seconds
+    with runtime.repository.lock(name, 1):
+        assert stored_profile(runtime, "tiny") == profile
