@@ -107,10 +107,20 @@ def dit_xl(result: dict[str, Any]) -> Rows:
 
 
 def budgets(result: dict[str, Any]) -> Rows:
-    rows: Rows = [("`max_mem_gb`", "the plan", "predicted, MB", "measured, MB")]
-    for budget, figures in result["parts"]["dit_xl"]["budgets_gb"].items():
-        predicted, measured = figures["predicted_bytes"] / 1e6, figures["measured_bytes"] / 1e6
-        rows.append((budget, figures["size"], f"{predicted:.1f}", f"{measured:.1f}"))
+    rows: Rows = [
+        ("`max_mem_gb`", "`max_latency_ms`", "the plan", "quality", "predicted, MB", "measured, MB")
+    ]
+    for row in result["parts"]["dit_xl"]["budgets"]:
+        rows.append(
+            (
+                f"{row['max_mem_gb']:g}",
+                f"{row['max_latency_ms'] or ''}",
+                row["size"],
+                f"{row['quality']:.4f}",
+                f"{row['predicted_bytes'] / 1e6:.1f}",
+                f"{row['measured_bytes'] / 1e6:.1f}",
+            )
+        )
     return rows
 
 

@@ -94,11 +94,13 @@ def draw(answer: Answer, request: dict[str, Any], file: Path) -> None:
     mpl.use("Agg")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     process = request.get("mem_scope") == "process"
     name = "process_memory_bytes" if process else "memory_bytes"
     front, chosen = answer["front"], answer["plan"]
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.set_xscale("log")
     points = axes.scatter(
         [plan["predicted"][name] / 1e6 for plan in front],
         [plan["quality"] for plan in front],
@@ -110,7 +112,8 @@ def draw(answer: Answer, request: dict[str, Any], file: Path) -> None:
     x, y = chosen["predicted"][name] / 1e6, chosen["quality"]
     axes.plot(x, y, "o", markersize=13, markerfacecolor="none", color="crimson", markeredgewidth=2)
     size = f"depth {chosen['depth']}, rank {chosen['rank']}\n{chosen['mode']}, {chosen['dtype']}"
-    left = x > 0.6 * max(axes.get_xlim())
+    least, most = axes.get_xlim()
+    left = x * x > least * most
     axes.annotate(
         size,
         (x, y),
@@ -119,6 +122,7 @@ def draw(answer: Answer, request: dict[str, Any], file: Path) -> None:
         ha="right" if left else "left",
         va="top",
         color="crimson",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
     budget_mb = (request.get("max_mem_gb") or float("inf")) * 1e3
     if budget_mb <= axes.get_xlim()[1]:
@@ -127,7 +131,11 @@ def draw(answer: Answer, request: dict[str, Any], file: Path) -> None:
     axes.set_ylabel("predicted quality (family's best: 1)")
     axes.set_title(f"{answer['family']}: sizes that no other beats")
     axes.grid(alpha=0.3)
-    figure.colorbar(points, label="95th percentile of one batch, ms")
+    bar = figure.colorbar(points, label="95th percentile of one batch, ms")
+    for axis in (axes.xaxis, bar.ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:

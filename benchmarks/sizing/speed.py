@@ -17,7 +17,7 @@ from learngenes.sizing.solver import Constraints, Infeasible, solve
 SOLVES = 10_000
 REQUESTS_PER_SECOND = 50
 REQUESTS = 3_000
-PICTURE = "plan --max-mem-gb 0.01 --max-latency-ms 2000"
+PICTURE = "plan --max-mem-gb 0.01 --max-latency-ms 800"
 """The README's example."""
 
 

@@ -1,3 +1,5 @@
+import functools
+import json
 import socket
 from pathlib import Path
 
@@ -6,7 +8,12 @@ from typer.testing import CliRunner
 
 from fineserve.cli import cli
 from fineserve.embedded import Embedded, EmbeddedError, programs, supervisor_config
+from learngenes.config import NetworkConfig, SizeSpace
+from learngenes.family import load_family
+from learngenes.synthetic import write_synthetic_family
 from registry.settings import Settings, get_settings
+from worker.profiles import stored_profile
+from worker.runtime import Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +66,86 @@ def test_pretrain_needs_a_configuration() -> None:
     result = CliRunner().invoke(cli, ["pretrain", "missing.toml", "--work", "w", "--family", "f"])
     assert result.exit_code == 2
     assert "does not exist" in result.output
+
+
+@pytest.fixture
+def deployed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The commands see the Valkey and the families of this test."""
+    monkeypatch.setenv("FINESERVE_REDIS_URL", settings.resolved_redis_url)
+    monkeypatch.setenv("FINESERVE_FAMILIES_DIR", str(settings.families_dir))
+    monkeypatch.setenv("FINESERVE_PROFILE_SECONDS", "0.5")
+    monkeypatch.setattr("worker.profiles.process_base_bytes", lambda *_: 10**8)
+    get_settings.cache_clear()
+    return settings
+
+
+def test_profile_measures_this_device_and_keeps_the_result(deployed: Settings) -> None:
+    result = CliRunner().invoke(cli, ["profile"])
+    assert result.exit_code == 0, result.output
+    assert "tiny on " in result.output
+    runtime = Runtime.start(deployed)
+    profile = stored_profile(runtime, "tiny")
+    assert profile is not None
+    assert profile.process_base_bytes == 10**8
+    assert [family.name for family in runtime.repository.families()] == ["tiny"]
+
+
+def test_profile_says_which_families_there_are(deployed: Settings) -> None:
+    result = CliRunner().invoke(cli, ["profile", "--family", "huge"])
+    assert result.exit_code == 1
+    assert "no family 'huge'" in result.output
+
+
+def test_profile_needs_a_calibrated_family(deployed: Settings) -> None:
+    manifest = deployed.families_dir / "tiny" / "family.json"
+    content = json.loads(manifest.read_text())
+    del content["sha256"]["quality.json"]
+    manifest.write_text(json.dumps(content))
+    result = CliRunner().invoke(cli, ["profile"])
+    assert result.exit_code == 1
+    assert "`fineserve calibrate` one first" in result.output
+
+
+def test_profile_needs_redis(deployed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINESERVE_REDIS_URL", f"unix://{deployed.var_dir}/nothing.sock")
+    get_settings.cache_clear()
+    result = CliRunner().invoke(cli, ["profile"])
+    assert result.exit_code == 1
+    assert "Redis cannot be reached" in result.output
+
+
+def test_calibrate_writes_what_sizes_are_worth(families_dir: Path) -> None:
+    tiny = families_dir / "tiny"
+    before = load_family(tiny).quality
+    result = CliRunner().invoke(cli, ["calibrate", str(tiny), "--points", "2", "--steps", "2"])
+    assert result.exit_code == 0, result.output
+    assert "restart its workers" in result.output
+    quality = load_family(tiny).quality
+    assert quality is not None
+    assert quality != before
+    assert (quality.depths, quality.ranks) == ((2, 4), (8, 48))
+    assert "2 steps" in quality.source
+
+
+def test_calibrate_names_what_is_corrupt(families_dir: Path) -> None:
+    (families_dir / "tiny" / "stem.safetensors").write_bytes(b"")
+    result = CliRunner().invoke(cli, ["calibrate", str(families_dir / "tiny")])
+    assert result.exit_code == 1
+    assert "stem.safetensors is corrupt" in result.output
+
+
+def test_synthesise_writes_a_family_and_no_second_one(
+    network: NetworkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = functools.partial(
+        write_synthetic_family, network=network, sizes=SizeSpace(depths=(2, 4), ranks=(8, 48))
+    )
+    monkeypatch.setattr("learngenes.synthetic.write_synthetic_family", small)
+    directory = tmp_path / "synthetic" / "small"
+    result = CliRunner().invoke(cli, ["synthesise", str(directory)])
+    assert result.exit_code == 0, result.output
+    assert f"FINESERVE_FAMILIES_DIR={directory.parent} make up" in result.output
+    assert load_family(directory).manifest.name == "small"
+    again = CliRunner().invoke(cli, ["synthesise", str(directory)])
+    assert again.exit_code == 1
+    assert "exists; choose another name" in again.output
