@@ -14,7 +14,7 @@ from learngenes.sampling import sample
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.profile import Cost
 
-LATENCY_RUNS = 20
+LATENCY_RUNS = 100
 MIN_LATENCY_RUNS = 5
 
 

@@ -25,7 +25,7 @@ ROUNDS = 5
 WHOLE_BATCHES = 12
 LEAST_WHOLE_BATCHES = 4
 WHOLE_BATCH_SECONDS = 0.4
-LEAST_P95_RATIO = 1.15
+LEAST_P95_RATIO = 1.25
 MOST_P95_RATIO = 1.5
 MOST_CORRECTION = 2.0
 """More is a disturbance, not a property of the device."""

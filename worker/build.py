@@ -66,10 +66,9 @@ class _Build:
         ensure_profile(self.runtime, self.record.family)
         if self.record.revision is None:
             self._replan()
-        scales = interpolated(self.family.scales, self._size)
-        if self.record.revision is None:
-            self._store(0, scales)
+            self._store(0, interpolated(self.family.scales, self._size))
             self._change(revision=0)
+        scales = interpolated(self.family.scales, self._size)
         while True:
             self._change(status=ModelStatus.RETRAINING)
             scales = self._retrain(scales)
@@ -112,12 +111,10 @@ class _Build:
     def _replan(self) -> None:
         """The decision is this device's: its profile may have changed since the request."""
         plan = _record(solve(self._candidates(), self.constraints).plan)
-        if plan != self.record.plan:
-            same = _choice(plan) == _choice(self.record.plan)
-            if not same:
-                reason = "this device's profile has changed since the request"
-                self._tell("replanned", before=self.record.plan, plan=plan, reason=reason)
-            self._change(plan=plan)
+        if _choice(plan) != _choice(self.record.plan):
+            reason = "this device's profile has changed since the request"
+            self._tell("replanned", before=self.record.plan, plan=plan, reason=reason)
+        self._change(plan=plan)
 
     def _retrain(self, scales: Scales) -> Scales:
         settings = self.runtime.settings

@@ -46,7 +46,7 @@ def measure() -> Figures:
             except Infeasible:
                 continue  # another draw: the two budgets contradict each other
             noise.append(reference())
-            result = subject.measure(plan, workload, max_seconds=2).cost
+            result = subject.measure(plan, workload, max_seconds=6).cost
             subject.profile = subject.profile.corrected(plan.predicted, result)
             case = {
                 "family": subject.name,

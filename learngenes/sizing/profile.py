@@ -19,7 +19,7 @@ from learngenes.sizing.cost import Execution, Ints, Workload
 from learngenes.sizing.quality import Floats
 
 PROFILE_VERSION: Literal[1] = 1
-DRIFT_WEIGHT = 0.5
+DRIFT_WEIGHT = 0.3
 """How far one measurement moves the speed correction."""
 MOST_DRIFT = 4.0
 P95_STEP = 0.1
