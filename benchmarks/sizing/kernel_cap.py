@@ -49,15 +49,7 @@ def _one(subject: Subject, size: Constraints) -> dict[str, Any]:
     candidates = subject.candidates(WORKLOAD)
     plan = solve(candidates, size).plan
     budget = plan.predicted.process_memory_bytes
-    request = Request(
-        family=subject.directory,
-        depth=plan.depth,
-        rank=plan.rank,
-        mode=plan.mode,
-        dtype=plan.dtype,
-        workload=WORKLOAD,
-        max_seconds=0,
-    )
+    request = subject.request(plan, WORKLOAD, max_seconds=0)
     started = time.perf_counter()
     peak = _run(request, budget)
     row = {

@@ -39,9 +39,9 @@ class Subject:
         assert quality is not None
         return Candidates.of(manifest.network, manifest.sizes, quality, self.profile, workload)
 
-    def measure(self, plan: Plan, workload: Workload, max_seconds: float) -> Measurement:
-        """In a fresh process, as a build worker does before it calls a model ready."""
-        request = Request(
+    def request(self, plan: Plan, workload: Workload, max_seconds: float) -> Request:
+        """To measure a plan as a build worker does before it calls a model ready."""
+        return Request(
             family=self.directory,
             depth=plan.depth,
             rank=plan.rank,
@@ -50,7 +50,10 @@ class Subject:
             workload=workload,
             max_seconds=max_seconds,
         )
-        return verify(request)
+
+    def measure(self, plan: Plan, workload: Workload, max_seconds: float) -> Measurement:
+        """In a fresh process."""
+        return verify(self.request(plan, workload, max_seconds))
 
 
 @functools.cache

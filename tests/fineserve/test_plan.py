@@ -44,7 +44,7 @@ def plan(url: str, *options: str) -> Result:
 
 
 def test_the_plan_stands_among_its_neighbours(url: str) -> None:
-    result = plan(url, "--max-mem-gb", "0.00025", "--family", "tiny", "--dtype", "float32")
+    result = plan(url, "--max-mem-gb", "0.00035", "--family", "tiny", "--dtype", "float32")
     assert result.exit_code == 0, result.output
     rows = [line for line in result.output.splitlines() if "float32" in line]
     assert len(rows) > 2
