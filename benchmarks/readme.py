@@ -62,9 +62,9 @@ def sizing(result: dict[str, Any]) -> Rows:
             f"{s['latency_within_budget_share']:.1%} of {parts['cases']['latency_budgets']}",
         ),
         (
-            "the machine: one and the same batch over its median, 5th to 95th percentile",
+            f"the machine: {noise['what']}, median distance from their median",
             "",
-            f"{noise['p05']:.2f} to {noise['p95']:.2f}",
+            f"{noise['error_median']:.1%}",
         ),
         (
             "process budgets: runs under a kernel limit of the budget · 10 % less is refused",

@@ -19,8 +19,8 @@ from learngenes.sizing.cost import Execution, Ints, Workload
 from learngenes.sizing.quality import Floats
 
 PROFILE_VERSION: Literal[1] = 1
-DRIFT_WEIGHT = 0.3
-"""How far one measurement moves the speed correction."""
+LEAST_DRIFT_WEIGHT = 0.1
+"""How far a measurement moves the speed correction when there were many before it."""
 MOST_DRIFT = 4.0
 P95_STEP = 0.1
 P95_MISSES = 0.03
@@ -79,6 +79,8 @@ class DeviceProfile(Frozen):
     layers: tuple[LayerCost, ...]
     speed_correction: PositiveFloat = 1.0
     """How much slower the device has been of late than when it was profiled."""
+    corrections: NonNegativeInt = 0
+    """How many measured models it has learned from."""
     p95_ratio: float = Field(ge=1)
     """What a batch's 95th percentile stays within, over its predicted median."""
 
@@ -115,9 +117,10 @@ class DeviceProfile(Frozen):
     def corrected(self, predicted: Cost, measured: Cost) -> "DeviceProfile":
         """After a model was measured.
 
-        Too little memory predicted raises a constant at once, the speed moves by a share, and
-        the ratio of the 95th percentile by a step that makes P95_MISSES of them too low.
+        Too little memory predicted raises a constant at once, the speed becomes a running mean,
+        and the ratio of the 95th percentile moves by a step that makes P95_MISSES of them too low.
         """
+        weight = max(LEAST_DRIFT_WEIGHT, 1 / (2 + self.corrections))
         more = max(0, measured.memory_bytes - predicted.memory_bytes)
         process_more = max(0, measured.process_memory_bytes - predicted.process_memory_bytes)
         drift = np.clip(
@@ -127,7 +130,8 @@ class DeviceProfile(Frozen):
         tail = self.p95_ratio * np.exp(P95_STEP * (missed - P95_MISSES))
         return self.model_copy(
             update={
-                "speed_correction": self.speed_correction * float(drift) ** DRIFT_WEIGHT,
+                "speed_correction": self.speed_correction * float(drift) ** weight,
+                "corrections": self.corrections + 1,
                 "memory_overhead_bytes": self.memory_overhead_bytes + more,
                 "process_base_bytes": self.process_base_bytes + max(0, process_more - more),
                 "p95_ratio": float(np.clip(tail, *P95_RATIO_RANGE)),

@@ -11,7 +11,7 @@ from learngenes.config import DType, Mode
 from learngenes.family import Family
 from learngenes.measure import Measurement
 from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes
-from learngenes.sizing.profile import DRIFT_WEIGHT, Cost, DeviceProfile
+from learngenes.sizing.profile import Cost, DeviceProfile
 from learngenes.sizing.solver import Constraints, solve
 from registry.settings import Settings
 from tests.devices import keep_profile, made_up_profile
@@ -174,7 +174,7 @@ def test_a_correction_is_stored(runtime: Runtime, profile: DeviceProfile) -> Non
     assert corrected == profile.corrected(predicted, measured)
     assert corrected.memory_overhead_bytes == profile.memory_overhead_bytes + 100
     assert corrected.process_base_bytes == profile.process_base_bytes + 200
-    assert corrected.speed_correction == pytest.approx(4**DRIFT_WEIGHT)
+    assert corrected.speed_correction == pytest.approx(2)
 
 
 def test_what_several_workers_measure_is_learned_once(
