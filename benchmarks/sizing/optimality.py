@@ -5,6 +5,8 @@ import random
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from benchmarks.sizing.subjects import say
 from learngenes.config import DType, Mode, NetworkConfig, SizeSpace, executable
 from learngenes.sizing.cost import Execution, Workload, memory_bytes, shared_bytes
@@ -113,10 +115,8 @@ def _size(
     memory = int(memory_bytes(network, depth, rank, execution, workload))
     memory += profile.memory_overhead_bytes
     if constraints.mem_scope == "process":
-        import numpy as np
-
-        memory += profile.process_base_bytes
-        memory -= int(shared_bytes(network, np.int64(rank), execution))
+        shared = int(shared_bytes(network, np.int64(rank), execution))
+        memory += memory // 20 + profile.process_base_bytes - shared
     latency = float(profile.latency_seconds(depth, rank, execution, workload))
     loss = _loss(quality, depth, rank) * max(1.0, loss_ratio)
     best = min(min(row) for row in quality.retrained)

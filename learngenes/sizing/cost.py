@@ -165,6 +165,11 @@ def memory_bytes(
     return weights + activation_bytes(network, rank, execution, workload)
 
 
+def process_bytes(memory: Ints | int, shared: Ints | int, base_bytes: int) -> Ints | int:
+    """A process of `base_bytes` that serves one model; its allocator keeps up to a 20th more."""
+    return memory + memory // 20 + base_bytes - shared
+
+
 def _product_bytes(
     network: NetworkConfig, kind: Kind, rows: int, rank: Ints | int, execution: Execution
 ) -> Ints | int:

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from learngenes.config import DType, Frozen, Mode, NetworkConfig, SizeSpace, executable
-from learngenes.sizing.cost import Execution, Ints, Workload, memory_bytes, shared_bytes
+from learngenes.sizing.cost import (
+    Execution,
+    Ints,
+    Workload,
+    memory_bytes,
+    process_bytes,
+    shared_bytes,
+)
 from learngenes.sizing.profile import Cost, DeviceProfile
 from learngenes.sizing.quality import Floats, QualityTable
 
@@ -138,7 +145,9 @@ class Candidates:
             depth=every_depth,
             rank=every_rank,
             memory=bytes_,
-            process=bytes_ + profile.process_base_bytes - np.concatenate(shared),
+            process=np.asarray(
+                process_bytes(bytes_, np.concatenate(shared), profile.process_base_bytes)
+            ),
             latency=seconds,
             p95=seconds * profile.p95_ratio,
             quality=quality.qualities(every_depth, every_rank, np.repeat(ratios, len(depths))),

@@ -226,7 +226,8 @@ def test_every_size_is_a_candidate_in_every_execution() -> None:
         assert (plan.depth, plan.rank, plan.n) == (depth, rank, 2)
         assert (plan.mode, plan.dtype) == (execution.mode, execution.dtype)
         assert plan.predicted.memory_bytes == bytes_
-        assert plan.predicted.process_memory_bytes == bytes_ + 200_000_000 - shared
+        process = bytes_ + bytes_ // 20 + 200_000_000 - shared
+        assert plan.predicted.process_memory_bytes == process
         assert plan.predicted.latency_seconds == pytest.approx(seconds)
         assert plan.predicted.latency_p95_seconds == pytest.approx(1.2 * seconds)
         assert plan.quality == pytest.approx((1 / 4 + 10 / 48) / (1 / depth + 10 / rank) / ratio)
