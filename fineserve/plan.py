@@ -42,9 +42,7 @@ def ask(url: str, request: dict[str, Any]) -> Answer:
 def table(answer: Answer) -> Table:
     """The plan among its neighbours on the front, best first."""
     chosen, front = answer["plan"], answer["front"]
-    place = next((i for i, plan in enumerate(front) if _size(plan) == _size(chosen)), None)
-    if place is None:  # no budget excludes it from the front but the tie of another
-        front, place = [chosen, *front], 0
+    place = front.index(chosen)
     shown = range(max(0, place - NEIGHBOURS), min(len(front), place + NEIGHBOURS + 1))
     result = Table(
         title=f"{answer['family']} on {answer['device_class']}",
@@ -142,7 +140,3 @@ def draw(answer: Answer, request: dict[str, Any], file: Path) -> None:
         raise PlanError(f"{file} cannot be written: {error}") from error
     finally:
         plt.close(figure)
-
-
-def _size(plan: Answer) -> tuple[object, ...]:
-    return plan["depth"], plan["rank"], plan["mode"], plan["dtype"]

@@ -12,7 +12,7 @@ import redis
 import torch
 
 from fineserve.embedded import valkey_command
-from learngenes.config import DiffusionConfig, Kind, NetworkConfig, SizeSpace
+from learngenes.config import DiffusionConfig, Kind, NetworkConfig
 from learngenes.data import LabelledImages
 from learngenes.dit import Stem
 from learngenes.factors import Learngenes, Scales
@@ -21,7 +21,7 @@ from learngenes.sigma import reference_scales
 from learngenes.sizing.profile import DeviceProfile
 from registry.settings import Settings
 from tests.devices import made_up_profile, verify_here
-from tests.sizing import quality_table
+from tests.sizing import NETWORK, SIZES, quality_table
 
 torch.set_num_threads(1)  # the networks here are too small to share
 
@@ -35,16 +35,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def network() -> NetworkConfig:
-    return NetworkConfig(
-        sample_size=8,
-        in_channels=3,
-        patch_size=2,
-        width=32,
-        num_attention_heads=4,
-        num_classes=len(CLASS_NAMES),
-        depth=4,
-        rank=48,
-    )
+    return NETWORK
 
 
 @pytest.fixture
@@ -94,12 +85,11 @@ def families_dir(
     limited_data: LabelledImages,
 ) -> Path:
     """A directory with one untrained family, `tiny`, whose quality table is made up."""
-    sizes = SizeSpace(depths=(2, 3, 4), ranks=(8, 24, 48))
     manifest = {
         "name": "tiny",
         "network": network,
         "diffusion": DiffusionConfig(),
-        "sizes": sizes,
+        "sizes": SIZES,
         "class_names": CLASS_NAMES,
         "licence": "made by a test",
         "trained_steps": 1,
@@ -107,7 +97,7 @@ def families_dir(
     }
     directory = tmp_path / "families"
     save_family(directory / "tiny", manifest, genes, stem, scales, limited_data)
-    write_quality(directory / "tiny", quality_table(sizes))
+    write_quality(directory / "tiny", quality_table(SIZES))
     return directory
 
 

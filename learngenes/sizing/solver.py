@@ -191,8 +191,8 @@ def solve(candidates: Candidates, constraints: Constraints) -> Solution:
     feasible = allowed & np.logical_and.reduce([np.ones_like(allowed), *kept.values()])
     if not feasible.any():
         raise _infeasible(candidates, constraints, allowed, kept)
-    best = _best(candidates, feasible)
     memory = candidates.scoped_memory(constraints.mem_scope)
+    best = _best(candidates, memory, feasible)
     mem, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
     return Solution(
         plan=candidates.plan(best),
@@ -252,11 +252,10 @@ def _kept(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, 
     return kept
 
 
-def _best(candidates: Candidates, among: Bools) -> int:
+def _best(candidates: Candidates, memory: Ints, among: Bools) -> int:
+    """By the order of `_front`, so that the plan is always on it."""
     indices = np.flatnonzero(among)
-    order = np.lexsort(
-        (candidates.memory[indices], candidates.latency[indices], -candidates.quality[indices])
-    )
+    order = np.lexsort((memory[indices], candidates.p95[indices], -candidates.quality[indices]))
     return int(indices[order[0]])
 
 

@@ -55,8 +55,11 @@ def test_a_run_is_a_batch_as_stated(
     assert rows == [6, 6, 3, 3]
 
 
-def test_more_images_than_classes_can_be_measured(family: Family, model: DiT) -> None:
+def test_more_images_than_classes_can_be_measured(
+    family: Family, model: DiT, rows: list[int]
+) -> None:
     run(model, family.manifest.diffusion, Workload(n=7, num_inference_steps=1))
+    assert rows == [14]
 
 
 def test_memory_is_of_weights_and_of_one_batch_however_many_steps(

@@ -250,12 +250,17 @@ def test_among_equally_quick_equals_the_smallest_is_chosen(
 ) -> None:
     for case, solution in solved:
         needed = min(
-            plan.predicted.memory_bytes
+            memory(plan, case.constraints)
             for plan in case.feasible
             if plan.quality == solution.plan.quality
             and plan.predicted.latency_seconds == solution.plan.predicted.latency_seconds
         )
-        assert solution.plan.predicted.memory_bytes == needed
+        assert memory(solution.plan, case.constraints) == needed
+
+
+def test_the_plan_is_on_its_front(solved: list[tuple[Case, Solution]]) -> None:
+    for _, solution in solved:
+        assert solution.plan in solution.front
 
 
 def test_the_plan_keeps_what_was_asked(solved: list[tuple[Case, Solution]]) -> None:
