@@ -143,7 +143,7 @@ def diffusers_seconds(family: Family, n: int) -> float:
     labels = torch.tensor([7] * n + [10] * n)
     started = time.perf_counter()
     schedule = sampler(family.manifest.diffusion, "ddim", STEPS)
-    x = initial_noise(model, range(n))
+    x = initial_noise(model.config, range(n))
     for t in schedule.timesteps:
         rows = torch.cat([x, x])
         prediction = network(rows, timestep=t.expand(2 * n), class_labels=labels).sample

@@ -4,7 +4,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+)
 from torch import Tensor
 
 from learngenes.config import DiffusionConfig
@@ -12,16 +17,16 @@ from learngenes.config import DiffusionConfig
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(noisy (N, C, H, W), timesteps (N,), class_labels (N,)) -> prediction (N, C, H, W)."""
 
-SAMPLERS = ("ddim", "dpmsolver++")
+Sampler = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
+SAMPLERS = ("ddim", "dpmsolver++", "euler")
+_SOLVERS = {"dpmsolver++": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
 
 
 def noise_process(config: DiffusionConfig) -> DDPMScheduler:
     return DDPMScheduler(**config.model_dump())
 
 
-def sampler(
-    config: DiffusionConfig, name: str, num_inference_steps: int
-) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def sampler(config: DiffusionConfig, name: str, num_inference_steps: int) -> Sampler:
     """diffusers' scheduler, set to its timesteps. It keeps state: make one for each batch.
 
     DDIM must not clip the predicted image: diffusers keeps the noise of the unclipped one, and
@@ -34,8 +39,8 @@ def sampler(
         ddim.set_timesteps(n)
         ddim.timesteps = ddim.timesteps[:n]
         return ddim
-    if name == "dpmsolver++":
-        solver = DPMSolverMultistepScheduler(**config.model_dump(), timestep_spacing="trailing")
+    if name in _SOLVERS:
+        solver = _SOLVERS[name](**config.model_dump(), timestep_spacing="trailing")
         solver.set_timesteps(n)
         solver.sigmas = torch.cat([solver.sigmas[:n], solver.sigmas[-1:]])
         solver.timesteps = solver.timesteps[:n]

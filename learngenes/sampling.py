@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from learngenes.config import DiffusionConfig
+from learngenes.config import DiffusionConfig, NetworkConfig
 from learngenes.diffusion import sampler
 from learngenes.dit import DiT
 
@@ -13,10 +13,9 @@ OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) after every step; it may raise to stop."""
 
 
-def initial_noise(model: DiT, seeds: Sequence[int]) -> Tensor:
+def initial_noise(network: NetworkConfig, seeds: Sequence[int]) -> Tensor:
     """(N, C, H, W): each image's noise comes from its own seed alone, on every device."""
-    c = model.config
-    shape = (c.in_channels, c.sample_size, c.sample_size)
+    shape = (network.in_channels, network.sample_size, network.sample_size)
     return torch.stack(
         [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
@@ -41,13 +40,14 @@ def sample(
     """
     device = model.stem.positions.device
     steps = sampler(diffusion, scheduler, num_inference_steps)
-    x = initial_noise(model, seeds).to(device)
+    x = initial_noise(model.config, seeds).to(device) * steps.init_noise_sigma
     labels = torch.tensor(list(class_labels), device=device)
     guided = guidance_scale > 1
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, model.config.num_classes)])
     for done, t in enumerate(steps.timesteps, start=1):
-        rows = torch.cat([x, x]) if guided else x
+        rows = steps.scale_model_input(x, t)
+        rows = torch.cat([rows, rows]) if guided else rows
         prediction = model(rows, t.to(device).expand(len(rows)), labels)
         if guided:
             conditional, unconditional = prediction.chunk(2)
@@ -55,4 +55,9 @@ def sample(
         x = steps.step(prediction, t, x).prev_sample
         if on_step is not None:
             on_step(done, num_inference_steps)
+    return to_pixels(x)
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """[-1, 1] to uint8, on the CPU."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
