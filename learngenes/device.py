@@ -6,13 +6,19 @@ import itertools
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
+import torch._dynamo
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from learngenes.config import DType
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def default_device() -> torch.device:
@@ -56,6 +62,52 @@ def _processor() -> str:
     return platform.machine()
 
 
+def compiled(function: Callable[P, R], device: torch.device) -> Callable[P, R]:
+    """By torch.compile, when it is first called; on CUDA as a graph for each number of rows."""
+    torch._dynamo.config.recompile_limit = 256  # of families and dtypes
+    return torch.compile(function, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+
+def varying(tensor: Tensor, dims: Iterable[int]) -> Tensor:
+    """Mark what differs from call to call, so that one kernel is compiled for every size."""
+    for dim in dims:
+        if tensor.shape[dim] > 1:
+            torch._dynamo.mark_dynamic(tensor, dim)
+    return tensor
+
+
+def begin_step(device: torch.device) -> None:
+    """From here on CUDA graphs may write over what they gave in the step before."""
+    if device.type == "cuda":
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def kept(tensor: Tensor) -> Tensor:
+    """What a compiled function gave, to be used in later steps."""
+    return tensor.clone() if tensor.device.type == "cuda" else tensor
+
+
+def never_compile() -> contextlib.AbstractContextManager[object]:
+    """What is not compiled by now runs as it is: a request must not wait for a compiler."""
+    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance(
+        "eager_on_recompile"
+    )
+    return stance
+
+
+def padded(rows: int, device: torch.device) -> int:
+    """How many rows a batch of `rows` is run as.
+
+    A CUDA graph is recorded for each number, so there are few of them. On the CPU one kernel
+    serves all numbers but one, for which torch.compile would make another.
+    """
+    if device.type != "cuda":
+        return max(rows, 2)
+    power = 1 << max(1, (rows - 1).bit_length())
+    between = 3 * power // 4
+    return between if rows <= between and between % 2 == 0 else power
+
+
 def synchronise(device: torch.device) -> None:
     """Wait for queued work, so that a clock tells the truth."""
     if device.type == "cuda":
@@ -92,6 +144,20 @@ def release_memory(device: torch.device) -> None:
         return
     with contextlib.suppress(OSError, AttributeError):  # glibc's; another C library keeps less
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def capacity_bytes(device: torch.device) -> int:
+    """What this process can expect to have of the device's memory.
+
+    Of a CPU's, half: of the machine's or of what the container may use, if that is less.
+    """
+    if device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        return int(0.9 * total)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # "max", or no cgroup
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total // 2
 
 
 def process_peak_bytes(device: torch.device) -> int:

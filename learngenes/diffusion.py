@@ -1,6 +1,7 @@
 """The noise process, through diffusers' schedulers, and its training loss."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from learngenes.config import DiffusionConfig
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(noisy (N, C, H, W), timesteps (N,), class_labels (N,)) -> prediction (N, C, H, W)."""
 
-Sampler = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
+Sampler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
 SAMPLERS = ("ddim", "dpmsolver++", "euler")
 _SOLVERS = {"dpmsolver++": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
 

@@ -171,8 +171,8 @@ def serving_layers(
     u = {kind: genes.u[kind][:, :rank] for kind in Kind}
     v = {kind: genes.v[kind][:, :rank] for kind in Kind}
     if mode is Mode.FACTORED:
-        stored_u = {kind: _stored(u[kind], dtype, compute) for kind in Kind}
-        stored_vt = {kind: _stored(v[kind].T, dtype, compute) for kind in Kind}
+        stored_u = {kind: stored(u[kind], dtype, compute) for kind in Kind}
+        stored_vt = {kind: stored(v[kind].T, dtype, compute) for kind in Kind}
     for layer in scales.layers():
         modules: dict[str, nn.Module] = {}
         for kind in Kind:
@@ -181,12 +181,13 @@ def serving_layers(
                 modules[kind] = FactoredLinear(stored_u[kind], sigma, stored_vt[kind], bias)
             else:
                 weight = materialise(u[kind], layer.sigma[kind], v[kind])
-                modules[kind] = MaterialisedLinear(_stored(weight, dtype, compute), bias)
+                modules[kind] = MaterialisedLinear(stored(weight, dtype, compute), bias)
         release_memory(u[Kind.QKV].device)  # else the holes between kept matrices stay
         yield nn.ModuleDict(modules)
 
 
-def _stored(matrix: Tensor, dtype: DType, compute: torch.dtype) -> Tensor:
+def stored(matrix: Tensor, dtype: DType, compute: torch.dtype) -> Tensor:
+    """A matrix as a model of `dtype` keeps it."""
     if dtype is DType.INT8:
         for chatty in ("torchao", "torch.utils._pytree"):  # of kernels for other devices
             logging.getLogger(chatty).setLevel(logging.ERROR)
