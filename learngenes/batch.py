@@ -46,8 +46,9 @@ class Kernels:
     def warm_up(self, shared: "SharedWeights") -> None:
         """Compile whatever a batch of this family and dtype can call.
 
-        torch.compile specialises on sizes of zero and one, so each kernel is called with one
-        model or image and with several; all other sizes that vary are marked.
+        torch.compile makes a kernel of its own for a size of one, so each is called with one
+        model, row or image and with several (and for tensors that are the same one, so none are);
+        all other sizes that vary are marked.
         """
         network, dtype = shared.network, shared.compute
         d, t = network.width, network.tokens
@@ -56,7 +57,7 @@ class Kernels:
         def zeros(*shape: int, dtype: torch.dtype = dtype, dims: tuple[int, ...] = (0,)) -> Tensor:
             return varying(torch.zeros(shape, dtype=dtype, device=shared.device), dims)
 
-        for models, rows in ((1, 6), (3, 4)):
+        for models, rows in ((1, 6), (3, 4), (3, 1)):
             self.materialised_block(
                 zeros(models, rows, t, d, dims=(0, 1)),
                 zeros(models, rows, 6 * d, dims=(0, 1)),
@@ -74,7 +75,6 @@ class Kernels:
             shared.heads,
         )
         for images in (1, 3):
-            index = zeros(images, dtype=torch.long)
             self.finish(
                 zeros(rows, t, d),
                 varying(zeros(rows, 6 * d)[:, : 2 * d], (0,)),
@@ -84,8 +84,8 @@ class Kernels:
                 zeros(images, *picture, dtype=torch.float32),
                 zeros(images, len(COLUMNS), dtype=torch.float32),
                 zeros(images, dtype=torch.float32),
-                index,
-                index,
+                zeros(images, dtype=torch.long),
+                zeros(images, dtype=torch.long),
             )
 
 

@@ -1,0 +1,519 @@
+"""The sampling engine: one loop that owns a device and steps every running request together.
+
+Requests come and go between two denoising steps. They may differ in model, size, class, number
+of steps, scheduler, guidance and seed; those of one family and dtype share every matrix product
+(`learngenes.batch`). All tensor work is done by the engine's own thread.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+
+from learngenes.batch import Batch, Kernels, ModelWeights, Part, SharedWeights
+from learngenes.config import DType, Mode
+from learngenes.device import never_compile, release_memory, synchronise
+from learngenes.factors import Scales
+from learngenes.family import Family
+from learngenes.sampling import initial_noise, to_pixels
+from learngenes.schedules import schedule
+from learngenes.stepcost import StepCosts, measure_step_costs
+from worker.residency import Entry, OutOfRoom, Pool, Residency
+from worker.turns import Limits, choose
+
+log = structlog.get_logger()
+
+Pixels = NDArray[np.uint8]
+
+QUANTUM_STEPS = 8
+"""After so many steps it is decided again who runs, when there are more than fit."""
+
+
+class EngineStopped(Exception):
+    """A request was cancelled, or the engine ended before its images were done."""
+
+
+class NotFinite(Exception):
+    """A model made images that are not numbers."""
+
+
+@dataclass(frozen=True)
+class Request:
+    family: Family
+    model: str
+    revision: int
+    rank: int
+    mode: Mode
+    dtype: DType
+    load: Callable[[], Scales]
+    """The model's own parameters; called by the thread that submits, when they are not there."""
+    class_labels: Sequence[int]
+    seeds: Sequence[int]
+    num_inference_steps: int
+    guidance_scale: float = 2.0
+    scheduler: str = "ddim"
+    owner: str = ""
+    """Owners have the same share of a device that has too much to do."""
+    target_seconds: float | None = None
+    """In which it should be done; by default a multiple of what it takes alone."""
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale > 1
+
+    @property
+    def rows_per_image(self) -> int:
+        return 2 if self.guided else 1
+
+    @property
+    def rows(self) -> int:
+        return len(self.seeds) * self.rows_per_image
+
+    @property
+    def model_key(self) -> Hashable:
+        return self.model, self.revision
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that the engine has."""
+
+    request: Request
+    scales: Scales | None
+    """None when the engine had the model already."""
+    arrived_at: float = field(default_factory=time.monotonic)
+    deadline: float = float("inf")
+    """Of time.monotonic()."""
+    parts: list["_Part"] = field(default_factory=list)
+    error: Exception | None = None
+    _images: dict[int, list[Pixels]] = field(default_factory=dict)
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """(steps done, steps in all), of all batches that its images need."""
+        done = sum(part.done_steps for part in self.parts)
+        return done, max(1, len(self.parts)) * self.request.num_inference_steps
+
+    def wait(self, seconds: float | None = None) -> bool:
+        return self._done.wait(seconds)
+
+    def images(self) -> list[Pixels]:
+        """(C, H, W) of each, once it is done. Raises what went wrong."""
+        if self.error is not None:
+            raise self.error
+        return [image for start in sorted(self._images) for image in self._images[start]]
+
+    def keep(self, part: "_Part", images: list[Pixels]) -> None:
+        self._images[part.images.start] = images
+        self.parts.remove(part)
+        if not self.parts:
+            self._done.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self._done.set()
+
+
+@dataclass(eq=False)
+class _Part:
+    """Some of a request's images, few enough for one batch; what `worker.turns` chooses from."""
+
+    ticket: Ticket
+    images: slice
+    pool: Pool
+    state: Part | None = None
+    """Once it has begun."""
+    modulations: list[Entry] = field(default_factory=list)
+    """Keys of those that it uses."""
+
+    @property
+    def owner(self) -> str:
+        return self.ticket.request.owner
+
+    @property
+    def deadline(self) -> float:
+        return self.ticket.deadline
+
+    @property
+    def rows(self) -> int:
+        return len(self.seeds) * self.ticket.request.rows_per_image
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        return self.ticket.request.seeds[self.images]
+
+    @property
+    def place(self) -> Pool:
+        return self.pool
+
+    @property
+    def done_steps(self) -> int:
+        return self.state.done_steps if self.state is not None else 0
+
+    @property
+    def left(self) -> int:
+        return self.ticket.request.num_inference_steps - self.done_steps
+
+
+@dataclass(eq=False)
+class _Preview:
+    ticket: Ticket
+    pixels: Pixels | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def answer(self) -> None:
+        state = self.ticket.parts[0].state if self.ticket.parts else None
+        if state is not None and state.done_steps:
+            predicted = state.batch.predicted(state) if state.batch else state.previous
+            self.pixels = to_pixels(predicted[:1])[0].numpy()
+        self.done.set()
+
+
+class Engine:
+    """One for each device. `start` it, `submit` from any thread, `stop` it."""
+
+    def __init__(
+        self,
+        families: Iterable[Family],
+        budget_bytes: int,
+        *,
+        max_rows: int = 64,
+        latency_target_ratio: float = 8.0,
+        compile_kernels: bool = True,
+    ) -> None:
+        self._families = list(families)
+        self._device = self._families[0].stem.positions.device
+        self._max_rows = max_rows
+        self._latency_target_ratio = latency_target_ratio
+        self._kernels = Kernels.compiled(self._device) if compile_kernels else Kernels()
+        self.residency = Residency(budget_bytes)
+        self.costs: dict[tuple[str, torch.dtype], StepCosts] = {}
+        """By family and what is computed in; complete once the engine has started."""
+        self._parts: list[_Part] = []
+        self._running: list[_Part] = []
+        self._batches: list[Batch] = []
+        self._served: dict[str, float] = {}
+        """Rows stepped for each owner that has something here."""
+        self._changed = threading.Condition()
+        self._arrived: list[Ticket] = []
+        self._cancelled: list[Ticket] = []
+        self._previews: list[_Preview] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Compile and measure; ready when it returns."""
+        with torch.inference_mode():
+            self._warm_up()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Requests under way get EngineStopped."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def submit(self, request: Request) -> Ticket:
+        """Raises what `request.load` raises, and EngineStopped."""
+        known = self.residency.knows(request.model_key)
+        ticket = Ticket(request, None if known else request.load())
+        with self._changed:
+            if self._stopping:
+                raise EngineStopped("the engine is not running")
+            self._arrived.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Its rows leave the batch before the next step; it ends with EngineStopped."""
+        with self._changed:
+            self._cancelled.append(ticket)
+            self._changed.notify()
+
+    def preview(self, ticket: Ticket, max_seconds: float = 1.0) -> Pixels | None:
+        """What its first image is taken to be by now, (C, H, W); None before its first step."""
+        preview = _Preview(ticket)
+        with self._changed:
+            self._previews.append(preview)
+            self._changed.notify()
+        preview.done.wait(max_seconds)
+        return preview.pixels
+
+    def _warm_up(self) -> None:
+        for family in self._families:
+            for dtype in (DType.FLOAT32, DType.BFLOAT16):
+                shared = self.residency.pool(family, dtype, family.manifest.network.rank).shared
+                key = _cost_key(shared)
+                if key in self.costs:
+                    continue
+                started = time.monotonic()
+                self._compile(shared)
+                compiled = time.monotonic()
+                self.costs[key] = measure_step_costs(shared, self._kernels, self._max_rows)
+                log.info(
+                    "engine warmed up",
+                    family=family.manifest.name,
+                    compute=str(shared.compute),
+                    compile_seconds=round(compiled - started, 1),
+                    measure_seconds=round(time.monotonic() - compiled, 1),
+                    full_rows=self.costs[key].full_rows,
+                    row_bytes=self.costs[key].row_bytes,
+                )
+
+    def _compile(self, shared: SharedWeights) -> None:
+        try:
+            self._kernels.warm_up(shared)
+        except Exception as error:  # no compiler on this machine, most likely
+            log.warning("sampling uncompiled, which is slower", reason=str(error)[-300:])
+            self._kernels = Kernels()
+
+    # From here on all is done by the engine's own thread.
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode(), never_compile():
+                while self._turn():
+                    pass
+        finally:
+            with self._changed:
+                self._stopping = True
+            ended = EngineStopped("the engine stopped")
+            for ticket in {*self._arrived, *(part.ticket for part in self._parts)}:
+                ticket.fail(ended)
+
+    def _turn(self) -> bool:
+        """Let come and go who does, then step until somebody does; False at the end."""
+        with self._changed:
+            while not (self._wanted or self._parts):
+                self._changed.wait()
+            if self._stopping:
+                return False
+            arrived, self._arrived = self._arrived, []
+            cancelled, self._cancelled = self._cancelled, []
+            previews, self._previews = self._previews, []
+        for ticket in arrived:
+            with self._failing(ticket):
+                self._take_in(ticket)
+        for ticket in cancelled:
+            self._end(ticket, EngineStopped("cancelled"))
+        for preview in previews:
+            preview.answer()
+        steps = self._compose()
+        for _ in range(steps):
+            if not all(self._step(batch) for batch in self._batches) or self._wanted:
+                break
+        self._collect()
+        return True
+
+    @property
+    def _wanted(self) -> bool:
+        return bool(self._arrived or self._cancelled or self._previews or self._stopping)
+
+    @contextlib.contextmanager
+    def _failing(self, ticket: Ticket) -> Iterator[None]:
+        """What goes wrong inside is the end of this request, and of no other."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("a request failed in the engine", model=ticket.request.model)
+            self._end(ticket, error)
+
+    def _take_in(self, ticket: Ticket) -> None:
+        request = ticket.request
+        pool = self.residency.pool(request.family, request.dtype, request.rank)
+        costs = self.costs[_cost_key(pool.shared)]
+        target = request.target_seconds
+        if target is None:
+            alone = request.num_inference_steps * costs.step_seconds(request.rows)
+            target = self._latency_target_ratio * alone
+        ticket.deadline = ticket.arrived_at + target
+        waiting = {part.owner for part in self._parts}
+        self._served = {owner: self._served.get(owner, 0.0) for owner in waiting}
+        self._served.setdefault(request.owner, min(self._served.values(), default=0.0))
+        most = max(1, costs.full_rows // request.rows_per_image)
+        starts = range(0, len(request.seeds), most)
+        ticket.parts = [_Part(ticket, slice(start, start + most), pool) for start in starts]
+        self._parts += ticket.parts
+
+    def _compose(self) -> int:
+        """Decide who is in the next batches; after how many steps that is to be done again."""
+        limits = {part.pool: self._limits(part.pool) for part in self._parts}
+        chosen = choose(self._parts, self._served, limits.__getitem__, time.monotonic())
+        if set(chosen) != set(self._running):
+            self._dissolve()
+            begun = [part for part in chosen if self._begin(part)]
+            if not begun:  # what has begun already must go on, so that there will be room
+                begun = [part for part in self._parts if part.state is not None][:1]
+            self._running = [part for part in begun if part in self._parts]
+            for pool in dict.fromkeys(part.pool for part in self._running):
+                self._start_batch([part for part in self._running if part.pool is pool])
+        steps = min((part.left for part in self._running), default=0)
+        everybody = len(self._running) == len(self._parts)
+        return steps if everybody else min(steps, QUANTUM_STEPS)
+
+    def _limits(self, pool: Pool) -> Limits:
+        costs = self.costs[_cost_key(pool.shared)]
+        free = self.residency.budget_bytes - self.residency.nbytes
+        rows = min(costs.full_rows, pool.most_rows, free // costs.row_bytes)
+        return Limits(rows, costs.step_seconds)
+
+    def _start_batch(self, parts: list[_Part]) -> None:
+        pool, states = parts[0].pool, [part.state for part in parts if part.state is not None]
+        try:
+            self._batches.append(Batch(states, pool.tables, pool.stack, self._kernels))
+        except Exception:
+            log.exception("a batch could not be composed", rows=sum(part.rows for part in parts))
+            self._isolate(parts)
+
+    def _begin(self, part: _Part) -> bool:
+        """Whether it has all it needs on the device."""
+        if part.state is not None:
+            return True
+        with self._failing(part.ticket):
+            try:
+                part.state = self._prepare(part)
+            except OutOfRoom:
+                self._give_back(part)
+                if not any(other.state is not None for other in self._parts):
+                    raise  # there is nothing to wait for
+        return part.state is not None
+
+    def _prepare(self, part: _Part) -> Part:
+        request, pool = part.ticket.request, part.pool
+        shared = pool.shared
+        model = self._model(part)
+        steps = schedule(
+            request.family.manifest.diffusion, request.scheduler, request.num_inference_steps
+        )
+        kind = (request.scheduler, request.num_inference_steps)
+        timesteps = steps.timesteps.to(self._device)
+
+        def modulations(label: int) -> int:
+            key = (request.model_key, kind, label)
+            at = pool.modulations.take(
+                key, lambda: model.modulations(timesteps, label).flatten(0, 1)
+            )
+            part.modulations.append(key)
+            return at
+
+        conditional = [modulations(label) for label in request.class_labels[part.images]]
+        unconditional = modulations(shared.network.num_classes) if request.guided else None
+        noise = initial_noise(shared.network, part.seeds).to(self._device)
+        return Part(
+            model,
+            steps,
+            pool.coefficients.at(kind, steps),
+            conditional,
+            unconditional,
+            request.guidance_scale,
+            noise * steps.initial_scale,
+            torch.zeros_like(noise),
+        )
+
+    def _model(self, part: _Part) -> ModelWeights:
+        request, pool = part.ticket.request, part.pool
+        in_use = {other.state.model for other in self._parts if other.state is not None}
+        costs = self.costs[_cost_key(pool.shared)]
+        written_out = request.mode is Mode.MATERIALISED and not costs.prefers_factored(request.rank)
+        return self.residency.model(
+            pool,
+            request.model_key,
+            lambda: part.ticket.scales or request.load(),
+            in_use,
+            materialise=written_out,
+        )
+
+    def _step(self, batch: Batch) -> bool:
+        """False when the batch failed and has been taken apart."""
+        try:
+            batch.step()
+            synchronise(self._device)
+        except Exception:
+            log.exception("a step failed", parts=len(batch.parts))
+            self._isolate([part for part in self._running if part.state in batch.parts])
+            return False
+        return True
+
+    def _isolate(self, parts: list[_Part]) -> None:
+        """One more step for each alone, which is the end of those that fail.
+
+        When none does the batch was too large for the memory, and later ones are smaller.
+        """
+        self._dissolve()
+        release_memory(self._device)
+        failed = False
+        for part in [part for part in parts if part in self._parts]:
+            assert part.state is not None
+            try:
+                alone = Batch([part.state], part.pool.tables, part.pool.stack, self._kernels)
+                alone.step()
+                alone.settle()
+            except Exception as error:
+                failed = True
+                self._end(part.ticket, error)
+        if not failed:
+            pool = parts[0].pool
+            pool.most_rows = max(1, sum(part.rows for part in parts) // 2)
+            log.warning("batches are smaller from now on", rows=pool.most_rows)
+
+    def _collect(self) -> None:
+        if not any(part.left == 0 for part in self._running):
+            return
+        finished = [part for part in self._running if part.left == 0]
+        self._dissolve()
+        for part in finished:
+            if part in self._parts:
+                self._finish(part)
+
+    def _finish(self, part: _Part) -> None:
+        assert part.state is not None
+        with self._failing(part.ticket):
+            if not bool(part.state.x.isfinite().all()):
+                raise NotFinite(
+                    f"model {part.ticket.request.model} makes images that are not numbers; "
+                    "make it again, or use another revision or scheduler"
+                )
+            images = list(to_pixels(part.state.x).numpy())
+            self._parts.remove(part)
+            self._give_back(part)
+            part.ticket.keep(part, images)
+
+    def _dissolve(self) -> None:
+        """Give all images back to their parts, and count what their owners had."""
+        for part in self._running:
+            if part.state is not None and part.state.batch is not None:
+                self._served[part.owner] += part.rows * part.state.batch.steps_run
+        for batch in self._batches:
+            batch.settle()
+        self._batches, self._running = [], []
+
+    def _end(self, ticket: Ticket, error: Exception) -> None:
+        if ticket.done:
+            return
+        if any(part in self._running for part in ticket.parts):
+            self._dissolve()
+        for part in ticket.parts:
+            self._give_back(part)
+        self._parts = [part for part in self._parts if part.ticket is not ticket]
+        ticket.fail(error)
+
+    def _give_back(self, part: _Part) -> None:
+        for key in part.modulations:
+            part.pool.modulations.give_back(key)
+        part.modulations = []
+
+
+def _cost_key(shared: SharedWeights) -> tuple[str, torch.dtype]:
+    return shared.family.fingerprint, shared.compute

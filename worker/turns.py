@@ -1,0 +1,86 @@
+"""Who is in the next steps, when not everything that wants to be fits in a batch."""
+
+import heapq
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+
+class Candidate(Protocol):
+    """Images of one request that are stepped together."""
+
+    @property
+    def owner(self) -> str: ...
+    @property
+    def deadline(self) -> float: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def left(self) -> int:
+        """Steps that it still needs."""
+        ...
+
+    @property
+    def place(self) -> Hashable:
+        """Candidates of one place share a batch."""
+        ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one place."""
+
+    rows: int
+    """More do not fit, or only make each other wait."""
+    seconds: Callable[[int], float]
+    """Of one step, by its rows."""
+
+
+def in_turn(candidates: Sequence[C], served: Mapping[str, float]) -> list[C]:
+    """The owner that was served least comes first; of one owner's, the earliest deadline."""
+    queues: dict[str, list[C]] = {}
+    for candidate in sorted(candidates, key=lambda c: c.deadline):
+        queues.setdefault(candidate.owner, []).append(candidate)
+    order: list[C] = []
+    heap = [(served.get(owner, 0.0), queue[0].deadline, owner) for owner, queue in queues.items()]
+    heapq.heapify(heap)
+    while heap:
+        share, _, owner = heapq.heappop(heap)
+        chosen = queues[owner].pop(0)
+        order.append(chosen)
+        if queues[owner]:
+            heapq.heappush(heap, (share + chosen.rows, queues[owner][0].deadline, owner))
+    return order
+
+
+def choose(
+    candidates: Sequence[C],
+    served: Mapping[str, float],
+    limits: Callable[[Any], Limits],
+    now: float,
+) -> list[C]:
+    """As many as fit, in turn, unless one more would make one before it miss its deadline.
+
+    A deadline that is missed anyway holds nobody up. One candidate always runs, however large.
+    """
+    chosen: list[C] = []
+    rows: dict[Hashable, int] = {}
+
+    def step_seconds() -> float:
+        return sum(limits(place).seconds(n) for place, n in rows.items() if n)
+
+    for candidate in in_turn(candidates, served):
+        place, seconds = candidate.place, step_seconds()
+        before = rows.get(place, 0)
+        if before and before + candidate.rows > limits(place).rows:
+            continue
+        rows[place] = before + candidate.rows
+        slower = step_seconds()
+        if any(now + c.left * seconds <= c.deadline < now + c.left * slower for c in chosen):
+            rows[place] = before
+            continue
+        chosen.append(candidate)
+    return chosen
