@@ -173,6 +173,9 @@ class GenerationRecord(Record):
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    previews: bool = False
+    owner: str = ""
+    """Owners have the same share of a busy device."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
 

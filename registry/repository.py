@@ -1,6 +1,7 @@
 """Records in Redis. Each change is one atomic compare-and-set that also writes its event."""
 
 import contextlib
+import functools
 import hashlib
 import re
 import time
@@ -66,22 +67,25 @@ class Records(Generic[R]):
 
         Raises IdempotencyConflict when the key came with another body.
         """
-        if idempotency_key is not None:
-            claim = f"{_digest(body)} {record.id}"
-            seconds = min(IDEMPOTENCY_SECONDS, self._ttl_seconds or IDEMPOTENCY_SECONDS)
-            key = self._idempotency(idempotency_key)
-            earlier = cast(str | None, self._redis.set(key, claim, nx=True, get=True, ex=seconds))
-            if earlier is not None:
-                # that request may still be on its way, or have died before it stored anything
-                record = record.replace(id=_earlier_id(earlier, body, idempotency_key))
+        if idempotency_key is None:
+            with self._redis.pipeline() as pipe:
+                self._write_new(pipe, record)
+                pipe.execute()
+            return record
+        claim = f"{_digest(body)} {record.id}"
+        seconds = min(IDEMPOTENCY_SECONDS, self._ttl_seconds or IDEMPOTENCY_SECONDS)
+        key = self._idempotency(idempotency_key)
+        earlier = cast(str | None, self._redis.set(key, claim, nx=True, get=True, ex=seconds))
+        if earlier is not None:
+            # that request may still be on its way, or have died before it stored anything
+            record = record.replace(id=_earlier_id(earlier, body, idempotency_key))
 
         def transaction(pipe: Pipeline) -> R:
             raw = cast(str | None, pipe.get(self._key(record.id)))
             pipe.multi()
             if raw is not None:
                 return self._type.model_validate_json(raw)
-            pipe.zadd(self._index, {record.id: record.created_at.timestamp()})
-            self._write(pipe, record, {"event": "status", "data": self._event(record)})
+            self._write_new(pipe, record)
             return record
 
         return cast(
@@ -204,6 +208,10 @@ class Records(Generic[R]):
             R, self._redis.transaction(cast(Any, transaction), key, value_from_callable=True)
         )
 
+    def _write_new(self, pipe: Pipeline, record: R) -> None:
+        pipe.zadd(self._index, {record.id: record.created_at.timestamp()})
+        self._write(pipe, record, {"event": "status", "data": self._event(record)})
+
     def _write(self, pipe: Pipeline, record: R, event: dict[str, str]) -> None:
         key, stream = self._key(record.id), stream_key(self._type.NAME, record.id)
         pipe.set(key, record.model_dump_json())
@@ -251,8 +259,12 @@ class Repository:
 
     def families(self) -> list[FamilyRecord]:
         """What workers hold or held a short while ago, by name."""
-        found = [FamilyRecord.model_validate_json(raw) for raw in self._announced("family")]
+        found = [_family(raw) for raw in self._announced("family")]
         return sorted(found, key=lambda family: family.name)
+
+    def family(self, name: str) -> FamilyRecord | None:
+        raw = cast(str | None, self._redis.get(f"{PREFIX}:family:{name}"))
+        return None if raw is None else _family(raw)
 
     def profile(self, device_class: str, family: str) -> str | None:
         """What sizing knows of a family on a class of device, as JSON."""
@@ -304,6 +316,12 @@ class Repository:
     def once(self, name: str, seconds: float) -> bool:
         """True for the first of many workers that asks within `seconds`."""
         return bool(self._redis.set(f"{PREFIX}:once:{name}", "1", nx=True, px=int(seconds * 1000)))
+
+
+@functools.lru_cache(maxsize=64)
+def _family(raw: str) -> FamilyRecord:
+    """It is long, asked for with every request, and nearly always the same."""
+    return FamilyRecord.model_validate_json(raw)
 
 
 def _profile_key(device_class: str, family: str) -> str:

@@ -28,6 +28,18 @@ class Settings(BaseSettings):
     wait_seconds: PositiveFloat = 300.0
     """How long POST /generate waits before it answers 202 instead."""
 
+    max_concurrent_generations: PositiveInt = 64
+    """So many a sampling worker takes from the queue at once; its engine decides who runs."""
+    max_batch_rows: PositiveInt = 64
+    """Rows of one step at most; a guided image has two."""
+    latency_target_ratio: PositiveFloat = 8.0
+    """A generation may take so many times what it takes alone before others wait for it."""
+    device_mem_gb: PositiveFloat | None = None
+    """What the sampling engine may hold, of 10^9 bytes; by default most of a GPU's memory, half
+    of a CPU's."""
+    compile: bool = True
+    """Whether a sampling worker compiles its kernels at its first start, in under two minutes."""
+
     max_attempts: PositiveInt = 3
     lease_seconds: PositiveFloat = 15.0
     """A worker that has not been heard of for so long has lost its task."""

@@ -1,5 +1,6 @@
 """What routes ask for: `Annotated` aliases, so that a route says only what it does."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -52,6 +53,12 @@ def _generation(generation_id: str, state: StateDep) -> GenerationRecord:
     return state.repository.generations.get(generation_id)
 
 
+def _owner(authorization: Annotated[str, Header()] = "") -> str:
+    """Nobody is authenticated yet: whoever sends the same key shares a place in the queue."""
+    return hashlib.sha256(authorization.encode()).hexdigest()[:16] if authorization else ""
+
+
+OwnerDep = Annotated[str, Depends(_owner)]
 ModelDep = Annotated[ModelRecord, Depends(_model)]
 GenerationDep = Annotated[GenerationRecord, Depends(_generation)]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]

@@ -12,19 +12,21 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+import structlog
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from PIL import Image
 
+from registry.errors import IllegalTransition
 from registry.events import follow, stream_key
 from registry.queue import SAMPLE_TASK
 from registry.records import GenerationRecord, GenerationStatus
 from registry.store import generation_name, image_file
-from service.deps import GenerationDep, IdempotencyKey, LastEventId, State, StateDep
+from service.deps import GenerationDep, IdempotencyKey, LastEventId, OwnerDep, State, StateDep
 from service.models import require_servable
-from service.problems import Problem
+from service.problems import Problem, unavailable
 from service.schemas import (
     MAX_SEED,
     GenerateRequest,
@@ -32,11 +34,15 @@ from service.schemas import (
     ImageResponse,
     Seconds,
 )
-from service.sizing import choose_family
 from service.streams import events
 from service.submission import check_limits, submit
 
+log = structlog.get_logger()
+
 router = APIRouter(tags=["generations"])
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's word for an answer that nobody waits for."""
 
 Accept = Annotated[str, Header()]
 Prefer = Annotated[str, Header()]
@@ -45,19 +51,26 @@ Prefer = Annotated[str, Header()]
 @router.post("/generate", response_model=GenerationResponse)
 async def generate(
     request: GenerateRequest,
+    connection: Request,
     state: StateDep,
+    owner: OwnerDep,
     accept: Accept = "application/json",
     prefer: Prefer = "",
     key: IdempotencyKey = None,
 ) -> Response:
     """Sample images and wait for them; with `Prefer: respond-async`, answer 202 at once.
 
-    With `Accept: image/png` the body is one PNG, a grid when there are several images.
+    With `Accept: image/png` the body is one PNG, a grid when there are several images. A client
+    that closes the connection cancels its request, unless it can come back for it with the same
+    Idempotency-Key.
     """
-    record = await run_in_threadpool(_accept, state, request, key)
+    record = await run_in_threadpool(_accept, state, request, key, owner)
     if "respond-async" in prefer:
         return _accepted(record, {"Preference-Applied": "respond-async"})
-    record = await _finished(state, record)
+    if not await _wait(state, record, connection) and key is None:
+        await run_in_threadpool(_abandon, state, record)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    record = await run_in_threadpool(state.repository.generations.get, record.id)
     if not record.finished:
         return _accepted(record, {})
     return await run_in_threadpool(_answer, state, record, accept)
@@ -89,19 +102,25 @@ def cancel_generation(record: GenerationDep, state: StateDep) -> GenerationRespo
     return _response(cancelled, [])
 
 
-def _accept(state: State, request: GenerateRequest, key: str | None) -> GenerationRecord:
+def _accept(
+    state: State, request: GenerateRequest, key: str | None, owner: str
+) -> GenerationRecord:
     body = request.model_dump_json()
     earlier = state.repository.generations.replay(key, body)
     stored = earlier or state.repository.generations.create(
-        _new_generation(state, request), key, body
+        _new_generation(state, request, owner), key, body
     )
     submit(state, SAMPLE_TASK, stored)
     return stored
 
 
-def _new_generation(state: State, request: GenerateRequest) -> GenerationRecord:
+def _new_generation(state: State, request: GenerateRequest, owner: str) -> GenerationRecord:
     model = require_servable(state, request.model)
-    family = choose_family(state.repository, model.family)
+    family = state.repository.family(model.family)
+    if family is None:
+        raise unavailable(
+            f"no worker has the family {model.family} now; start one, or wait for it", "no-family"
+        )
     labels = resolve_classes(request.class_labels, family.class_names)
     n = request.n or len(labels)
     check_limits(state.settings, n, request.num_inference_steps)
@@ -119,6 +138,8 @@ def _new_generation(state: State, request: GenerateRequest) -> GenerationRecord:
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         scheduler=request.scheduler,
+        previews=request.previews,
+        owner=owner,
     )
 
 
@@ -144,17 +165,38 @@ def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) ->
     return resolved
 
 
-async def _finished(state: State, record: GenerationRecord) -> GenerationRecord:
-    """Wait for the end, or for as long as the settings say."""
+async def _wait(state: State, record: GenerationRecord, connection: Request) -> bool:
+    """Until the end, or for as long as the settings say; False when the client has left."""
 
-    async def wait() -> None:
+    async def finished() -> None:
         async for event in follow(state.events, stream_key(record.NAME, record.id)):
             if event.name == "status" and json.loads(event.data)["status"] in record.FINISHED:
                 return
 
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(wait(), state.settings.wait_seconds)
-    return await run_in_threadpool(state.repository.generations.get, record.id)
+    async def left() -> None:
+        while (await connection.receive())["type"] != "http.disconnect":
+            pass
+
+    end, leaving = asyncio.create_task(finished()), asyncio.create_task(left())
+    try:
+        await asyncio.wait(
+            {end, leaving},
+            timeout=state.settings.wait_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if end.done():
+            end.result()  # raises when Redis went away
+            return True
+        return not leaving.done()
+    finally:
+        end.cancel()
+        leaving.cancel()
+
+
+def _abandon(state: State, record: GenerationRecord) -> None:
+    log.info("the client left", record=record.id)
+    with contextlib.suppress(IllegalTransition):  # it was done a moment ago
+        state.repository.generations.change(record.id, status=GenerationStatus.CANCELLED)
 
 
 def _accepted(record: GenerationRecord, headers: dict[str, str]) -> Response:

@@ -126,10 +126,12 @@ class GenerateRequest(BaseModel):
     num_inference_steps: Annotated[int, Field(ge=1)] = 25
     guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] = 2.0
     """1 is unguided."""
-    scheduler: Literal["ddim", "dpmsolver++"] = "ddim"
+    scheduler: Literal["ddim", "dpmsolver++", "euler"] = "ddim"
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     """Image i has seed + i; drawn when left out."""
     format: Literal["png"] = "png"
+    previews: bool = False
+    """Whether progress events carry a small picture of the first image as it is by then."""
 
 
 class ImageResponse(BaseModel):

@@ -1,9 +1,11 @@
 """`python -m worker build` or `sample`: one worker for one queue; `verify` measures a model."""
 
+import os
 import sys
 
 from learngenes.device import default_device, device_class
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE, queue_name
+from registry.settings import get_settings
 from worker.app import app
 from worker.verify import main as verify
 
@@ -16,13 +18,16 @@ def main() -> None:
     if command == "verify":
         verify()
         return
+    settings = get_settings()
+    threads = settings.max_concurrent_generations if command == SAMPLE_QUEUE else 1
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.var_dir.resolve() / "kernels"))
     app.worker_main(
         [
             "worker",
             *("--queues", queue_name(command, device_class(default_device()))),
             *("--hostname", f"{command}@%h"),
             *("--pool", "threads"),
-            *("--concurrency", "1"),
+            *("--concurrency", str(threads)),
             *("--loglevel", "INFO"),
             "--without-gossip",
             "--without-mingle",

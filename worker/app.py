@@ -1,9 +1,11 @@
 """The Celery application of the workers, started by `python -m worker`.
 
-A thread pool of one: the process that holds the model is the one that answers to signals,
-and CUDA is never touched before a fork.
+A thread pool: the process that holds the models is the one that answers to signals, and CUDA is
+never touched before a fork. A build worker has one thread; the many of a sampling worker hand
+their requests to its engine and wait.
 """
 
+import logging
 import os
 from typing import Any
 
@@ -31,13 +33,19 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         self.runtime = Runtime.start(settings)
-        self.sampler = Sampler(self.runtime)
+        self._sampler: Sampler | None = None
+
+    @property
+    def sampler(self) -> Sampler:
+        assert self._sampler is not None, "a build worker got something to sample"
+        return self._sampler
 
     def serve(self, queues: set[str]) -> None:
         """Announce the families, tend the queues in the background, profile before building."""
         repository = self.runtime.repository
         self.runtime.announce_families()
         if SAMPLE_QUEUE in queues:
+            self._sampler = Sampler(self.runtime)
             Housekeeping(self.runtime, repository.generations, SAMPLE_QUEUE, SAMPLE_TASK).start()
         if BUILD_QUEUE in queues:
             Housekeeping(self.runtime, repository.models, BUILD_QUEUE, BUILD_TASK).start()
@@ -62,6 +70,8 @@ def make_app(settings: Settings) -> Celery:
     @worker_init.connect(weak=False)
     def start(sender: WorkController, **_: Any) -> None:
         configure_logging(settings.log_format)
+        for chatty in ("celery.worker.strategy", "celery.app.trace"):  # two lines a request
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         try:
             workers.append(Worker(settings))
             workers[0].serve(

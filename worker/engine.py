@@ -210,13 +210,15 @@ class Engine:
         self._cancelled: list[Ticket] = []
         self._previews: list[_Preview] = []
         self._stopping = False
+        self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Compile and measure; ready when it returns."""
-        with torch.inference_mode():
-            self._warm_up()
+        """Compile and measure; ready when it returns. Raises EngineStopped when that fails."""
         self._thread.start()
+        self._ready.wait()
+        if self._stopping:
+            raise EngineStopped("the engine did not start; its log says why")
 
     def stop(self) -> None:
         """Requests under way get EngineStopped."""
@@ -251,6 +253,26 @@ class Engine:
         preview.done.wait(max_seconds)
         return preview.pixels
 
+    # From here on all is done by the engine's own thread.
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                self._warm_up()
+                self._ready.set()
+                with never_compile():
+                    while self._turn():
+                        pass
+        except Exception:
+            log.exception("the engine broke")
+        finally:
+            with self._changed:
+                self._stopping = True
+            ended = EngineStopped("the engine stopped")
+            for ticket in {*self._arrived, *(part.ticket for part in self._parts)}:
+                ticket.fail(ended)
+            self._ready.set()
+
     def _warm_up(self) -> None:
         for family in self._families:
             for dtype in (DType.FLOAT32, DType.BFLOAT16):
@@ -278,20 +300,6 @@ class Engine:
         except Exception as error:  # no compiler on this machine, most likely
             log.warning("sampling uncompiled, which is slower", reason=str(error)[-300:])
             self._kernels = Kernels()
-
-    # From here on all is done by the engine's own thread.
-
-    def _run(self) -> None:
-        try:
-            with torch.inference_mode(), never_compile():
-                while self._turn():
-                    pass
-        finally:
-            with self._changed:
-                self._stopping = True
-            ended = EngineStopped("the engine stopped")
-            for ticket in {*self._arrived, *(part.ticket for part in self._parts)}:
-                ticket.fail(ended)
 
     def _turn(self) -> bool:
         """Let come and go who does, then step until somebody does; False at the end."""

@@ -22,7 +22,7 @@ import torch
 from redis.exceptions import LockError
 from redis.lock import Lock
 
-from learngenes.device import default_device, device_class
+from learngenes.device import default_device, device_class, single_threaded
 from learngenes.family import Family, FamilyError, load_family
 from registry.errors import ModelGone, Superseded
 from registry.queue import Queue, make_celery
@@ -60,16 +60,19 @@ class Runtime:
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     )
     stopping: threading.Event = field(default_factory=threading.Event)
+    _kept_locks: dict[Lock, None] = field(default_factory=dict)
+    _starting: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def start(cls, settings: Settings) -> "Runtime":
         """Load every family. Raises FamilyError when one is corrupt or there is none."""
         device = default_device()
         families, directories = {}, {}
-        for path in sorted(settings.families_dir.glob("*/family.json")):
-            family = load_family(path.parent).to(device)
-            families[family.manifest.name] = family
-            directories[family.manifest.name] = path.parent.resolve()
+        with single_threaded():
+            for path in sorted(settings.families_dir.glob("*/family.json")):
+                family = load_family(path.parent).to(device)
+                families[family.manifest.name] = family
+                directories[family.manifest.name] = path.parent.resolve()
         if not families:
             raise FamilyError(
                 f"no family in {settings.families_dir.resolve()}; set FINESERVE_FAMILIES_DIR"
@@ -137,24 +140,30 @@ class Runtime:
     @contextlib.contextmanager
     def kept(self, lock: Lock) -> Iterator[None]:
         """Renew a lock of `lease_seconds` for as long as this process lives."""
-        done = threading.Event()
-
-        def renew() -> None:
-            while not done.wait(self.settings.lease_seconds / 3):
-                try:
-                    lock.reacquire()
-                except LockError:
-                    return  # it ran out; the record's attempt tells the work so
-                except redis.RedisError:
-                    continue  # the next renewal may succeed
-
-        thread = threading.Thread(target=renew, name=f"renew-{lock.name}", daemon=True)
-        thread.start()
+        self._kept_locks[lock] = None
+        self._start_renewing()
         try:
             yield
         finally:
-            done.set()
-            thread.join()
+            del self._kept_locks[lock]
+
+    @functools.cached_property
+    def _renewing(self) -> threading.Thread:
+        return threading.Thread(target=self._renew, name="renew", daemon=True)
+
+    def _start_renewing(self) -> None:
+        with self._starting:
+            if not self._renewing.ident:
+                self._renewing.start()
+
+    def _renew(self) -> None:
+        while True:
+            time.sleep(self.settings.lease_seconds / 3)
+            for lock in list(self._kept_locks):
+                # when it ran out, the record's attempt tells the work so; and when Redis is
+                # away, the next renewal may succeed
+                with contextlib.suppress(LockError, redis.RedisError):
+                    lock.reacquire()
 
     def attempt(self, records: Records[R], record_id: str, work: Callable[[R], None]) -> None:
         """Work on a record under a lease, and see to it that it ends in a state that is true.

@@ -1,32 +1,50 @@
-"""The sampling task: images of one request, in batches that the model's budget was stated for."""
+"""The sampling task: hands its request to the engine, waits, and stores the images.
 
+Many of these tasks wait in one process; the engine steps what they asked for together.
+"""
+
+import base64
 import io
-import itertools
 import json
-import math
-from collections import OrderedDict
+import os
+import sys
 
-import torch
+import structlog
 from PIL import Image
 
 from learngenes.config import DType, Mode
-from learngenes.dit import DiT
-from learngenes.sampling import sample
+from learngenes.device import capacity_bytes
 from registry.errors import ModelGone
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
 from worker.build import load_scales
-from worker.runtime import Reporter, Runtime
+from worker.engine import Engine, EngineStopped, Pixels, Request, Ticket
+from worker.runtime import PROGRESS_SECONDS, Reporter, Runtime
 
-RESIDENT_MODELS = 8
+log = structlog.get_logger()
+
+PREVIEW_PIXELS = 64
+SWITCH_SECONDS = 0.0005
+"""How long a waiting task may keep the engine from its next operation; 5 ms by default."""
 
 
 class Sampler:
-    """The sampling worker's memory: the models used last."""
-
     def __init__(self, runtime: Runtime) -> None:
+        """Starts the engine: seconds, or up to two minutes when it has to compile."""
         self.runtime = runtime
-        self._resident: OrderedDict[tuple[str, int], DiT] = OrderedDict()
+        settings = runtime.settings
+        budget_bytes = capacity_bytes(runtime.device)
+        if settings.device_mem_gb is not None:
+            budget_bytes = int(settings.device_mem_gb * 1e9)
+        self.engine = Engine(
+            runtime.families.values(),
+            budget_bytes,
+            max_rows=settings.max_batch_rows,
+            latency_target_ratio=settings.latency_target_ratio,
+            compile_kernels=settings.compile,
+        )
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self.engine.start()
 
     def generate(self, generation_id: str) -> None:
         """Make the images of a queued generation."""
@@ -35,65 +53,88 @@ class Sampler:
     def _run(self, record: GenerationRecord) -> None:
         runtime = self.runtime
         generations = runtime.repository.generations
-        model_record = runtime.repository.models.get(record.model)
-        revision = model_record.revision
-        if revision is None or not model_record.servable:
-            raise ModelGone(f"model {record.model} is {model_record.status}")
-        record = generations.change(
-            record.id, attempt=record.attempts, started_at=now(), revision=revision
-        )
-        model = self._model(model_record, revision)
-        diffusion = runtime.family(model_record.family).manifest.diffusion
-        batch = model_record.plan.n
-        reporter = Reporter(runtime, generations, record)
-        steps = math.ceil(len(record.seeds) / batch) * record.num_inference_steps
-        done = itertools.count(1)
-
-        def on_step(*_: int) -> None:
-            step = next(done)
-            reporter.tell(lambda: json.dumps({"step": step, "steps": steps}))
-
-        pictures: list[bytes] = []
-        for start in range(0, len(record.seeds), batch):
-            images = sample(
-                model,
-                diffusion,
-                record.class_labels[start : start + batch],
-                record.seeds[start : start + batch],
-                num_inference_steps=record.num_inference_steps,
-                guidance_scale=record.guidance_scale,
-                scheduler=record.scheduler,
-                on_step=on_step,
-            )
-            pictures += [encode_png(image) for image in images]
+        model = runtime.repository.models.get(record.model)
+        revision = model.revision
+        if revision is None or not model.servable:
+            raise ModelGone(f"model {record.model} is {model.status}")
+        started_at = now()
+        ticket = self.engine.submit(self._request(record, model, revision))
+        self._follow(ticket, record)
+        pictures = [encode_png(image) for image in self._images(ticket)]
         runtime.store.put(
             generation_name(record.id),
             {image_file(i): picture for i, picture in enumerate(pictures)},
             {"record": record.model_dump(mode="json")},
         )
         generations.change(
-            record.id, attempt=record.attempts, status=GenerationStatus.DONE, finished_at=now()
+            record.id,
+            attempt=record.attempts,
+            status=GenerationStatus.DONE,
+            revision=revision,
+            started_at=started_at,
+            finished_at=now(),
         )
 
-    def _model(self, record: ModelRecord, revision: int) -> DiT:
-        key = (record.id, revision)
-        if key not in self._resident:
-            family = self.runtime.family(record.family)
-            scales = load_scales(self.runtime.store, family, record.id, revision)
-            self._resident[key] = family.assemble(
-                scales, Mode(record.plan.mode), DType(record.plan.dtype)
-            )
-            for old in [k for k in self._resident if k[0] == record.id and k != key]:
-                del self._resident[old]
-            if len(self._resident) > RESIDENT_MODELS:
-                self._resident.popitem(last=False)
-        self._resident.move_to_end(key)
-        return self._resident[key]
+    def _request(self, record: GenerationRecord, model: ModelRecord, revision: int) -> Request:
+        family = self.runtime.family(model.family)
+        return Request(
+            family=family,
+            model=model.id,
+            revision=revision,
+            rank=model.plan.rank,
+            mode=Mode(model.plan.mode),
+            dtype=DType(model.plan.dtype),
+            load=lambda: load_scales(self.runtime.store, family, model.id, revision),
+            class_labels=record.class_labels,
+            seeds=record.seeds,
+            num_inference_steps=record.num_inference_steps,
+            guidance_scale=record.guidance_scale,
+            scheduler=record.scheduler,
+            owner=record.owner,
+            target_seconds=_target_seconds(record, model),
+        )
+
+    def _follow(self, ticket: Ticket, record: GenerationRecord) -> None:
+        """Until it is done; tells how it goes, and cancels it when nobody wants it any more."""
+        reporter = Reporter(self.runtime, self.runtime.repository.generations, record)
+        try:
+            while not ticket.wait(PROGRESS_SECONDS):
+                reporter.tell(lambda: self._progress(ticket, record), now=True)
+        except BaseException:
+            self.engine.cancel(ticket)
+            raise
+
+    def _progress(self, ticket: Ticket, record: GenerationRecord) -> str:
+        step, steps = ticket.progress
+        progress: dict[str, object] = {"step": step, "steps": steps}
+        if record.previews and (pixels := self.engine.preview(ticket)) is not None:
+            progress["b64_png"] = base64.b64encode(encode_png(pixels, PREVIEW_PIXELS)).decode()
+        return json.dumps(progress)
+
+    def _images(self, ticket: Ticket) -> list[Pixels]:
+        try:
+            return ticket.images()
+        except EngineStopped:
+            # nobody cancelled it: the loop itself has failed, and only a new process helps
+            log.critical("the engine broke; this worker ends, its requests are taken up again")
+            os._exit(1)
 
 
-def encode_png(image: torch.Tensor) -> bytes:
-    """uint8 (C, H, W), one channel or three."""
-    array = image.permute(1, 2, 0).squeeze(-1).numpy()
+def _target_seconds(record: GenerationRecord, model: ModelRecord) -> float | None:
+    """The model's latency budget, for as many steps and images as are asked for."""
+    budget = model.budget
+    if budget.max_latency_ms is None:
+        return None
+    steps = record.num_inference_steps / budget.num_inference_steps
+    return budget.max_latency_ms / 1000 * steps * max(1, len(record.seeds) / budget.n)
+
+
+def encode_png(image: Pixels, most_pixels: int | None = None) -> bytes:
+    """uint8 (C, H, W), one channel or three; scaled down to `most_pixels` a side."""
+    channels_last = image.transpose(1, 2, 0)
+    picture = Image.fromarray(channels_last[..., 0] if len(image) == 1 else channels_last)
+    if most_pixels is not None:
+        picture.thumbnail((most_pixels, most_pixels))
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
+    picture.save(buffer, format="PNG")
     return buffer.getvalue()
