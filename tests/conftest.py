@@ -151,4 +151,7 @@ def settings(client: redis.Redis, valkey_url: str, tmp_path: Path, families_dir:
         lease_seconds=2,
         wait_seconds=20,
         max_images_per_request=20,
+        compile=False,
+        max_batch_rows=16,
+        device_mem_gb=0.5,
     )

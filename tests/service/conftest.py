@@ -60,10 +60,11 @@ def api(settings: Settings) -> Iterator[TestClient]:
 @pytest.fixture
 def stack(
     api: TestClient, settings: Settings, profile: DeviceProfile, quick_verification: None
-) -> Stack:
+) -> Iterator[Stack]:
     runtime = Runtime.start(settings)
     runtime.announce_families()
     keep_profile(runtime.repository, profile)
     stack = Stack(api, runtime, Sampler(runtime))
     stack.heartbeat()
-    return stack
+    yield stack
+    stack.sampler.engine.stop()

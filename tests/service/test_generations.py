@@ -2,7 +2,9 @@ import base64
 import io
 import threading
 
+import httpx
 import pytest
+import redis
 from PIL import Image
 
 from tests.service.conftest import Stack
@@ -175,7 +177,7 @@ def test_revision_zero_serves_while_the_model_is_retrained(
         ({"class_labels": [0, 1], "n": 1}, "n=1 is less than the 2 class_labels"),
         ({"seed": -1}, "seed"),
         ({"guidance_scale": 0.5}, "guidance_scale"),
-        ({"scheduler": "euler"}, "scheduler"),
+        ({"scheduler": "heun"}, "scheduler"),
         ({"format": "gif"}, "format"),
         ({"prompt": "a shoe"}, "prompt: Extra inputs"),
     ],
@@ -197,3 +199,57 @@ def test_class_names_are_found_in_any_case(stack: Stack, model: str) -> None:
     )
     record = stack.runtime.repository.generations.get(answer.json()["id"])
     assert record.class_labels == [1]
+
+
+def post_and_leave(stack: Stack, body: dict[str, object], **headers: str) -> list[dict[str, object]]:
+    """What a client is sent that closes its connection at once."""
+    request = httpx.Request("POST", "http://testserver/generate", json=body, headers=headers)
+    messages = iter(
+        [{"type": "http.request", "body": request.read()}, {"type": "http.disconnect"}]
+    )
+    sent: list[dict[str, object]] = []
+
+    async def receive() -> dict[str, object]:
+        return next(messages)
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/generate",
+        "query_string": b"",
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        "app": stack.api.app,
+        "state": {},
+    }
+    assert stack.api.portal is not None
+    stack.api.portal.call(stack.api.app, scope, receive, send)
+    return sent
+
+
+def test_a_client_that_leaves_cancels_its_request(stack: Stack, model: str) -> None:
+    post_and_leave(stack, {"model": model, **SMALL})
+    client = redis.Redis.from_url(stack.runtime.settings.resolved_redis_url, decode_responses=True)
+    with client:
+        (key,) = client.keys("fineserve:generation:g-????????????????")
+    assert stack.runtime.repository.generations.get(key.split(":")[-1]).status == "cancelled"
+
+
+def test_a_client_that_can_come_back_for_its_images_may_leave(stack: Stack, model: str) -> None:
+    post_and_leave(stack, {"model": model, **SMALL}, **{"Idempotency-Key": "k"})
+    (record,) = stack.runtime.repository.generations.active()
+    assert record.status == "queued"
+
+
+def test_whoever_sends_the_same_key_is_the_same_owner(stack: Stack, model: str) -> None:
+    owners = []
+    for key in ("Bearer one", "Bearer one", "Bearer two", None):
+        headers = {"prefer": "respond-async"} | ({"authorization": key} if key else {})
+        answer = stack.api.post("/generate", json={"model": model, **SMALL}, headers=headers)
+        owners.append(stack.runtime.repository.generations.get(answer.json()["id"]).owner)
+    assert owners[0] == owners[1]
+    assert len(set(owners)) == 3
+    assert owners[3] == ""
+    assert not any("one" in owner for owner in owners)

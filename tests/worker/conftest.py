@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ from registry.settings import Settings
 from tests.devices import keep_profile
 from tests.records import queued_model
 from worker.runtime import Runtime
+from worker.sample import Sampler
 
 
 @pytest.fixture
@@ -17,6 +18,13 @@ def runtime(settings: Settings, profile: DeviceProfile, quick_verification: None
     runtime = Runtime.start(settings)
     keep_profile(runtime.repository, profile)
     return runtime
+
+
+@pytest.fixture
+def sampler(runtime: Runtime) -> Iterator[Sampler]:
+    sampler = Sampler(runtime)
+    yield sampler
+    sampler.engine.stop()
 
 
 MakeModel = Callable[..., ModelRecord]
@@ -36,7 +44,7 @@ def make_model(runtime: Runtime) -> MakeModel:
 
 @pytest.fixture
 def make_generation(runtime: Runtime) -> MakeGeneration:
-    def make(model: str, n: int = 6, num_inference_steps: int = 3) -> GenerationRecord:
+    def make(model: str, n: int = 6, num_inference_steps: int = 3, **more: Any) -> GenerationRecord:
         return runtime.repository.generations.create(
             GenerationRecord(
                 id=GenerationRecord.new_id(),
@@ -47,6 +55,7 @@ def make_generation(runtime: Runtime) -> MakeGeneration:
                 num_inference_steps=num_inference_steps,
                 guidance_scale=2.0,
                 scheduler="ddim",
+                **more,
             )
         )
 

@@ -90,6 +90,7 @@ def test_a_model_that_keeps_its_budget_is_as_planned(
 
 def test_a_model_over_its_memory_is_made_again_smaller(
     runtime: Runtime,
+    sampler: Sampler,
     make_model: MakeModel,
     make_generation: MakeGeneration,
     device: Device,
@@ -119,7 +120,7 @@ def test_a_model_over_its_memory_is_made_again_smaller(
         assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
 
     images = make_generation(record.id, n=1)
-    Sampler(runtime).generate(images.id)
+    sampler.generate(images.id)
     sampled = runtime.repository.generations.get(images.id)
     assert (sampled.status, sampled.revision) == ("done", 3)
 

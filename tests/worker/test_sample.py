@@ -1,18 +1,25 @@
+import base64
 import io
+import json
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import worker.runtime
 import worker.sample
+from learngenes.config import DType, Mode
+from learngenes.sampling import sample
+from registry.events import stream_key
 from registry.records import GenerationRecord
 from registry.store import generation_name, image_file
 from tests.worker.conftest import MakeGeneration, MakeModel
-from worker.build import build
+from worker.build import build, load_scales
+from worker.engine import EngineStopped, Request, Ticket
 from worker.runtime import Runtime
-from worker.sample import Sampler
+from worker.sample import Sampler, _target_seconds, encode_png
 
 
 @pytest.fixture
@@ -22,16 +29,49 @@ def ready(runtime: Runtime, make_model: MakeModel) -> str:
     return model_id
 
 
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is told, and cancellations are looked for, all the time."""
+    monkeypatch.setattr(worker.sample, "PROGRESS_SECONDS", 0.01)
+
+
+@pytest.fixture
+def in_background() -> Iterator[Callable[..., threading.Thread]]:
+    threads: list[threading.Thread] = []
+
+    def start(work: Callable[..., None], *args: object) -> threading.Thread:
+        threads.append(threading.Thread(target=work, args=args))
+        threads[-1].start()
+        return threads[-1]
+
+    yield start
+    for thread in threads:
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
 def pictures(runtime: Runtime, record: GenerationRecord) -> list[np.ndarray]:
     names = [image_file(i) for i in range(len(record.seeds))]
     raw = [runtime.store.read(generation_name(record.id), name) for name in names]
     return [np.asarray(Image.open(io.BytesIO(png))) for png in raw]
 
 
+def events(runtime: Runtime, record: GenerationRecord, name: str) -> list[dict[str, object]]:
+    entries = runtime.repository._redis.xrange(stream_key("generation", record.id))
+    return [json.loads(fields["data"]) for _, fields in entries if fields["event"] == name]
+
+
+def until_running(runtime: Runtime, sampler: Sampler, record: GenerationRecord) -> None:
+    while not (
+        runtime.repository.generations.get(record.id).status == "running"
+        and any(part.done_steps for part in list(sampler.engine._parts))
+    ):
+        time.sleep(0.001)
+
+
 def test_images_come_back_through_the_store(
-    runtime: Runtime, ready: str, make_generation: MakeGeneration
+    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration
 ) -> None:
-    sampler = Sampler(runtime)
     first, again = make_generation(ready), make_generation(ready)
     for record in (first, again):
         sampler.generate(record.id)
@@ -44,82 +84,149 @@ def test_images_come_back_through_the_store(
     assert all(np.array_equal(*pair) for pair in zip(images, pictures(runtime, again), strict=True))
 
 
-def test_batches_are_no_larger_than_the_budget_was_stated_for(
-    runtime: Runtime,
-    ready: str,
-    make_generation: MakeGeneration,
-    monkeypatch: pytest.MonkeyPatch,
+def test_images_are_those_of_the_model_as_it_was_built(
+    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration
 ) -> None:
-    batches: list[int] = []
-    original = worker.sample.sample
+    record = make_generation(ready)
+    sampler.generate(record.id)
+    family = runtime.family("tiny")
+    plan = runtime.repository.models.get(ready).plan
+    model = family.assemble(
+        load_scales(runtime.store, family, ready, 1), Mode(plan.mode), DType(plan.dtype)
+    )
+    alone = sample(
+        model,
+        family.manifest.diffusion,
+        record.class_labels,
+        record.seeds,
+        num_inference_steps=record.num_inference_steps,
+    )
+    served = np.stack(pictures(runtime, record)).transpose(0, 3, 1, 2)
+    assert np.abs(served.astype(int) - alone.numpy()).max() <= 1
 
-    def count(
-        model: object, diffusion: object, labels: list[int], *args: object, **kwargs: object
-    ) -> object:
-        batches.append(len(labels))
-        return original(model, diffusion, labels, *args, **kwargs)
 
-    monkeypatch.setattr(worker.sample, "sample", count)
-    Sampler(runtime).generate(make_generation(ready, n=10).id)
-    assert batches == [4, 4, 2]
-
-
-def test_one_worker_serves_several_sizes_and_forgets_the_oldest(
+def test_one_worker_serves_several_sizes_at_once(
     runtime: Runtime,
+    sampler: Sampler,
     make_model: MakeModel,
     make_generation: MakeGeneration,
-    monkeypatch: pytest.MonkeyPatch,
+    in_background: Callable[..., threading.Thread],
 ) -> None:
-    monkeypatch.setattr(worker.sample, "RESIDENT_MODELS", 1)
-    sampler = Sampler(runtime)
+    records = []
     for mode, dtype in (("factored", "int8"), ("materialised", "bfloat16"), ("factored", None)):
         model_id = make_model(mode=mode, dtype=dtype).id
         build(runtime, model_id)
-        record = make_generation(model_id, n=1)
-        sampler.generate(record.id)
-        assert runtime.repository.generations.get(record.id).status == "done"
-    assert len(sampler._resident) == 1
+        records.append(make_generation(model_id, n=1, num_inference_steps=50))
+    threads = [in_background(sampler.generate, record.id) for record in records]
+    for thread in threads:
+        thread.join(timeout=20)
+    statuses = [runtime.repository.generations.get(record.id).status for record in records]
+    assert statuses == ["done"] * 3
 
 
 def test_a_model_deleted_meanwhile_fails_its_requests(
-    runtime: Runtime, ready: str, make_generation: MakeGeneration
+    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration
 ) -> None:
     record = make_generation(ready)
     runtime.repository.models.change(ready, status="deleted")
-    Sampler(runtime).generate(record.id)
+    sampler.generate(record.id)
     failed = runtime.repository.generations.get(record.id)
     assert (failed.status, failed.problem) == ("failed", "model-gone")
     assert failed.error == f"ModelGone: model {ready} is deleted"
 
 
-def test_a_cancelled_generation_stops_between_steps(
+def test_progress_is_told_with_a_preview_if_it_was_asked_for(
+    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration, often: None
+) -> None:
+    plain = make_generation(ready, n=1, num_inference_steps=400)
+    shown = make_generation(ready, n=1, num_inference_steps=400, previews=True)
+    for record in (plain, shown):
+        sampler.generate(record.id)
+    told = events(runtime, plain, "progress")
+    assert all(event["steps"] == 400 and "b64_png" not in event for event in told)
+    steps = [event["step"] for event in told]
+    assert steps == sorted(steps)
+    (*_, last) = (e for e in events(runtime, shown, "progress") if "b64_png" in e)
+    preview = Image.open(io.BytesIO(base64.b64decode(str(last["b64_png"]))))
+    assert preview.size == (8, 8)
+
+
+def test_a_large_preview_is_scaled_down() -> None:
+    picture = Image.open(io.BytesIO(encode_png(np.zeros((3, 256, 128), np.uint8), 64)))
+    assert picture.size == (32, 64)
+
+
+def test_a_cancelled_generation_leaves_the_engine(
     runtime: Runtime,
+    sampler: Sampler,
+    ready: str,
+    make_generation: MakeGeneration,
+    often: None,
+    in_background: Callable[..., threading.Thread],
+) -> None:
+    record = make_generation(ready, num_inference_steps=1000)
+    thread = in_background(sampler.generate, record.id)
+    until_running(runtime, sampler, record)
+    runtime.repository.generations.change(record.id, status="cancelled")
+    thread.join(timeout=20)
+    assert runtime.repository.generations.get(record.id).status == "cancelled"
+    following = make_generation(ready)
+    sampler.generate(following.id)
+    assert runtime.repository.generations.get(following.id).status == "done"
+    assert not sampler.engine._parts
+
+
+def test_shutdown_leaves_the_generation_to_the_next_worker(
+    runtime: Runtime,
+    sampler: Sampler,
+    ready: str,
+    make_generation: MakeGeneration,
+    often: None,
+    in_background: Callable[..., threading.Thread],
+) -> None:
+    record = make_generation(ready, num_inference_steps=1000)
+    thread = in_background(sampler.generate, record.id)
+    until_running(runtime, sampler, record)
+    runtime.stopping.set()
+    thread.join(timeout=20)
+    assert runtime.repository.generations.get(record.id).status == "running"
+    runtime.stopping.clear()
+    sampler.generate(record.id)
+    assert runtime.repository.generations.get(record.id).status == "done"
+    sampler.generate(record.id)
+    assert runtime.repository.generations.get(record.id).attempts == 1
+
+
+def test_a_worker_whose_engine_broke_ends_so_that_its_work_is_taken_up_again(
+    runtime: Runtime,
+    sampler: Sampler,
     ready: str,
     make_generation: MakeGeneration,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
-    record = make_generation(ready, num_inference_steps=1000)
-    thread = threading.Thread(target=Sampler(runtime).generate, args=(record.id,))
-    thread.start()
-    generations = runtime.repository.generations
-    while generations.get(record.id).status != "running":
-        pass
-    generations.change(record.id, status="cancelled")
-    thread.join(timeout=20)
-    assert not thread.is_alive()
-    assert generations.get(record.id).status == "cancelled"
+    def broken(request: Request) -> Ticket:
+        ticket = Ticket(request, None)
+        ticket.fail(EngineStopped("the engine stopped"))
+        return ticket
 
+    def end(status: int) -> None:
+        raise SystemExit(status)
 
-def test_shutdown_leaves_the_generation_to_the_next_worker(
-    runtime: Runtime, ready: str, make_generation: MakeGeneration
-) -> None:
+    monkeypatch.setattr(sampler.engine, "submit", broken)
+    monkeypatch.setattr(worker.sample.os, "_exit", end)
     record = make_generation(ready)
-    runtime.stopping.set()
-    Sampler(runtime).generate(record.id)
+    with pytest.raises(SystemExit):
+        sampler.generate(record.id)
     assert runtime.repository.generations.get(record.id).status == "running"
-    runtime.stopping.clear()
-    Sampler(runtime).generate(record.id)
-    assert runtime.repository.generations.get(record.id).status == "done"
-    Sampler(runtime).generate(record.id)
-    assert runtime.repository.generations.get(record.id).attempts == 1
+
+
+def test_a_latency_budget_is_a_target_for_as_many_steps_and_images_as_are_asked_for(
+    make_model: MakeModel, make_generation: MakeGeneration
+) -> None:
+    model = make_model(max_latency_ms=800, n=4, num_inference_steps=20)
+    targets = [
+        _target_seconds(make_generation(model.id, n=n, num_inference_steps=steps), model)
+        for n, steps in ((1, 20), (4, 10), (8, 20))
+    ]
+    assert targets == pytest.approx([0.8, 0.4, 1.6])
+    assert _target_seconds(make_generation(model.id), make_model()) is None
