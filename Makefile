@@ -3,10 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 INSTALLED_DEV := $(VENV)/installed-dev
+PEERS := .venv-peers/installed
+COMPILER := /usr/bin/g++
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow lint bench-main-job bench-sizing pretrain lock clean
+.PHONY: up down logs test test-slow lint bench-main-job bench-sizing bench-serving pretrain lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -41,6 +43,10 @@ bench-sizing: $(INSTALLED_DEV)  ## predicted and measured, of 200 random budgets
 	$(BIN)/python -m benchmarks.sizing $(PARTS)
 	$(BIN)/python -m benchmarks.readme
 
+bench-serving: $(INSTALLED_DEV) $(PEERS)  ## against other servers, with the same weights; half an hour
+	$(BIN)/python -m benchmarks.serving $(PARTS)
+	$(BIN)/python -m benchmarks.readme
+
 pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, resuming from var/
 	$(BIN)/fineserve pretrain configs/fashion.toml --work var/pretrain/fashion --family families/fashion
 
@@ -48,7 +54,16 @@ $(FASHION_MNIST):
 	$(SUDO) apt-get update
 	$(SUDO) apt-get install -y dataset-fashion-mnist
 
-$(INSTALLED): pyproject.toml requirements.lock
+$(COMPILER):  # for torch.compile
+	$(SUDO) apt-get update
+	$(SUDO) apt-get install -y g++
+
+$(PEERS): benchmarks/serving/requirements-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --requirement $<
+	touch $@
+
+$(INSTALLED): pyproject.toml requirements.lock | $(COMPILER)
 	$(PYTHON) -m venv $(VENV)
 	$(call install,service$(comma)worker$(comma)embedded$(comma)plot)
 	touch $@

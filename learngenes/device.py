@@ -6,7 +6,7 @@ import itertools
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -106,6 +106,22 @@ def padded(rows: int, device: torch.device) -> int:
     power = 1 << max(1, (rows - 1).bit_length())
     between = 3 * power // 4
     return between if rows <= between and between % 2 == 0 else power
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """No OpenMP threads for what this thread does inside.
+
+    Each thread that computes gets a team of its own, and when all teams have more threads than
+    there are cores they wait asleep: small operations then take three times as long. In a
+    process that samples only the engine's thread should have one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def synchronise(device: torch.device) -> None:

@@ -9,6 +9,7 @@ N rows, T tokens, D width, M models, r rank, P values in a patch. Products run i
 their operands, all else in float32.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -39,6 +40,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     return normalised * (1 + scale.float()[..., None, :]) + shift.float()[..., None, :]
 
 
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation, by the identity tanh(z) = 2 sigmoid(2 z) - 1.
+
+    Compiled for a CPU, an exponential takes a third of the time of a hyperbolic tangent.
+    """
+    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+
+
 def attention(qkv: Tensor, heads: int) -> Tensor:
     """(..., T, 3D) -> (..., T, D)."""
     *rows, t, width = qkv.shape
@@ -48,7 +57,8 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
         mixed = F.scaled_dot_product_attention(q, k, v)
     else:
         scores = (q @ k.transpose(2, 3)).float() * d**-0.5
-        mixed = torch.softmax(scores, dim=-1).to(v.dtype) @ v
+        weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+        mixed = (weights / weights.sum(dim=-1, keepdim=True)).to(v.dtype) @ v
     return mixed.transpose(1, 2).reshape(*rows, t, width // 3)
 
 
@@ -59,7 +69,7 @@ def block(x: Tensor, modulation: Tensor, product: Product, heads: int) -> Tensor
     qkv = product(modulate(x, shift_a, scale_a, 1e-6).to(dtype), 0).to(dtype)
     h = x.float() + gate_a.float()[..., None, :] * product(attention(qkv, heads), 1)
     features = product(modulate(h, shift_f, scale_f, 1e-5).to(dtype), 2)
-    hidden = F.gelu(features, approximate="tanh").to(dtype)
+    hidden = gelu(features).to(dtype)
     return (h + gate_f.float()[..., None, :] * product(hidden, 3)).to(dtype)
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 
 from learngenes.batch import Batch, Kernels, ModelWeights, Part, SharedWeights, Stack, Tables
-from learngenes.config import Size
-from learngenes.device import peak_bytes, synchronise
+from learngenes.config import Mode, Size
+from learngenes.device import synchronise
+from learngenes.profile import execution_on
 from learngenes.schedules import schedule
 from learngenes.sigma import interpolated
+from learngenes.sizing.cost import Workload, activation_bytes
 
 REPETITIONS = 5
 SATURATED = 0.9
@@ -48,7 +50,7 @@ def measure_step_costs(
 ) -> StepCosts:
     """Rows double up to `max_rows`, or until the time is used up."""
     sizes = shared.family.manifest.sizes
-    full = _model(shared, sizes.ranks[-1], materialised=True)
+    full = full_depth_model(shared, sizes.ranks[-1], materialised=True)
     started = time.perf_counter()
     rows, seconds = [2], [_seconds(full, 2, kernels)]
     while 2 * rows[-1] <= max_rows and time.perf_counter() - started < max_seconds / 2:
@@ -63,14 +65,22 @@ def measure_step_costs(
     for rank in sizes.ranks:
         if ratios and time.perf_counter() - started > max_seconds:
             break
-        factored = _model(shared, rank, materialised=False)
+        factored = full_depth_model(shared, rank, materialised=False)
         ratios[rank] = _seconds(factored, full_rows, kernels) / at_full
-    batch = _batch(full, full_rows, kernels)
-    held = peak_bytes(batch.step, shared.device)
-    return StepCosts(tuple(rows), tuple(seconds), full_rows, -(-held // full_rows), ratios)
+    return StepCosts(tuple(rows), tuple(seconds), full_rows, _row_bytes(shared, full_rows), ratios)
 
 
-def _model(shared: SharedWeights, rank: int, *, materialised: bool) -> ModelWeights:
+def _row_bytes(shared: SharedWeights, rows: int) -> int:
+    """By sizing's cost model, of whichever mode needs more."""
+    network, device = shared.network, shared.device
+    workload = Workload(n=rows, guided=False)
+    executions = (execution_on(device, mode, shared.dtype) for mode in Mode)
+    held = max(int(activation_bytes(network, network.rank, e, workload)) for e in executions)
+    return -(-held // rows)
+
+
+def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) -> ModelWeights:
+    """With the family's own Sigma."""
     depth = shared.family.manifest.sizes.depths[-1]
     model = ModelWeights(shared, interpolated(shared.family.scales, Size(depth=depth, rank=rank)))
     if materialised:
@@ -80,7 +90,7 @@ def _model(shared: SharedWeights, rank: int, *, materialised: bool) -> ModelWeig
 
 def _seconds(model: ModelWeights, rows: int, kernels: Kernels) -> float:
     """The median of some steps, after one that is not counted."""
-    batch = _batch(model, rows, kernels)
+    batch = batch_of(model, rows, REPETITIONS + 1, kernels)
     batch.step()
     taken = []
     for _ in range(REPETITIONS):
@@ -92,13 +102,13 @@ def _seconds(model: ModelWeights, rows: int, kernels: Kernels) -> float:
     return float(np.median(taken))
 
 
-def _batch(model: ModelWeights, rows: int, kernels: Kernels) -> Batch:
-    """`rows` unguided images of one model."""
-    shared = model.shared
-    steps = schedule(shared.family.manifest.diffusion, "ddim", REPETITIONS + 2)
-    modulations = model.modulations(steps.timesteps.to(shared.device), 0).flatten(0, 1)
-    n = shared.network
-    x = torch.zeros(rows, n.in_channels, n.sample_size, n.sample_size, device=shared.device)
-    part = Part(model, steps, 0, [0] * rows, None, 1.0, x, torch.zeros_like(x))
-    tables = Tables(steps.coefficients.to(shared.device), modulations)
+def batch_of(model: ModelWeights, rows: int, steps: int, kernels: Kernels) -> Batch:
+    """`rows` unguided images of one model, for as many steps."""
+    shared, network = model.shared, model.shared.network
+    plan = schedule(shared.family.manifest.diffusion, "ddim", steps)
+    modulations = model.modulations(plan.timesteps.to(shared.device), 0).flatten(0, 1)
+    picture = (network.in_channels, network.sample_size, network.sample_size)
+    x = torch.zeros(rows, *picture, device=shared.device)
+    part = Part(model, plan, 0, [0] * rows, None, 1.0, x, torch.zeros_like(x))
+    tables = Tables(plan.coefficients.to(shared.device), modulations)
     return Batch([part], tables, Stack(shared), kernels)

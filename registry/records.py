@@ -177,6 +177,7 @@ class GenerationRecord(Record):
     owner: str = ""
     """Owners have the same share of a busy device."""
     started_at: datetime | None = None
+    """When the engine got it; `finished_at`, when it had the images."""
     finished_at: datetime | None = None
 
 

@@ -60,6 +60,7 @@ class Sampler:
         started_at = now()
         ticket = self.engine.submit(self._request(record, model, revision))
         self._follow(ticket, record)
+        finished_at = now()
         pictures = [encode_png(image) for image in self._images(ticket)]
         runtime.store.put(
             generation_name(record.id),
@@ -72,7 +73,7 @@ class Sampler:
             status=GenerationStatus.DONE,
             revision=revision,
             started_at=started_at,
-            finished_at=now(),
+            finished_at=finished_at,
         )
 
     def _request(self, record: GenerationRecord, model: ModelRecord, revision: int) -> Request:

@@ -1,0 +1,49 @@
+"""A benchmark of several parts: each is kept as soon as it has ended, and can be run alone."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.deployment import REPOSITORY
+from learngenes.device import default_device, device_class
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+Figures = dict[str, Any]
+
+
+def run(
+    name: str,
+    measures: Mapping[str, Callable[[], Figures]],
+    summary: Mapping[str, Sequence[str]],
+) -> Figures:
+    """Measure the parts that the command line names, or all; gives every part's figures.
+
+    `summary` names, by part, the figures that stand at the top of benchmarks/results/NAME.json.
+    """
+    wanted = sys.argv[1:] or list(measures)
+    if unknown := set(wanted) - set(measures):
+        sys.exit(f"no part {', '.join(unknown)}; choose of {', '.join(measures)}")
+    result = RESULTS / f"{name}.json"
+    parts: Figures = json.loads(result.read_text())["parts"] if result.exists() else {}
+    for part in wanted:
+        sys.stdout.write(f"{part}\n")
+        started = time.perf_counter()
+        parts[part] = measures[part]()
+        parts[part]["seconds"] = round(time.perf_counter() - started)
+        top = {figure: parts[p][figure] for p in summary if p in parts for figure in summary[p]}
+        content = {"summary": top, "machine": _machine(), "parts": parts}
+        result.write_text(json.dumps(content) + "\n")
+    return parts
+
+
+def _machine() -> Figures:
+    return {
+        "device_class": device_class(default_device()),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,1 @@
+"""fineserve beside what people serve diffusion transformers with today, on the same weights."""

@@ -1,0 +1,33 @@
+"""`python -m benchmarks.serving [PART …]`: all parts, or those that are named.
+
+Each part's figures are kept in benchmarks/results/serving.json as soon as it has ended; its
+`summary` is what the README shows.
+"""
+
+from benchmarks.parts import run
+from benchmarks.serving import correctness, density, latency, roofline, throughput
+
+PARTS = {
+    "roofline": roofline.measure,
+    "correctness": correctness.measure,
+    "density": density.measure,
+    "latency": latency.measure,
+    "throughput": throughput.measure,
+}
+SUMMARY = {
+    "throughput": (
+        "speedup_1_client",
+        "speedup_16_clients",
+        "speedup_1_client_best_dtype",
+        "speedup_16_clients_best_dtype",
+        "speedup_mix20_vs_best_peer",
+        "p95_ratio_worst",
+    ),
+    "roofline": ("gemm_peak_share",),
+    "density": ("resident_ratio_100_models", "mix100_throughput_ratio"),
+    "correctness": ("solo_vs_batch_mismatches",),
+    "latency": ("overhead_p50_seconds", "overhead_p95_seconds"),
+}
+
+if __name__ == "__main__":
+    run("serving", PARTS, SUMMARY)

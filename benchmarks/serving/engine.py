@@ -1,0 +1,84 @@
+"""The engine of this process, with models made on the spot: no server, no broker."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from benchmarks.serving.subjects import STEPS, family
+from learngenes.config import DType, Mode, Size
+from learngenes.device import single_threaded
+from learngenes.family import Family
+from learngenes.sigma import interpolated
+from worker.engine import Engine, Request
+
+BUDGET_BYTES = 4 * 10**9
+
+
+@contextmanager
+def engine(budget_bytes: int = BUDGET_BYTES) -> Iterator[tuple[Engine, Family]]:
+    with single_threaded():
+        loaded = family()
+    started = Engine([loaded], budget_bytes)
+    started.start()
+    try:
+        yield started, loaded
+    finally:
+        started.stop()
+
+
+def request(
+    loaded: Family,
+    size: Size,
+    number: int,
+    *,
+    mode: Mode = Mode.MATERIALISED,
+    dtype: DType = DType.BFLOAT16,
+    labels: Sequence[int] = (0,),
+    seeds: Sequence[int] = (0,),
+    steps: int = STEPS,
+    guidance_scale: float = 2.0,
+    scheduler: str = "ddim",
+) -> Request:
+    """Of the model `number` of a size: its Sigma is the family's, and its own copy."""
+    return Request(
+        family=loaded,
+        model=f"L{size.depth} r{size.rank} {mode} {dtype} {number}",
+        revision=0,
+        rank=size.rank,
+        mode=mode,
+        dtype=dtype,
+        load=lambda: interpolated(loaded.scales, size),
+        class_labels=labels,
+        seeds=seeds,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        scheduler=scheduler,
+    )
+
+
+def images_per_second(
+    started: Engine, requests: Sequence[Request], clients: int, seconds: float
+) -> float:
+    """Of `clients` threads that send one of `requests` after the other; a second more to begin."""
+    begin = time.perf_counter() + 1
+    end = begin + seconds
+    answered: list[float] = []
+
+    def client(seed: int) -> None:
+        chance = random.Random(seed)
+        while time.perf_counter() < end:
+            ticket = started.submit(chance.choice(requests))
+            ticket.wait()
+            ticket.images()
+            answered.append(time.perf_counter())
+
+    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return float(np.sum([begin <= moment < end for moment in answered])) / seconds

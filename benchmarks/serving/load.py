@@ -1,0 +1,205 @@
+"""Load on one server of this machine: so many clients at once, or so many requests a second.
+
+It shares the cores with the server that it measures, so it does little: one process, one event
+loop, connections kept open.
+"""
+
+import asyncio
+import base64
+import binascii
+import itertools
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+
+MAX_SECONDS = 3600
+MAX_REQUESTS = 100_000
+REQUEST_SECONDS = 120.0
+"""A request that takes longer is a failure."""
+PAUSE_SECONDS = 0.2
+"""Between a client's failed request and its next, so that a broken server is not flooded."""
+PNG = b"\x89PNG\r\n\x1a\n"
+
+MakeRequest = Callable[[int], tuple[str, dict[str, Any], dict[str, str]]]
+"""Number of the request, from 0 -> (path, JSON body, headers) of a POST that asks for one image."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of `seconds` measured; latencies in seconds, of answered requests."""
+
+    images_per_second: float
+    latency_p50: float
+    latency_p95: float
+    latency_p99: float
+    requests: int
+    failures: int
+    first_failure: str
+    seconds: float
+
+    def as_dict(self) -> dict[str, float | str]:
+        return asdict(self)
+
+
+@dataclass
+class _Log:
+    """What came of the requests that count."""
+
+    latencies: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def result(self, seconds: float) -> Result:
+        p50, p95, p99 = quantiles(self.latencies, (50, 95, 99))
+        return Result(
+            images_per_second=len(self.latencies) / seconds,
+            latency_p50=p50,
+            latency_p95=p95,
+            latency_p99=p99,
+            requests=len(self.latencies) + len(self.failures),
+            failures=len(self.failures),
+            first_failure=self.failures[0] if self.failures else "",
+            seconds=seconds,
+        )
+
+
+def closed_loop(
+    url: str, make_request: MakeRequest, clients: int, seconds: float, warmup_seconds: float
+) -> Result:
+    """`clients` at once, each sending its next request when the last is answered.
+
+    Answers that arrive in the `seconds` after the warm-up count, and failures at any time.
+    """
+    _check(url, seconds + warmup_seconds)
+    return asyncio.run(_closed_loop(url, make_request, clients, seconds, warmup_seconds))
+
+
+async def _closed_loop(
+    url: str, make_request: MakeRequest, clients: int, seconds: float, warmup_seconds: float
+) -> Result:
+    log = _Log()
+    numbers = iter(range(MAX_REQUESTS))
+    begin = time.perf_counter() + warmup_seconds
+    end = begin + seconds
+
+    async def client(http: httpx.AsyncClient) -> None:
+        while (sent := time.perf_counter()) < end and (number := next(numbers, None)) is not None:
+            if failure := await _send(http, make_request, number):
+                log.failures.append(failure)
+                await asyncio.sleep(PAUSE_SECONDS)
+            elif begin <= (answered := time.perf_counter()) < end:
+                log.latencies.append(answered - sent)
+
+    async with _http(url) as http:
+        await asyncio.gather(*(client(http) for _ in range(clients)))
+    return log.result(seconds)
+
+
+def open_loop(
+    url: str,
+    make_request: MakeRequest,
+    rate: float,
+    seconds: float,
+    seed: int,
+    straggler_seconds: float = 60.0,
+) -> Result:
+    """Requests at random moments (Poisson), `rate` a second on average, whatever is answered.
+
+    Latency counts from the moment at which a request was due, so that a late start of ours is the
+    server's too: it was busy on the same cores. Requests that are unanswered `straggler_seconds`
+    after the last one was due are failures.
+    """
+    _check(url, seconds + straggler_seconds)
+    return asyncio.run(
+        _open_loop(url, make_request, arrivals(rate, seconds, seed), straggler_seconds)
+    )
+
+
+async def _open_loop(
+    url: str, make_request: MakeRequest, due_times: Sequence[float], straggler_seconds: float
+) -> Result:
+    log = _Log()
+    begin = time.perf_counter()
+
+    async def one(http: httpx.AsyncClient, number: int, due: float) -> None:
+        await asyncio.sleep(max(0.0, begin + due - time.perf_counter()))
+        if failure := await _send(http, make_request, number):
+            log.failures.append(failure)
+        else:
+            log.latencies.append(time.perf_counter() - begin - due)
+
+    async with _http(url) as http:
+        tasks = [asyncio.create_task(one(http, i, due)) for i, due in enumerate(due_times)]
+        _, pending = await asyncio.wait(tasks, timeout=due_times[-1] + straggler_seconds)
+        took = time.perf_counter() - begin
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        log.failures += [f"no answer {straggler_seconds} s after the last request"] * len(pending)
+    return log.result(took)
+
+
+def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
+    """Moments in [0, `seconds`) of a Poisson process. Raises ValueError when there are none."""
+    chance = random.Random(seed)
+    gaps = (chance.expovariate(rate) for _ in range(MAX_REQUESTS))
+    moments = list(itertools.takewhile(lambda t: t < seconds, itertools.accumulate(gaps)))
+    if not moments:
+        raise ValueError(f"no request is due in {seconds} s at {rate} a second")
+    return moments
+
+
+def quantiles(values: Sequence[float], percents: Sequence[int]) -> list[float]:
+    """Interpolated percentiles; NaN when there are no values."""
+    if len(values) < 2:
+        return [values[0] if values else float("nan")] * len(percents)
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
+    return [cuts[percent - 1] for percent in percents]
+
+
+def _check(url: str, seconds: float) -> None:
+    if httpx.URL(url).host != "127.0.0.1":
+        raise ValueError(f"{url} is not on 127.0.0.1: load is for this machine's own servers")
+    if not 0 < seconds <= MAX_SECONDS:
+        raise ValueError(f"{seconds} s is not within (0, {MAX_SECONDS}]")
+
+
+def _http(url: str) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(base_url=url, timeout=REQUEST_SECONDS, limits=limits, trust_env=False)
+
+
+async def _send(http: httpx.AsyncClient, make_request: MakeRequest, number: int) -> str:
+    """Why request `number` has failed; empty when it was answered with an image."""
+    path, body, headers = make_request(number)
+    try:
+        answer = await http.post(path, json=body, headers=headers)
+    except httpx.HTTPError as error:
+        return repr(error)
+    if answer.status_code != 200:
+        return f"{answer.status_code} {answer.text[:200]}"
+    return "" if is_image(answer.content) else f"not a PNG: {answer.content[:60]!r}"
+
+
+def is_image(content: bytes) -> bool:
+    """A PNG, or JSON that is or holds one in base64."""
+    if content.startswith(PNG):
+        return True
+    try:
+        return any(base64.b64decode(text).startswith(PNG) for text in _texts(json.loads(content)))
+    except (ValueError, binascii.Error):
+        return False
+
+
+def _texts(value: object) -> list[str]:
+    """Every string of a JSON value that can be base64 of a PNG."""
+    if isinstance(value, str):
+        return [value] if value.startswith("iVBORw0KGg") else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [text for item in value for text in _texts(item)] if isinstance(value, list) else []

@@ -1,0 +1,117 @@
+"""Check 2: how much of a full batch's time its matrix products would take at their best.
+
+The best is each product alone, of the same shape and dtype, repeated. What is left is the share
+that everything else costs; a profile says where it goes.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.serving.subjects import Figures, family, say
+from learngenes.batch import Kernels, SharedWeights
+from learngenes.config import DType, NetworkConfig, SizeSpace
+from learngenes.family import Family, load_family
+from learngenes.mixed import BLOCK_KINDS
+from learngenes.stepcost import batch_of, full_depth_model
+from learngenes.synthetic import write_synthetic_family
+
+ROWS = 64
+REPETITIONS = 20
+WIDE = NetworkConfig(
+    sample_size=32,
+    in_channels=4,
+    patch_size=2,
+    width=384,
+    num_attention_heads=6,
+    num_classes=10,
+    depth=4,
+    rank=384,
+)
+"""The width and tokens of DiT-S/2 at 256 x 256, four layers of it; random weights."""
+
+
+def measure() -> Figures:
+    with tempfile.TemporaryDirectory() as directory:
+        write_synthetic_family(Path(directory), WIDE, SizeSpace(depths=(4,), ranks=(384,)))
+        wide = load_family(Path(directory))
+    figures = {
+        f"{name} {dtype}": _of(loaded, dtype)
+        for name, loaded in (("fashion", family()), ("wide", wide))
+        for dtype in (DType.BFLOAT16, DType.FLOAT32)
+    }
+    for name, figure in figures.items():
+        say(name, figure)
+    return {"gemm_peak_share": figures["fashion bfloat16"]["gemm_peak_share"], "of": figures}
+
+
+@torch.inference_mode()
+def _of(loaded: Family, dtype: DType) -> Figures:
+    shared = SharedWeights(loaded, dtype)
+    kernels = Kernels.compiled(shared.device)
+    kernels.warm_up(shared)
+    model = full_depth_model(shared, shared.network.rank, materialised=True)
+    batch = batch_of(model, ROWS, 3 * REPETITIONS, kernels)
+    batch.step()
+    step_seconds = _best(batch.step)
+    depth = loaded.manifest.sizes.depths[-1]
+    flops, at_peak_seconds = _products(shared, depth)
+    return {
+        "rows": ROWS,
+        "step_seconds": round(step_seconds, 5),
+        "achieved_gflops": round(flops / step_seconds / 1e9, 1),
+        "peak_gflops_of_these_shapes": round(flops / at_peak_seconds / 1e9, 1),
+        "gemm_peak_share": round(at_peak_seconds / step_seconds, 3),
+        "profile": _profile(batch.step),
+    }
+
+
+def _products(shared: SharedWeights, depth: int) -> tuple[int, float]:
+    """FLOPs of all of a step's products, and the seconds that they take one by one."""
+    n, dtype = shared.network, shared.compute
+    tokens, heads = ROWS * n.tokens, n.num_attention_heads
+    flops, seconds = 0, 0.0
+    for outputs, inputs in (kind.shape(n.width) for kind in BLOCK_KINDS):
+        x, w = torch.randn(tokens, inputs, dtype=dtype), torch.randn(inputs, outputs, dtype=dtype)
+        seconds += _best(lambda x=x, w=w: torch.mm(x, w))  # type: ignore[misc]
+        flops += 2 * tokens * inputs * outputs
+    head = n.width // heads
+    q = torch.randn(ROWS * heads, n.tokens, head, dtype=dtype)
+    scores = torch.randn(ROWS * heads, n.tokens, n.tokens, dtype=dtype)
+    seconds += _best(lambda: torch.bmm(q, q.transpose(1, 2))) + _best(lambda: torch.bmm(scores, q))
+    flops += 4 * ROWS * n.tokens**2 * n.width
+    return depth * flops, depth * seconds
+
+
+def _best(work: Callable[[], object]) -> float:
+    """The median of some runs, after one that is not counted."""
+    work()
+    taken = []
+    for _ in range(REPETITIONS):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return sorted(taken)[REPETITIONS // 2]
+
+
+def _profile(step: Callable[[], object]) -> dict[str, float]:
+    """Shares of the time: products of tokens and of attention, element-wise kernels, the rest."""
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(5):
+            step()
+    shares = dict.fromkeys(("products", "attention", "element-wise", "other"), 0.0)
+    attention = "aten::bmm", "aten::_scaled_dot_product_flash_attention_for_cpu"
+    for event in recorded.key_averages():
+        if event.key in attention:
+            kind = "attention"
+        elif event.key in ("aten::mm", "aten::addmm"):
+            kind = "products"
+        else:
+            kind = "element-wise" if "CompiledFxGraph" in event.key else "other"
+        shares[kind] += event.self_cpu_time_total
+    total = sum(shares.values())
+    return {kind: round(share / total, 3) for kind, share in shares.items()}
