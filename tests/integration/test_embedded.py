@@ -38,6 +38,7 @@ class Deployment:
             "FINESERVE_RETRAINING_STEPS": "1500",
             "FINESERVE_PROFILE_SECONDS": "2",
             "FINESERVE_VERIFY_SECONDS": "1",
+            "FINESERVE_COMPILE": "false",
             "OMP_NUM_THREADS": "1",
         }
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
