@@ -150,6 +150,8 @@ class ModelWeights:
         self.bias = torch.cat([tensors[f"bias.{kind}"] for kind in BLOCK_KINDS], dim=1)
         self.adaln_sigma = tensors[f"sigma.{Kind.ADALN}"]
         self.adaln_bias = tensors[f"bias.{Kind.ADALN}"]
+        self.used_at = 0
+        """For whoever has to choose which model is to go."""
         self.materialised: tuple[Tensor, ...] | None = None
         """W^T of each of BLOCK_KINDS, (L, n, m)."""
 
@@ -377,8 +379,8 @@ class Batch:
         self._segments: list[_Segment] = []
         rows: list[_Row] = []
         factored, materialised = self._rows()
-        if factored:
-            rows += self._add_factored(factored)
+        for group in self._of_one_width(factored):
+            rows += self._add_factored(group)
         if materialised:
             rows += self._add_materialised(materialised, stack)
         self._index(rows)
@@ -450,6 +452,19 @@ class Batch:
                     chosen.append(_Row(image, part.unconditional_at + done, model, False))
                 image += 1
         return rows
+
+    def _of_one_width(self, rows: list[_Row]) -> list[list[_Row]]:
+        """Factored rows that are run at one rank: all at the largest.
+
+        To add products that are zero changes nothing, except in float32, where the order of a
+        sum depends on its length: there each rank is run by itself.
+        """
+        if self.shared.compute != torch.float32:
+            return [rows] if rows else []
+        by_rank: dict[int, list[_Row]] = {}
+        for row in rows:
+            by_rank.setdefault(row.model.rank, []).append(row)
+        return list(by_rank.values())
 
     def _add_factored(self, rows: list[_Row]) -> list[_Row]:
         shared, block = self.shared, self._kernels.factored_block

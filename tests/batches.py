@@ -39,20 +39,14 @@ def weights(shared: SharedWeights, scales: Scales, mode: Mode) -> ModelWeights:
 def random_models(
     shared: SharedWeights, count: int, generator: random.Random, modes: Sequence[Mode] = tuple(Mode)
 ) -> list[ModelWeights]:
-    """Of the family's own depths and any rank.
-
-    In float32 factored models have one rank: a library's product over more of it, zeros though
-    they are, may add up in another order. So have int8's, whose scales are those of one rank.
-    """
+    """Of the family's own depths and any rank; int8's scales are those of one."""
     family = shared.family
     depths, most = family.manifest.sizes.depths, family.manifest.network.rank
     modes = modes if shared.dtype is not DType.INT8 else [Mode.FACTORED]
-    one_rank = most if shared.dtype is DType.INT8 else generator.randint(1, most)
     models = []
     for seed in range(count):
         mode = generator.choice(modes)
-        any_rank = mode is Mode.MATERIALISED or shared.dtype is DType.BFLOAT16
-        rank = generator.randint(1, most) if any_rank else one_rank
+        rank = most if shared.dtype is DType.INT8 else generator.randint(1, most)
         size = Size(depth=generator.choice(depths), rank=rank)
         models.append(weights(shared, other_scales(family, size, seed), mode))
     return models

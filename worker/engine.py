@@ -102,8 +102,9 @@ class Ticket:
     @property
     def progress(self) -> tuple[int, int]:
         """(steps done, steps in all), of all batches that its images need."""
-        done = sum(part.done_steps for part in self.parts)
-        return done, max(1, len(self.parts)) * self.request.num_inference_steps
+        steps, finished = self.request.num_inference_steps, len(self._images)
+        done = finished * steps + sum(part.done_steps for part in self.parts)
+        return done, max(1, finished + len(self.parts)) * steps
 
     def wait(self, seconds: float | None = None) -> bool:
         return self._done.wait(seconds)
@@ -225,7 +226,8 @@ class Engine:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def submit(self, request: Request) -> Ticket:
         """Raises what `request.load` raises, and EngineStopped."""
@@ -366,7 +368,9 @@ class Engine:
                 begun = [part for part in self._parts if part.state is not None][:1]
             self._running = [part for part in begun if part in self._parts]
             for pool in dict.fromkeys(part.pool for part in self._running):
-                self._start_batch([part for part in self._running if part.pool is pool])
+                parts = [part for part in self._running if part.pool is pool]
+                if parts:  # else another batch could not be composed, and all are taken apart
+                    self._start_batch(parts)
         steps = min((part.left for part in self._running), default=0)
         everybody = len(self._running) == len(self._parts)
         return steps if everybody else min(steps, QUANTUM_STEPS)

@@ -4,6 +4,7 @@ A family is there once for each dtype; a model costs its Sigma, and W of each la
 faster and there is room. What was not used for the longest time goes first.
 """
 
+import functools
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable
@@ -122,8 +123,8 @@ class Pool:
     modulations: ModulationTable
     coefficients: CoefficientTable
     stack: Stack
-    models: OrderedDict[Hashable, ModelWeights] = field(default_factory=OrderedDict)
-    """By (model, revision), the one used last at the end."""
+    models: dict[Hashable, ModelWeights] = field(default_factory=dict)
+    """By (model, revision)."""
     most_rows: int = sys.maxsize
     """Less once a batch has failed for want of memory."""
 
@@ -135,6 +136,13 @@ class Pool:
             CoefficientTable(shared.device),
             Stack(shared),
         )
+
+    def drop_materialised(self, key: Hashable) -> None:
+        self.models[key].materialised = None
+
+    def drop(self, key: Hashable) -> None:
+        del self.models[key]
+        self.modulations.forget(key)
 
     @property
     def tables(self) -> Tables:
@@ -153,6 +161,7 @@ class Residency:
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self._pools: dict[Hashable, Pool] = {}
+        self._uses = 0
 
     @property
     def nbytes(self) -> int:
@@ -188,27 +197,42 @@ class Residency:
             if not self._make_room(model.nbytes, in_use):
                 raise OutOfRoom("every model on the device is in use; there is no room for another")
             pool.models[key] = model
-        pool.models.move_to_end(key)
         model = pool.models[key]
+        self._uses += 1
+        model.used_at = self._uses
         if materialise and model.materialised is None and model not in in_use:
             # once for itself, once for its place among others
-            if self._make_room(2 * model.materialised_nbytes, in_use):
+            if self._make_room(2 * model.materialised_nbytes, {*in_use, model}, whole=False):
                 model.materialise()
             else:
                 log.info("no room to materialise", model=str(key), bytes=model.materialised_nbytes)
         return model
 
-    def _make_room(self, needed: int, in_use: Collection[ModelWeights]) -> bool:
-        """Evict idle models' W, then idle models, the oldest first, until `needed` bytes fit."""
-        for whole in (False, True):
-            for pool in self._pools.values():
-                for key, model in list(pool.models.items()):
-                    if self.nbytes + needed <= self.budget_bytes:
-                        return True
-                    if model in in_use:
-                        continue
-                    model.materialised = None
-                    if whole:
-                        del pool.models[key]
-                        pool.modulations.forget(key)
+    def _make_room(
+        self, needed: int, in_use: Collection[ModelWeights], *, whole: bool = True
+    ) -> bool:
+        """Drop idle models' W, then stacks, then (if `whole`) idle models, until `needed` fits.
+
+        What was used the longest time ago goes first. Nothing is composed when this is called,
+        so a stack is only a copy.
+        """
+        idle = sorted(
+            (
+                (model.used_at, key, pool)
+                for pool in self._pools.values()
+                for key, model in pool.models.items()
+                if model not in in_use
+            ),
+            key=lambda entry: entry[0],
+        )
+        drops: list[Callable[[], None]] = [
+            functools.partial(pool.drop_materialised, key) for _, key, pool in idle
+        ]
+        drops += [pool.stack.clear for pool in self._pools.values()]
+        if whole:
+            drops += [functools.partial(pool.drop, key) for _, key, pool in idle]
+        for drop in drops:
+            if self.nbytes + needed <= self.budget_bytes:
+                return True
+            drop()
         return self.nbytes + needed <= self.budget_bytes

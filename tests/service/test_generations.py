@@ -201,12 +201,12 @@ def test_class_names_are_found_in_any_case(stack: Stack, model: str) -> None:
     assert record.class_labels == [1]
 
 
-def post_and_leave(stack: Stack, body: dict[str, object], **headers: str) -> list[dict[str, object]]:
+def post_and_leave(
+    stack: Stack, body: dict[str, object], **headers: str
+) -> list[dict[str, object]]:
     """What a client is sent that closes its connection at once."""
     request = httpx.Request("POST", "http://testserver/generate", json=body, headers=headers)
-    messages = iter(
-        [{"type": "http.request", "body": request.read()}, {"type": "http.disconnect"}]
-    )
+    messages = iter([{"type": "http.request", "body": request.read()}, {"type": "http.disconnect"}])
     sent: list[dict[str, object]] = []
 
     async def receive() -> dict[str, object]:
