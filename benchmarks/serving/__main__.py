@@ -5,13 +5,12 @@ Each part's figures are kept in benchmarks/results/serving.json as soon as it ha
 """
 
 from benchmarks.parts import run
-from benchmarks.serving import correctness, density, latency, roofline, throughput
+from benchmarks.serving import correctness, density, roofline, throughput
 
 PARTS = {
     "roofline": roofline.measure,
     "correctness": correctness.measure,
     "density": density.measure,
-    "latency": latency.measure,
     "throughput": throughput.measure,
 }
 SUMMARY = {
@@ -22,11 +21,12 @@ SUMMARY = {
         "speedup_16_clients_best_dtype",
         "speedup_mix20_vs_best_peer",
         "p95_ratio_worst",
+        "overhead_p50_seconds",
+        "overhead_p95_seconds",
     ),
     "roofline": ("gemm_peak_share",),
     "density": ("resident_ratio_100_models", "mix100_throughput_ratio"),
     "correctness": ("solo_vs_batch_mismatches",),
-    "latency": ("overhead_p50_seconds", "overhead_p95_seconds"),
 }
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ import time
 
 import numpy as np
 
-from benchmarks.serving.subjects import STEPS, Figures, Served, say, served
+from benchmarks.serving.subjects import STEPS, Figures, Served, say
 
 REQUESTS = 200
 LONG_REQUESTS, LONG_STEPS, SHORT_STEPS = 10, 200, 10
 SHORT_RUNS = 10
 
 
-def measure() -> Figures:
-    with served(mix=0) as ours:
-        figures = {**_overhead(ours), **_behind_long_ones(ours)}
+def measure(ours: Served) -> Figures:
+    """Of a deployment that has nothing else to do."""
+    figures = {**_overhead(ours), **_behind_long_ones(ours)}
     say("latency", figures)
     return figures
 

@@ -71,14 +71,14 @@ class Served:
 
 
 @contextmanager
-def served(mix: int = MIX) -> Iterator[Served]:
+def served() -> Iterator[Served]:
     """From a fresh clone, every model in bfloat16, ready."""
     deployment = Deployment()
     deployment.environment |= BUILD
     try:
         deployment.make("up")
         one = _model(deployment, Size(depth=8, rank=256))
-        models = [_model(deployment, size) for size in sizes(mix)]
+        models = [_model(deployment, size) for size in sizes(MIX)]
         for model_id in (one, *models):
             deployment.wait_model(model_id, lambda model: model["status"] == "ready")
         say("models ready", 1 + len(models))

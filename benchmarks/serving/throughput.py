@@ -1,4 +1,4 @@
-"""Check 1: images a second and latency, ours and every opponent's, one model and a mix of 20.
+"""Checks 1, 5 and 6: images a second and latency, ours and every opponent's, one model and a mix of 20.
 
 Every server runs alone, with the same weights, two threads, and the same requests. The plain
 server is measured as it comes (float32, uncompiled) and at its best; the others at their best.
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.serving import latency
 from benchmarks.serving.load import MakeRequest, closed_loop, open_loop
 from benchmarks.serving.opponents import running
 from benchmarks.serving.subjects import SEED, Figures, peer_requests, requests, say, served
@@ -37,6 +38,7 @@ def measure() -> Figures:
     with tempfile.TemporaryDirectory(prefix="fineserve-export-") as directory:
         with served() as ours:
             ours.export(Path(directory))
+            alone = latency.measure(ours)
             mixes = {"one": [ours.one], "mix20": ours.mix}
             servers[OURS] = {
                 scenario: _load(OURS, scenario, ours.url, requests(models), None)
@@ -51,7 +53,7 @@ def measure() -> Figures:
                     )
                     for scenario, models in mixes.items()
                 }
-    return {"servers": servers, **summary(servers)}
+    return {"servers": servers, **alone, **summary(servers)}
 
 
 def _load(name: str, scenario: str, url: str, make: MakeRequest, rates: Figures | None) -> Figures:
