@@ -1,4 +1,4 @@
-"""Checks 1, 5 and 6: images a second and latency, ours and every opponent's, one model and a mix of 20.
+"""Checks 1, 5 and 6: images a second and latency of every server, for one model and for 20.
 
 Every server runs alone, with the same weights, two threads, and the same requests. The plain
 server is measured as it comes (float32, uncompiled) and at its best; the others at their best.
