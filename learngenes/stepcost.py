@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from learngenes.batch import Batch, Kernels, ModelWeights, Part, SharedWeights, Stack, Tables
+from learngenes.batch import Batch, Part, Stack, Tables
 from learngenes.config import Mode, Size
 from learngenes.device import synchronise
+from learngenes.kernels import Kernels
 from learngenes.profile import execution_on
 from learngenes.schedules import schedule
 from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload, activation_bytes
+from learngenes.weights import ModelWeights, SharedWeights
 
 REPETITIONS = 5
 SATURATED = 0.9

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from learngenes.batch import Batch, Kernels, ModelWeights, Part, SharedWeights, Stack, Tables
+from learngenes.batch import Batch, Part, Stack, Tables
 from learngenes.config import DType, Kind, Mode, Size
 from learngenes.diffusion import SAMPLERS
 from learngenes.factors import Scales
 from learngenes.family import Family
+from learngenes.kernels import Kernels
 from learngenes.sampling import initial_noise
 from learngenes.schedules import schedule
 from learngenes.sigma import interpolated
+from learngenes.weights import ModelWeights, SharedWeights
 
 
 def other_scales(family: Family, size: Size, seed: int) -> Scales:

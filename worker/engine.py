@@ -8,177 +8,28 @@ of steps, scheduler, guidance and seed; those of one family and dtype share ever
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 
-import numpy as np
 import structlog
 import torch
-from numpy.typing import NDArray
 
-from learngenes.batch import Batch, Kernels, ModelWeights, Part, SharedWeights
+from learngenes.batch import Batch, Part
 from learngenes.config import DType, Mode
 from learngenes.device import never_compile, release_memory, synchronise
-from learngenes.factors import Scales
 from learngenes.family import Family
+from learngenes.kernels import Kernels
 from learngenes.sampling import initial_noise, to_pixels
 from learngenes.schedules import schedule
 from learngenes.stepcost import StepCosts, measure_step_costs
-from worker.residency import Entry, OutOfRoom, Pool, Residency
+from learngenes.weights import ModelWeights, SharedWeights
+from worker.residency import OutOfRoom, Pool, Residency
+from worker.tickets import EngineStopped, NotFinite, Pixels, Preview, Request, Ticket, TicketPart
 from worker.turns import Limits, choose
 
 log = structlog.get_logger()
 
-Pixels = NDArray[np.uint8]
-
 QUANTUM_STEPS = 8
 """After so many steps it is decided again who runs, when there are more than fit."""
-
-
-class EngineStopped(Exception):
-    """A request was cancelled, or the engine ended before its images were done."""
-
-
-class NotFinite(Exception):
-    """A model made images that are not numbers."""
-
-
-@dataclass(frozen=True)
-class Request:
-    family: Family
-    model: str
-    revision: int
-    rank: int
-    mode: Mode
-    dtype: DType
-    load: Callable[[], Scales]
-    """The model's own parameters; called by the thread that submits, when they are not there."""
-    class_labels: Sequence[int]
-    seeds: Sequence[int]
-    num_inference_steps: int
-    guidance_scale: float = 2.0
-    scheduler: str = "ddim"
-    owner: str = ""
-    """Owners have the same share of a device that has too much to do."""
-    target_seconds: float | None = None
-    """In which it should be done; by default a multiple of what it takes alone."""
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance_scale > 1
-
-    @property
-    def rows_per_image(self) -> int:
-        return 2 if self.guided else 1
-
-    @property
-    def rows(self) -> int:
-        return len(self.seeds) * self.rows_per_image
-
-    @property
-    def model_key(self) -> Hashable:
-        return self.model, self.revision
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request that the engine has."""
-
-    request: Request
-    scales: Scales | None
-    """None when the engine had the model already."""
-    arrived_at: float = field(default_factory=time.monotonic)
-    deadline: float = float("inf")
-    """Of time.monotonic()."""
-    parts: list["_Part"] = field(default_factory=list)
-    error: Exception | None = None
-    _images: dict[int, list[Pixels]] = field(default_factory=dict)
-    _done: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """(steps done, steps in all), of all batches that its images need."""
-        steps, finished = self.request.num_inference_steps, len(self._images)
-        done = finished * steps + sum(part.done_steps for part in self.parts)
-        return done, max(1, finished + len(self.parts)) * steps
-
-    def wait(self, seconds: float | None = None) -> bool:
-        return self._done.wait(seconds)
-
-    def images(self) -> list[Pixels]:
-        """(C, H, W) of each, once it is done. Raises what went wrong."""
-        if self.error is not None:
-            raise self.error
-        return [image for start in sorted(self._images) for image in self._images[start]]
-
-    def keep(self, part: "_Part", images: list[Pixels]) -> None:
-        self._images[part.images.start] = images
-        self.parts.remove(part)
-        if not self.parts:
-            self._done.set()
-
-    def fail(self, error: Exception) -> None:
-        self.error = error
-        self._done.set()
-
-
-@dataclass(eq=False)
-class _Part:
-    """Some of a request's images, few enough for one batch; what `worker.turns` chooses from."""
-
-    ticket: Ticket
-    images: slice
-    pool: Pool
-    state: Part | None = None
-    """Once it has begun."""
-    modulations: list[Entry] = field(default_factory=list)
-    """Keys of those that it uses."""
-
-    @property
-    def owner(self) -> str:
-        return self.ticket.request.owner
-
-    @property
-    def deadline(self) -> float:
-        return self.ticket.deadline
-
-    @property
-    def rows(self) -> int:
-        return len(self.seeds) * self.ticket.request.rows_per_image
-
-    @property
-    def seeds(self) -> Sequence[int]:
-        return self.ticket.request.seeds[self.images]
-
-    @property
-    def place(self) -> Pool:
-        return self.pool
-
-    @property
-    def done_steps(self) -> int:
-        return self.state.done_steps if self.state is not None else 0
-
-    @property
-    def left(self) -> int:
-        return self.ticket.request.num_inference_steps - self.done_steps
-
-
-@dataclass(eq=False)
-class _Preview:
-    ticket: Ticket
-    pixels: Pixels | None = None
-    done: threading.Event = field(default_factory=threading.Event)
-
-    def answer(self) -> None:
-        state = self.ticket.parts[0].state if self.ticket.parts else None
-        if state is not None and state.done_steps:
-            predicted = state.batch.predicted(state) if state.batch else state.previous
-            self.pixels = to_pixels(predicted[:1])[0].numpy()
-        self.done.set()
 
 
 class Engine:
@@ -201,15 +52,15 @@ class Engine:
         self.residency = Residency(budget_bytes)
         self.costs: dict[tuple[str, torch.dtype], StepCosts] = {}
         """By family and what is computed in; complete once the engine has started."""
-        self._parts: list[_Part] = []
-        self._running: list[_Part] = []
+        self._parts: list[TicketPart] = []
+        self._running: list[TicketPart] = []
         self._batches: list[Batch] = []
         self._served: dict[str, float] = {}
         """Rows stepped for each owner that has something here."""
         self._changed = threading.Condition()
         self._arrived: list[Ticket] = []
         self._cancelled: list[Ticket] = []
-        self._previews: list[_Preview] = []
+        self._previews: list[Preview] = []
         self._stopping = False
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -248,7 +99,7 @@ class Engine:
 
     def preview(self, ticket: Ticket, max_seconds: float = 1.0) -> Pixels | None:
         """What its first image is taken to be by now, (C, H, W); None before its first step."""
-        preview = _Preview(ticket)
+        preview = Preview(ticket)
         with self._changed:
             self._previews.append(preview)
             self._changed.notify()
@@ -354,7 +205,7 @@ class Engine:
         self._served.setdefault(request.owner, min(self._served.values(), default=0.0))
         most = max(1, costs.full_rows // request.rows_per_image)
         starts = range(0, len(request.seeds), most)
-        ticket.parts = [_Part(ticket, slice(start, start + most), pool) for start in starts]
+        ticket.parts = [TicketPart(ticket, slice(start, start + most), pool) for start in starts]
         self._parts += ticket.parts
 
     def _compose(self) -> int:
@@ -381,7 +232,7 @@ class Engine:
         rows = min(costs.full_rows, pool.most_rows, free // costs.row_bytes)
         return Limits(rows, costs.step_seconds)
 
-    def _start_batch(self, parts: list[_Part]) -> None:
+    def _start_batch(self, parts: list[TicketPart]) -> None:
         pool, states = parts[0].pool, [part.state for part in parts if part.state is not None]
         try:
             self._batches.append(Batch(states, pool.tables, pool.stack, self._kernels))
@@ -389,7 +240,7 @@ class Engine:
             log.exception("a batch could not be composed", rows=sum(part.rows for part in parts))
             self._isolate(parts)
 
-    def _begin(self, part: _Part) -> bool:
+    def _begin(self, part: TicketPart) -> bool:
         """Whether it has all it needs on the device."""
         if part.state is not None:
             return True
@@ -402,7 +253,7 @@ class Engine:
                     raise  # there is nothing to wait for
         return part.state is not None
 
-    def _prepare(self, part: _Part) -> Part:
+    def _prepare(self, part: TicketPart) -> Part:
         request, pool = part.ticket.request, part.pool
         shared = pool.shared
         model = self._model(part)
@@ -434,7 +285,7 @@ class Engine:
             torch.zeros_like(noise),
         )
 
-    def _model(self, part: _Part) -> ModelWeights:
+    def _model(self, part: TicketPart) -> ModelWeights:
         request, pool = part.ticket.request, part.pool
         in_use = {other.state.model for other in self._parts if other.state is not None}
         costs = self.costs[_cost_key(pool.shared)]
@@ -458,7 +309,7 @@ class Engine:
             return False
         return True
 
-    def _isolate(self, parts: list[_Part]) -> None:
+    def _isolate(self, parts: list[TicketPart]) -> None:
         """One more step for each alone, which is the end of those that fail.
 
         When none does the batch was too large for the memory, and later ones are smaller.
@@ -489,7 +340,7 @@ class Engine:
             if part in self._parts:
                 self._finish(part)
 
-    def _finish(self, part: _Part) -> None:
+    def _finish(self, part: TicketPart) -> None:
         assert part.state is not None
         with self._failing(part.ticket):
             if not bool(part.state.x.isfinite().all()):
@@ -521,7 +372,7 @@ class Engine:
         self._parts = [part for part in self._parts if part.ticket is not ticket]
         ticket.fail(error)
 
-    def _give_back(self, part: _Part) -> None:
+    def _give_back(self, part: TicketPart) -> None:
         for key in part.modulations:
             part.pool.modulations.give_back(key)
         part.modulations = []

@@ -14,11 +14,12 @@ import structlog
 import torch
 from torch import Tensor
 
-from learngenes.batch import ModelWeights, SharedWeights, Stack, Tables, nbytes
+from learngenes.batch import Stack, Tables
 from learngenes.config import DType
 from learngenes.factors import Scales
 from learngenes.family import Family
 from learngenes.schedules import COLUMNS, Schedule
+from learngenes.weights import ModelWeights, SharedWeights, nbytes
 
 log = structlog.get_logger()
 

@@ -18,8 +18,9 @@ from registry.errors import ModelGone
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
 from worker.build import load_scales
-from worker.engine import Engine, EngineStopped, Pixels, Request, Ticket
+from worker.engine import Engine
 from worker.runtime import PROGRESS_SECONDS, Reporter, Runtime
+from worker.tickets import EngineStopped, Pixels, Request, Ticket
 
 log = structlog.get_logger()
 

@@ -10,7 +10,7 @@ from benchmarks.serving.subjects import SEED, Figures, say, sizes
 from learngenes.config import DType, Mode
 from learngenes.diffusion import SAMPLERS
 from learngenes.family import Family
-from worker.engine import Request
+from worker.tickets import Request
 
 REQUESTS = 1000
 MODELS = 60

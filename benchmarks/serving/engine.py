@@ -13,7 +13,8 @@ from learngenes.config import DType, Mode, Size
 from learngenes.device import single_threaded
 from learngenes.family import Family
 from learngenes.sigma import interpolated
-from worker.engine import Engine, Request
+from worker.engine import Engine
+from worker.tickets import Request
 
 BUDGET_BYTES = 4 * 10**9
 

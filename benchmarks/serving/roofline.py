@@ -13,12 +13,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.serving.subjects import Figures, family, say
-from learngenes.batch import Kernels, SharedWeights
 from learngenes.config import DType, NetworkConfig, SizeSpace
 from learngenes.family import Family, load_family
+from learngenes.kernels import Kernels
 from learngenes.mixed import BLOCK_KINDS
 from learngenes.stepcost import batch_of, full_depth_model
 from learngenes.synthetic import write_synthetic_family
+from learngenes.weights import SharedWeights
 
 ROWS = 64
 REPETITIONS = 20

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from learngenes import mixed
-from learngenes.batch import Batch, Kernels, ModelWeights, Part, SharedWeights, Stack
+from learngenes.batch import Batch, Part, Stack
 from learngenes.config import DType, Mode, Size, executable
 from learngenes.diffusion import SAMPLERS
 from learngenes.family import Family
+from learngenes.kernels import Kernels
 from learngenes.sampling import sample, to_pixels
 from learngenes.sigma import interpolated
+from learngenes.weights import ModelWeights, SharedWeights
 from tests.batches import Desk, other_scales, random_models, weights
 
 COMPUTED = (DType.FLOAT32, DType.BFLOAT16)

@@ -1,10 +1,12 @@
 import pytest
 
-from learngenes.batch import Batch, Kernels, SharedWeights, Stack
+from learngenes.batch import Batch, Stack
 from learngenes.config import DType, Mode
 from learngenes.device import peak_bytes
 from learngenes.family import Family
+from learngenes.kernels import Kernels
 from learngenes.stepcost import StepCosts, measure_step_costs
+from learngenes.weights import SharedWeights
 from tests.batches import Desk, weights
 
 COSTS = StepCosts(

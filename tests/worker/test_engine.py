@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from learngenes.batch import Batch, Kernels, Part
+from learngenes.batch import Batch, Part
 from learngenes.config import DType, Mode, Size
 from learngenes.diffusion import SAMPLERS
 from learngenes.factors import Scales
 from learngenes.family import Family
+from learngenes.kernels import Kernels
 from learngenes.sampling import sample
 from learngenes.stepcost import StepCosts
 from tests.batches import other_scales
-from worker.engine import Engine, EngineStopped, NotFinite, Pixels, Request, Ticket
+from worker.engine import Engine
+from worker.tickets import EngineStopped, NotFinite, Pixels, Request, Ticket
 
 FULL_ROWS = 12
 SECONDS = 60.0

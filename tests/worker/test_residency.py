@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from learngenes.batch import ModelWeights, SharedWeights
 from learngenes.config import DiffusionConfig, DType, Mode, Size
 from learngenes.factors import Scales
 from learngenes.family import Family
 from learngenes.schedules import schedule
+from learngenes.weights import ModelWeights, SharedWeights
 from tests.batches import other_scales, weights
 from worker.residency import CoefficientTable, ModulationTable, OutOfRoom, Pool, Residency
 

@@ -17,9 +17,9 @@ from registry.records import GenerationRecord
 from registry.store import generation_name, image_file
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.build import build, load_scales
-from worker.engine import EngineStopped, Request, Ticket
 from worker.runtime import Runtime
 from worker.sample import Sampler, _target_seconds, encode_png
+from worker.tickets import EngineStopped, Request, Ticket
 
 
 @pytest.fixture

@@ -1,0 +1,75 @@
+"""The compiled parts of a step, and what there is to compile before the first request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learngenes import mixed
+from learngenes.device import compiled, varying
+from learngenes.mixed import BLOCK_KINDS
+from learngenes.schedules import COLUMNS
+from learngenes.weights import SharedWeights
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions of `learngenes.mixed` that a step calls, as they are or compiled."""
+
+    materialised_block: Callable[..., Tensor] = mixed.materialised_block
+    factored_block: Callable[..., Tensor] = mixed.factored_block
+    finish: Callable[..., tuple[Tensor, Tensor]] = mixed.finish
+
+    @classmethod
+    def compiled(cls, device: torch.device) -> "Kernels":
+        return cls(
+            compiled(mixed.materialised_block, device),
+            compiled(mixed.factored_block, device),
+            compiled(mixed.finish, device),
+        )
+
+    def warm_up(self, shared: SharedWeights) -> None:
+        """Compile whatever a batch of this family and dtype can call.
+
+        torch.compile makes a kernel of its own for a size of one, so each is called with one
+        model, row or image and with several (and for tensors that are the same one, so none are);
+        all other sizes that vary are marked.
+        """
+        network, dtype = shared.network, shared.compute
+        d, t = network.width, network.tokens
+        picture = (network.in_channels, network.sample_size, network.sample_size)
+
+        def zeros(*shape: int, dtype: torch.dtype = dtype, dims: tuple[int, ...] = (0,)) -> Tensor:
+            return varying(torch.zeros(shape, dtype=dtype, device=shared.device), dims)
+
+        for models, rows in ((1, 6), (3, 4), (3, 1)):
+            self.materialised_block(
+                zeros(models, rows, t, d, dims=(0, 1)),
+                zeros(models, rows, 6 * d, dims=(0, 1)),
+                tuple(zeros(models, n, m) for m, n in (kind.shape(d) for kind in BLOCK_KINDS)),
+                zeros(models, 9 * d),
+                shared.heads,
+            )
+        rows, rank = 6, min(5, network.rank)
+        self.factored_block(
+            zeros(rows, t, d),
+            zeros(rows, 6 * d),
+            shared.block_factors,
+            zeros(rows, len(BLOCK_KINDS), rank, dims=(0, 2)),
+            zeros(rows, 9 * d),
+            shared.heads,
+        )
+        for images in (1, 3):
+            self.finish(
+                zeros(rows, t, d),
+                varying(zeros(rows, 6 * d)[:, : 2 * d], (0,)),
+                shared.final,
+                shared.final_bias,
+                zeros(images, *picture, dtype=torch.float32),
+                zeros(images, *picture, dtype=torch.float32),
+                zeros(images, len(COLUMNS), dtype=torch.float32),
+                zeros(images, dtype=torch.float32),
+                zeros(images, dtype=torch.long),
+                zeros(images, dtype=torch.long),
+            )
