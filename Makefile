@@ -83,4 +83,4 @@ lock: $(INSTALLED_DEV)  ## pin what is installed now
 	$(BIN)/pip freeze --all --exclude-editable | grep -v '^pip=' | sed 's/+cpu$$//' > requirements.lock
 
 clean: down
-	rm -rf $(VENV) var
+	rm -rf $(VENV) .venv-peers var
