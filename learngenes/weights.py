@@ -94,7 +94,7 @@ class ModelWeights:
         return self.depth * element * sum(math.prod(kind.shape(d)) for kind in BLOCK_KINDS)
 
     def materialise(self) -> None:
-        """Write every W out, as `serving_layers` does."""
+        """Write every W out, from Sigma as it is kept here: rounded to what is computed in."""
         shared, genes = self.shared, self.shared.family.genes
         written = []
         for index, kind in enumerate(BLOCK_KINDS):
