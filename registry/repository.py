@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import json
 import re
 import time
 from collections.abc import Callable
@@ -31,6 +32,12 @@ DELETED_SECONDS = 24 * 3600
 """How long a deleted record still says so."""
 FAMILY_SECONDS = 600
 """How long a family is known after the last worker that held it."""
+COMPARE_AND_RUN = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+for _, command in ipairs(cjson.decode(ARGV[2])) do redis.call(unpack(command)) end
+return 1
+"""
+"""Commands (JSON), if a key still has the value that it had; empty when there was none."""
 ID = re.compile(r"[a-z]-[0-9a-f]{16}")
 
 
@@ -61,6 +68,7 @@ class Records(Generic[R]):
         self._ttl_seconds = ttl_seconds
         self._index = f"{PREFIX}:{record_type.NAME}s"
         self._active = f"{self._index}:active"
+        self._compare_and_run = client.register_script(COMPARE_AND_RUN)
 
     def create(self, record: R, idempotency_key: str | None = None, body: str = "") -> R:
         """Store a new record, or give back the one made earlier with the same key.
@@ -68,9 +76,7 @@ class Records(Generic[R]):
         Raises IdempotencyConflict when the key came with another body.
         """
         if idempotency_key is None:
-            with self._redis.pipeline() as pipe:
-                self._write_new(pipe, record)
-                pipe.execute()
+            self._commit(None, record, new=True)
             return record
         claim = f"{_digest(body)} {record.id}"
         seconds = min(IDEMPOTENCY_SECONDS, self._ttl_seconds or IDEMPOTENCY_SECONDS)
@@ -80,20 +86,12 @@ class Records(Generic[R]):
             # that request may still be on its way, or have died before it stored anything
             record = record.replace(id=_earlier_id(earlier, body, idempotency_key))
 
-        def transaction(pipe: Pipeline) -> R:
-            raw = cast(str | None, pipe.get(self._key(record.id)))
-            pipe.multi()
+        while True:
+            raw = self._raw(record.id)
             if raw is not None:
                 return self._type.model_validate_json(raw)
-            self._write_new(pipe, record)
-            return record
-
-        return cast(
-            R,
-            self._redis.transaction(
-                cast(Any, transaction), self._key(record.id), value_from_callable=True
-            ),
-        )
+            if self._commit(None, record, new=True):
+                return record
 
     def replay(self, idempotency_key: str | None, body: str) -> R | None:
         """The record that a request with this key has made, if it has.
@@ -111,9 +109,7 @@ class Records(Generic[R]):
 
     def get(self, record_id: str) -> R:
         """Raises RecordNotFound."""
-        raw = None
-        if ID.fullmatch(record_id):  # other keys begin with an id, too
-            raw = cast(str | None, self._redis.get(self._key(record_id)))
+        raw = self._raw(record_id) if ID.fullmatch(record_id) else None  # events' keys begin alike
         if raw is None:
             raise RecordNotFound(f"no {self._type.NAME} {record_id!r}")
         return self._type.model_validate_json(raw)
@@ -134,11 +130,14 @@ class Records(Generic[R]):
                 found.append(self.get(record_id))
         return found
 
-    def change(self, record_id: str, *, attempt: int | None = None, **changes: Any) -> R:
+    def change(
+        self, record_id: str, *, attempt: int | None = None, known: R | None = None, **changes: Any
+    ) -> R:
         """Set fields; a new `status` must be reachable. Writes a `status` event.
 
         With `attempt`, raises Superseded unless that attempt is still the current one and
-        under way. Raises RecordNotFound, IllegalTransition.
+        under way. `known` is what the record most likely is now, which saves reading it.
+        Raises RecordNotFound, IllegalTransition.
         """
 
         def apply(record: R) -> R:
@@ -149,7 +148,7 @@ class Records(Generic[R]):
                 raise IllegalTransition(f"{record_id} is {record.status}, it cannot be {status}")
             return record.replace(**changes)
 
-        return self._compare_and_set(record_id, apply)
+        return self._compare_and_set(record_id, apply, known)
 
     def tell(self, record_id: str, event: str, data: str) -> None:
         """Write an event (JSON)."""
@@ -192,42 +191,49 @@ class Records(Generic[R]):
     def leased(self, record_id: str) -> bool:
         return bool(self._redis.exists(self._lease(record_id)))
 
-    def _compare_and_set(self, record_id: str, apply: Callable[[R], R]) -> R:
-        key = self._key(record_id)
-
-        def transaction(pipe: Pipeline) -> R:
-            raw = cast(str | None, pipe.get(key))
+    def _compare_and_set(
+        self, record_id: str, apply: Callable[[R], R], known: R | None = None
+    ) -> R:
+        raw = known.model_dump_json() if known is not None else self._raw(record_id)
+        while True:
             if raw is None:
                 raise RecordNotFound(f"no {self._type.NAME} {record_id!r}")
             record = apply(self._type.model_validate_json(raw))
-            pipe.multi()
-            self._write(pipe, record, {"event": "status", "data": self._event(record)})
-            return record
+            if self._commit(raw, record):
+                return record
+            raw = self._raw(record_id)
 
-        return cast(
-            R, self._redis.transaction(cast(Any, transaction), key, value_from_callable=True)
-        )
+    def _raw(self, record_id: str) -> str | None:
+        return cast(str | None, self._redis.get(self._key(record_id)))
 
-    def _write_new(self, pipe: Pipeline, record: R) -> None:
-        pipe.zadd(self._index, {record.id: record.created_at.timestamp()})
-        self._write(pipe, record, {"event": "status", "data": self._event(record)})
+    def _commit(self, before: str | None, record: R, *, new: bool = False) -> bool:
+        """Write a record and its event, unless it is no longer what it was before."""
+        commands = self._commands(record)
+        if new:
+            commands.append(("ZADD", self._index, *self._by_age(record)))
+        args = [before or "", json.dumps(commands)]
+        return bool(self._compare_and_run(keys=[self._key(record.id)], args=args))
 
-    def _write(self, pipe: Pipeline, record: R, event: dict[str, str]) -> None:
+    def _commands(self, record: R) -> list[tuple[str, ...]]:
         key, stream = self._key(record.id), stream_key(self._type.NAME, record.id)
-        pipe.set(key, record.model_dump_json())
-        pipe.xadd(stream, cast(Any, event), maxlen=MAX_EVENTS)
-        if record.finished:
-            pipe.zrem(self._active, record.id)
-        else:
-            pipe.zadd(self._active, {record.id: record.created_at.timestamp()})
+        event = ("event", "status", "data", self._event(record))
+        commands: list[tuple[str, ...]] = [
+            ("SET", key, record.model_dump_json()),
+            ("XADD", stream, "MAXLEN", "~", str(MAX_EVENTS), "*", *event),
+            ("ZREM", self._active, record.id)
+            if record.finished
+            else ("ZADD", self._active, *self._by_age(record)),
+        ]
+        kept_seconds = self._ttl_seconds if record.finished else None
         if record.status == "deleted":
-            pipe.zrem(self._index, record.id)
-            pipe.expire(key, DELETED_SECONDS)
-            pipe.expire(stream, DELETED_SECONDS)
-        if self._ttl_seconds and record.finished:
-            pipe.expire(key, self._ttl_seconds)
-            pipe.expire(stream, self._ttl_seconds)
-            pipe.zrem(self._index, record.id)
+            kept_seconds = DELETED_SECONDS
+        if kept_seconds is not None:
+            commands += [("EXPIRE", name, str(kept_seconds)) for name in (key, stream)]
+            commands.append(("ZREM", self._index, record.id))
+        return commands
+
+    def _by_age(self, record: R) -> tuple[str, str]:
+        return str(record.created_at.timestamp()), record.id
 
     def _event(self, record: R) -> str:
         fields = {"status", "revision", "attempts", "error"}

@@ -71,6 +71,7 @@ class Sampler:
         generations.change(
             record.id,
             attempt=record.attempts,
+            known=record,
             status=GenerationStatus.DONE,
             revision=revision,
             started_at=started_at,
