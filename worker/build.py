@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from typing import Any
 
 import structlog
 from safetensors.torch import load as load_tensors
@@ -212,7 +213,7 @@ class _Build:
         log.info("stepping down", model=self.record.id, over=over, plan=_choice(_record(smaller)))
         return _record(smaller)
 
-    def _change(self, **changes: object) -> None:
+    def _change(self, **changes: Any) -> None:
         """Raises Superseded when this attempt is no longer the current one."""
         self.record = self.runtime.repository.models.change(
             self.record.id, attempt=self.record.attempts, **changes
