@@ -10,6 +10,7 @@ REPOSITORY = Path(__file__).parent.parent
 README = REPOSITORY / "README.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
 Rows = list[tuple[str, ...]]
+POISSON = ("poisson_low", "poisson_high")
 
 
 def main_job(result: dict[str, Any]) -> Rows:
@@ -124,11 +125,107 @@ def budgets(result: dict[str, Any]) -> Rows:
     return rows
 
 
+def serving(result: dict[str, Any]) -> Rows:
+    rows: Rows = [
+        (
+            "25 steps, guided",
+            "1 client",
+            "4 clients",
+            "16 clients",
+            "p95, 16 clients",
+            "20 models, 16 clients",
+            "p95",
+            "p95 at few · many arrivals",
+        )
+    ]
+    for name, loads in result["parts"]["throughput"]["servers"].items():
+        one, mix = loads["one"], loads["mix20"]
+        rows.append(
+            (
+                name,
+                *(
+                    f"{one[f'{clients}_clients']['images_per_second']:.1f}"
+                    for clients in (1, 4, 16)
+                ),
+                f"{one['16_clients']['latency_p95']:.2f} s",
+                f"{mix['16_clients']['images_per_second']:.1f}",
+                f"{mix['16_clients']['latency_p95']:.2f} s",
+                " · ".join(f"{mix[load]['latency_p95']:.2f} s" for load in POISSON),
+            )
+        )
+    return rows
+
+
+def serving_aims(result: dict[str, Any]) -> Rows:
+    s, parts = result["summary"], result["parts"]
+    throughput, density = parts["throughput"], parts["density"]
+    wide = parts["roofline"]["of"]["wide bfloat16"]["gemm_peak_share"]
+    resident = density["resident_bytes"]
+    megabytes = {side: {n: b / 1e6 for n, b in held.items()} for side, held in resident.items()}
+
+    def times(aim: str, value: float) -> tuple[str, str]:
+        return f"≥ {aim} times", f"{value:.2f} times"
+
+    def held(count: str) -> str:
+        return f"{megabytes['engine'][count]:.0f} · {megabytes['pipelines'][count]:.0f} MB"
+
+    return [
+        ("", "aim", "measured"),
+        ("images/s over plain float32, 1 client", *times("1.5", s["speedup_1_client"])),
+        ("… 16 clients", *times("4", s["speedup_16_clients"])),
+        ("… at its best dtype, 1 client", *times("1.3", s["speedup_1_client_best_dtype"])),
+        ("… at its best dtype, 16 clients", *times("2.5", s["speedup_16_clients_best_dtype"])),
+        (
+            "20 models over the best of all others, 16 clients",
+            *times("2", s["speedup_mix20_vs_best_peer"]),
+        ),
+        (
+            "p95 over another server's, the worst of all loads "
+            f"({throughput['p95_ratio_worst_where']})",
+            "≤ 1",
+            f"{s['p95_ratio_worst']:.2f}",
+        ),
+        (
+            "share of the GEMM peak in a full batch, width 128",
+            "≥ 60 %",
+            f"{s['gemm_peak_share']:.0%}",
+        ),
+        ("… width 384, as DiT-S/2", "≥ 60 %", f"{wide:.0%}"),
+        *(
+            (f"resident with {count} models · as many pipelines", "", held(count))
+            for count in resident["engine"]
+        ),
+        (
+            "100 models mixed, over one model's images/s",
+            "≥ 85 %",
+            f"{s['mix100_throughput_ratio']:.0%}",
+        ),
+        (
+            f"of {parts['correctness']['requests']} random mixed requests, unlike their solo run",
+            "0",
+            str(s["solo_vs_batch_mismatches"]),
+        ),
+        (
+            "HTTP and queue, over bare sampling: p50 · p95",
+            "≤ 10 · 25 ms",
+            f"{s['overhead_p50_seconds'] * 1e3:.1f} · {s['overhead_p95_seconds'] * 1e3:.1f} ms",
+        ),
+        (
+            "10 steps behind ten requests of 200 steps · alone",
+            "",
+            f"{throughput['short_behind_long_seconds']:.2f} · "
+            f"{throughput['short_alone_seconds']:.2f} s",
+        ),
+    ]
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "main_job": ("main_job", main_job),
     "sizing": ("sizing", sizing),
     "dit_xl": ("sizing", dit_xl),
     "budgets": ("sizing", budgets),
+    "serving": ("serving", serving),
+    "serving_aims": ("serving", serving_aims),
 }
 """Name of a table to the result that it is made from, and how."""
 

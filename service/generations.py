@@ -70,10 +70,7 @@ async def generate(
     if not await _wait(state, record, connection) and key is None:
         await run_in_threadpool(_abandon, state, record)
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    record = await run_in_threadpool(state.repository.generations.get, record.id)
-    if not record.finished:
-        return _accepted(record, {})
-    return await run_in_threadpool(_answer, state, record, accept)
+    return await run_in_threadpool(_answer_now, state, record.id, accept)
 
 
 @router.get("/generations/{generation_id}", response_model=GenerationResponse)
@@ -202,6 +199,11 @@ def _abandon(state: State, record: GenerationRecord) -> None:
 def _accepted(record: GenerationRecord, headers: dict[str, str]) -> Response:
     location = {"Location": f"/generations/{record.id}"}
     return JSONResponse(_response(record, []).model_dump(), 202, headers={**location, **headers})
+
+
+def _answer_now(state: State, generation_id: str, accept: str) -> Response:
+    record = state.repository.generations.get(generation_id)
+    return _answer(state, record, accept) if record.finished else _accepted(record, {})
 
 
 def _answer(state: State, record: GenerationRecord, accept: str) -> Response:

@@ -4,6 +4,7 @@ Many of these tasks wait in one process; the engine steps what they asked for to
 """
 
 import base64
+import gc
 import io
 import json
 import os
@@ -46,6 +47,8 @@ class Sampler:
         )
         sys.setswitchinterval(SWITCH_SECONDS)
         self.engine.start()
+        gc.collect()
+        gc.freeze()  # else each full collection walks all that torch and its compiler have made
 
     def generate(self, generation_id: str) -> None:
         """Make the images of a queued generation."""
