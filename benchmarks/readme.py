@@ -192,7 +192,7 @@ def serving_aims(result: dict[str, Any]) -> Rows:
         ),
         ("… width 384, as DiT-S/2", "≥ 60 %", f"{wide:.0%}"),
         *(
-            (f"resident with {count} models · as many pipelines", "", held(count))
+            (f"resident, number of models {count}: here · as pipelines", "", held(count))
             for count in resident["engine"]
         ),
         (
@@ -201,7 +201,7 @@ def serving_aims(result: dict[str, Any]) -> Rows:
             f"{s['mix100_throughput_ratio']:.0%}",
         ),
         (
-            f"of {parts['correctness']['requests']} random mixed requests, unlike their solo run",
+            f"of {parts['correctness']['requests']:,} random mixed requests, unlike their solo run",
             "0",
             str(s["solo_vs_batch_mismatches"]),
         ),

@@ -6,6 +6,7 @@ Each part's figures are kept in benchmarks/results/serving.json as soon as it ha
 
 from benchmarks.parts import run
 from benchmarks.serving import correctness, density, roofline, throughput
+from benchmarks.serving.plot import plot
 
 PARTS = {
     "roofline": roofline.measure,
@@ -30,4 +31,6 @@ SUMMARY = {
 }
 
 if __name__ == "__main__":
-    run("serving", PARTS, SUMMARY)
+    parts = run("serving", PARTS, SUMMARY)
+    if "throughput" in parts:
+        plot(parts["throughput"]["servers"])
