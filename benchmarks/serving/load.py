@@ -53,11 +53,12 @@ class _Log:
 
     latencies: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    images: float = 0.0
 
     def result(self, seconds: float) -> Result:
         p50, p95, p99 = quantiles(self.latencies, (50, 95, 99))
         return Result(
-            images_per_second=len(self.latencies) / seconds,
+            images_per_second=self.images / seconds,
             latency_p50=p50,
             latency_p95=p95,
             latency_p99=p99,
@@ -73,7 +74,9 @@ def closed_loop(
 ) -> Result:
     """`clients` at once, each sending its next request when the last is answered.
 
-    Answers that arrive in the `seconds` after the warm-up count, and failures at any time.
+    Answers that arrive in the `seconds` after the warm-up count for latency, and failures at any
+    time. An image counts by the share of its time that lies within them: of a server that answers
+    sixteen at once, whole images would tell whether one batch more ended in time.
     """
     _check(url, seconds + warmup_seconds)
     return asyncio.run(_closed_loop(url, make_request, clients, seconds, warmup_seconds))
@@ -92,7 +95,10 @@ async def _closed_loop(
             if failure := await _send(http, make_request, number):
                 log.failures.append(failure)
                 await asyncio.sleep(PAUSE_SECONDS)
-            elif begin <= (answered := time.perf_counter()) < end:
+                continue
+            answered = time.perf_counter()
+            log.images += max(0.0, min(answered, end) - max(sent, begin)) / (answered - sent)
+            if begin <= answered < end:
                 log.latencies.append(answered - sent)
 
     async with _http(url) as http:
@@ -132,6 +138,7 @@ async def _open_loop(
             log.failures.append(failure)
         else:
             log.latencies.append(time.perf_counter() - begin - due)
+            log.images += 1
 
     async with _http(url) as http:
         tasks = [asyncio.create_task(one(http, i, due)) for i, due in enumerate(due_times)]
