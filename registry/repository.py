@@ -76,7 +76,7 @@ class Records(Generic[R]):
         Raises IdempotencyConflict when the key came with another body.
         """
         if idempotency_key is None:
-            self._commit(None, record, new=True)
+            self._commit(None, record)
             return record
         claim = f"{_digest(body)} {record.id}"
         seconds = min(IDEMPOTENCY_SECONDS, self._ttl_seconds or IDEMPOTENCY_SECONDS)
@@ -90,7 +90,7 @@ class Records(Generic[R]):
             raw = self._raw(record.id)
             if raw is not None:
                 return self._type.model_validate_json(raw)
-            if self._commit(None, record, new=True):
+            if self._commit(None, record):
                 return record
 
     def replay(self, idempotency_key: str | None, body: str) -> R | None:
@@ -194,22 +194,26 @@ class Records(Generic[R]):
     def _compare_and_set(
         self, record_id: str, apply: Callable[[R], R], known: R | None = None
     ) -> R:
-        raw = known.model_dump_json() if known is not None else self._raw(record_id)
+        if known is not None:
+            with contextlib.suppress(Superseded, IllegalTransition):  # what it is now decides
+                record = apply(known)
+                if self._commit(known.model_dump_json(), record):
+                    return record
         while True:
+            raw = self._raw(record_id)
             if raw is None:
                 raise RecordNotFound(f"no {self._type.NAME} {record_id!r}")
             record = apply(self._type.model_validate_json(raw))
             if self._commit(raw, record):
                 return record
-            raw = self._raw(record_id)
 
     def _raw(self, record_id: str) -> str | None:
         return cast(str | None, self._redis.get(self._key(record_id)))
 
-    def _commit(self, before: str | None, record: R, *, new: bool = False) -> bool:
-        """Write a record and its event, unless it is no longer what it was before."""
+    def _commit(self, before: str | None, record: R) -> bool:
+        """Write a record and its event, unless it is no longer what it was before, or is new."""
         commands = self._commands(record)
-        if new:
+        if before is None:
             commands.append(("ZADD", self._index, *self._by_age(record)))
         args = [before or "", json.dumps(commands)]
         return bool(self._compare_and_run(keys=[self._key(record.id)], args=args))

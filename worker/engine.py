@@ -41,7 +41,7 @@ class Engine:
         budget_bytes: int,
         *,
         max_rows: int = 64,
-        latency_target_ratio: float = 32.0,
+        latency_target_ratio: float = 8.0,
         compile_kernels: bool = True,
     ) -> None:
         self._families = list(families)

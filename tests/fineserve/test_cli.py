@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -60,6 +61,10 @@ def test_an_outside_redis_needs_no_valkey(tmp_path: Path) -> None:
     assert list(programs(inside)) == ["valkey", "build-worker", "sample-worker", "api"]
     assert list(programs(outside)) == ["build-worker", "sample-worker", "api"]
     assert "--appendonly yes" in supervisor_config(inside)
+
+
+def test_only_what_cannot_begin_is_not_started_again() -> None:
+    assert f"exitcodes={os.EX_CONFIG}\n" in supervisor_config(Settings())
 
 
 def test_pretrain_needs_a_configuration() -> None:

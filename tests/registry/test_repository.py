@@ -102,6 +102,19 @@ def test_a_lease_that_ran_out_cannot_be_renewed(models: Records[ModelRecord]) ->
     assert models.leased(record.id)
 
 
+def test_what_was_thought_to_be_known_does_not_undo_what_came_after(
+    models: Records[ModelRecord],
+) -> None:
+    old = models.create(queued_model())
+    models.change(old.id, status="assembling", revision=0)
+    changed = models.change(old.id, known=old, status="retraining")
+    assert (changed.status, changed.revision) == ("retraining", 0)
+    assert models.get(old.id) == changed
+    models.change(old.id, status="cancelled")
+    with pytest.raises(IllegalTransition):
+        models.change(old.id, known=changed, status="verifying")
+
+
 def test_an_overtaken_attempt_cannot_write(models: Records[ModelRecord]) -> None:
     record = models.create(queued_model())
     for _ in range(2):

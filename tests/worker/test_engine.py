@@ -562,9 +562,10 @@ def test_batches_are_halved_when_only_large_ones_fail(
     )
 
 
-def test_a_batch_that_cannot_be_composed_is_made_smaller(
-    engine: Engine, gate: Gate, family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def only_single_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parts cannot be composed."""
+
     class Small(Batch):
         def __init__(self, parts: Sequence[Part], *rest: Any) -> None:
             if len(parts) > 1:
@@ -572,6 +573,11 @@ def test_a_batch_that_cannot_be_composed_is_made_smaller(
             super().__init__(parts, *rest)
 
     monkeypatch.setattr("worker.engine.Batch", Small)
+
+
+def test_a_batch_that_cannot_be_composed_is_made_smaller(
+    engine: Engine, gate: Gate, family: Family, only_single_parts: None
+) -> None:
     gate.close()
     tickets = [engine.submit(ask(family, Model(0)))]
     gate.reached()
@@ -731,15 +737,8 @@ def test_progress_ends_at_its_end(engine: Engine, gate: Gate, family: Family) ->
 
 
 def test_a_batch_of_another_dtype_that_cannot_be_composed_does_not_end_the_engine(
-    engine: Engine, gate: Gate, family: Family, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, gate: Gate, family: Family, only_single_parts: None
 ) -> None:
-    class Small(Batch):
-        def __init__(self, parts: Sequence[Part], *rest: Any) -> None:
-            if len(parts) > 1:
-                raise Lost
-            super().__init__(parts, *rest)
-
-    monkeypatch.setattr("worker.engine.Batch", Small)
     gate.close()
     tickets = [engine.submit(ask(family, Model(0)))]
     gate.reached()
