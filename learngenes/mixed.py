@@ -21,6 +21,7 @@ from learngenes.schedules import step
 
 BLOCK_KINDS = (Kind.QKV, Kind.O, Kind.IN, Kind.OUT)
 """What a block multiplies tokens with; adaLN's products are made once for a whole schedule."""
+LOG2_E = math.log2(math.e)
 FEW_TOKENS = 64
 """So few that scores written out are faster than a fused attention kernel's tiles."""
 
@@ -41,11 +42,13 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh approximation, by the identity tanh(z) = 2 sigmoid(2 z) - 1.
+    """The tanh approximation, by the identity tanh(z) = 2 / (1 + exp(-2 z)) - 1.
 
-    Compiled for a CPU, an exponential takes a third of the time of a hyperbolic tangent.
+    Compiled for a CPU, an exponential takes a third of the time of a hyperbolic tangent, and one
+    to the base of two is the cheapest.
     """
-    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    slope = -2 * math.sqrt(2 / math.pi) * LOG2_E
+    return x / (1 + torch.exp2(x * (slope + slope * 0.044715 * (x * x))))
 
 
 def attention(qkv: Tensor, heads: int) -> Tensor:
@@ -56,10 +59,12 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     if t > FEW_TOKENS:
         mixed = F.scaled_dot_product_attention(q, k, v)
     else:
-        scores = (q @ k.transpose(2, 3)).float() * d**-0.5
-        weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
-        mixed = (weights / weights.sum(dim=-1, keepdim=True)).to(v.dtype) @ v
-    return mixed.transpose(1, 2).reshape(*rows, t, width // 3)
+        # scaled after the largest was taken, and divided after the product: less for each score
+        scores = (q @ k.transpose(2, 3)).float()
+        scale = LOG2_E * d**-0.5
+        weights = torch.exp2((scores - scores.amax(dim=-1, keepdim=True)) * scale)
+        mixed = (weights.to(v.dtype) @ v).float() / weights.sum(dim=-1, keepdim=True)
+    return mixed.to(v.dtype).transpose(1, 2).reshape(*rows, t, width // 3)
 
 
 def block(x: Tensor, modulation: Tensor, product: Product, heads: int) -> Tensor:

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     """So many a sampling worker takes from the queue at once; its engine decides who runs."""
     max_batch_rows: PositiveInt = 64
     """Rows of one step at most; a guided image has two."""
-    latency_target_ratio: PositiveFloat = 8.0
+    latency_target_ratio: PositiveFloat = 2.0
     """A generation may take so many times what it takes alone before others wait for it."""
     device_mem_gb: PositiveFloat | None = None
     """What the sampling engine may hold, of 10^9 bytes; by default most of a GPU's memory, half

@@ -41,7 +41,7 @@ class Engine:
         budget_bytes: int,
         *,
         max_rows: int = 64,
-        latency_target_ratio: float = 8.0,
+        latency_target_ratio: float = 2.0,
         compile_kernels: bool = True,
     ) -> None:
         self._families = list(families)
@@ -197,8 +197,8 @@ class Engine:
         costs = self.costs[_cost_key(pool.shared)]
         target = request.target_seconds
         if target is None:
-            alone = request.num_inference_steps * costs.step_seconds(request.rows)
-            target = self._latency_target_ratio * alone
+            step_seconds = costs.step_seconds(max(request.rows, costs.full_rows))
+            target = self._latency_target_ratio * request.num_inference_steps * step_seconds
         ticket.deadline = ticket.arrived_at + target
         waiting = {part.owner for part in self._parts}
         self._served = {owner: self._served.get(owner, 0.0) for owner in waiting}
@@ -210,7 +210,7 @@ class Engine:
 
     def _compose(self) -> int:
         """Decide who is in the next batches; after how many steps that is to be done again."""
-        limits = {part.pool: self._limits(part.pool) for part in self._parts}
+        limits = {pool: self._limits(pool) for pool in {part.pool for part in self._parts}}
         chosen = choose(self._parts, self._served, limits.__getitem__, time.monotonic())
         if set(chosen) != set(self._running):
             self._dissolve()

@@ -44,7 +44,7 @@ class Request:
     owner: str = ""
     """Owners have the same share of a device that has too much to do."""
     target_seconds: float | None = None
-    """In which it should be done; by default a multiple of what it takes alone."""
+    """In which it should be done; by default a multiple of what it takes in a full batch."""
 
     @property
     def guided(self) -> bool:

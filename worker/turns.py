@@ -68,12 +68,13 @@ def choose(
     """
     chosen: list[C] = []
     rows: dict[Hashable, int] = {}
+    seconds = 0.0
 
     def step_seconds() -> float:
         return sum(limits(place).seconds(n) for place, n in rows.items() if n)
 
     for candidate in in_turn(candidates, served):
-        place, seconds = candidate.place, step_seconds()
+        place = candidate.place
         before = rows.get(place, 0)
         if before and before + candidate.rows > limits(place).rows:
             continue
@@ -83,4 +84,5 @@ def choose(
             rows[place] = before
             continue
         chosen.append(candidate)
+        seconds = slower
     return chosen
