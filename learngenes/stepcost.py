@@ -1,6 +1,8 @@
 """How long a step of many rows takes on this device, and what it holds: measured, not assumed."""
 
+import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,8 @@ from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload, activation_bytes
 from learngenes.weights import ModelWeights, SharedWeights
 
-REPETITIONS = 5
+MAX_STEPS = 60
+ROUNDS = 6
 SATURATED = 0.97
 """A batch is full when it makes so much of the most rows a second that any batch makes. Rows that
 wait must be composed again and again, so what is called full too early costs more than it saves."""
@@ -34,7 +37,8 @@ class StepCosts:
     row_bytes: int
     """What a step's activations take for each row."""
     factored_ratio: dict[int, float]
-    """By rank: seconds of a factored step over those of a materialised one, in a full batch."""
+    """By rank: seconds of a full step in which half of the rows are factored, over those of one in
+    which all are materialised: both kinds in one batch cost twice as many calls."""
 
     def step_seconds(self, rows: int) -> float:
         """Beyond what was measured, in proportion."""
@@ -52,25 +56,31 @@ def measure_step_costs(
     shared: SharedWeights, kernels: Kernels, max_rows: int, max_seconds: float = 5.0
 ) -> StepCosts:
     """Rows double up to `max_rows`, or until the time is used up."""
-    sizes = shared.family.manifest.sizes
-    full = full_depth_model(shared, sizes.ranks[-1], materialised=True)
-    started = time.perf_counter()
-    rows, seconds = [2], [_seconds(full, 2, kernels)]
-    while 2 * rows[-1] <= max_rows and time.perf_counter() - started < max_seconds / 2:
-        rows.append(2 * rows[-1])
-        seconds.append(_seconds(full, rows[-1], kernels))
-    speeds = [n / s for n, s in zip(rows, seconds, strict=True)]
-    full_rows = next(
-        n for n, speed in zip(rows, speeds, strict=True) if speed >= SATURATED * max(speeds)
-    )
-    at_full = seconds[rows.index(full_rows)]
-    ratios: dict[int, float] = {}
-    for rank in sizes.ranks:
-        if ratios and time.perf_counter() - started > max_seconds:
+    ranks = shared.family.manifest.sizes.ranks
+    full = full_depth_model(shared, ranks[-1], materialised=True)
+    began = time.perf_counter()
+    batches = {2: batch_of([full], 2, kernels)}
+    while (rows := 2 * max(batches)) <= max_rows and time.perf_counter() - began < max_seconds / 2:
+        batches[rows] = batch_of([full], rows, kernels)
+    seconds = _fastest_steps(batches, began + max_seconds / 2)
+    speeds = {rows: rows / s for rows, s in seconds.items()}
+    most = max(speeds.values())
+    full_rows = next(rows for rows, speed in speeds.items() if speed >= SATURATED * most)
+    mixed: dict[int, Batch] = {0: batches[full_rows]}
+    for rank in ranks:
+        if len(mixed) > 1 and time.perf_counter() - began > max_seconds:
             break
         factored = full_depth_model(shared, rank, materialised=False)
-        ratios[rank] = _seconds(factored, full_rows, kernels) / at_full
-    return StepCosts(tuple(rows), tuple(seconds), full_rows, _row_bytes(shared, full_rows), ratios)
+        mixed[rank] = batch_of([full, factored], full_rows // 2, kernels)
+    taken = _fastest_steps(mixed, began + max_seconds)
+    materialised = taken.pop(0)
+    return StepCosts(
+        rows=tuple(seconds),
+        seconds=tuple(seconds.values()),
+        full_rows=full_rows,
+        row_bytes=_row_bytes(shared, full_rows),
+        factored_ratio={rank: s / materialised for rank, s in taken.items()},
+    )
 
 
 def _row_bytes(shared: SharedWeights, rows: int) -> int:
@@ -91,27 +101,33 @@ def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) ->
     return model
 
 
-def _seconds(model: ModelWeights, rows: int, kernels: Kernels) -> float:
-    """The fastest of some steps, after one that is not counted: what else runs only adds time."""
-    batch = batch_of(model, rows, REPETITIONS + 1, kernels)
-    batch.step()
-    taken = []
-    for _ in range(REPETITIONS):
-        synchronise(model.shared.device)
-        started = time.perf_counter()
-        batch.step()
-        synchronise(model.shared.device)
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+def _fastest_steps(batches: Mapping[int, Batch], until: float) -> dict[int, float]:
+    """Seconds of each, in rounds, so that a slow moment of the machine is nobody's alone."""
+    fastest = dict.fromkeys(batches, math.inf)
+    for _ in range(ROUNDS):
+        for key, batch in batches.items():
+            began = time.perf_counter()
+            batch.step()
+            synchronise(batch.shared.device)
+            fastest[key] = min(fastest[key], time.perf_counter() - began)
+        if time.perf_counter() > until:
+            break
+    return fastest
 
 
-def batch_of(model: ModelWeights, rows: int, steps: int, kernels: Kernels) -> Batch:
-    """`rows` unguided images of one model, for as many steps."""
-    shared, network = model.shared, model.shared.network
-    plan = schedule(shared.family.manifest.diffusion, "ddim", steps)
-    modulations = model.modulations(plan.timesteps.to(shared.device), 0).flatten(0, 1)
+def batch_of(models: Sequence[ModelWeights], rows: int, kernels: Kernels) -> Batch:
+    """`rows` unguided images of each model, after their first step of MAX_STEPS."""
+    shared, network = models[0].shared, models[0].shared.network
+    plan = schedule(shared.family.manifest.diffusion, "ddim", MAX_STEPS)
+    timesteps = plan.timesteps.to(shared.device)
     picture = (network.in_channels, network.sample_size, network.sample_size)
-    x = torch.zeros(rows, *picture, device=shared.device)
-    part = Part(model, plan, 0, [0] * rows, None, 1.0, x, torch.zeros_like(x))
-    tables = Tables(plan.coefficients.to(shared.device), modulations)
-    return Batch([part], tables, Stack(shared), kernels)
+    parts, modulations, at = [], [], 0
+    for model in models:
+        modulations.append(model.modulations(timesteps, 0).flatten(0, 1))
+        x = torch.zeros(rows, *picture, device=shared.device)
+        parts.append(Part(model, plan, 0, [at] * rows, None, 1.0, x, torch.zeros_like(x)))
+        at += len(modulations[-1])
+    tables = Tables(plan.coefficients.to(shared.device), torch.cat(modulations))
+    batch = Batch(parts, tables, Stack(shared), kernels)
+    batch.step()
+    return batch

@@ -56,8 +56,7 @@ def _of(loaded: Family, dtype: DType) -> Figures:
     kernels = Kernels.compiled(shared.device)
     kernels.warm_up(shared)
     model = full_depth_model(shared, shared.network.rank, materialised=True)
-    batch = batch_of(model, ROWS, 3 * REPETITIONS, kernels)
-    batch.step()
+    batch = batch_of([model], ROWS, kernels)
     step_seconds = _best(batch.step)
     depth = loaded.manifest.sizes.depths[-1]
     flops, at_peak_seconds = _products(shared, depth)
