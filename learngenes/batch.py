@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learngenes import mixed
 from learngenes.device import begin_step, kept, padded
 from learngenes.kernels import Kernels
 from learngenes.mixed import BLOCK_KINDS
@@ -221,7 +220,7 @@ class Batch:
         """One denoising step of every part. Nothing has changed if it raises."""
         kernels, shared, tables = self._kernels, self.shared, self._tables
         begin_step(shared.device)
-        h = mixed.embed(
+        h = kernels.embed(
             self._x[self._image],
             shared.patch,
             shared.patch_bias,

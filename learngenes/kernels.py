@@ -17,6 +17,7 @@ from learngenes.weights import SharedWeights
 class Kernels:
     """The functions of `learngenes.mixed` that a step calls, as they are or compiled."""
 
+    embed: Callable[..., Tensor] = mixed.embed
     materialised_block: Callable[..., Tensor] = mixed.materialised_block
     factored_block: Callable[..., Tensor] = mixed.factored_block
     finish: Callable[..., tuple[Tensor, Tensor]] = mixed.finish
@@ -24,6 +25,7 @@ class Kernels:
     @classmethod
     def compiled(cls, device: torch.device) -> "Kernels":
         return cls(
+            compiled(mixed.embed, device),
             compiled(mixed.materialised_block, device),
             compiled(mixed.factored_block, device),
             compiled(mixed.finish, device),
@@ -43,6 +45,13 @@ class Kernels:
         def zeros(*shape: int, dtype: torch.dtype = dtype, dims: tuple[int, ...] = (0,)) -> Tensor:
             return varying(torch.zeros(shape, dtype=dtype, device=shared.device), dims)
 
+        self.embed(
+            zeros(6, *picture, dtype=torch.float32),
+            shared.patch,
+            shared.patch_bias,
+            shared.positions,
+            network.patch_size,
+        )
         for models, rows in ((1, 6), (3, 4), (3, 1)):
             self.materialised_block(
                 zeros(models, rows, t, d, dims=(0, 1)),

@@ -7,8 +7,9 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -44,6 +45,15 @@ def body(name: str, request: dict[str, object]) -> dict[str, object]:
     return {"requests": [request]} if name == "bentoml" else request
 
 
+@dataclass(frozen=True)
+class Opponent:
+    url: str
+    token: str
+
+    def pids(self) -> list[int]:
+        return marked(self.token)
+
+
 @contextmanager
 def running(
     name: str,
@@ -54,8 +64,8 @@ def running(
     threads: int = 2,
     start_seconds: float = 900.0,
     **settings: object,
-) -> Iterator[str]:
-    """The URL of opponent `name`, which holds all of `models`, until the block ends.
+) -> Iterator[Opponent]:
+    """Opponent `name`, which holds all of `models`, until the block ends.
 
     `settings` are further fields of `benchmarks.serving.peers.pipeline.Settings`. Compiling is
     part of the start, hence the long `start_seconds`. Raises PeerError.
@@ -77,7 +87,7 @@ def running(
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_ready(process, url + HEALTH[name], log, start_seconds)
-            yield url
+            yield Opponent(url, token)
             if process.poll() is not None:
                 raise PeerError(f"{name} ended with {process.returncode}:\n{_tail(log)}")
         finally:
@@ -139,6 +149,20 @@ def marked(token: str) -> list[int]:
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
     return found
+
+
+@contextmanager
+def paused(pids: Sequence[int]) -> Iterator[None]:
+    """None of these processes runs within the block: an idle server may still poll."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _free_port() -> int:

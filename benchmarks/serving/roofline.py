@@ -4,12 +4,15 @@ The best is each product alone, of the same shape and dtype, repeated. What is l
 that everything else costs; a profile says where it goes.
 """
 
+import functools
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.serving.subjects import Figures, family, say
@@ -57,9 +60,11 @@ def _of(loaded: Family, dtype: DType) -> Figures:
     kernels.warm_up(shared)
     model = full_depth_model(shared, shared.network.rank, materialised=True)
     batch = batch_of([model], ROWS, kernels)
-    step_seconds = _best(batch.step)
+    products = _products(shared)
+    step_seconds, *each = _medians([batch.step, *(product for product, _ in products)])
     depth = loaded.manifest.sizes.depths[-1]
-    flops, at_peak_seconds = _products(shared, depth)
+    flops = depth * sum(flops for _, flops in products)
+    at_peak_seconds = depth * sum(each)
     return {
         "rows": ROWS,
         "step_seconds": round(step_seconds, 5),
@@ -70,32 +75,31 @@ def _of(loaded: Family, dtype: DType) -> Figures:
     }
 
 
-def _products(shared: SharedWeights, depth: int) -> tuple[int, float]:
-    """FLOPs of all of a step's products, and the seconds that they take one by one."""
+def _products(shared: SharedWeights) -> list[tuple[Callable[[], Tensor], int]]:
+    """Those of one layer, and the FLOPs of each."""
     n, dtype = shared.network, shared.compute
-    tokens, heads = ROWS * n.tokens, n.num_attention_heads
-    flops, seconds = 0, 0.0
+    tokens, head = ROWS * n.tokens, n.width // n.num_attention_heads
+    products: list[tuple[Callable[[], Tensor], int]] = []
     for outputs, inputs in (kind.shape(n.width) for kind in BLOCK_KINDS):
         x, w = torch.randn(tokens, inputs, dtype=dtype), torch.randn(inputs, outputs, dtype=dtype)
-        seconds += _best(lambda x=x, w=w: torch.mm(x, w))  # type: ignore[misc]
-        flops += 2 * tokens * inputs * outputs
-    head = n.width // heads
-    q = torch.randn(ROWS * heads, n.tokens, head, dtype=dtype)
-    scores = torch.randn(ROWS * heads, n.tokens, n.tokens, dtype=dtype)
-    seconds += _best(lambda: torch.bmm(q, q.transpose(1, 2))) + _best(lambda: torch.bmm(scores, q))
-    flops += 4 * ROWS * n.tokens**2 * n.width
-    return depth * flops, depth * seconds
+        products.append((functools.partial(torch.mm, x, w), 2 * tokens * inputs * outputs))
+    q = torch.randn(ROWS * n.num_attention_heads, n.tokens, head, dtype=dtype)
+    scores = torch.randn(len(q), n.tokens, n.tokens, dtype=dtype)
+    attention_flops = 2 * ROWS * n.tokens**2 * n.width
+    products.append((functools.partial(torch.bmm, q, q.transpose(1, 2)), attention_flops))
+    products.append((functools.partial(torch.bmm, scores, q), attention_flops))
+    return products
 
 
-def _best(work: Callable[[], object]) -> float:
-    """The median of some runs, after one that is not counted."""
-    work()
-    taken = []
+def _medians(works: Sequence[Callable[[], object]]) -> list[float]:
+    """Seconds of each, in rounds: the speed of a machine may change within seconds."""
+    taken: list[list[float]] = [[] for _ in works]
     for _ in range(REPETITIONS):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return sorted(taken)[REPETITIONS // 2]
+        for work, seconds in zip(works, taken, strict=True):
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+    return [statistics.median(seconds) for seconds in taken]
 
 
 def _profile(step: Callable[[], object]) -> dict[str, float]:

@@ -2,18 +2,20 @@
 
 All have the same weights, two threads and the same requests. The plain server is measured as it
 comes (float32, uncompiled) and at its best; the others at their best. The speed of a machine may
-change within minutes, so each load is put on ours and on an opponent in turn, while the other
-idles, and only such pairs are compared.
+change within minutes, so each load is put on ours and on an opponent in turn, while all processes
+of the other are stopped, and only such pairs are compared.
 """
 
+import functools
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from benchmarks.serving import latency
-from benchmarks.serving.load import MakeRequest, closed_loop, open_loop
-from benchmarks.serving.opponents import running
+from benchmarks.serving.load import MakeRequest, Result, closed_loop, open_loop
+from benchmarks.serving.opponents import paused, running
 from benchmarks.serving.subjects import SEED, Figures, Served, peer_requests, requests, say, served
 
 CLIENTS = (1, 4, 16)
@@ -39,6 +41,13 @@ OPPONENTS: dict[str, tuple[str, str, bool]] = {
 BEST_PLAIN = ("plain bfloat16", "plain bfloat16 compiled")
 
 
+@dataclass(frozen=True)
+class Side:
+    url: str
+    make: MakeRequest
+    pids: Callable[[], list[int]]
+
+
 def measure() -> Figures:
     windows: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory(prefix="fineserve-export-") as directory, served() as ours:
@@ -47,12 +56,12 @@ def measure() -> Figures:
         models = {"one": [ours.one], "mix20": ours.mix}
         rates = {scenario: _rates(ours, of) for scenario, of in models.items()}
         for name, (server, dtype, compiled) in OPPONENTS.items():
-            with running(server, Path(directory), dtype=dtype, compiled=compiled) as url:
+            with running(server, Path(directory), dtype=dtype, compiled=compiled) as opponent:
                 windows[name] = {
                     scenario: _pairs(
                         f"{name}, {scenario}",
-                        (ours.url, requests(of)),
-                        (url, peer_requests(server, of)),
+                        Side(ours.url, requests(of), ours.deployment.pids),
+                        Side(opponent.url, peer_requests(server, of), opponent.pids),
                         rates[scenario],
                     )
                     for scenario, of in models.items()
@@ -72,27 +81,29 @@ def _rates(ours: Served, models: list[str]) -> dict[str, float]:
     return {load: share * most.images_per_second for load, share in RATES.items()}
 
 
-def _pairs(
-    title: str,
-    ours: tuple[str, MakeRequest],
-    theirs: tuple[str, MakeRequest],
-    rates: dict[str, float],
-) -> Figures:
+def _pairs(title: str, ours: Side, theirs: Side, rates: dict[str, float]) -> Figures:
     """Of every load: what was measured of ours and, at once after it, of theirs."""
+    loads: dict[str, Callable[[Side], Result]] = {
+        **{f"{clients}_clients": functools.partial(_closed, clients) for clients in CLIENTS},
+        **{load: functools.partial(_open, rate) for load, rate in rates.items()},
+    }
     pairs: Figures = {}
-    for clients in CLIENTS:
-        pairs[f"{clients}_clients"] = {
-            side: closed_loop(*server, clients, SECONDS, WARM_UP_SECONDS).as_dict()
-            for side, server in (("ours", ours), ("theirs", theirs))
-        }
-    for load, rate in rates.items():
-        pairs[load] = {
-            side: open_loop(*server, rate, OPEN_SECONDS, SEED).as_dict()
-            for side, server in (("ours", ours), ("theirs", theirs))
-        }
-    for load, pair in pairs.items():
-        say(f"{title}, {load}", pair)
+    for load, measured in loads.items():
+        with paused(theirs.pids()):
+            of_ours = measured(ours)
+        with paused(ours.pids()):
+            of_theirs = measured(theirs)
+        pairs[load] = {"ours": of_ours.as_dict(), "theirs": of_theirs.as_dict()}
+        say(f"{title}, {load}", pairs[load])
     return pairs
+
+
+def _closed(clients: int, side: Side) -> Result:
+    return closed_loop(side.url, side.make, clients, SECONDS, WARM_UP_SECONDS)
+
+
+def _open(rate: float, side: Side) -> Result:
+    return open_loop(side.url, side.make, rate, OPEN_SECONDS, SEED)
 
 
 def _by_server(windows: dict[str, Figures]) -> dict[str, Figures]:
