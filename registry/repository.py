@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -25,6 +26,7 @@ from registry.records import (
 )
 
 R = TypeVar("R", bound=Record)
+Command = tuple[str, ...]
 
 PREFIX = "fineserve"
 IDEMPOTENCY_SECONDS = 24 * 3600
@@ -34,10 +36,13 @@ FAMILY_SECONDS = 600
 """How long a family is known after the last worker that held it."""
 COMPARE_AND_RUN = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+if KEYS[2] and redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
 for _, command in ipairs(cjson.decode(ARGV[2])) do redis.call(unpack(command)) end
 return 1
 """
-"""Commands (JSON), if a key still has the value that it had; empty when there was none."""
+"""Commands (JSON), unless a key has no longer the value that it had (empty when there was none): 0;
+or another key is there: -1."""
+DONE, HELD = 1, -1
 ID = re.compile(r"[a-z]-[0-9a-f]{16}")
 
 
@@ -164,29 +169,26 @@ class Records(Generic[R]):
         None when there is nothing to do: it is finished, or another worker has it. A record
         whose attempts are used up becomes `failed`.
         """
-        lease = self._redis.lock(
-            self._lease(record_id), lease_seconds, blocking=False, thread_local=False
-        )
-        if not lease.acquire():
-            return None
-
-        def begin(record: R) -> R:
+        lease = self._redis.lock(self._lease(record_id), lease_seconds, thread_local=False)
+        token = uuid.uuid4().hex
+        while (raw := self._raw(record_id)) is not None:
+            record = self._type.model_validate_json(raw)
             if record.finished:
-                raise Superseded(f"{record_id} is {record.status}")
+                return None
+            taken: list[Command] = []
             if record.attempts >= max_attempts:
                 error = f"gave up after {record.attempts} attempts; the worker died in each"
-                return record.replace(status="failed", error=error)
-            return record.replace(status=self._type.STARTED, attempts=record.attempts + 1)
-
-        try:
-            record = self._compare_and_set(record_id, begin)
-        except (Superseded, RecordNotFound):
-            lease.release()
-            return None
-        if record.finished:
-            lease.release()
-            return None
-        return Claim(record, lease)
+                record = record.replace(status="failed", error=error)
+            else:
+                record = record.replace(status=self._type.STARTED, attempts=record.attempts + 1)
+                taken.append(("SET", lease.name, token, "PX", str(round(lease_seconds * 1000))))
+            outcome = self._run(raw, record, self._commands(record) + taken, absent=lease.name)
+            if outcome == HELD or (outcome == DONE and record.finished):
+                return None
+            if outcome == DONE:
+                lease.local.token = token.encode()  # what Lock.acquire would have set
+                return Claim(record, lease)
+        return None
 
     def leased(self, record_id: str) -> bool:
         return bool(self._redis.exists(self._lease(record_id)))
@@ -215,13 +217,18 @@ class Records(Generic[R]):
         commands = self._commands(record)
         if before is None:
             commands.append(("ZADD", self._index, *self._by_age(record)))
-        args = [before or "", json.dumps(commands)]
-        return bool(self._compare_and_run(keys=[self._key(record.id)], args=args))
+        return self._run(before, record, commands) == DONE
 
-    def _commands(self, record: R) -> list[tuple[str, ...]]:
+    def _run(
+        self, before: str | None, record: R, commands: list[Command], absent: str | None = None
+    ) -> int:
+        keys = [self._key(record.id), *([absent] if absent else [])]
+        return int(self._compare_and_run(keys=keys, args=[before or "", json.dumps(commands)]))
+
+    def _commands(self, record: R) -> list[Command]:
         key, stream = self._key(record.id), stream_key(self._type.NAME, record.id)
         event = ("event", "status", "data", self._event(record))
-        commands: list[tuple[str, ...]] = [
+        commands: list[Command] = [
             ("SET", key, record.model_dump_json()),
             ("XADD", stream, "MAXLEN", "~", str(MAX_EVENTS), "*", *event),
             ("ZREM", self._active, record.id)
