@@ -92,10 +92,14 @@ def _products(shared: SharedWeights) -> list[tuple[Callable[[], Tensor], int]]:
 
 
 def _medians(works: Sequence[Callable[[], object]]) -> list[float]:
-    """Seconds of each, in rounds: the speed of a machine may change within seconds."""
+    """Seconds of each, at once after a run that is not counted, so that caches hold what they can.
+
+    In rounds: the speed of a machine may change within seconds.
+    """
     taken: list[list[float]] = [[] for _ in works]
     for _ in range(REPETITIONS):
         for work, seconds in zip(works, taken, strict=True):
+            work()
             started = time.perf_counter()
             work()
             seconds.append(time.perf_counter() - started)
