@@ -66,7 +66,7 @@ def measure_step_costs(
     speeds = {rows: rows / s for rows, s in seconds.items()}
     most = max(speeds.values())
     full_rows = next(rows for rows, speed in speeds.items() if speed >= SATURATED * most)
-    mixed: dict[int, Batch] = {0: batches[full_rows]}
+    mixed = {0: batches[full_rows]}  # of rank 0: nothing is factored
     for rank in ranks:
         if len(mixed) > 1 and time.perf_counter() - began > max_seconds:
             break

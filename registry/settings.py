@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     max_batch_rows: PositiveInt = 64
     """Rows of one step at most; a guided image has two."""
     latency_target_ratio: PositiveFloat = 2.0
-    """A generation may take so many times what it takes alone before others wait for it."""
+    """A generation of a model without a latency budget may take so many times what it takes in a
+    full batch before others wait for it."""
     device_mem_gb: PositiveFloat | None = None
     """What the sampling engine may hold, of 10^9 bytes; by default most of a GPU's memory, half
     of a CPU's."""

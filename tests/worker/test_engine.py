@@ -679,6 +679,30 @@ def test_of_one_owner_the_request_that_is_due_first_is_first(
     assert len(images_of(late)) == 6
 
 
+@pytest.mark.parametrize(("target_seconds", "images"), [(None, 8), (24.0, 4), (12.0, 2)])
+def test_a_full_batch_is_late_for_nobody_but_those_with_a_target(
+    family: Family,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    target_seconds: float | None,
+    images: int,
+) -> None:
+    costs = StepCosts((4, 16), (1.0, 20.0), 16, 1, {48: 2.0})  # three steps of 8 rows: 22 s
+    monkeypatch.setattr("worker.engine.measure_step_costs", lambda *_: costs)
+    engine = Engine([family], AMPLE, compile_kernels=False)
+    engine.start()
+    gate.close()
+    requests = [ask(family, Model(seed), target_seconds=target_seconds) for seed in range(4)]
+    tickets = [engine.submit(requests[0])]
+    gate.reached()
+    tickets += [engine.submit(request) for request in requests[1:]]
+    gate.allow(2)
+    assert gate.sizes[-1] == images
+    gate.open()
+    assert all(len(images_of(ticket)) == 2 for ticket in tickets)
+    engine.stop()
+
+
 # Beginning
 
 
