@@ -55,16 +55,19 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     """(..., T, 3D) -> (..., T, D)."""
     *rows, t, width = qkv.shape
     d = width // 3 // heads
-    q, k, v = qkv.view(-1, t, 3, heads, d).permute(2, 0, 3, 1, 4)  # (N, heads, T, d)
+    # contiguous, (N heads, T, d) each: products then need no copy of their own
+    q, k, v = qkv.view(-1, t, 3, heads, d).permute(2, 0, 3, 1, 4).reshape(3, -1, t, d)
     if t > FEW_TOKENS:
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        by_row = (x.view(-1, heads, t, d) for x in (q, k, v))  # its fused kernel wants four dimensions
+        mixed = F.scaled_dot_product_attention(*by_row).flatten(0, 1)
     else:
         # scaled after the largest was taken, and divided after the product: less for each score
-        scores = (q @ k.transpose(2, 3)).float()
+        scores = torch.bmm(q, k.transpose(1, 2)).float()
         scale = LOG2_E * d**-0.5
         weights = torch.exp2((scores - scores.amax(dim=-1, keepdim=True)) * scale)
-        mixed = (weights.to(v.dtype) @ v).float() / weights.sum(dim=-1, keepdim=True)
-    return mixed.to(v.dtype).transpose(1, 2).reshape(*rows, t, width // 3)
+        mixed = torch.bmm(weights.to(v.dtype), v).float() / weights.sum(dim=-1, keepdim=True)
+    mixed = mixed.to(v.dtype).view(-1, heads, t, d).transpose(1, 2)
+    return mixed.reshape(*rows, t, width // 3)
 
 
 def block(x: Tensor, modulation: Tensor, product: Product, heads: int) -> Tensor:
