@@ -58,7 +58,7 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     # contiguous, (N heads, T, d) each: products then need no copy of their own
     q, k, v = qkv.view(-1, t, 3, heads, d).permute(2, 0, 3, 1, 4).reshape(3, -1, t, d)
     if t > FEW_TOKENS:
-        by_row = (x.view(-1, heads, t, d) for x in (q, k, v))  # its fused kernel wants four dimensions
+        by_row = (x.view(-1, heads, t, d) for x in (q, k, v))  # the fused kernel wants all four
         mixed = F.scaled_dot_product_attention(*by_row).flatten(0, 1)
     else:
         # scaled after the largest was taken, and divided after the product: less for each score

@@ -235,6 +235,8 @@ class Records(Generic[R]):
             if record.finished
             else ("ZADD", self._active, *self._by_age(record)),
         ]
+        if record.finished:  # here, since a release of its own would be one more write to disk
+            commands.append(("DEL", self._lease(record.id)))
         kept_seconds = self._ttl_seconds if record.finished else None
         if record.status == "deleted":
             kept_seconds = DELETED_SECONDS

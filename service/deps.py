@@ -36,7 +36,7 @@ class State:
         )
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:
     state = request.app.state.fineserve
     assert isinstance(state, State)
     return state
@@ -53,7 +53,7 @@ def _generation(generation_id: str, state: StateDep) -> GenerationRecord:
     return state.repository.generations.get(generation_id)
 
 
-def _owner(authorization: Annotated[str, Header()] = "") -> str:
+async def _owner(authorization: Annotated[str, Header()] = "") -> str:
     """Nobody is authenticated yet: whoever sends the same key shares a place in the queue."""
     return hashlib.sha256(authorization.encode()).hexdigest()[:16] if authorization else ""
 

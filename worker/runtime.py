@@ -134,7 +134,7 @@ class Runtime:
             with self.kept(claim.lease):
                 yield claim.record
         finally:
-            with contextlib.suppress(LockError):  # it ran out and another worker has it
+            with contextlib.suppress(LockError):  # it ended with the work, or ran out
                 claim.lease.release()
 
     @contextlib.contextmanager
