@@ -6,6 +6,7 @@ Everything it writes is below `FINESERVE_VAR_DIR` (./var).
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from registry.metrics import MULTIPROCESS_VARIABLE
 from registry.settings import Settings
 
 BIN = Path(sys.executable).parent
@@ -62,6 +64,11 @@ def programs(settings: Settings) -> dict[str, str]:
     return commands
 
 
+def metrics_dir(settings: Settings) -> Path:
+    """Where every process counts, for one /metrics; empty at each start."""
+    return settings.var_dir.resolve() / "metrics"
+
+
 def supervisor_config(settings: Settings) -> str:
     var = settings.var_dir.resolve()
     environment = {
@@ -69,6 +76,7 @@ def supervisor_config(settings: Settings) -> str:
         "FINESERVE_FAMILIES_DIR": settings.families_dir.resolve(),
         "FINESERVE_STORE_DIR": settings.resolved_store_dir.resolve(),
         "FINESERVE_PORT": settings.port,
+        MULTIPROCESS_VARIABLE: metrics_dir(settings),
     }
     assignments = ",".join(f'{key}="{value}"' for key, value in environment.items())
     sections = [
@@ -128,6 +136,8 @@ class Embedded:
         (self.var / "logs").mkdir(parents=True, exist_ok=True)
         if not self.running():
             self._check_port()
+            shutil.rmtree(metrics_dir(self.settings), ignore_errors=True)
+            metrics_dir(self.settings).mkdir()
             self._config.write_text(supervisor_config(self.settings))
             _run([str(BIN / "supervisord"), "-c", str(self._config)])
             return

@@ -176,6 +176,12 @@ def capacity_bytes(device: torch.device) -> int:
     return total // 2
 
 
+def process_resident_bytes() -> int:
+    """What this process holds of the machine's memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def process_peak_bytes(device: torch.device) -> int:
     """The most that this process has held on the device since it began, runtime included.
 

@@ -204,3 +204,10 @@ class WorkerRecord(BaseModel):
     device_class: str
     torch_version: str
     families: list[str]
+    gauges: dict[str, float] = {}
+    """By the names in registry.metrics.WORKER_GAUGES."""
+
+    @property
+    def name(self) -> str:
+        """Host and process."""
+        return self.id.rpartition(":")[0]

@@ -7,7 +7,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -15,6 +15,7 @@ import redis
 from redis.client import Pipeline
 from redis.lock import Lock
 
+from registry import metrics
 from registry.errors import IdempotencyConflict, IllegalTransition, RecordNotFound, Superseded
 from registry.events import MAX_EVENTS, stream_key
 from registry.records import (
@@ -23,12 +24,14 @@ from registry.records import (
     ModelRecord,
     Record,
     WorkerRecord,
+    now,
 )
 
 R = TypeVar("R", bound=Record)
 Command = tuple[str, ...]
 
 PREFIX = "fineserve"
+PAGE_RECORDS = 200
 IDEMPOTENCY_SECONDS = 24 * 3600
 DELETED_SECONDS = 24 * 3600
 """How long a deleted record still says so."""
@@ -70,6 +73,7 @@ class Records(Generic[R]):
     def __init__(self, client: redis.Redis, record_type: type[R], ttl_seconds: int | None) -> None:
         self._redis = client
         self._type = record_type
+        self.name = record_type.NAME
         self._ttl_seconds = ttl_seconds
         self._index = f"{PREFIX}:{record_type.NAME}s"
         self._active = f"{self._index}:active"
@@ -127,6 +131,18 @@ class Records(Generic[R]):
         records = [self._type.model_validate_json(raw) for raw in raws if raw is not None]
         return Page(records, offset + limit if more else None)
 
+    def all(self) -> Iterator[R]:
+        """Newest first, and as many as there are."""
+        offset: int | None = 0
+        while offset is not None:
+            page = self.page(offset, PAGE_RECORDS)
+            yield from page.items
+            offset = page.next_offset
+
+    def count_active(self) -> int:
+        """How many are not finished."""
+        return int(self._redis.zcard(self._active))
+
     def active(self) -> list[R]:
         """Records that are not finished, oldest first."""
         found = []
@@ -183,10 +199,16 @@ class Records(Generic[R]):
                 record = record.replace(status=self._type.STARTED, attempts=record.attempts + 1)
                 taken.append(("SET", lease.name, token, "PX", str(round(lease_seconds * 1000))))
             outcome = self._run(raw, record, self._commands(record) + taken, absent=lease.name)
-            if outcome == HELD or (outcome == DONE and record.finished):
+            if outcome == HELD:
+                return None
+            if outcome == DONE and record.finished:
+                metrics.FINISHED.labels(self.name, record.status).inc()
                 return None
             if outcome == DONE:
                 lease.local.token = token.encode()  # what Lock.acquire would have set
+                if record.attempts == 1:
+                    waited_seconds = (now() - record.created_at).total_seconds()
+                    metrics.QUEUE_WAIT.labels(self.name).observe(waited_seconds)
                 return Claim(record, lease)
         return None
 
@@ -205,8 +227,11 @@ class Records(Generic[R]):
             raw = self._raw(record_id)
             if raw is None:
                 raise RecordNotFound(f"no {self._type.NAME} {record_id!r}")
-            record = apply(self._type.model_validate_json(raw))
+            before = self._type.model_validate_json(raw)
+            record = apply(before)
             if self._commit(raw, record):
+                if record.finished and not before.finished:
+                    metrics.FINISHED.labels(self._type.NAME, record.status).inc()
                 return record
 
     def _raw(self, record_id: str) -> str | None:
@@ -306,6 +331,10 @@ class Repository:
             pipe.sadd(f"{PREFIX}:profiles:{family}", device_class)
 
         self._redis.transaction(cast(Any, transaction), key)
+
+    def memory_bytes(self) -> int:
+        """What Redis holds."""
+        return int(self._redis.info("memory")["used_memory"])
 
     def lock(self, name: str, seconds: float) -> Lock:
         """Waits for whoever has it; it is free again after `seconds` at the latest."""

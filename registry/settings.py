@@ -21,6 +21,11 @@ class Settings(BaseSettings):
     """The artifact store; by default `var_dir`/store."""
     families_dir: Path = Path("families")
 
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """On which a worker answers Prometheus itself; without it /metrics of the service tells what
+    workers count, if they count into the same directory (PROMETHEUS_MULTIPROC_DIR)."""
+    metrics_host: str = "127.0.0.1"
+
     log_format: str = Field("json", pattern="^(json|console)$")
 
     max_images_per_request: PositiveInt = 128

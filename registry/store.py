@@ -22,12 +22,13 @@ MANIFEST = "manifest.json"
 
 class ArtifactStore:
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
+        self.root.mkdir(parents=True, exist_ok=True)
         self._incoming = root / "incoming"
 
     def put(self, name: str, files: Mapping[str, bytes], description: Mapping[str, Any]) -> None:
         """Store an artifact; one that is already there is whole and stays."""
-        target = self._root / name
+        target = self.root / name
         if target.exists():
             return
         temporary = self._incoming / uuid.uuid4().hex
@@ -47,7 +48,7 @@ class ArtifactStore:
 
     def read(self, name: str, file: str) -> bytes:
         """One file, checked against its hash. Raises ArtifactError."""
-        directory = self._root / name
+        directory = self.root / name
         try:
             content = (directory / file).read_bytes()
             expected = json.loads((directory / MANIFEST).read_bytes())["sha256"][file]
@@ -60,19 +61,19 @@ class ArtifactStore:
     def describe(self, name: str) -> dict[str, Any]:
         """An artifact's manifest. Raises ArtifactError."""
         try:
-            manifest: dict[str, Any] = json.loads((self._root / name / MANIFEST).read_bytes())
+            manifest: dict[str, Any] = json.loads((self.root / name / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{name} cannot be read: {error}") from error
         return manifest
 
     def delete(self, name: str) -> None:
-        shutil.rmtree(self._root / name, ignore_errors=True)
+        shutil.rmtree(self.root / name, ignore_errors=True)
 
     def sweep(self, kind: str, older_than_seconds: float) -> int:
         """Delete old artifacts below `kind`, and what was never finished. Gives their number."""
         horizon = time.time() - older_than_seconds
         swept = 0
-        for folder in (self._root / kind, self._incoming):
+        for folder in (self.root / kind, self._incoming):
             with contextlib.suppress(FileNotFoundError):
                 for entry in folder.iterdir():
                     if entry.stat().st_mtime < horizon:

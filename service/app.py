@@ -9,7 +9,7 @@ from fastapi_offline import FastAPIOffline
 
 from registry.logs import configure_logging
 from registry.settings import Settings, get_settings
-from service import generations, models, problems, sizing, status
+from service import generations, metrics, models, problems, sizing, status
 from service.deps import State
 
 DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
@@ -34,7 +34,8 @@ def make_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    for router in (sizing.router, models.router, generations.router, status.router):
+    metrics.instrument(app)
+    for router in (sizing.router, models.router, generations.router, status.router, metrics.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

@@ -17,6 +17,7 @@ from learngenes.sizing.solver import (
     Solution,
     solve,
 )
+from registry import metrics
 from registry.queue import BUILD_QUEUE
 from registry.records import FamilyRecord
 from registry.repository import Repository
@@ -175,10 +176,14 @@ def solve_budget(state: State, request: PlanRequest, site: Site) -> Solution:
     fields = {"max_mem_gb", "mem_scope", "max_latency_ms", "min_quality"}
     fixed = {"depth", "rank", "mode", "dtype"}
     try:
-        return solve(candidates, Constraints.stated(**request.model_dump(include=fields | fixed)))
+        solution = solve(
+            candidates, Constraints.stated(**request.model_dump(include=fields | fixed))
+        )
     except Impossible as error:
+        metrics.PLANS.labels("impossible").inc()
         raise Problem(422, "contradictory-constraints", str(error)) from error
     except Infeasible as error:
+        metrics.PLANS.labels("infeasible").inc()
         raise Problem(
             422,
             "infeasible-budget",
@@ -186,3 +191,5 @@ def solve_budget(state: State, request: PlanRequest, site: Site) -> Solution:
             binding=error.binding,
             nearest_feasible={**error.budget, "plan": error.nearest},
         ) from error
+    metrics.PLANS.labels("solved").inc()
+    return solution

@@ -17,6 +17,7 @@ from redis import RedisError
 
 from learngenes.family import FamilyError
 from registry.logs import configure_logging
+from registry.metrics import serve as serve_metrics
 from registry.queue import BUILD_QUEUE, BUILD_TASK, SAMPLE_QUEUE, SAMPLE_TASK, make_celery
 from registry.settings import Settings, get_settings
 from worker.build import build
@@ -46,7 +47,14 @@ class Worker:
         self.runtime.announce_families()
         if SAMPLE_QUEUE in queues:
             self._sampler = Sampler(self.runtime)
-            Housekeeping(self.runtime, repository.generations, SAMPLE_QUEUE, SAMPLE_TASK).start()
+            engine = self._sampler.engine
+            Housekeeping(
+                self.runtime,
+                repository.generations,
+                SAMPLE_QUEUE,
+                SAMPLE_TASK,
+                lambda: engine.gauges,
+            ).start()
         if BUILD_QUEUE in queues:
             Housekeeping(self.runtime, repository.models, BUILD_QUEUE, BUILD_TASK).start()
             for name, family in self.runtime.families.items():
@@ -73,6 +81,8 @@ def make_app(settings: Settings) -> Celery:
         for chatty in ("celery.worker.strategy", "celery.app.trace"):  # two lines a request
             logging.getLogger(chatty).setLevel(logging.WARNING)
         try:
+            if settings.metrics_port is not None:
+                serve_metrics(settings.metrics_port, settings.metrics_host)
             workers.append(Worker(settings))
             workers[0].serve(
                 {name.partition(".")[0] for name in sender.app.amqp.queues.consume_from}

@@ -20,6 +20,7 @@ from learngenes.retrain import Progress, RetrainingConfig, retrain
 from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
+from registry import metrics
 from registry.errors import ArtifactError, RecordNotFound
 from registry.records import Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, revision_name
@@ -66,15 +67,18 @@ class _Build:
     def run(self) -> None:
         ensure_profile(self.runtime, self.record.family)
         if self.record.revision is None:
-            self._replan()
-            self._store(0, interpolated(self.family.scales, self._size))
-            self._change(revision=0)
+            with metrics.timed(metrics.BUILD_PHASE.labels("assembling")):
+                self._replan()
+                self._store(0, interpolated(self.family.scales, self._size))
+                self._change(revision=0)
         scales = interpolated(self.family.scales, self._size)
         while True:
             self._change(status=ModelStatus.RETRAINING)
-            scales = self._retrain(scales)
+            with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
+                scales = self._retrain(scales)
             self._change(status=ModelStatus.VERIFYING)
-            measured = self._verify(scales)
+            with metrics.timed(metrics.BUILD_PHASE.labels("verifying")):
+                measured = self._verify(scales)
             over = self._over(measured)
             self._tell("verified", plan=self.record.plan, measured=measured, over_budget=over)
             if not over:
@@ -127,6 +131,8 @@ class _Build:
             ),
             self._on_progress,
         )
+        metrics.RETRAINING_LOSS.labels("before").observe(retrained.initial_heldout_loss)
+        metrics.RETRAINING_LOSS.labels("after").observe(retrained.heldout_loss)
         log.info(
             "retrained",
             model=self.record.id,
@@ -160,7 +166,11 @@ class _Build:
         correct_profile(
             self.runtime, self.family, self.workload, Constraints(**_choice(plan)), measurement.cost
         )
-        return Cost.model_validate(dataclasses.asdict(measurement.cost))
+        measured = Cost.model_validate(dataclasses.asdict(measurement.cost))
+        for quantity in ("memory_bytes", "process_memory_bytes", "latency_p95_seconds"):
+            ratio = getattr(measured, quantity) / getattr(plan.predicted, quantity)
+            metrics.MEASURED_RATIO.labels(quantity).observe(ratio)
+        return measured
 
     def _sampling(self) -> bool:
         """Whether this class of device has something to sample."""

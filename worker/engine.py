@@ -22,6 +22,7 @@ from learngenes.sampling import initial_noise, to_pixels
 from learngenes.schedules import schedule
 from learngenes.stepcost import StepCosts, measure_step_costs
 from learngenes.weights import ModelWeights, SharedWeights
+from registry import metrics
 from worker.residency import OutOfRoom, Pool, Residency
 from worker.tickets import EngineStopped, NotFinite, Pixels, Preview, Request, Ticket, TicketPart
 from worker.turns import Limits, choose
@@ -52,6 +53,8 @@ class Engine:
         self.residency = Residency(budget_bytes)
         self.costs: dict[tuple[str, torch.dtype], StepCosts] = {}
         """By family and what is computed in; complete once the engine has started."""
+        self.gauges: dict[str, float] = {}
+        """What registry.metrics.WORKER_GAUGES names, at the last composition."""
         self._parts: list[TicketPart] = []
         self._running: list[TicketPart] = []
         self._batches: list[Batch] = []
@@ -172,11 +175,21 @@ class Engine:
         for preview in previews:
             preview.answer()
         steps = self._compose()
+        self.gauges = self._gauges()
         for _ in range(steps):
             if not all(self._step(batch) for batch in self._batches) or self._wanted:
                 break
         self._collect()
         return True
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "device_held_bytes": self.residency.nbytes,
+            "device_budget_bytes": self.residency.budget_bytes,
+            "engine_models": self.residency.models,
+            "engine_running": len(self._running),
+            "engine_waiting": len(self._parts) - len(self._running),
+        }
 
     @property
     def _wanted(self) -> bool:
@@ -236,6 +249,8 @@ class Engine:
         pool, states = parts[0].pool, [part.state for part in parts if part.state is not None]
         try:
             self._batches.append(Batch(states, pool.tables, pool.stack, self._kernels))
+            metrics.BATCH_ROWS.observe(sum(part.rows for part in parts))
+            metrics.BATCH_MODELS.observe(len({state.model for state in states}))
         except Exception:
             log.exception("a batch could not be composed", rows=sum(part.rows for part in parts))
             self._isolate(parts)
@@ -301,8 +316,9 @@ class Engine:
     def _step(self, batch: Batch) -> bool:
         """False when the batch failed and has been taken apart."""
         try:
-            batch.step()
-            synchronise(self._device)
+            with metrics.timed(metrics.STEP):
+                batch.step()
+                synchronise(self._device)
         except Exception:
             log.exception("a step failed", parts=len(batch.parts))
             self._isolate([part for part in self._running if part.state in batch.parts])

@@ -20,6 +20,7 @@ from learngenes.factors import Scales
 from learngenes.family import Family
 from learngenes.schedules import COLUMNS, Schedule
 from learngenes.weights import ModelWeights, SharedWeights, nbytes
+from registry import metrics
 
 log = structlog.get_logger()
 
@@ -51,6 +52,7 @@ class ModulationTable:
 
         Raises OutOfRoom when all other entries are in use, ValueError when it can never fit.
         """
+        metrics.LOOKUPS.labels("modulations", "hit" if key in self._at else "miss").inc()
         if key not in self._at:
             content = make()
             place = self._reserve(len(content))
@@ -87,6 +89,7 @@ class ModulationTable:
             if oldest is None:
                 raise OutOfRoom("every modulation on the device is in use")
             del self._at[oldest]
+            metrics.EVICTIONS.labels("modulations").inc()
         return place
 
     def _hole(self, length: int) -> range | None:
@@ -139,9 +142,12 @@ class Pool:
         )
 
     def drop_materialised(self, key: Hashable) -> None:
+        if self.models[key].materialised is not None:
+            metrics.EVICTIONS.labels("materialised").inc()
         self.models[key].materialised = None
 
     def drop(self, key: Hashable) -> None:
+        metrics.EVICTIONS.labels("model").inc()
         del self.models[key]
         self.modulations.forget(key)
 
@@ -168,6 +174,11 @@ class Residency:
     def nbytes(self) -> int:
         return sum(pool.nbytes for pool in self._pools.values())
 
+    @property
+    def models(self) -> int:
+        """How many there are."""
+        return sum(len(pool.models) for pool in self._pools.values())
+
     def knows(self, key: Hashable) -> bool:
         return any(key in pool.models for pool in self._pools.values())
 
@@ -193,6 +204,7 @@ class Residency:
 
         `materialise` is a wish: the model stays factored where its W do not fit.
         """
+        metrics.LOOKUPS.labels("model", "hit" if key in pool.models else "miss").inc()
         if key not in pool.models:
             model = ModelWeights(pool.shared, load())
             if not self._make_room(model.nbytes, in_use):

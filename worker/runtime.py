@@ -22,7 +22,12 @@ import torch
 from redis.exceptions import LockError
 from redis.lock import Lock
 
-from learngenes.device import default_device, device_class, single_threaded
+from learngenes.device import (
+    default_device,
+    device_class,
+    process_resident_bytes,
+    single_threaded,
+)
 from learngenes.family import Family, FamilyError, load_family
 from registry.errors import ModelGone, Superseded
 from registry.queue import Queue, make_celery
@@ -221,8 +226,17 @@ class Reporter(Generic[R]):
 class Housekeeping(Generic[R]):
     """Heartbeat, and a search for lost work, every few seconds in a thread of its own."""
 
-    def __init__(self, runtime: Runtime, records: Records[R], queue: str, task: str) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        records: Records[R],
+        queue: str,
+        task: str,
+        gauges: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """`gauges`: what a heartbeat tells besides; see registry.metrics.WORKER_GAUGES."""
         self._runtime, self._records, self._queue, self._task = runtime, records, queue, task
+        self._gauges = gauges
         self._period_seconds = runtime.settings.lease_seconds / 3
 
     def start(self) -> None:
@@ -244,6 +258,7 @@ class Housekeeping(Generic[R]):
             device_class=runtime.device_class,
             torch_version=torch.__version__,
             families=sorted(runtime.families),
+            gauges={**self._gauges(), "process_resident_bytes": process_resident_bytes()},
         )
         runtime.repository.heartbeat(beat, 3 * self._period_seconds)
         runtime.announce_families()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from learngenes.config import DType, Mode
 from learngenes.device import capacity_bytes
+from registry import metrics
 from registry.errors import ModelGone
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
@@ -80,6 +81,7 @@ class Sampler:
             started_at=started_at,
             finished_at=finished_at,
         )
+        metrics.IMAGES.labels(model.plan.depth).inc(len(pictures))
 
     def _request(self, record: GenerationRecord, model: ModelRecord, revision: int) -> Request:
         family = self.runtime.family(model.family)

@@ -1,0 +1,94 @@
+"""What every process counts, for Prometheus. Names are by its conventions; labels are bounded.
+
+Counters and histograms live in the process that counts. Where `PROMETHEUS_MULTIPROC_DIR` is set
+they are files in it, and whoever answers `/metrics` sums those of all processes on its host.
+What *is*, rather than happened, the service reads from Redis at each scrape: `service.metrics`.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
+
+NAMESPACE = "fineserve"
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+SHORT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+LONG_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
+STEP_SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
+LOSSES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+
+
+def _counter(name: str, what: str, *labels: str) -> Counter:
+    return Counter(name, what, labels, namespace=NAMESPACE)
+
+
+def _histogram(name: str, what: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    return Histogram(name, what, labels, namespace=NAMESPACE, buckets=buckets)
+
+
+PLANS = _counter("plans_total", "Budgets solved, by what came of them.", "outcome")
+FINISHED = _counter(
+    "finished_total", "Models built and generations sampled, by how that ended.", "kind", "outcome"
+)
+QUEUE_WAIT = _histogram(
+    "queue_wait_seconds", "From acceptance to the first attempt.", SHORT_SECONDS, "kind"
+)
+
+BUILD_PHASE = _histogram(
+    "build_phase_seconds", "Time that builds spent in a phase.", LONG_SECONDS, "phase"
+)
+MEASURED_RATIO = _histogram(
+    "measured_over_predicted_ratio", "Of verified models, by what was measured.", RATIOS, "quantity"
+)
+RETRAINING_LOSS = _histogram(
+    "retraining_heldout_loss", "Held-out denoising loss, before and after.", LOSSES, "when"
+)
+
+IMAGES = _counter("images_total", "Images made, by depth of their model.", "depth")
+
+STEP = _histogram("engine_step_seconds", "One denoising step of a whole batch.", STEP_SECONDS)
+BATCH_ROWS = _histogram("engine_batch_rows", "Rows in a batch, at each composition.", SIZES)
+BATCH_MODELS = _histogram(
+    "engine_batch_models", "Different models in a batch, at each composition.", SIZES
+)
+LOOKUPS = _counter(
+    "engine_lookups_total", "Whether what a request needs was there.", "cache", "outcome"
+)
+EVICTIONS = _counter("engine_evictions_total", "What had to go for want of memory.", "what")
+
+WORKER_GAUGES = {
+    "device_held_bytes": "What the sampling engine holds on its device.",
+    "device_budget_bytes": "What the sampling engine may hold.",
+    "engine_models": "Models that the sampling engine has on its device.",
+    "engine_running": "Parts of requests that take part in the present steps.",
+    "engine_waiting": "Parts of requests that wait for room or their turn.",
+    "process_resident_bytes": "Resident memory of a worker.",
+}
+"""Told by each worker in its heartbeat, with these names."""
+
+
+def registry() -> CollectorRegistry:
+    """All that the processes of this host have counted."""
+    if MULTIPROCESS_VARIABLE not in os.environ:
+        return REGISTRY
+    together = CollectorRegistry()
+    MultiProcessCollector(together)
+    return together
+
+
+def serve(port: int, host: str) -> None:
+    """Answer Prometheus, in a thread of its own."""
+    start_http_server(port, host, registry())
+
+
+@contextmanager
+def timed(histogram: Histogram) -> Iterator[None]:
+    """Observe how long the block took, unless it raises."""
+    started = perf_counter()
+    yield
+    histogram.observe(perf_counter() - started)

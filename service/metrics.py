@@ -1,0 +1,102 @@
+"""/metrics: what every process here counted, and what is there now, by Redis and the store."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+
+import redis
+from fastapi import APIRouter, FastAPI, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_fastapi_instrumentator import Instrumentator
+
+from registry.metrics import NAMESPACE, WORKER_GAUGES
+from registry.metrics import registry as counted
+from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE
+from service.deps import State, StateDep
+
+router = APIRouter()
+
+
+@router.get("/metrics", include_in_schema=False)
+def metrics(state: StateDep) -> Response:
+    present = CollectorRegistry()
+    present.register(Present(state))
+    body = generate_latest(present) + generate_latest(counted())
+    return Response(body, media_type=CONTENT_TYPE_LATEST)
+
+
+def instrument(app: FastAPI) -> None:
+    """Count requests and time them, by route."""
+    instrumentator = Instrumentator(
+        excluded_handlers=["/metrics", "/healthz"], should_exclude_streaming_duration=True
+    )
+    instrumentator.instrument(app, metric_namespace=NAMESPACE)
+
+
+class Present(Collector):
+    """Gauges, read at each scrape. Without Redis there is little to tell, and it says so."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._state
+        disk = shutil.disk_usage(state.store.root)
+        yield _gauge("store_disk_free_bytes", "Free where the artifacts are.", disk.free)
+        try:
+            gauges = [*self._queues(), *self._models(), *self._workers()]
+            memory = state.repository.memory_bytes()
+        except redis.RedisError:
+            yield _gauge("redis_up", "Whether Redis answers.", 0)
+            return
+        yield _gauge("redis_up", "Whether Redis answers.", 1)
+        yield _gauge("redis_memory_bytes", "What Redis holds.", memory)
+        yield from gauges
+
+    def _queues(self) -> Iterator[Metric]:
+        state = self._state
+        depth = GaugeMetricFamily(
+            f"{NAMESPACE}_queue_depth", "Messages that no worker has taken.", labels=["queue"]
+        )
+        device_classes = sorted({worker.device_class for worker in state.repository.workers()})
+        for queue in (BUILD_QUEUE, SAMPLE_QUEUE):
+            lengths = (state.queue.length(queue, device) for device in device_classes)
+            depth.add_metric([queue], sum(lengths))
+        yield depth
+        active = GaugeMetricFamily(
+            f"{NAMESPACE}_active", "Accepted and not finished.", labels=["kind"]
+        )
+        for records in (state.repository.models, state.repository.generations):
+            active.add_metric([records.name], records.count_active())
+        yield active
+
+    def _models(self) -> Iterator[Metric]:
+        models = GaugeMetricFamily(f"{NAMESPACE}_models", "Models there are.", labels=["status"])
+        for status, count in Counter(m.status for m in self._state.repository.models.all()).items():
+            models.add_metric([status], count)
+        yield models
+
+    def _workers(self) -> Iterator[Metric]:
+        """What they said in their last heartbeat: of a dead one, nothing."""
+        workers = GaugeMetricFamily(
+            f"{NAMESPACE}_workers", "Workers whose heart beats.", labels=["queue"]
+        )
+        alive = self._state.repository.workers()
+        count = Counter(worker.queue for worker in alive)
+        for queue in (BUILD_QUEUE, SAMPLE_QUEUE):
+            workers.add_metric([queue], count[queue])
+        yield workers
+        for name, what in WORKER_GAUGES.items():
+            family = GaugeMetricFamily(
+                f"{NAMESPACE}_{name}", what, labels=["worker", "device_class"]
+            )
+            for worker in alive:
+                if name in worker.gauges:
+                    family.add_metric([worker.name, worker.device_class], worker.gauges[name])
+            yield family
+
+
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{NAMESPACE}_{name}", what, value=value)
