@@ -19,7 +19,7 @@ down: $(INSTALLED)  ## stop everything
 logs: $(INSTALLED)  ## follow the logs
 	@$(BIN)/fineserve logs
 
-test: $(INSTALLED_DEV) lint  ## every check and every test
+test: $(INSTALLED_DEV) $(PROMETHEUS) lint  ## every check and every test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -m "not slow"
 	$(BIN)/coverage combine --quiet
@@ -57,6 +57,11 @@ $(FASHION_MNIST):
 $(COMPILER):  # for torch.compile
 	$(SUDO) apt-get update
 	$(SUDO) apt-get install -y g++
+
+$(PROMETHEUS): | $(INSTALLED_DEV)  # its files alone: a package would start a server
+	$(SUDO) apt-get update
+	cd $(VENV) && apt-get download prometheus && dpkg-deb -x prometheus_*.deb prometheus && rm prometheus_*.deb
+	touch $@
 
 $(PEERS): benchmarks/serving/requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers

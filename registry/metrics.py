@@ -61,6 +61,21 @@ LOOKUPS = _counter(
 )
 EVICTIONS = _counter("engine_evictions_total", "What had to go for want of memory.", "what")
 
+ZEROS: tuple[tuple[Counter, tuple[str, ...]], ...] = (
+    (PLANS, ("solved",)),
+    (PLANS, ("infeasible",)),
+    (PLANS, ("impossible",)),
+    (FINISHED, ("model", "ready")),
+    (FINISHED, ("model", "failed")),
+    (FINISHED, ("generation", "done")),
+    (FINISHED, ("generation", "failed")),
+    (EVICTIONS, ("model",)),
+    (EVICTIONS, ("materialised",)),
+    (EVICTIONS, ("modulations",)),
+)
+for _metric, _labels in ZEROS:  # else the first of each would not count as an increase
+    _metric.labels(*_labels)
+
 WORKER_GAUGES = {
     "device_held_bytes": "What the sampling engine holds on its device.",
     "device_budget_bytes": "What the sampling engine may hold.",
