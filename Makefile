@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 INSTALLED_DEV := $(VENV)/installed-dev
 PEERS := .venv-peers/installed
+PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 COMPILER := /usr/bin/g++
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
