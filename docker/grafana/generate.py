@@ -147,7 +147,7 @@ MODELS = (
         "Measured over predicted, median",
         "percentunit",
         {"{{quantity}}": quantile(0.5, "measured_over_predicted_ratio", "quantity")},
-        "Above 1 models need more than was promised; `fineserve profile` measures the device again.",
+        "Above 1 models need more than promised; `fineserve profile` measures the device again.",
     ),
     Panel(
         "Held-out loss, mean",
