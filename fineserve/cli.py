@@ -154,6 +154,31 @@ def _profile(runtime: "Runtime", family: str) -> None:
 
 
 @cli.command()
+def previews(
+    family: Annotated[Path, typer.Argument(help="a family's directory", exists=True)],
+) -> None:
+    """Sample every class at every size of a family, for the page; a minute or two."""
+    from tqdm import tqdm
+
+    from learngenes.device import default_device
+    from learngenes.family import FamilyError, load_family
+    from learngenes.previews import write_previews
+
+    try:
+        loaded = load_family(family).to(default_device())
+    except FamilyError as error:
+        _fail(error)
+    with tqdm(unit=" sizes") as bar:
+
+        def on_size(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        file = write_previews(loaded, family, on_size)
+    typer.echo(f"{file} is written")
+
+
+@cli.command()
 def calibrate(
     family: Annotated[Path, typer.Argument(help="a family's directory", exists=True)],
     points: Annotated[int, typer.Option(min=2, help="at most, of depths and of ranks")] = 4,

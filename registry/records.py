@@ -181,6 +181,15 @@ class GenerationRecord(Record):
     finished_at: datetime | None = None
 
 
+class Failure(BaseModel):
+    """What an operator is told of a record that failed."""
+
+    kind: str
+    id: str
+    error: str
+    at: datetime
+
+
 class FamilyRecord(BaseModel):
     """What workers announce of a family they hold; shapes as in its family.json."""
 

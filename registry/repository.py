@@ -19,6 +19,7 @@ from registry import metrics
 from registry.errors import IdempotencyConflict, IllegalTransition, RecordNotFound, Superseded
 from registry.events import MAX_EVENTS, stream_key
 from registry.records import (
+    Failure,
     FamilyRecord,
     GenerationRecord,
     ModelRecord,
@@ -32,6 +33,8 @@ Command = tuple[str, ...]
 
 PREFIX = "fineserve"
 PAGE_RECORDS = 200
+FAILURES = f"{PREFIX}:failures"
+MAX_FAILURES = 20
 IDEMPOTENCY_SECONDS = 24 * 3600
 DELETED_SECONDS = 24 * 3600
 """How long a deleted record still says so."""
@@ -263,6 +266,12 @@ class Records(Generic[R]):
         if record.finished:  # here, since a release of its own would be one more write to disk
             commands.append(("DEL", self._lease(record.id)))
         kept_seconds = self._ttl_seconds if record.finished else None
+        if record.status == "failed":
+            failure = Failure(kind=self.name, id=record.id, error=record.error or "", at=now())
+            commands += [
+                ("LPUSH", FAILURES, failure.model_dump_json()),
+                ("LTRIM", FAILURES, "0", str(MAX_FAILURES - 1)),
+            ]
         if record.status == "deleted":
             kept_seconds = DELETED_SECONDS
         if kept_seconds is not None:
@@ -331,6 +340,11 @@ class Repository:
             pipe.sadd(f"{PREFIX}:profiles:{family}", device_class)
 
         self._redis.transaction(cast(Any, transaction), key)
+
+    def failures(self) -> list[Failure]:
+        """The last ones, newest first."""
+        raws = cast(list[str], self._redis.lrange(FAILURES, 0, -1))
+        return [Failure.model_validate_json(raw) for raw in raws]
 
     def memory_bytes(self) -> int:
         """What Redis holds."""

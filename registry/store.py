@@ -17,6 +17,8 @@ from typing import Any
 
 from registry.errors import ArtifactError
 
+PREVIEWS_FILE = "previews.png"
+"""What every size of a family samples, by the family's artifact."""
 MANIFEST = "manifest.json"
 
 
@@ -84,6 +86,10 @@ class ArtifactStore:
 
 def revision_name(model_id: str, revision: int) -> str:
     return f"models/{model_id}/revision-{revision}"
+
+
+def family_name(fingerprint: str) -> str:
+    return f"families/{fingerprint}"
 
 
 def generation_name(generation_id: str) -> str:

@@ -4,12 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from registry.logs import configure_logging
 from registry.settings import Settings, get_settings
-from service import generations, metrics, models, problems, sizing, status
+from service import generations, metrics, models, page, problems, sizing, status
 from service.deps import State
 
 DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
@@ -38,8 +37,6 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     for router in (sizing.router, models.router, generations.router, status.router, metrics.router):
         app.include_router(router)
 
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
+    app.include_router(page.router)
+    app.mount("/page", page.files)
     return app

@@ -35,6 +35,11 @@ class State:
             queue=Queue(make_celery(settings)),
         )
 
+    def waiting(self, queue: str) -> int:
+        """Messages of a queue that no worker has taken, for any class of device."""
+        device_classes = {worker.device_class for worker in self.repository.workers()}
+        return sum(self.queue.length(queue, device_class) for device_class in device_classes)
+
 
 async def _state(request: Request) -> State:
     state = request.app.state.fineserve

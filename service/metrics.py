@@ -60,10 +60,8 @@ class Present(Collector):
         depth = GaugeMetricFamily(
             f"{NAMESPACE}_queue_depth", "Messages that no worker has taken.", labels=["queue"]
         )
-        device_classes = sorted({worker.device_class for worker in state.repository.workers()})
         for queue in (BUILD_QUEUE, SAMPLE_QUEUE):
-            lengths = (state.queue.length(queue, device) for device in device_classes)
-            depth.add_metric([queue], sum(lengths))
+            depth.add_metric([queue], state.waiting(queue))
         yield depth
         active = GaugeMetricFamily(
             f"{NAMESPACE}_active", "Accepted and not finished.", labels=["kind"]

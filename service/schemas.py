@@ -6,7 +6,16 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from learngenes.sizing.solver import Plan, Slack
-from registry.records import Budget, Cost, FamilyRecord, ModelRecord, PlanRecord, Verified
+from registry.records import (
+    Budget,
+    Cost,
+    Failure,
+    FamilyRecord,
+    ModelRecord,
+    PlanRecord,
+    Verified,
+    WorkerRecord,
+)
 
 MAX_SEED = 2**63 - 1
 
@@ -153,6 +162,45 @@ class GenerationResponse(BaseModel):
     images: list[ImageResponse]
     seconds: Seconds
     error: str | None
+
+
+class WorkerResponse(BaseModel):
+    name: str
+    """Host and process."""
+    queue: str
+    device_class: str
+    torch_version: str
+    families: list[str]
+    gauges: dict[str, float]
+    """As /metrics names them."""
+
+    @classmethod
+    def of(cls, worker: WorkerRecord) -> "WorkerResponse":
+        return cls(name=worker.name, **worker.model_dump(exclude={"id"}))
+
+
+class Status(BaseModel):
+    missing: list[str]
+    """Why /readyz says no; empty when it says yes."""
+    families: list[str]
+    workers: list[WorkerResponse]
+    queues: dict[str, int]
+    """Messages that no worker has taken."""
+    active_models: int
+    active_generations: int
+    failures: list[Failure]
+    """The last ones, newest first."""
+    redis_memory_bytes: int
+    store_disk_free_bytes: int
+
+
+class Snapshot(BaseModel):
+    """An event of /status/events."""
+
+    status: Status | None
+    """None while Redis cannot be reached."""
+    models: list[ModelResponse]
+    """The newest."""
 
 
 class Readiness(BaseModel):

@@ -1,16 +1,29 @@
-"""/families, /healthz and /readyz."""
+"""/families, /healthz, /readyz and /status."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
 
 import redis
+import structlog
 from fastapi import APIRouter, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE
 from registry.records import FamilyRecord
-from service.deps import StateDep
+from registry.store import PREVIEWS_FILE, family_name
+from service.deps import State, StateDep
 from service.problems import Problem
-from service.schemas import FamilyList, Readiness
+from service.schemas import FamilyList, ModelResponse, Readiness, Snapshot, Status, WorkerResponse
 from service.sizing import missing_profiles
 
+log = structlog.get_logger()
+
 router = APIRouter(tags=["status"])
+
+SNAPSHOT_SECONDS = 1.0
+SNAPSHOT_MODELS = 50
 
 
 @router.get("/families")
@@ -27,6 +40,14 @@ def get_family(name: str, state: StateDep) -> FamilyRecord:
     raise Problem(404, "not-found", f"no family {name!r}; GET /families lists them")
 
 
+@router.get("/families/{name}/previews.png", response_class=Response)
+def get_previews(name: str, state: StateDep) -> Response:
+    """What every size samples before retraining: a row each, by depth and then rank."""
+    family = get_family(name, state)
+    sheet = state.store.read(family_name(family.fingerprint), PREVIEWS_FILE)
+    return Response(sheet, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
+
+
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """The process answers."""
@@ -36,6 +57,53 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz")
 def readyz(response: Response, state: StateDep) -> Readiness:
     """Whether a budget sent now would become images; 503 and what is missing if not."""
+    missing = _missing(state)
+    response.status_code = 503 if missing else 200
+    return Readiness(ready=not missing, missing=missing)
+
+
+@router.get("/status")
+def status(state: StateDep) -> Status:
+    """What an operator wants to know at a glance."""
+    repository = state.repository
+    workers = repository.workers()
+    return Status(
+        missing=_missing(state),
+        families=[family.name for family in repository.families()],
+        workers=[WorkerResponse.of(worker) for worker in workers],
+        queues={queue: state.waiting(queue) for queue in (BUILD_QUEUE, SAMPLE_QUEUE)},
+        active_models=repository.models.count_active(),
+        active_generations=repository.generations.count_active(),
+        failures=repository.failures(),
+        redis_memory_bytes=repository.memory_bytes(),
+        store_disk_free_bytes=shutil.disk_usage(state.store.root).free,
+    )
+
+
+@router.get("/status/events", response_class=EventSourceResponse)
+async def status_events(state: StateDep) -> AsyncIterator[ServerSentEvent]:
+    """`snapshot` events: the status and the newest models, whenever they change."""
+    told = None
+    while True:
+        try:
+            snapshot = await run_in_threadpool(_snapshot, state)
+        except redis.RedisError as error:
+            log.warning("Redis cannot be reached", error=str(error))
+            snapshot = Snapshot(status=None, models=[]).model_dump_json()
+        if snapshot != told:
+            yield ServerSentEvent(raw_data=snapshot, event="snapshot")
+        told = snapshot
+        await asyncio.sleep(SNAPSHOT_SECONDS)
+
+
+def _snapshot(state: State) -> str:
+    newest = state.repository.models.page(0, SNAPSHOT_MODELS)
+    return Snapshot(
+        status=status(state), models=[ModelResponse.of(record) for record in newest.items]
+    ).model_dump_json()
+
+
+def _missing(state: State) -> list[str]:
     missing = []
     try:
         queues = {worker.queue for worker in state.repository.workers()}
@@ -52,5 +120,4 @@ def readyz(response: Response, state: StateDep) -> Readiness:
         ]
     except redis.RedisError as error:
         missing.append(f"Redis ({error})")
-    response.status_code = 503 if missing else 200
-    return Readiness(ready=not missing, missing=missing)
+    return missing

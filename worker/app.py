@@ -20,6 +20,7 @@ from registry.logs import configure_logging
 from registry.metrics import serve as serve_metrics
 from registry.queue import BUILD_QUEUE, BUILD_TASK, SAMPLE_QUEUE, SAMPLE_TASK, make_celery
 from registry.settings import Settings, get_settings
+from registry.store import PREVIEWS_FILE, family_name
 from worker.build import build
 from worker.profiles import ensure_profile
 from worker.runtime import Housekeeping, Runtime
@@ -45,6 +46,7 @@ class Worker:
         """Announce the families, tend the queues in the background, profile before building."""
         repository = self.runtime.repository
         self.runtime.announce_families()
+        self._publish_previews()
         if SAMPLE_QUEUE in queues:
             self._sampler = Sampler(self.runtime)
             engine = self._sampler.engine
@@ -61,6 +63,14 @@ class Worker:
                 if family.quality is not None:  # else nothing can be planned for it
                     ensure_profile(self.runtime, name)
         log.info("worker ready", queues=sorted(queues), families=sorted(self.runtime.families))
+
+    def _publish_previews(self) -> None:
+        """For the page: the service has no family's files."""
+        for name, family in self.runtime.families.items():
+            sheet = self.runtime.directories[name] / PREVIEWS_FILE
+            if sheet.exists():
+                content = {PREVIEWS_FILE: sheet.read_bytes()}
+                self.runtime.store.put(family_name(family.fingerprint), content, {})
 
 
 def make_app(settings: Settings) -> Celery:

@@ -1,3 +1,4 @@
+import asyncio
 import re
 import subprocess
 import sys
@@ -7,9 +8,13 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from registry.repository import MAX_FAILURES
 from registry.settings import Settings
+from registry.store import PREVIEWS_FILE, family_name
 from service.__main__ import check_host
 from service.app import make_app
+from service.schemas import Snapshot
+from service.status import status_events
 from tests.service.conftest import Stack
 
 
@@ -74,15 +79,84 @@ def test_without_redis_nothing_is_accepted(tmp_path: Path) -> None:
             assert answer.headers["retry-after"]
 
 
-def test_the_page_for_people_is_the_documentation(api: TestClient) -> None:
-    page = api.get("/")
-    assert page.url.path == "/docs"
-    scripts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert len(scripts) >= 3
-    for path in scripts:
-        assert path.startswith("/"), "the page needs a host elsewhere"
-        assert api.get(path).status_code == 200
+def test_the_page_and_the_documentation_need_no_host_elsewhere(api: TestClient) -> None:
+    for page in (api.get("/"), api.get("/docs")):
+        assert page.status_code == 200
+        linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert len(linked) >= 3
+        for path in linked:
+            assert "//" not in path
+            assert api.get(f"/{path.lstrip('/')}").status_code == 200
     assert api.put("/models").json()["type"] == "urn:fineserve:problem:method-not-allowed"
+
+
+def test_every_module_of_the_page_is_there(api: TestClient) -> None:
+    seen, modules = set(), ["main.js"]
+    while modules:
+        name = modules.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        answer = api.get(f"/page/{name}")
+        assert answer.status_code == 200, name
+        assert "javascript" in answer.headers["content-type"]
+        modules += re.findall(r'from "\./([^"]+)"', answer.text)
+    assert {"budgets.js", "models.js", "playground.js", "health.js", "vendor/uplot.js"} <= seen
+
+
+def test_the_status_at_a_glance(stack: Stack) -> None:
+    stack.heartbeat(id="host:7:1", queue="sample", gauges={"engine_models": 3})
+    stack.make_model()
+    failed = stack.make_model()
+    stack.runtime.repository.models.change(failed, status="failed", error="Broken: in two")
+    status = stack.api.get("/status").json()
+    assert status["missing"] == []
+    assert status["families"] == ["tiny"]
+    assert status["queues"] == {"build": 2, "sample": 0}
+    assert status["active_models"] == 1
+    (failure,) = status["failures"]
+    assert (failure["kind"], failure["id"], failure["error"]) == ("model", failed, "Broken: in two")
+    of = {worker["queue"]: worker for worker in status["workers"]}
+    assert of["sample"]["name"] == "host:7"
+    assert of["sample"]["gauges"] == {"engine_models": 3}
+    assert status["redis_memory_bytes"] > 0
+
+
+def test_only_the_last_failures_are_kept(stack: Stack) -> None:
+    models = stack.runtime.repository.models
+    for number in range(MAX_FAILURES + 2):
+        models.change(stack.make_model(), status="failed", error=str(number))
+    failures = stack.api.get("/status").json()["failures"]
+    assert [f["error"] for f in failures] == [str(n) for n in range(MAX_FAILURES + 1, 1, -1)]
+
+
+def test_snapshots_come_when_something_has_changed(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.status.SNAPSHOT_SECONDS", 0.01)
+
+    async def two() -> list[Snapshot]:
+        told: list[Snapshot] = []
+        async for event in status_events(stack.api.app.state.fineserve):
+            told.append(Snapshot.model_validate_json(event.raw_data))
+            if len(told) == 2:
+                break
+            await asyncio.to_thread(stack.make_model)
+        return told
+
+    before, after = asyncio.run(two())
+    assert [len(snapshot.models) for snapshot in (before, after)] == [0, 1]
+    assert after.status is not None
+    assert after.status.active_models == 1
+
+
+def test_previews_of_a_family(stack: Stack) -> None:
+    assert stack.api.get("/families/tiny/previews.png").status_code == 410
+    (family,) = stack.runtime.repository.families()
+    stack.runtime.store.put(family_name(family.fingerprint), {PREVIEWS_FILE: b"a sheet"}, {})
+    answer = stack.api.get("/families/tiny/previews.png")
+    assert (answer.content, answer.headers["content-type"]) == (b"a sheet", "image/png")
+    assert stack.api.get("/families/huge/previews.png").status_code == 404
 
 
 def test_an_unexpected_error_is_a_problem_without_details(

@@ -1,0 +1,27 @@
+// The HTTP API as this page uses it.
+
+export async function request(method, path, body, headers = {}) {
+  const answer = await fetch(path, {
+    method,
+    headers: body === undefined ? headers : { "content-type": "application/json", ...headers },
+    body: body === undefined ? undefined : JSON.stringify(body),
+  });
+  if (answer.status === 204) return null;
+  const content = await answer.json();
+  if (!answer.ok) throw Object.assign(new Error(content.detail ?? answer.statusText), content);
+  return content;
+}
+
+export const get = (path) => request("GET", path);
+export const post = (path, body, headers) => request("POST", path, body, headers);
+
+// Server-sent events by name; gives what ends it.
+export function follow(path, listeners) {
+  const source = new EventSource(path);
+  for (const [name, listener] of Object.entries(listeners)) {
+    source.addEventListener(name, (event) => listener(JSON.parse(event.data), event));
+  }
+  return () => source.close();
+}
+
+export const FINISHED = new Set(["ready", "done", "failed", "cancelled", "deleted"]);

@@ -1,0 +1,144 @@
+// Two sliders over the Pareto front: what a budget gives, and one click to have it.
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+import { post } from "./api.js";
+import { Chart, Figures, Problem, bytes, seconds, size } from "./parts.js";
+
+const STEPS = 200;
+const EVERYTHING = { max_mem_gb: 10000 };
+
+// A slider's position from 0 to STEPS on a logarithmic scale, a little beyond both ends.
+function scale(values) {
+  const [low, high] = [Math.min(...values) * 0.9, Math.max(...values) * 1.1];
+  return (position) => low * (high / low) ** (position / STEPS);
+}
+
+function Slider({ label, position, text, onInput }) {
+  return html`<label>
+    ${label} <output>${text}</output>
+    <input type="range" min="0" max=${STEPS} value=${position} aria-valuetext=${text}
+      onInput=${(event) => onInput(Number(event.target.value))} />
+  </label>`;
+}
+
+export function Budgets({ families }) {
+  const [everything, setEverything] = useState(null);
+  const [positions, setPositions] = useState({ memory: STEPS, latency: STEPS });
+  const [answer, setAnswer] = useState(null);
+  const [problem, setProblem] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const newest = useRef(0);
+
+  useEffect(() => {
+    post("plan", EVERYTHING).then(setEverything, setProblem);
+  }, [families.length]);
+
+  const front = everything?.front ?? [];
+  const memory = front.length ? scale(front.map((p) => p.predicted.memory_bytes))(positions.memory) : 0;
+  const latency = front.length
+    ? scale(front.map((p) => p.predicted.latency_p95_seconds))(positions.latency)
+    : 0;
+  const budget = { max_mem_gb: memory / 1e9, max_latency_ms: latency * 1000 };
+
+  useEffect(() => {
+    if (!front.length) return;
+    const number = ++newest.current; // answers may overtake each other
+    post("plan", budget).then(
+      (plan) => number === newest.current && (setAnswer(plan), setProblem(null)),
+      (error) => number === newest.current && (setAnswer(null), setProblem(error)),
+    );
+  }, [everything, positions.memory, positions.latency]);
+
+  async function deploy() {
+    setBusy(true);
+    try {
+      const model = await post("models", budget);
+      location.hash = `#models/${model.id}`;
+    } catch (error) {
+      setProblem(error);
+    }
+    setBusy(false);
+  }
+
+  if (!everything) {
+    return html`<h1>Budgets</h1>${problem
+      ? html`<${Problem} of=${problem} />`
+      : html`<p aria-busy="true">Asking for the front …</p>`}`;
+  }
+  const kept = (p) =>
+    p.predicted.memory_bytes <= memory && p.predicted.latency_p95_seconds <= latency;
+  const plan = answer?.plan;
+  const family = families.find((other) => other.name === everything.family);
+  return html`
+    <h1>Budgets</h1>
+    <p>Say what you can afford; the best size that keeps it is found as you drag.</p>
+    <div class="columns">
+      <section aria-label="Budget">
+        <${Slider} label="Memory" position=${positions.memory} text=${bytes(memory)}
+          onInput=${(to) => setPositions({ ...positions, memory: to })} />
+        <${Slider} label="Latency, 95th percentile" position=${positions.latency} text=${seconds(latency)}
+          onInput=${(to) => setPositions({ ...positions, latency: to })} />
+        <p class="quiet">For 4 images of 25 guided steps on ${everything.device_class}.</p>
+        <div aria-live="polite">
+          <${Problem} of=${problem} />
+          ${plan && html`
+            <h2>${size(plan)}</h2>
+            <p class="quiet">${plan.mode}, ${plan.dtype}</p>
+            <${Figures} of=${{
+              "memory, predicted": bytes(plan.predicted.memory_bytes),
+              "latency, predicted": seconds(plan.predicted.latency_p95_seconds),
+              "quality, of the best": plan.quality.toFixed(4),
+            }} />`}
+        </div>
+        <button onClick=${deploy} disabled=${!plan || busy} aria-busy=${busy}>Deploy this size</button>
+      </section>
+      <section aria-label="Sizes">
+        <${Chart}
+          label=${`${front.filter(kept).length} of ${front.length} sizes on the Pareto front keep the budget`}
+          x=${{ title: "memory", format: bytes, log: true }}
+          y=${{ title: "quality, of the best", format: (v) => v.toFixed(3) }}
+          series=${[{ label: "keeps the budget" }, { label: "does not", faint: true }, { label: "the plan", ring: true }]}
+          data=${chartData(front, kept, plan)} />
+        ${plan && family && html`<${Samples} family=${family} plan=${plan} />`}
+      </section>
+    </div>
+    <details>
+      <summary>The front as a table</summary>
+      <div class="overflow-auto" tabindex="0" role="region" aria-label="Pareto front"><table>
+        <thead><tr><th scope="col">size</th><th scope="col">mode</th><th scope="col">dtype</th>
+          <th scope="col">memory</th><th scope="col">latency</th><th scope="col">quality</th></tr></thead>
+        <tbody>${front.map((p) => html`<tr>
+          <td>${size(p)}</td><td>${p.mode}</td><td>${p.dtype}</td>
+          <td>${bytes(p.predicted.memory_bytes)}</td>
+          <td>${seconds(p.predicted.latency_p95_seconds)}</td><td>${p.quality.toFixed(4)}</td>
+        </tr>`)}</tbody>
+      </table></div>
+    </details>`;
+}
+
+function chartData(front, kept, plan) {
+  const points = [...front].sort((a, b) => a.predicted.memory_bytes - b.predicted.memory_bytes);
+  const same = (p) => plan && ["depth", "rank", "mode", "dtype"].every((key) => p[key] === plan[key]);
+  return [
+    points.map((p) => p.predicted.memory_bytes),
+    points.map((p) => (kept(p) ? p.quality : null)),
+    points.map((p) => (kept(p) ? null : p.quality)),
+    points.map((p) => (same(p) ? p.quality : null)),
+  ];
+}
+
+// One row of the family's sheet of previews: every class, at this size, not retrained.
+function Samples({ family, plan }) {
+  const { depths, ranks } = family.sizes;
+  const row = depths.indexOf(plan.depth) * ranks.length + ranks.indexOf(plan.rank);
+  const last = depths.length * ranks.length - 1;
+  const style = {
+    backgroundImage: `url(families/${family.name}/previews.png)`,
+    backgroundPosition: `0 ${(100 * row) / last}%`,
+    aspectRatio: family.class_names.length,
+  };
+  return html`<figure>
+    <div class="sample" role="img" style=${style}
+      aria-label=${`Samples of ${size(plan)}: ${family.class_names.join(", ")}`}></div>
+    <figcaption class="quiet">Samples at this size, one of each class, before Σ is retrained</figcaption>
+  </figure>`;
+}

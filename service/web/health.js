@@ -1,0 +1,41 @@
+// In ten seconds: is it healthy, what does it hold, what went wrong last.
+import { html } from "./vendor/preact.js";
+import { Figures, State, bytes, moment } from "./parts.js";
+
+export function Health({ live }) {
+  const { status } = live;
+  if (!status) return html`<h1>Health</h1><p aria-busy="true">Asking …</p>`;
+  return html`
+    <h1>Health</h1>
+    <p aria-live="polite">${status.missing.length
+      ? html`<strong class="state failed">Not ready</strong>: missing ${status.missing.join(", ")}`
+      : html`<strong class="state ready">Ready</strong>: a budget sent now becomes images`}</p>
+    <${Figures} of=${{
+      "waiting to be built": status.queues.build,
+      "waiting to be sampled": status.queues.sample,
+      "builds under way": status.active_models,
+      "generations under way": status.active_generations,
+      "held by Redis": bytes(status.redis_memory_bytes),
+      "free for artifacts": bytes(status.store_disk_free_bytes),
+    }} />
+    <h2>Workers</h2>
+    <div class="overflow-auto" tabindex="0" role="region" aria-label="Workers"><table>
+      <thead><tr><th scope="col">queue</th><th scope="col">process</th><th scope="col">device</th>
+        <th scope="col">models there</th><th scope="col">device memory, held · budget</th>
+        <th scope="col">running · waiting</th><th scope="col">resident</th></tr></thead>
+      <tbody>${status.workers.map(({ queue, name, device_class, gauges }) => html`<tr key=${name}>
+        <th scope="row">${queue}</th><td>${name}</td><td>${device_class}</td>
+        <td>${gauges.engine_models ?? "–"}</td>
+        <td>${bytes(gauges.device_held_bytes)} · ${bytes(gauges.device_budget_bytes)}</td>
+        <td>${gauges.engine_running ?? "–"} · ${gauges.engine_waiting ?? "–"}</td>
+        <td>${bytes(gauges.process_resident_bytes)}</td>
+      </tr>`)}</tbody>
+    </table></div>
+    <h2>Last failures</h2>
+    ${status.failures.length
+      ? html`<ul>${status.failures.map((failure) => html`<li>
+          <span class="quiet">${moment(failure.at)}</span> ${failure.kind} <code>${failure.id}</code>:
+          ${failure.error}</li>`)}</ul>`
+      : html`<p class="quiet">None.</p>`}
+    <p><a href="metrics">Metrics for Prometheus</a> · <a href="docs">API</a></p>`;
+}

@@ -1,0 +1,58 @@
+// The four views, by the part of the address after #.
+import { html, render, useEffect, useState } from "./vendor/preact.js";
+import { follow, get } from "./api.js";
+import { Budgets } from "./budgets.js";
+import { Health } from "./health.js";
+import { Model, Models } from "./models.js";
+import { Playground } from "./playground.js";
+
+const VIEWS = { budgets: Budgets, models: Models, playground: Playground, health: Health };
+const address = () => location.hash.slice(1).split("/");
+
+function App() {
+  const [[view, id], setAddress] = useState(address());
+  const [live, setLive] = useState({ models: [], status: null });
+  const [families, setFamilies] = useState([]);
+  const familyNames = (live.status?.families ?? []).join();
+
+  useEffect(() => {
+    const changed = () => {
+      setAddress(address());
+      document.querySelector("main")?.focus();
+    };
+    addEventListener("hashchange", changed);
+    return () => removeEventListener("hashchange", changed);
+  }, []);
+  useEffect(() => follow("status/events", { snapshot: setLive }), []);
+  useEffect(() => {
+    get("families").then((answer) => setFamilies(answer.families), () => {});
+  }, [familyNames]);
+
+  const name = view in VIEWS ? view : "budgets";
+  const View = name === "models" && id ? Model : VIEWS[name];
+  return html`
+    <a class="skip" href="#main" onClick=${(event) => {
+      event.preventDefault();
+      document.querySelector("main").focus();
+    }}>To the content</a>
+    <header class="container">
+      <nav aria-label="Views">
+        <ul><li class="brand">fineserve</li></ul>
+        <ul>
+          ${Object.keys(VIEWS).map((other) => html`<li>
+            <a href=${`#${other}`} aria-current=${other === name ? "page" : undefined}>
+              ${other[0].toUpperCase() + other.slice(1)}
+            </a>
+          </li>`)}
+          <li><a href="docs">API</a></li>
+        </ul>
+      </nav>
+    </header>
+    <main class="container" id="main" tabindex="-1">
+      <${View} key=${id} id=${id} live=${live} families=${families} />
+    </main>`;
+}
+
+const app = document.getElementById("app");
+app.replaceChildren();
+render(html`<${App} />`, app);

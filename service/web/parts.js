@@ -1,0 +1,78 @@
+// What several views show alike.
+import { html, useEffect, useRef } from "./vendor/preact.js";
+import uPlot from "./vendor/uplot.js";
+
+export function bytes(value) {
+  if (value === null || value === undefined) return "–";
+  const [unit, size] = [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]].find(([, s]) => value >= s) ?? ["B", 1];
+  const number = value / size;
+  return `${number >= 100 || size === 1 ? number.toFixed(0) : number.toPrecision(3)} ${unit}`;
+}
+
+export function seconds(value) {
+  if (value === null || value === undefined) return "–";
+  return value < 1 ? `${(value * 1000).toFixed(0)} ms` : `${value.toPrecision(3)} s`;
+}
+
+export const size = (plan) => `depth ${plan.depth}, rank ${plan.rank}`;
+export const moment = (text) => new Date(text).toLocaleTimeString();
+export const png = (b64) => `data:image/png;base64,${b64}`;
+
+export const State = ({ of }) => html`<span class=${`state ${of}`}>${of}</span>`;
+
+export const Problem = ({ of }) =>
+  of ? html`<p class="problem" role="alert">${of.message ?? of}</p>` : null;
+
+export function Figures({ of }) {
+  const entries = Object.entries(of);
+  return html`<dl class="figures">
+    ${entries.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
+  </dl>`;
+}
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// `series`: [{label, points?, line?}]; `data`: uPlot's. What it shows is told in `label`, too.
+export function Chart({ label, series, data, x, y, height = 260 }) {
+  const place = useRef();
+  useEffect(() => {
+    const quiet = colour("--quiet");
+    const axis = (title, format) => ({
+      label: title,
+      stroke: quiet,
+      grid: { stroke: `${quiet}33` },
+      values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
+    });
+    const chart = new uPlot(
+      {
+        width: place.current.clientWidth,
+        height,
+        cursor: { drag: { x: false, y: false } },
+        scales: { x: { time: false, distr: x.log ? 3 : 1 }, y: { distr: y.log ? 3 : 1 } },
+        axes: [axis(x.title, x.format), axis(y.title, y.format)],
+        series: [
+          { label: x.title, value: (_, v) => (v === null ? "–" : x.format(v)) },
+          ...series.map(({ label: name, line, ring, faint }) => ({
+            label: name,
+            stroke: faint ? quiet : colour("--accent"),
+            width: line ? 2 : 0,
+            paths: line ? undefined : () => null,
+            points: { show: true, size: ring ? 15 : 7, fill: ring || faint ? "transparent" : undefined },
+            value: (_, v) => (v === null || v === undefined ? "–" : y.format(v)),
+          })),
+        ],
+      },
+      data,
+      place.current,
+    );
+    const resized = new ResizeObserver(() =>
+      chart.setSize({ width: place.current.clientWidth, height }),
+    );
+    resized.observe(place.current);
+    return () => {
+      resized.disconnect();
+      chart.destroy();
+    };
+  }, [JSON.stringify(data)]);
+  return html`<div class="chart" role="img" aria-label=${label} ref=${place}></div>`;
+}

@@ -1,0 +1,122 @@
+// The same seeds from several models side by side; images appear step by step.
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+import { FINISHED, follow, get, post } from "./api.js";
+import { Problem, png, seconds, size } from "./parts.js";
+
+export function Playground({ live, families }) {
+  const servable = live.models.filter(
+    (model) => model.revision !== null && !["failed", "cancelled"].includes(model.status),
+  );
+  const [chosen, setChosen] = useState(null);
+  const [form, setForm] = useState({ label: "", steps: 25, guidance: 2, seed: 1, scheduler: "ddim" });
+  const [runs, setRuns] = useState([]);
+  const models = chosen ?? servable.slice(0, 1).map((model) => model.id);
+  const family = families.find((f) => f.name === servable.find((m) => models.includes(m.id))?.family);
+  const set = (name, number) => (event) =>
+    setForm({ ...form, [name]: number ? Number(event.target.value) : event.target.value });
+
+  const toggle = (id) => (event) =>
+    setChosen(event.target.checked ? [...models, id] : models.filter((other) => other !== id));
+
+  function generate(event) {
+    event.preventDefault();
+    const body = {
+      num_inference_steps: form.steps,
+      guidance_scale: form.guidance,
+      scheduler: form.scheduler,
+      seed: form.seed,
+      previews: true,
+      ...(form.label === "" ? {} : { class_labels: [Number(form.label)], n: 4 }),
+    };
+    const started = Date.now();
+    setRuns(servable.filter((m) => models.includes(m.id)).map((model) => ({ model, body, started })));
+  }
+
+  if (!servable.length) {
+    return html`<h1>Playground</h1>
+      <p>No model can be sampled from yet. <a href="#budgets">Choose a budget</a> to make one.</p>`;
+  }
+  return html`
+    <h1>Playground</h1>
+    <form onSubmit=${generate}>
+      <fieldset class="choices">
+        <legend>Models</legend>
+        ${servable.map((model) => html`<label key=${model.id}>
+          <input type="checkbox" checked=${models.includes(model.id)} onChange=${toggle(model.id)} />
+          ${size(model.plan)} <span class="quiet">${model.name}</span>
+        </label>`)}
+      </fieldset>
+      <fieldset class="grid">
+        <label>Class
+          <select value=${form.label} onChange=${set("label")}>
+            <option value="">every class</option>
+            ${(family?.class_names ?? []).map((name, i) => html`<option value=${i}>${name}</option>`)}
+          </select>
+        </label>
+        <label>Steps
+          <input type="number" min="1" max="250" value=${form.steps} onInput=${set("steps", true)} />
+        </label>
+        <label>Guidance
+          <input type="number" min="1" max="20" step="0.1" value=${form.guidance} onInput=${set("guidance", true)} />
+        </label>
+        <label>Scheduler
+          <select value=${form.scheduler} onChange=${set("scheduler")}>
+            ${["ddim", "dpmsolver++", "euler"].map((name) => html`<option>${name}</option>`)}
+          </select>
+        </label>
+        <label>Seed
+          <input type="number" min="0" value=${form.seed} onInput=${set("seed", true)} />
+        </label>
+      </fieldset>
+      <button type="submit" disabled=${!models.length}>Generate</button>
+    </form>
+    <div class="columns">${runs.map((run) => html`<${Run} key=${run.started + run.model.id} ...${run}
+      names=${family?.class_names ?? []} />`)}</div>`;
+}
+
+function Run({ model, body, names }) {
+  const [progress, setProgress] = useState({ step: 0, steps: body.num_inference_steps });
+  const [done, setDone] = useState(null);
+  const [problem, setProblem] = useState(null);
+  const stop = useRef(() => {});
+
+  useEffect(() => {
+    let gone = false;
+    (async () => {
+      try {
+        const asked = { model: model.id, ...body };
+        const { id } = await post("generate", asked, { prefer: "respond-async" });
+        if (gone) return;
+        stop.current = follow(`generations/${id}/events`, {
+          progress: setProgress,
+          status: async (data) => {
+            if (!FINISHED.has(data.status)) return;
+            stop.current();
+            if (data.status === "done") setDone(await get(`generations/${id}`));
+            else setProblem(data.error ?? `The generation was ${data.status}`);
+          },
+        });
+      } catch (error) {
+        setProblem(error);
+      }
+    })();
+    return () => {
+      gone = true;
+      stop.current();
+    };
+  }, []);
+
+  return html`<article aria-label=${size(model.plan)}>
+    <header>${size(model.plan)} <span class="quiet">${model.name}</span></header>
+    <${Problem} of=${problem} />
+    ${!done && !problem && html`
+      <progress value=${progress.step} max=${progress.steps} aria-label="Denoising steps"></progress>
+      ${progress.b64_png && html`<img class="still" src=${png(progress.b64_png)} alt="The first image so far" />`}`}
+    ${done && html`
+      <div class="images">${done.images.map((image) => html`<figure>
+        <img src=${png(image.b64_png)} alt=${names[image.class_label] ?? `class ${image.class_label}`} />
+        <figcaption>${names[image.class_label] ?? image.class_label}</figcaption>
+      </figure>`)}</div>
+      <p class="quiet">${seconds(done.seconds.sampling)} to sample, ${seconds(done.seconds.queued)} in the queue</p>`}
+  </article>`;
+}
