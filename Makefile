@@ -5,11 +5,12 @@ INSTALLED := $(VENV)/installed
 INSTALLED_DEV := $(VENV)/installed-dev
 PEERS := .venv-peers/installed
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
+CHROMIUM := /usr/bin/chromium
 COMPILER := /usr/bin/g++
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow lint bench-main-job bench-sizing bench-serving pretrain lock clean
+.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving pretrain lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -22,13 +23,16 @@ logs: $(INSTALLED)  ## follow the logs
 
 test: $(INSTALLED_DEV) $(PROMETHEUS) lint  ## every check and every test
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow"
+	$(BIN)/coverage run -m pytest -m "not slow and not browser"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage json --quiet
 	$(BIN)/coverage report
 
 test-slow: $(INSTALLED_DEV)  ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+test-browser: $(INSTALLED_DEV) $(CHROMIUM)  ## the page, in a browser
+	$(BIN)/pytest -m browser
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .
@@ -54,6 +58,10 @@ pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, re
 $(FASHION_MNIST):
 	$(SUDO) apt-get update
 	$(SUDO) apt-get install -y dataset-fashion-mnist
+
+$(CHROMIUM):
+	$(SUDO) apt-get update
+	$(SUDO) apt-get install -y --no-install-recommends chromium
 
 $(COMPILER):  # for torch.compile
 	$(SUDO) apt-get update

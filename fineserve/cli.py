@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from fineserve import models
 from fineserve import plan as planning
 from fineserve.embedded import Embedded, EmbeddedError
+from fineserve.remote import Remote
 from registry.logs import configure_logging
 from registry.settings import get_settings
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+cli.add_typer(models.cli, name="models")
+cli.command()(models.generate)
 
 
 @cli.callback()
@@ -86,7 +90,6 @@ def plan(
     url: Annotated[str | None, typer.Option(help="of the service; by default this host's")] = None,
 ) -> None:
     """What a budget would give, without making it: the plan and its neighbours on the front."""
-    settings = get_settings()
     stated = {
         "max_mem_gb": max_mem_gb,
         "max_latency_ms": max_latency_ms,
@@ -104,7 +107,8 @@ def plan(
     }
     request = {name: value for name, value in stated.items() if value is not None}
     try:
-        answer = planning.ask(url or f"http://{settings.host}:{settings.port}", request)
+        with models.refusals():
+            answer = Remote(url).post("/plan", request)
         Console(width=None if sys.stdout.isatty() else 120).print(planning.table(answer))
         typer.echo(planning.explanation(answer))
         if plot is not None:

@@ -1,9 +1,6 @@
 """`fineserve plan`: what POST /plan answers, as a table and as a picture."""
 
-import json
 import logging
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +12,7 @@ Answer = dict[str, Any]
 
 
 class PlanError(Exception):
-    """There is no plan; the message is the service's."""
-
-
-def ask(url: str, request: dict[str, Any]) -> Answer:
-    """POST /plan. Raises PlanError."""
-    post = urllib.request.Request(  # noqa: S310 - the caller's own service
-        f"{url}/plan",
-        json.dumps(request).encode(),
-        {"content-type": "application/json", "accept": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(post, timeout=30) as answer:  # noqa: S310
-            plan: Answer = json.load(answer)
-            return plan
-    except urllib.error.HTTPError as error:
-        try:
-            detail = json.load(error)["detail"]
-        except (ValueError, KeyError):
-            detail = f"{url} answered {error.code}: is that fineserve?"
-        raise PlanError(detail) from error
-    except (OSError, ValueError) as error:
-        raise PlanError(f"no fineserve at {url} ({error}); `make up`, or say --url") from error
+    """The plan cannot be drawn."""
 
 
 def table(answer: Answer) -> Table:

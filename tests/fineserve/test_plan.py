@@ -3,40 +3,14 @@
 import http.server
 import socket
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
 from fineserve.cli import cli
-from learngenes.family import Family
-from learngenes.sizing.profile import DeviceProfile
-from registry.settings import Settings
-from service.app import make_app
-from tests.devices import keep_profile
-from worker.runtime import Runtime
-
-
-@pytest.fixture
-def url(settings: Settings, family: Family, profile: DeviceProfile) -> Iterator[str]:
-    runtime = Runtime.start(settings)
-    runtime.announce_families()
-    keep_profile(runtime.repository, profile)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(make_app(settings), log_level="critical"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 def plan(url: str, *options: str) -> Result:

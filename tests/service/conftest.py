@@ -39,15 +39,19 @@ class Stack:
 
     def heartbeat(self, seconds: float = 60, **changes: object) -> None:
         """Of the build worker, unless it says otherwise."""
-        worker = {
-            "id": "a-worker",
-            "queue": "build",
-            "device_class": self.runtime.device_class,
-            "torch_version": torch.__version__,
-            "families": ["tiny"],
-        }
-        record = WorkerRecord.model_validate({**worker, **changes})
-        self.runtime.repository.heartbeat(record, seconds)
+        beat(self.runtime, seconds, **changes)
+
+
+def beat(runtime: Runtime, seconds: float = 60, **changes: object) -> None:
+    worker = {
+        "id": "a-worker",
+        "queue": "build",
+        "device_class": runtime.device_class,
+        "torch_version": torch.__version__,
+        "families": ["tiny"],
+    }
+    record = WorkerRecord.model_validate({**worker, **changes})
+    runtime.repository.heartbeat(record, seconds)
 
 
 @pytest.fixture

@@ -1,0 +1,132 @@
+"""All four views, by mouse and by keyboard."""
+
+import os
+import re
+import signal
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.integration.conftest import Deployment, wait
+
+pytestmark = pytest.mark.browser
+
+VIEWS = ("budgets", "models", "playground", "health")
+
+
+@pytest.fixture(scope="module")
+def models(served: Deployment) -> list[str]:
+    made = [served.model(), served.model(max_mem_gb=0.004)]
+    for model in made:
+        served.wait_model(model, lambda m: m["status"] == "ready", 120)
+    return made
+
+
+def heading(page: Page, name: str) -> None:
+    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
+
+
+def test_a_budget_is_dragged_and_deployed(page: Page) -> None:
+    page.goto("/")
+    heading(page, "Budgets")
+    plan = page.get_by_role("heading", level=2).first
+    expect(plan).to_have_text("depth 8, rank 256")
+    expect(page.get_by_role("img", name=re.compile("Samples of depth 8"))).to_be_visible()
+    memory = page.get_by_label("Memory")
+    box = memory.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] * 0.3, box["y"] + box["height"] / 2)
+    expect(plan).not_to_have_text("depth 8, rank 256")
+    page.get_by_role("button", name="Deploy this size").click()
+    expect(page).to_have_url(re.compile("#models/m-"))
+    expect(page.locator("main .state").first).to_have_text("ready", timeout=90_000)
+    expect(page.get_by_text("budget kept")).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("Held-out loss from"))).to_be_visible()
+    page.get_by_role("button", name="Sample every class").click()
+    expect(page.locator(".images img")).to_have_count(10)
+
+
+def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
+    page.goto("/#budgets")
+    memory = page.get_by_label("Memory")
+    memory.focus()
+    page.keyboard.press("Home")
+    expect(page.get_by_role("alert")).to_contain_text("nothing fits")
+    expect(page.get_by_role("button", name="Deploy this size")).to_be_disabled()
+    page.keyboard.press("End")
+    expect(page.get_by_role("heading", level=2).first).to_have_text("depth 8, rank 256")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Deploy this size")).to_be_focused()
+
+
+def test_models_are_listed_live_and_deleted(
+    page: Page, served: Deployment, models: list[str]
+) -> None:
+    page.goto("/#models")
+    heading(page, "Models")
+    fresh = served.model(max_mem_gb=0.005)
+    link = page.get_by_role("link", name=re.compile(fresh))
+    expect(link).to_be_visible()
+    served.wait_model(fresh, lambda m: m["status"] == "ready", 120)
+    expect(page.get_by_role("row", name=re.compile(fresh))).to_contain_text("ready")
+    link.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name=re.compile(fresh))).to_be_visible()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete").click()
+    heading(page, "Models")
+    expect(page.get_by_role("link", name=re.compile(fresh))).to_have_count(0)
+
+
+def test_the_same_seeds_from_two_models(page: Page, models: list[str]) -> None:
+    page.goto("/#playground")
+    heading(page, "Playground")
+    for model in models:
+        page.get_by_label(re.compile(model)).check()
+    page.get_by_label("Class").select_option("Sneaker")
+    page.get_by_label("Steps").fill("60")
+    page.get_by_label("Seed").fill("7")
+    page.get_by_role("button", name="Generate").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("progressbar").first).to_be_visible()
+    expect(page.get_by_role("img", name="Sneaker")).to_have_count(4 * len(models))
+    pictures = [
+        image.get_attribute("src") for image in page.get_by_role("img", name="Sneaker").all()
+    ]
+    assert len(set(pictures)) == len(pictures)
+
+
+def test_health_tells_of_a_worker_that_died(page: Page, served: Deployment) -> None:
+    page.goto("/#health")
+    expect(page.get_by_text("a budget sent now becomes images")).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("^sample"))).to_be_visible()
+    (worker,) = served.pids("-m worker sample")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        expect(page.get_by_text("a worker for the queue 'sample'")).to_be_visible()
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    expect(page.get_by_text("a budget sent now becomes images")).to_be_visible()
+    wait(lambda: served.http.get("/readyz").status_code == 200 or None, 20)
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_nobody_is_shut_out(page: Page, models: list[str], view: str, colours: str) -> None:
+    page.emulate_media(color_scheme=colours)
+    page.goto(f"/#{view}")
+    heading(page, view.capitalize())
+    page.wait_for_timeout(500)
+    found = Axe().run(page).response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert [(v["id"], [node["html"] for node in v["nodes"]]) for v in serious] == []
+
+
+def test_every_view_fits_a_narrow_screen(page: Page, models: list[str]) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    for view in VIEWS:
+        page.goto(f"/#{view}")
+        heading(page, view.capitalize())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, view
