@@ -1,5 +1,7 @@
 """`fineserve`: every command; what needs torch is imported when it is asked for."""
 
+import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from rich.console import Console
 
 from fineserve import models
 from fineserve import plan as planning
+from fineserve.doctor import examine
 from fineserve.embedded import Embedded, EmbeddedError
 from fineserve.remote import Remote
 from registry.logs import configure_logging
@@ -17,6 +20,8 @@ from registry.settings import get_settings
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
+
+MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "broken": ("✗", "red")}
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 cli.add_typer(models.cli, name="models")
@@ -69,6 +74,23 @@ def logs() -> None:
     if not files:
         _fail(EmbeddedError("there are no logs yet; `make up` first"))
     os.execvp("tail", ["tail", "-n", "50", "-F", *map(str, files)])  # noqa: S606, S607
+
+
+@cli.command()
+def doctor(as_json: models.AsJson = False) -> None:
+    """Check this host, and say what to do where something is wrong; 1 when it cannot serve."""
+    findings = []
+    for finding in examine(get_settings()):
+        findings.append(finding)
+        if not as_json:
+            mark, colour = MARKS[finding.verdict]
+            typer.secho(f"{mark} {finding.check}: {finding.what}", fg=colour)
+            if finding.advice:
+                typer.echo(f"    {finding.advice}")
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+    if any(finding.verdict == "broken" for finding in findings):
+        raise typer.Exit(1)
 
 
 @cli.command()
