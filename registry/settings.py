@@ -11,6 +11,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FINESERVE_")
 
     host: str = "127.0.0.1"
+    trusted_network: bool = False
+    """Whether `host` may be other than a loopback address: where a container's port is published to
+    this host alone, or a proxy authenticates whoever comes."""
     port: int = Field(8000, ge=1, le=65535)
 
     var_dir: Path = Path("var")

@@ -175,6 +175,10 @@ def test_off_loopback_it_refuses_to_start(host: str) -> None:
         check_host(Settings(host=host))
 
 
+def test_a_network_that_the_operator_trusts_is_fine() -> None:
+    check_host(Settings(host="0.0.0.0", trusted_network=True))
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_loopback_is_fine(host: str) -> None:
     check_host(Settings(host=host))
