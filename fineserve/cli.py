@@ -129,8 +129,8 @@ def plan(
     }
     request = {name: value for name, value in stated.items() if value is not None}
     try:
-        with models.refusals():
-            answer = Remote(url).post("/plan", request)
+        with models.refusals(), Remote(url) as remote:
+            answer = remote.post("/plan", request)
         Console(width=None if sys.stdout.isatty() else 120).print(planning.table(answer))
         typer.echo(planning.explanation(answer))
         if plot is not None:

@@ -52,8 +52,7 @@ def create(
         "n": n,
         "num_inference_steps": num_inference_steps,
     }
-    with refusals():
-        remote = Remote(url)
+    with refusals(), Remote(url) as remote:
         body = {field: value for field, value in stated.items() if value is not None}
         model = remote.post("/models", body)
         if wait:
@@ -64,8 +63,7 @@ def create(
 @cli.command("list")
 def list_models(as_json: AsJson = False, url: Url = None) -> None:
     """Newest first."""
-    with refusals():
-        remote = Remote(url)
+    with refusals(), Remote(url) as remote:
         models: list[Answer] = []
         offset: int | None = 0
         while offset is not None:
@@ -84,22 +82,21 @@ def list_models(as_json: AsJson = False, url: Url = None) -> None:
 @cli.command()
 def show(model: ModelId, as_json: AsJson = False, url: Url = None) -> None:
     """One model."""
-    with refusals():
-        _show(Remote(url).get(f"/models/{model}"), as_json)
+    with refusals(), Remote(url) as remote:
+        _show(remote.get(f"/models/{model}"), as_json)
 
 
 @cli.command()
 def watch(model: ModelId, as_json: AsJson = False, url: Url = None) -> None:
     """Follow a build to its end."""
-    with refusals():
-        _show(_watch(Remote(url), model, quiet=as_json), as_json)
+    with refusals(), Remote(url) as remote:
+        _show(_watch(remote, model, quiet=as_json), as_json)
 
 
 @cli.command()
 def delete(models: Annotated[list[str], typer.Argument(help="ids")], url: Url = None) -> None:
     """Remove models and what they stored."""
-    with refusals():
-        remote = Remote(url)
+    with refusals(), Remote(url) as remote:
         for model in models:
             remote.delete(f"/models/{model}")
             typer.echo(f"{model} is deleted")
@@ -130,8 +127,7 @@ def generate(
         "scheduler": scheduler,
         "seed": seed,
     }
-    with refusals():
-        remote = Remote(url)
+    with refusals(), Remote(url) as remote:
         body = {field: value for field, value in stated.items() if value is not None}
         asked = remote.post("/generate", body, prefer="respond-async")
         _follow_steps(remote, asked["id"], steps, quiet=as_json)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from httpx_sse import connect_sse
@@ -30,11 +30,19 @@ class Remote:
         self.url = url or f"http://{settings.host}:{settings.port}"
         self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(30, read=330))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
     def get(self, path: str, **query: Any) -> Answer:
         return self._call("GET", path, params=query)
 
     def post(self, path: str, body: object, **headers: str) -> Answer:
-        return self._call("POST", path, json=body, headers=headers)
+        content = json.dumps(body)  # NaN, too: the service's refusal says more than httpx's
+        headers = {"content-type": "application/json", **headers}
+        return self._call("POST", path, content=content, headers=headers)
 
     def delete(self, path: str) -> None:
         self._call("DELETE", path)

@@ -1,5 +1,6 @@
 """`fineserve models …` and `fineserve generate` against a real server."""
 
+import io
 import json
 import socket
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_from_a_budget_to_images_in_a_folder(url: str, working: None, tmp_path: 
         "class0-seed6.png",
         "class3-seed5.png",
     ]
-    assert [Image.open(file).size for file in files] == [(8, 8)] * 2
+    assert [Image.open(io.BytesIO(Path(f).read_bytes())).size for f in files] == [(8, 8)] * 2
 
 
 def test_answers_for_scripts(url: str, working: None, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_an_absent_service_is_said() -> None:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         result = plan(url, "--max-mem-gb", "4")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert f"no fineserve at {url}" in result.output
     assert "`make up`, or say --url" in result.output
 
