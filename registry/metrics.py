@@ -69,6 +69,8 @@ ZEROS: tuple[tuple[Counter, tuple[str, ...]], ...] = (
     (FINISHED, ("model", "failed")),
     (FINISHED, ("generation", "done")),
     (FINISHED, ("generation", "failed")),
+    (LOOKUPS, ("model", "hit")),
+    (LOOKUPS, ("modulations", "hit")),
     (EVICTIONS, ("model",)),
     (EVICTIONS, ("materialised",)),
     (EVICTIONS, ("modulations",)),

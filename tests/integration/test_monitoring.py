@@ -114,7 +114,7 @@ def load(deployment: Deployment) -> None:
     http.post("/plan", json={"max_mem_gb": 1e-9})
     http.get("/models/m-0123456789abcdef")
     models = [deployment.model(), deployment.model(max_mem_gb=1)]
-    for _ in range(2):
+    for _ in range(3):
         for model in models:
             deployment.wait_model(model, lambda m: m["revision"] is not None)
             answer = http.post("/generate", json={"model": model, "n": 2, "num_inference_steps": 5})
