@@ -10,7 +10,7 @@ COMPILER := /usr/bin/g++
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving pretrain lock clean
+.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate pretrain docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -51,6 +51,13 @@ bench-sizing: $(INSTALLED_DEV)  ## predicted and measured, of 200 random budgets
 bench-serving: $(INSTALLED_DEV) $(PEERS)  ## against other servers, with the same weights; half an hour
 	$(BIN)/python -m benchmarks.serving $(PARTS)
 	$(BIN)/python -m benchmarks.readme
+
+bench-operate: $(INSTALLED_DEV) $(PROMETHEUS) $(CHROMIUM)  ## a stranger's path, the page, doctor
+	$(BIN)/python -m benchmarks.operate $(PARTS)
+	$(BIN)/python -m benchmarks.readme
+
+docs: $(INSTALLED_DEV)  ## the documentation as a site, in var/site
+	$(BIN)/mkdocs build --quiet
 
 pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, resuming from var/
 	$(BIN)/fineserve pretrain configs/fashion.toml --work var/pretrain/fashion --family families/fashion

@@ -35,6 +35,8 @@ PREFIX = "fineserve"
 PAGE_RECORDS = 200
 FAILURES = f"{PREFIX}:failures"
 MAX_FAILURES = 20
+IMAGES = f"{PREFIX}:images"
+"""How many each model has made."""
 IDEMPOTENCY_SECONDS = 24 * 3600
 DELETED_SECONDS = 24 * 3600
 """How long a deleted record still says so."""
@@ -225,7 +227,7 @@ class Records(Generic[R]):
             with contextlib.suppress(Superseded, IllegalTransition):  # what it is now decides
                 record = apply(known)
                 if self._commit(known.model_dump_json(), record):
-                    return record
+                    return self._counted(known, record)
         while True:
             raw = self._raw(record_id)
             if raw is None:
@@ -233,9 +235,12 @@ class Records(Generic[R]):
             before = self._type.model_validate_json(raw)
             record = apply(before)
             if self._commit(raw, record):
-                if record.finished and not before.finished:
-                    metrics.FINISHED.labels(self._type.NAME, record.status).inc()
-                return record
+                return self._counted(before, record)
+
+    def _counted(self, before: R, record: R) -> R:
+        if record.finished and not before.finished:
+            metrics.FINISHED.labels(self.name, record.status).inc()
+        return record
 
     def _raw(self, record_id: str) -> str | None:
         return cast(str | None, self._redis.get(self._key(record_id)))
@@ -272,8 +277,11 @@ class Records(Generic[R]):
                 ("LPUSH", FAILURES, failure.model_dump_json()),
                 ("LTRIM", FAILURES, "0", str(MAX_FAILURES - 1)),
             ]
+        if isinstance(record, GenerationRecord) and record.status == "done":
+            commands.append(("HINCRBY", IMAGES, record.model, str(len(record.seeds))))
         if record.status == "deleted":
             kept_seconds = DELETED_SECONDS
+            commands.append(("HDEL", IMAGES, record.id))
         if kept_seconds is not None:
             commands += [("EXPIRE", name, str(kept_seconds)) for name in (key, stream)]
             commands.append(("ZREM", self._index, record.id))
@@ -345,6 +353,11 @@ class Repository:
         """The last ones, newest first."""
         raws = cast(list[str], self._redis.lrange(FAILURES, 0, -1))
         return [Failure.model_validate_json(raw) for raw in raws]
+
+    def images_made(self) -> dict[str, int]:
+        """By id of the model; of those that made any."""
+        made = cast(dict[str, str], self._redis.hgetall(IMAGES))
+        return {model: int(images) for model, images in made.items()}
 
     def memory_bytes(self) -> int:
         """What Redis holds."""

@@ -201,6 +201,8 @@ class Snapshot(BaseModel):
     """None while Redis cannot be reached."""
     models: list[ModelResponse]
     """The newest."""
+    images: dict[str, int]
+    """Made by each model that made any, by id."""
 
 
 class Readiness(BaseModel):

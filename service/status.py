@@ -89,7 +89,7 @@ async def status_events(state: StateDep) -> AsyncIterator[ServerSentEvent]:
             snapshot = await run_in_threadpool(_snapshot, state)
         except redis.RedisError as error:
             log.warning("Redis cannot be reached", error=str(error))
-            snapshot = Snapshot(status=None, models=[]).model_dump_json()
+            snapshot = Snapshot(status=None, models=[], images={}).model_dump_json()
         if snapshot != told:
             yield ServerSentEvent(raw_data=snapshot, event="snapshot")
         told = snapshot
@@ -99,7 +99,9 @@ async def status_events(state: StateDep) -> AsyncIterator[ServerSentEvent]:
 def _snapshot(state: State) -> str:
     newest = state.repository.models.page(0, SNAPSHOT_MODELS)
     return Snapshot(
-        status=status(state), models=[ModelResponse.of(record) for record in newest.items]
+        status=status(state),
+        models=[ModelResponse.of(record) for record in newest.items],
+        images=state.repository.images_made(),
     ).model_dump_json()
 
 

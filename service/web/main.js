@@ -11,7 +11,7 @@ const address = () => location.hash.slice(1).split("/");
 
 function App() {
   const [[view, id], setAddress] = useState(address());
-  const [live, setLive] = useState({ models: [], status: null });
+  const [live, setLive] = useState({ models: [], images: {}, status: null });
   const [families, setFamilies] = useState([]);
   const familyNames = (live.status?.families ?? []).join();
 
@@ -23,7 +23,9 @@ function App() {
     addEventListener("hashchange", changed);
     return () => removeEventListener("hashchange", changed);
   }, []);
-  useEffect(() => follow("status/events", { snapshot: setLive }), []);
+  useEffect(() => follow("status/events", {
+    snapshot: (now) => setLive((before) => (now.status ? now : { ...before, status: null, lost: true })),
+  }), []);
   useEffect(() => {
     get("families").then((answer) => setFamilies(answer.families), () => {});
   }, [familyNames]);

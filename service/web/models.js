@@ -15,7 +15,7 @@ export function Models({ live }) {
         <thead><tr>
           <th scope="col">name</th><th scope="col">state</th><th scope="col">size</th>
           <th scope="col">memory, predicted · measured</th><th scope="col">latency, predicted · measured</th>
-          <th scope="col">revision</th>
+          <th scope="col">revision</th><th scope="col">images made</th>
         </tr></thead>
         <tbody>${live.models.map((model) => html`<tr key=${model.id}>
           <th scope="row"><a href=${`#models/${model.id}`}>${model.name}</a></th>
@@ -24,6 +24,7 @@ export function Models({ live }) {
           <td>${bytes(model.plan.predicted.memory_bytes)} · ${bytes(model.measured?.memory_bytes)}</td>
           <td>${seconds(model.plan.predicted.latency_p95_seconds)} · ${seconds(model.measured?.latency_p95_seconds)}</td>
           <td>${model.revision ?? "–"}</td>
+          <td>${live.images[model.id] ?? 0}</td>
         </tr>`)}</tbody>
       </table>
     </div>`;
@@ -83,6 +84,7 @@ export function Model({ id, live }) {
       size: size(model.plan),
       mode: `${model.plan.mode}, ${model.plan.dtype}`,
       revision: model.revision ?? "–",
+      "images made": live.images[id] ?? 0,
       "memory, predicted": bytes(model.plan.predicted.memory_bytes),
       "memory, measured": bytes(model.measured?.memory_bytes),
       "latency, predicted": seconds(model.plan.predicted.latency_p95_seconds),

@@ -1,36 +1,15 @@
 """A real browser on a real deployment."""
 
-import os
-import shutil
-import signal
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.integration.conftest import Deployment
+from tests.integration.conftest import Deployment, shipped
+
+__all__ = ["shipped"]  # for pytest to find it here
 
 CHROMIUM = "/usr/bin/chromium"
-FAMILIES = Path(__file__).parent.parent.parent / "families"
-
-
-@pytest.fixture(scope="session")
-def served() -> Iterator[Deployment]:
-    """With the shipped family; one deployment for all tests: they only add models."""
-    var = Path(tempfile.mkdtemp(prefix="fineserve-"))
-    deployment = Deployment(var, FAMILIES)
-    deployment.environment |= {"FINESERVE_RETRAINING_STEPS": "40"}
-    try:
-        up = deployment.run("up")
-        assert up.returncode == 0, up.stdout + up.stderr
-        yield deployment
-    finally:
-        deployment.http.close()
-        for pid in deployment.pids():
-            os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(var, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +21,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(served: Deployment, browser: Browser) -> Iterator[Page]:
+def page(shipped: Deployment, browser: Browser) -> Iterator[Page]:
     """Anything that the page writes to the console as an error fails the test."""
-    context = browser.new_context(base_url=str(served.http.base_url))
+    context = browser.new_context(base_url=str(shipped.http.base_url))
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -16,10 +16,10 @@ VIEWS = ("budgets", "models", "playground", "health")
 
 
 @pytest.fixture(scope="module")
-def models(served: Deployment) -> list[str]:
-    made = [served.model(), served.model(max_mem_gb=0.004)]
+def models(shipped: Deployment) -> list[str]:
+    made = [shipped.model(), shipped.model(max_mem_gb=0.004)]
     for model in made:
-        served.wait_model(model, lambda m: m["status"] == "ready", 120)
+        shipped.wait_model(model, lambda m: m["status"] == "ready", 120)
     return made
 
 
@@ -62,14 +62,14 @@ def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
 
 
 def test_models_are_listed_live_and_deleted(
-    page: Page, served: Deployment, models: list[str]
+    page: Page, shipped: Deployment, models: list[str]
 ) -> None:
     page.goto("/#models")
     heading(page, "Models")
-    fresh = served.model(max_mem_gb=0.005)
+    fresh = shipped.model(max_mem_gb=0.005)
     link = page.get_by_role("link", name=re.compile(fresh))
     expect(link).to_be_visible()
-    served.wait_model(fresh, lambda m: m["status"] == "ready", 120)
+    shipped.wait_model(fresh, lambda m: m["status"] == "ready", 120)
     expect(page.get_by_role("row", name=re.compile(fresh))).to_contain_text("ready")
     link.focus()
     page.keyboard.press("Enter")
@@ -98,18 +98,18 @@ def test_the_same_seeds_from_two_models(page: Page, models: list[str]) -> None:
     assert len(set(pictures)) == len(pictures)
 
 
-def test_health_tells_of_a_worker_that_died(page: Page, served: Deployment) -> None:
+def test_health_tells_of_a_worker_that_died(page: Page, shipped: Deployment) -> None:
     page.goto("/#health")
     expect(page.get_by_text("a budget sent now becomes images")).to_be_visible()
     expect(page.get_by_role("row", name=re.compile("^sample"))).to_be_visible()
-    (worker,) = served.pids("-m worker sample")
+    (worker,) = shipped.pids("-m worker sample")
     os.kill(worker, signal.SIGSTOP)
     try:
         expect(page.get_by_text("a worker for the queue 'sample'")).to_be_visible()
     finally:
         os.kill(worker, signal.SIGCONT)
     expect(page.get_by_text("a budget sent now becomes images")).to_be_visible()
-    wait(lambda: served.http.get("/readyz").status_code == 200 or None, 20)
+    wait(lambda: shipped.http.get("/readyz").status_code == 200 or None, 20)
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])

@@ -1,5 +1,6 @@
 """A deployment of its own for each test: real processes, on a free port."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from typing import TypeVar
 import httpx
 import pytest
 
+FAMILIES = Path(__file__).parent.parent.parent / "families"
 FINESERVE = str(Path(sys.executable).parent / "fineserve")
 T = TypeVar("T")
 JSON = dict[str, object]
@@ -86,14 +88,29 @@ def wait(look: Callable[[], T | None], seconds: float) -> T:
     raise AssertionError(f"nothing after {seconds} s")
 
 
-@pytest.fixture
-def deployment(families_dir: Path) -> Iterator[Deployment]:
-    var = Path(tempfile.mkdtemp(prefix="fineserve-"))
-    deployment = Deployment(var, families_dir)
+@contextlib.contextmanager
+def gone_afterwards(deployment: Deployment) -> Iterator[Deployment]:
     try:
         yield deployment
     finally:
         deployment.http.close()
         for pid in deployment.pids():
             os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(var, ignore_errors=True)
+        shutil.rmtree(deployment.var, ignore_errors=True)
+
+
+@pytest.fixture
+def deployment(families_dir: Path) -> Iterator[Deployment]:
+    """Not started, with a family of a few parameters."""
+    with gone_afterwards(Deployment(Path(tempfile.mkdtemp(prefix="fineserve-")), families_dir)) as d:
+        yield d
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Iterator[Deployment]:
+    """With the shipped family; one for all tests, which only add models to it."""
+    with gone_afterwards(Deployment(Path(tempfile.mkdtemp(prefix="fineserve-")), FAMILIES)) as d:
+        d.environment |= {"FINESERVE_RETRAINING_STEPS": "40"}
+        up = d.run("up")
+        assert up.returncode == 0, up.stdout + up.stderr
+        yield d

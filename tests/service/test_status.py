@@ -150,6 +150,19 @@ def test_snapshots_come_when_something_has_changed(
     assert after.status.active_models == 1
 
 
+def test_images_are_counted_for_each_model_until_it_is_deleted(stack: Stack) -> None:
+    repository = stack.runtime.repository
+    model, other = stack.ready_model(), stack.ready_model()
+    for n in (2, 3):
+        headers = {"prefer": "respond-async"}
+        answer = stack.api.post("/generate", json={"model": model, "n": n}, headers=headers)
+        stack.sampler.generate(answer.json()["id"])
+    assert repository.images_made() == {model: 5}
+    repository.models.change(other, status="deleted")
+    repository.models.change(model, status="deleted")
+    assert repository.images_made() == {}
+
+
 def test_previews_of_a_family(stack: Stack) -> None:
     assert stack.api.get("/families/tiny/previews.png").status_code == 410
     (family,) = stack.runtime.repository.families()

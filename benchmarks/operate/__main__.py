@@ -1,0 +1,13 @@
+"""`python -m benchmarks.operate [PART …]`: benchmarks/results/operate.json and docs/figures."""
+
+from benchmarks.operate import stranger, suites
+from benchmarks.parts import run
+
+PARTS = {"stranger": stranger.measure, "suites": suites.measure}
+SUMMARY = {
+    "stranger": ("stranger_seconds", "page_interactive_seconds", "axe_serious"),
+    "suites": ("panels", "panels_with_data", "doctor_cases_ok"),
+}
+
+if __name__ == "__main__":
+    run("operate", PARTS, SUMMARY)

@@ -1,0 +1,35 @@
+"""Checks 3 and 4, as the test suite makes them: queries with data, hosts that doctor sees through."""
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree  # of a file that pytest has just written
+from pathlib import Path
+
+from benchmarks.deployment import REPOSITORY
+from benchmarks.parts import Figures
+
+MONITORING = "tests/integration/test_monitoring.py"
+DOCTOR = "tests/fineserve/test_doctor.py"
+
+
+def measure() -> Figures:
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "report.xml"
+        subprocess.run(
+            [sys.executable, "-m", "pytest", MONITORING, DOCTOR, f"--junitxml={report}"],
+            cwd=REPOSITORY,
+            check=False,
+        )
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    properties = {p.get("name"): p.get("value") for case in cases for p in case.iter("property")}
+    doctor = [case for case in cases if "test_doctor" in str(case.get("classname"))]
+    passed = [case for case in doctor if case.find("failure") is None and case.find("error") is None]
+    return {
+        "panels": int(properties["panels"] or 0),
+        "panels_with_data": int(properties["panels_with_data"] or 0),
+        "queries": int(properties["queries"] or 0),
+        "queries_with_data": int(properties["queries_with_data"] or 0),
+        "doctor_cases": len(doctor),
+        "doctor_cases_ok": len(passed),
+    }
