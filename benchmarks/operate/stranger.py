@@ -1,4 +1,4 @@
-"""Check 5: from the README to images by the page's sliders, in a fresh clone; and what it looks like.
+"""Check 5: from `make up` to images by the page's sliders, in a fresh clone; and how it looks.
 
 Screenshots of every view, light, dark and narrow, go to docs/figures.
 """

@@ -1,16 +1,16 @@
 """Writes docs/metrics.md from a live service: `python docker/prometheus/list_metrics.py URL`."""
 
 import sys
-import urllib.request
 from pathlib import Path
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
 UNITS = {"_seconds": "seconds", "_bytes": "bytes", "_ratio": "ratio"}
 HEAD = """# Metrics
 
-Of `GET /metrics`, summed over all processes of the host; made by `docker/prometheus/list_metrics.py`.
+What `GET /metrics` tells, of all processes on the host; from `docker/prometheus/list_metrics.py`.
 
 | metric | type | unit | labels | |
 |---|---|---|---|---|
@@ -33,8 +33,8 @@ def rows(exposition: str) -> list[str]:
 
 
 def main(url: str) -> None:
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-        PAGE.write_text(HEAD + "\n".join(rows(answer.read().decode())) + "\n")
+    exposition = httpx.get(f"{url}/metrics").raise_for_status().text
+    PAGE.write_text(HEAD + "\n".join(rows(exposition)) + "\n")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ def wait(look: Callable[[], T | None], seconds: float) -> T:
 
 
 @contextlib.contextmanager
-def gone_afterwards(deployment: Deployment) -> Iterator[Deployment]:
+def temporary(families: Path) -> Iterator[Deployment]:
+    """Not started; gone afterwards with all that it has started."""
+    deployment = Deployment(Path(tempfile.mkdtemp(prefix="fineserve-")), families)
     try:
         yield deployment
     finally:
@@ -102,15 +104,15 @@ def gone_afterwards(deployment: Deployment) -> Iterator[Deployment]:
 @pytest.fixture
 def deployment(families_dir: Path) -> Iterator[Deployment]:
     """Not started, with a family of a few parameters."""
-    with gone_afterwards(Deployment(Path(tempfile.mkdtemp(prefix="fineserve-")), families_dir)) as d:
-        yield d
+    with temporary(families_dir) as deployment:
+        yield deployment
 
 
 @pytest.fixture(scope="session")
 def shipped() -> Iterator[Deployment]:
     """With the shipped family; one for all tests, which only add models to it."""
-    with gone_afterwards(Deployment(Path(tempfile.mkdtemp(prefix="fineserve-")), FAMILIES)) as d:
-        d.environment |= {"FINESERVE_RETRAINING_STEPS": "40"}
-        up = d.run("up")
+    with temporary(FAMILIES) as deployment:
+        deployment.environment |= {"FINESERVE_RETRAINING_STEPS": "40"}
+        up = deployment.run("up")
         assert up.returncode == 0, up.stdout + up.stderr
-        yield d
+        yield deployment

@@ -26,9 +26,7 @@ def commands(page: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_says_works(
-    shipped: Deployment, page: str, tmp_path: Path
-) -> None:
+def test_what_a_page_says_works(shipped: Deployment, page: str, tmp_path: Path) -> None:
     address = str(shipped.http.base_url)
     script = commands(page).replace("http://localhost:8000", address)
     script = script.replace("localhost:8000", address.removeprefix("http://"))
