@@ -19,7 +19,7 @@ def write_previews(
 ) -> Path:
     """previews.png: a row for each size, depth by depth and in these rank by rank, classes across.
 
-    Every image has the same seed. `on_size` is called with (sizes done, in all).
+    A class has the same seed at every size: its own number. `on_size` is called with (sizes done, in all).
     """
     space = family.manifest.sizes
     sizes = [Size(depth=depth, rank=rank) for depth in space.depths for rank in space.ranks]
@@ -27,7 +27,7 @@ def write_previews(
     rows = []
     for done, size in enumerate(sizes, start=1):
         model = family.assemble(interpolated(family.scales, size), Mode.MATERIALISED)
-        images = sample(model, family.manifest.diffusion, labels, [0] * len(labels))
+        images = sample(model, family.manifest.diffusion, labels, seeds=labels)
         rows.append(torch.cat([*images], dim=2))
         if on_size is not None:
             on_size(done, len(sizes))
