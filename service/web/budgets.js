@@ -134,7 +134,7 @@ function Samples({ family, plan }) {
   const style = {
     backgroundImage: `url(families/${family.name}/previews.png)`,
     backgroundPosition: `0 ${(100 * row) / last}%`,
-    aspectRatio: family.class_names.length,
+    aspectRatio: `${family.class_names.length} / 1`,
   };
   return html`<figure>
     <div class="sample" role="img" style=${style}

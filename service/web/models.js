@@ -112,13 +112,19 @@ export function Model({ id, live }) {
       </section>
       <section>
         <h2>What happened</h2>
-        <ol class="timeline">${events
-          .filter((e) => e.name !== "progress")
-          .map((e) => html`<li><span class="quiet">${moment(e.at)}</span> ${told(e)}</li>`)}</ol>
+        <ol class="timeline">${milestones(events).map(
+          (e) => html`<li><span class="quiet">${moment(e.at)}</span> ${told(e)}</li>`)}</ol>
       </section>
     </div>
     <h2>From a shell</h2>
     <pre tabindex="0"><code>${curl}</code></pre>`;
+}
+
+// Without progress, and without what says the same as the one before it.
+function milestones(events) {
+  const same = (a, b) => ["status", "revision", "error"].every((key) => a.data[key] === b.data[key]);
+  const told = events.filter((e) => e.name !== "progress");
+  return told.filter((e, i) => !(i && e.name === "status" && told[i - 1].name === "status" && same(e, told[i - 1])));
 }
 
 function told({ name, data }) {

@@ -40,7 +40,8 @@ export function Chart({ label, series, data, x, y, height = 260 }) {
     const axis = (title, format) => ({
       label: title,
       stroke: quiet,
-      grid: { stroke: `${quiet}33` },
+      grid: { stroke: `${quiet}22` },
+      ticks: { stroke: `${quiet}22` },
       values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
     });
     const chart = new uPlot(
@@ -49,7 +50,8 @@ export function Chart({ label, series, data, x, y, height = 260 }) {
         height,
         cursor: { drag: { x: false, y: false } },
         scales: { x: { time: false, distr: x.log ? 3 : 1 }, y: { distr: y.log ? 3 : 1 } },
-        axes: [axis(x.title, x.format), axis(y.title, y.format)],
+        axes: [axis(x.title, x.format), { ...axis(y.title, y.format), size: 64, labelGap: 6 }],
+        legend: { live: false },
         series: [
           { label: x.title, value: (_, v) => (v === null ? "–" : x.format(v)) },
           ...series.map(({ label: name, line, ring, faint }) => ({
