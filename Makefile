@@ -7,10 +7,11 @@ PEERS := .venv-peers/installed
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 CHROMIUM := /usr/bin/chromium
 COMPILER := /usr/bin/g++
+DOCKERD := /usr/bin/dockerd
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate pretrain docs lock clean
+.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate compose-test pretrain docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -52,7 +53,10 @@ bench-serving: $(INSTALLED_DEV) $(PEERS)  ## against other servers, with the sam
 	$(BIN)/python -m benchmarks.serving $(PARTS)
 	$(BIN)/python -m benchmarks.readme
 
-bench-operate: $(INSTALLED_DEV) $(PROMETHEUS) $(CHROMIUM)  ## a stranger's path, the page, doctor
+compose-test: $(INSTALLED_DEV) $(DOCKERD)  ## the images, and the whole stack through the main job
+	$(BIN)/python -m benchmarks.operate compose
+
+bench-operate: $(INSTALLED_DEV) $(PROMETHEUS) $(CHROMIUM) $(DOCKERD)  ## compose, a stranger's path, the page, doctor
 	$(BIN)/python -m benchmarks.operate $(PARTS)
 	$(BIN)/python -m benchmarks.readme
 
@@ -69,6 +73,10 @@ $(FASHION_MNIST):
 $(CHROMIUM):
 	$(SUDO) apt-get update
 	$(SUDO) apt-get install -y --no-install-recommends chromium
+
+$(DOCKERD):
+	$(SUDO) apt-get update
+	$(SUDO) apt-get install -y --no-install-recommends docker.io docker-compose iptables debootstrap
 
 $(COMPILER):  # for torch.compile
 	$(SUDO) apt-get update
@@ -90,7 +98,7 @@ $(INSTALLED): pyproject.toml requirements.lock | $(COMPILER)
 	touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(call install,dev)
+	$(call install,dev$(comma)tracing)
 	touch $@
 
 # the lock pins, the extras choose

@@ -19,15 +19,19 @@ from PIL import Image
 REPOSITORY = Path(__file__).parent.parent
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Deployment:
     """Everything happens in a clone in a temporary directory, with its own virtual environment."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="fineserve-clone-"))
         subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(self.path)], check=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.environment = {
             name: value
             for name, value in os.environ.items()

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from registry import tracing
 from registry.logs import configure_logging
 from registry.settings import Settings, get_settings
 from service import generations, metrics, models, page, problems, sizing, status
@@ -34,9 +35,20 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     )
     problems.install(app)
     metrics.instrument(app)
+    _trace(app)
     for router in (sizing.router, models.router, generations.router, status.router, metrics.router):
         app.include_router(router)
 
     app.include_router(page.router)
     app.mount("/page", page.files)
     return app
+
+
+def _trace(app: FastAPI) -> None:
+    """Every request but those of dashboards and probes, when somebody wants traces."""
+    if tracing.start("service"):
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+        FastAPIInstrumentor.instrument_app(
+            app, excluded_urls="healthz,readyz,metrics,status,page", exclude_spans=["receive", "send"]
+        )

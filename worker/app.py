@@ -16,6 +16,7 @@ from celery.worker import WorkController
 from redis import RedisError
 
 from learngenes.family import FamilyError
+from registry import tracing
 from registry.logs import configure_logging
 from registry.metrics import serve as serve_metrics
 from registry.queue import BUILD_QUEUE, BUILD_TASK, SAMPLE_QUEUE, SAMPLE_TASK, make_celery
@@ -88,6 +89,7 @@ def make_app(settings: Settings) -> Celery:
     @worker_init.connect(weak=False)
     def start(sender: WorkController, **_: Any) -> None:
         configure_logging(settings.log_format)
+        tracing.start("worker")
         for chatty in ("celery.worker.strategy", "celery.app.trace"):  # two lines a request
             logging.getLogger(chatty).setLevel(logging.WARNING)
         try:

@@ -22,7 +22,7 @@ from learngenes.sampling import initial_noise, to_pixels
 from learngenes.schedules import schedule
 from learngenes.stepcost import StepCosts, measure_step_costs
 from learngenes.weights import ModelWeights, SharedWeights
-from registry import metrics
+from registry import metrics, tracing
 from worker.residency import OutOfRoom, Pool, Residency
 from worker.tickets import EngineStopped, NotFinite, Pixels, Preview, Request, Ticket, TicketPart
 from worker.turns import Limits, choose
@@ -316,7 +316,11 @@ class Engine:
     def _step(self, batch: Batch) -> bool:
         """False when the batch failed and has been taken apart."""
         try:
-            with metrics.timed(metrics.STEP):
+            links = [part.ticket.link for part in self._running]
+            with (
+                metrics.timed(metrics.STEP),
+                tracing.tracer.start_as_current_span("engine step", links=links),
+            ):
                 batch.step()
                 synchronise(self._device)
         except Exception:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from opentelemetry.trace import Link
 
 from learngenes.batch import Part
 from learngenes.config import DType, Mode
 from learngenes.factors import Scales
 from learngenes.family import Family
 from learngenes.sampling import to_pixels
+from registry import tracing
 from worker.residency import Entry, Pool
 
 Pixels = NDArray[np.uint8]
@@ -75,6 +77,8 @@ class Ticket:
     """Of time.monotonic()."""
     parts: list["TicketPart"] = field(default_factory=list)
     error: Exception | None = None
+    link: Link = field(default_factory=tracing.here)
+    """To the trace of whoever submitted it."""
     _images: dict[int, list[Pixels]] = field(default_factory=dict)
     _done: threading.Event = field(default_factory=threading.Event)
 

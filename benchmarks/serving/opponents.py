@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -70,7 +69,7 @@ def running(
     `settings` are further fields of `benchmarks.serving.peers.pipeline.Settings`. Compiling is
     part of the start, hence the long `start_seconds`. Raises PeerError.
     """
-    port = _free_port()
+    port = free_port()
     token = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as scratch:
         settings |= {"models": models.resolve(), "port": port, "dtype": dtype}
@@ -163,12 +162,6 @@ def paused(pids: Sequence[int]) -> Iterator[None]:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _tail(log: Path, lines: int = 40) -> str:
