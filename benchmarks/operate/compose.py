@@ -1,0 +1,143 @@
+"""Check 1: the compose stack through the main job, and the sizes of its images.
+
+The GPU reservation is left out, as docker/cpu.yml does, and so is what can be neither pulled nor
+made of Debian's packages: Grafana, whose dashboards a test asks of a real Prometheus instead, and
+the exporters.
+"""
+
+import functools
+import http.server
+import io
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import yaml
+from PIL import Image
+
+from benchmarks.deployment import REPOSITORY, free_port
+from benchmarks.operate.engine import Engine, engine, stand_in
+from benchmarks.parts import Figures
+
+PROJECT = "fineserve-compose-test"
+BUILT = ("service", "worker-build")
+STARTED = ("redis", "service", "worker-build", "worker-sample", "prometheus")
+OPTIONAL = ("grafana", "celery-exporter")
+READY_SECONDS = 600
+
+
+def measure() -> Figures:
+    with tempfile.TemporaryDirectory(prefix="compose-") as directory, engine() as docker:
+        made = stand_in(docker, Path(directory))
+        ports = {"FINESERVE_PORT": free_port(), "PROMETHEUS_PORT": free_port()}
+        docker.environment |= {name: str(port) for name, port in ports.items()}
+        docker.environment |= {"GRAFANA_PASSWORD": "of a test", "GRAFANA_PORT": str(free_port())}
+        file = Path(directory) / "docker-compose.yml"
+        content = without_gpu((REPOSITORY / "docker-compose.yml").read_text())
+        file.write_text(content)
+        images = {name: of["image"] for name, of in yaml.safe_load(content)["services"].items()}
+        also = [name for name in OPTIONAL if docker.has_image(images[name])]
+        compose = functools.partial(
+            docker.compose, "--project-name", PROJECT, "--file", str(file),
+            "--project-directory", str(REPOSITORY),
+        )  # fmt: skip
+        started = time.perf_counter()
+        with wheel(docker, Path(directory)) as url:
+            compose("build", "--build-arg", f"TORCH={url}", *BUILT)
+        built = time.perf_counter()
+        try:
+            compose("up", "--detach", "--no-build", *STARTED, *also)
+            seconds = _main_job(*ports.values())
+        except Exception:
+            sys.stdout.write(compose("logs", "--tail", "60"))
+            raise
+        finally:
+            compose("down", "--volumes", "--timeout", "60")
+        return {
+            "compose_main_job_ok": 1,
+            "service_image_bytes": docker.image_bytes("fineserve-service:local"),
+            "worker_image_bytes": docker.image_bytes("fineserve-worker:local"),
+            "build_seconds": round(built - started, 1),
+            **seconds,
+            "stand_ins": made,
+            "left_out": [name for name in OPTIONAL if name not in also],
+        }
+
+
+def without_gpu(content: str) -> str:
+    """What docker/cpu.yml makes of it, for a Compose that does not know `!reset`."""
+    file = yaml.safe_load(content)
+    for service in file["services"].values():
+        service.pop("deploy", None)
+    return yaml.safe_dump({k: v for k, v in file.items() if not k.startswith("x-")})
+
+
+@contextmanager
+def wheel(docker: Engine, directory: Path) -> Iterator[str]:
+    """The address, for a build, of the torch that this machine's pip would install."""
+    pinned = next(
+        line
+        for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
+        if line.startswith("torch==")
+    )
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", pinned],
+        cwd=directory,
+        check=True,
+    )
+    (file,) = directory.glob("torch-*.whl")
+    bridge = "{{(index .IPAM.Config 0).Gateway}}"
+    host = docker.docker("network", "inspect", "bridge", "--format", bridge).strip()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(directory))
+    server = http.server.ThreadingHTTPServer((host, 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://{host}:{server.server_port}/{file.name}"
+    finally:
+        server.shutdown()
+
+
+def _main_job(port: int, prometheus_port: int) -> Figures:
+    """A budget, its model, ten images; then every process of ours answers Prometheus."""
+    started = time.perf_counter()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+        _until(lambda: client.get("/readyz").is_success)
+        ready = time.perf_counter()
+        answer = client.post("/models", json={"max_mem_gb": 4}).raise_for_status()
+        model = answer.json()["id"]
+        _until(lambda: client.get(f"/models/{model}").json()["status"] == "ready")
+        made = time.perf_counter()
+        png = client.post("/generate", json={"model": model}, headers={"accept": "image/png"})
+        Image.open(io.BytesIO(png.raise_for_status().content)).verify()
+        assert client.get("/").is_success
+        assert client.get("/families/fashion/previews.png").is_success
+    with httpx.Client(base_url=f"http://127.0.0.1:{prometheus_port}") as client:
+        _until(lambda: _targets(client) == {"up"})
+    return {
+        "up_seconds": round(ready - started, 1),
+        "ready_model_seconds": round(made - ready, 1),
+        "images_seconds": round(time.perf_counter() - made, 1),
+    }
+
+
+def _targets(client: httpx.Client) -> set[str]:
+    """The health of ours, by Prometheus."""
+    active = client.get("/api/v1/targets").raise_for_status().json()["data"]["activeTargets"]
+    return {target["health"] for target in active if target["labels"]["job"] == "fineserve"}
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    """Raises TimeoutError. Whoever does not answer yet does not hold."""
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(httpx.TransportError):
+            if holds():
+                return
+        time.sleep(0.5)
+    raise TimeoutError(f"not within {READY_SECONDS} s")

@@ -1,0 +1,41 @@
+"""Traces by OpenTelemetry: from HTTP through Celery to the engine's steps.
+
+Off, and free, unless OTEL_EXPORTER_OTLP_ENDPOINT says who wants them; needs the extra `tracing`.
+"""
+
+import os
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import Link
+
+log = structlog.get_logger()
+
+ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+tracer = trace.get_tracer("fineserve")
+
+
+def here() -> Link:
+    """To the span of the caller: of one step in a batch for many, say."""
+    return Link(trace.get_current_span().get_span_context())
+
+
+def start(process: str) -> bool:
+    """Send the spans of this process, Celery's messages included; False when nobody wants them."""
+    if not os.environ.get(ENDPOINT_VARIABLE):
+        return False
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.instrumentation.celery import CeleryInstrumentor
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        log.warning("no traces: pip install 'fineserve[tracing]'", reason=str(error))
+        return False
+    provider = TracerProvider(resource=Resource({"service.name": f"fineserve-{process}"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    CeleryInstrumentor().instrument()
+    return True
