@@ -7,7 +7,7 @@ PEERS := .venv-peers/installed
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 CHROMIUM := /usr/bin/chromium
 COMPILER := /usr/bin/g++
-DOCKERD := /usr/bin/dockerd
+DOCKERD := /usr/sbin/dockerd
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

@@ -19,7 +19,8 @@ def write_previews(
 ) -> Path:
     """previews.png: a row for each size, depth by depth and in these rank by rank, classes across.
 
-    A class has the same seed at every size: its own number. `on_size` is called with (sizes done, in all).
+    A class has the same seed at every size: its own number. `on_size` is called with
+    (sizes done, in all).
     """
     space = family.manifest.sizes
     sizes = [Size(depth=depth, rank=rank) for depth in space.depths for rank in space.ranks]

@@ -50,5 +50,7 @@ def _trace(app: FastAPI) -> None:
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
         FastAPIInstrumentor.instrument_app(
-            app, excluded_urls="healthz,readyz,metrics,status,page", exclude_spans=["receive", "send"]
+            app,
+            excluded_urls="healthz,readyz,metrics,status,page",
+            exclude_spans=["receive", "send"],
         )

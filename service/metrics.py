@@ -1,5 +1,6 @@
 """/metrics: what every process here counted, and what is there now, by Redis and the store."""
 
+import functools
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator
+from prometheus_fastapi_instrumentator.metrics import default
 
 from registry.metrics import NAMESPACE, WORKER_GAUGES
 from registry.metrics import registry as counted
@@ -29,10 +31,15 @@ def metrics(state: StateDep) -> Response:
 
 def instrument(app: FastAPI) -> None:
     """Count requests and time them, by route."""
-    instrumentator = Instrumentator(
-        excluded_handlers=["/metrics", "/healthz"], should_exclude_streaming_duration=True
-    )
-    instrumentator.instrument(app, metric_namespace=NAMESPACE)
+    _instrumentator().instrument(app)
+
+
+@functools.cache
+def _instrumentator() -> Instrumentator:
+    """One for all applications of a process: their metrics have the same names."""
+    counting = default(metric_namespace=NAMESPACE, should_exclude_streaming_duration=True)
+    assert counting is not None, "somebody else counts by these names"
+    return Instrumentator(excluded_handlers=["/metrics", "/healthz"]).add(counting)
 
 
 class Present(Collector):

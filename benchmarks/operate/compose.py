@@ -8,6 +8,7 @@ the exporters.
 import functools
 import http.server
 import io
+import ipaddress
 import subprocess
 import sys
 import tempfile
@@ -92,8 +93,9 @@ def wheel(docker: Engine, directory: Path) -> Iterator[str]:
         check=True,
     )
     (file,) = directory.glob("torch-*.whl")
-    bridge = "{{(index .IPAM.Config 0).Gateway}}"
-    host = docker.docker("network", "inspect", "bridge", "--format", bridge).strip()
+    subnet = "{{(index .IPAM.Config 0).Subnet}}"
+    bridge = docker.docker("network", "inspect", "bridge", "--format", subnet).strip()
+    host = str(next(ipaddress.ip_network(bridge).hosts()))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(directory))
     server = http.server.ThreadingHTTPServer((host, 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

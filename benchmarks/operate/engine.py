@@ -33,25 +33,36 @@ STAND_INS = {
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 
 
+class DockerError(RuntimeError):
+    """A command failed; the message has what it said."""
+
+
 class Engine:
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
 
     def docker(self, *words: str, stdin: bytes | None = None) -> str:
-        """What the command printed. Raises CalledProcessError."""
-        return self._run([_docker(), *words], stdin)
+        """What the command printed. Raises DockerError."""
+        return self._run(["docker", *words], stdin)
 
     def compose(self, *words: str) -> str:
         """Compose 2, or what Debian has: 1.29."""
-        with contextlib.suppress(subprocess.CalledProcessError):
+        try:
             self.docker("compose", "version")
-            return self.docker("compose", *words)
-        return self._run(["docker-compose", *words])
+        except DockerError:
+            return self._run(["docker-compose", *words])
+        return self.docker("compose", *words)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(DockerError):
+            self.docker("info")
+            return True
+        return False
 
     def has_image(self, name: str) -> bool:
         """Here, or pulled."""
         for verb in (("image", "inspect"), ("pull", "--quiet")):
-            with contextlib.suppress(subprocess.CalledProcessError):
+            with contextlib.suppress(DockerError):
                 self.docker(*verb, name)
                 return True
         return False
@@ -60,20 +71,21 @@ class Engine:
         return int(self.docker("image", "inspect", "--format", "{{.Size}}", name))
 
     def _run(self, command: list[str], stdin: bytes | None = None) -> str:
-        done = subprocess.run(command, input=stdin, env=self.environment, capture_output=True)
+        done = subprocess.run(
+            command, input=stdin, env=self.environment, capture_output=True, check=False
+        )
         if done.returncode:
-            raise subprocess.CalledProcessError(
-                done.returncode, command, done.stdout, done.stderr.decode()[-4000:]
-            )
+            raise DockerError(f"{' '.join(command)}: {done.stderr.decode()[-4000:]}")
         return done.stdout.decode()
 
 
 @contextlib.contextmanager
 def engine() -> Iterator[Engine]:
     """The one that runs here, or one for the time of the block."""
-    running = Engine({**os.environ, "DOCKER_BUILDKIT": "1", "COMPOSE_DOCKER_CLI_BUILD": "1"})
-    with contextlib.suppress(subprocess.CalledProcessError):
-        running.docker("info")
+    debian_first = f"/usr/bin:{os.environ['PATH']}"  # its client and its engine are of one version
+    buildkit = {"DOCKER_BUILDKIT": "1", "COMPOSE_DOCKER_CLI_BUILD": "1"}
+    running = Engine({**os.environ, **buildkit, "PATH": debian_first})
+    if running.answers():
         yield running
         return
     with tempfile.TemporaryDirectory(prefix="docker-", ignore_cleanup_errors=True) as directory:
@@ -126,18 +138,7 @@ def _debian(engine: Engine, rootfs: Path) -> None:
 
 def _await(engine: Engine, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            engine.docker("info")
-        except subprocess.CalledProcessError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-        else:
-            return
-
-
-def _docker() -> str:
-    """Debian's client, if it is there: an engine of the same package understands it."""
-    debian = "/usr/bin/docker"
-    return debian if Path(debian).exists() else "docker"
+    while not engine.answers():
+        if time.monotonic() > deadline:
+            raise TimeoutError("dockerd did not start; run it by hand to see why")
+        time.sleep(0.5)

@@ -23,6 +23,7 @@ def test_a_row_for_each_size_and_a_column_for_each_class(families_dir: Path) -> 
     # the last row is the largest size
     size = Size(depth=space.depths[-1], rank=space.ranks[-1])
     model = family.assemble(interpolated(family.scales, size), Mode.MATERIALISED)
-    images = sample(model, family.manifest.diffusion, list(range(classes)), [0] * classes)
+    labels = list(range(classes))
+    images = sample(model, family.manifest.diffusion, labels, seeds=labels)
     row = np.asarray(sheet)[-side:]
     assert np.array_equal(row[:, side : 2 * side], images[1].permute(1, 2, 0).squeeze(-1))
