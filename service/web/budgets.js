@@ -14,7 +14,7 @@ function scale(values) {
 
 function Slider({ label, position, text, onInput }) {
   return html`<label>
-    ${label} <output>${text}</output>
+    ${label} <span class="value">${text}</span>
     <input type="range" min="0" max=${STEPS} value=${position} aria-valuetext=${text}
       onInput=${(event) => onInput(Number(event.target.value))} />
   </label>`;
