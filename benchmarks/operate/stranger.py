@@ -18,6 +18,7 @@ CHROMIUM = "/usr/bin/chromium"
 FIGURES = REPOSITORY / "docs" / "figures"
 VIEWS = ("budgets", "models", "playground", "health")
 LOADS = 5
+PATIENCE_MS = 120_000
 LOOKS = {
     "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 860}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 860}},
@@ -34,7 +35,8 @@ def measure() -> Figures:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             url = str(deployment.http.base_url)
             page = browser.new_page(base_url=url, **LOOKS["light"])
-            page.set_default_timeout(120_000)
+            page.set_default_timeout(PATIENCE_MS)
+            expect.set_options(timeout=PATIENCE_MS)
             images_seconds = _deploy_and_sample(page)
             deployment.make("down")
             stranger_seconds = time.perf_counter() - started
