@@ -49,7 +49,8 @@ class Worker:
         self.runtime.announce_families()
         self._publish_previews()
         if SAMPLE_QUEUE in queues:
-            self._sampler = Sampler(self.runtime)
+            with self.runtime.device_alone():
+                self._sampler = Sampler(self.runtime)
             engine = self._sampler.engine
             Housekeeping(
                 self.runtime,

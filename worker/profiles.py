@@ -23,10 +23,7 @@ PROCESS_MARGIN = 1.05
 
 def ensure_profile(runtime: Runtime, family: str) -> DeviceProfile:
     """The stored profile if it is of this family, device and torch; else a new one."""
-    lock = runtime.repository.lock(
-        f"profile:{runtime.device_class}:{family}", runtime.settings.lease_seconds
-    )
-    with lock, runtime.kept(lock):
+    with runtime.device_alone():
         stored = stored_profile(runtime, family)
         return stored or refresh_profile(runtime, family)
 

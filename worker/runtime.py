@@ -152,6 +152,14 @@ class Runtime:
         finally:
             del self._kept_locks[lock]
 
+    @contextlib.contextmanager
+    def device_alone(self) -> Iterator[None]:
+        """Who measures a device waits for who compiles on it, and the other way round."""
+        name = f"device:{self.device_class}"
+        lock = self.repository.lock(name, self.settings.lease_seconds)
+        with lock, self.kept(lock):
+            yield
+
     @functools.cached_property
     def _renewing(self) -> threading.Thread:
         return threading.Thread(target=self._renew, name="renew", daemon=True)

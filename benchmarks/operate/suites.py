@@ -17,7 +17,16 @@ def measure() -> Figures:
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
         subprocess.run(
-            [sys.executable, "-m", "pytest", MONITORING, DOCTOR, f"--junitxml={report}"],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                MONITORING,
+                DOCTOR,
+                f"--junitxml={report}",
+                "-o",
+                "junit_family=xunit1",
+            ],
             cwd=REPOSITORY,
             check=False,
         )

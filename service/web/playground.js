@@ -61,7 +61,7 @@ export function Playground({ live, families }) {
         </label>
         <label>Scheduler
           <select value=${form.scheduler} onChange=${set("scheduler")}>
-            ${["ddim", "dpmsolver++", "euler"].map((name) => html`<option>${name}</option>`)}
+            ${["ddim", "dpmsolver++", "euler"].map((name) => html`<option value=${name} selected=${name === form.scheduler}>${name}</option>`)}
           </select>
         </label>
         <label>Seed

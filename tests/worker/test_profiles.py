@@ -196,7 +196,7 @@ def test_a_worker_that_dies_while_profiling_blocks_the_next_for_a_lease_only(
     runtime: Runtime, profile: DeviceProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock is renewed for as long as it is held, and is short."""
-    name = f"profile:{runtime.device_class}:tiny"
+    name = f"device:{runtime.device_class}"
     left: list[float] = []
 
     def measure_slowly(*_: object) -> DeviceProfile:
