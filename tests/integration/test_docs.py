@@ -25,6 +25,7 @@ def commands(page: str) -> str:
     return "\n".join(line for line in lines if line not in STARTED_BY_THE_FIXTURE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_says_works(shipped: Deployment, page: str, tmp_path: Path) -> None:
     address = str(shipped.http.base_url)
