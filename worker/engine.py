@@ -316,7 +316,7 @@ class Engine:
     def _step(self, batch: Batch) -> bool:
         """False when the batch failed and has been taken apart."""
         try:
-            links = [part.ticket.link for part in self._running]
+            links = [part.ticket.link for part in self._running if part.state in batch.parts]
             with (
                 metrics.timed(metrics.STEP),
                 tracing.tracer.start_as_current_span("engine step", links=links),

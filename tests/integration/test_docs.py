@@ -13,7 +13,6 @@ from tests.integration.conftest import Deployment
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parent.parent.parent
-FAMILIES = ROOT / "families"
 DOCS = ROOT / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if "```sh" in path.read_text())
 STARTED_BY_THE_FIXTURE = {"make up", "make down"}
