@@ -17,6 +17,7 @@ from fineserve.embedded import Embedded, EmbeddedError
 from fineserve.remote import Remote
 from registry.logs import configure_logging
 from registry.settings import get_settings
+from registry.store import ArtifactStore
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
@@ -91,6 +92,23 @@ def doctor(as_json: models.AsJson = False) -> None:
         typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings]))
     if any(finding.verdict == "broken" for finding in findings):
         raise typer.Exit(1)
+
+
+@cli.command()
+def gc(
+    older_than_hours: Annotated[
+        float | None, typer.Option(min=0, help="by default FINESERVE_IMAGE_TTL_SECONDS")
+    ] = None,
+    as_json: models.AsJson = False,
+) -> None:
+    """Delete old images and exports now, and what was never finished; workers do it now and then.
+
+    Models stay: `fineserve models delete` removes those.
+    """
+    settings = get_settings()
+    seconds = settings.image_ttl_seconds if older_than_hours is None else older_than_hours * 3600
+    swept = ArtifactStore(settings.resolved_store_dir).sweep(seconds)
+    typer.echo(json.dumps({"deleted": swept}) if as_json else f"{swept} deleted")
 
 
 @cli.command()

@@ -94,6 +94,27 @@ def watch(model: ModelId, as_json: AsJson = False, url: Url = None) -> None:
 
 
 @cli.command()
+def export(
+    model: ModelId,
+    out: Annotated[Path, typer.Option(help="its directory is made in here")] = Path(),
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Fetch a model as a directory that plain diffusers loads."""
+    directory = out / model
+    with refusals(), Remote(url) as remote, _bar("writing it out", quiet=as_json) as (bar, task):
+        if directory.exists():
+            raise RemoteError(f"{directory} exists; remove it, or choose another --out")
+
+        def on_bytes(done: int, total: int) -> None:
+            bar.update(task, description="fetching", completed=done, total=total)
+
+        out.mkdir(parents=True, exist_ok=True)
+        remote.unpack(f"/models/{model}/export", out, on_bytes)
+    typer.echo(json.dumps({"directory": str(directory)}) if as_json else str(directory))
+
+
+@cli.command()
 def delete(models: Annotated[list[str], typer.Argument(help="ids")], url: Url = None) -> None:
     """Remove models and what they stored."""
     with refusals(), Remote(url) as remote:

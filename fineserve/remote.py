@@ -1,7 +1,10 @@
 """The HTTP API as the command line uses it."""
 
 import json
-from collections.abc import Iterator
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -46,6 +49,24 @@ class Remote:
 
     def delete(self, path: str) -> None:
         self._call("DELETE", path)
+
+    def unpack(self, path: str, into: Path, on_bytes: Callable[[int, int], None]) -> None:
+        """Fetch a tar and extract it; `on_bytes` hears how many came, of how many."""
+        with tempfile.TemporaryFile() as file:
+            try:
+                with self._http.stream("GET", path) as answer:
+                    if answer.is_error:
+                        answer.read()
+                        raise self._refused(answer)
+                    total = int(answer.headers.get("content-length", 0))
+                    for chunk in answer.iter_bytes():
+                        file.write(chunk)
+                        on_bytes(file.tell(), total)
+            except httpx.HTTPError as error:
+                raise self._unreachable(error) from error
+            file.seek(0)
+            with tarfile.open(fileobj=file) as tar:
+                tar.extractall(into, filter="data")
 
     def events(self, path: str) -> Iterator[tuple[str, Answer]]:
         """Name and content of each, from the first one until the record is finished."""

@@ -7,8 +7,10 @@ from registry.settings import Settings
 BUILD_QUEUE = "build"
 SAMPLE_QUEUE = "sample"
 BUILD_TASK = "fineserve.build"
+EXPORT_TASK = "fineserve.export"
 SAMPLE_TASK = "fineserve.sample"
-QUEUES = {BUILD_TASK: BUILD_QUEUE, SAMPLE_TASK: SAMPLE_QUEUE}
+QUEUES = {BUILD_TASK: BUILD_QUEUE, EXPORT_TASK: SAMPLE_QUEUE, SAMPLE_TASK: SAMPLE_QUEUE}
+"""Builds take minutes, and an export is waited for: it runs beside the sampling."""
 
 
 def queue_name(queue: str, device_class: str) -> str:

@@ -371,6 +371,10 @@ class Repository:
     def heartbeat(self, worker: WorkerRecord, seconds: float) -> None:
         self._announce("worker", worker.id, worker.model_dump_json(), seconds)
 
+    def take_back_heartbeat(self, worker_id: str) -> None:
+        """Of a worker that ends: nobody is to wait for it until its heartbeat expires."""
+        self._redis.delete(f"{PREFIX}:worker:{worker_id}")
+
     def workers(self) -> list[WorkerRecord]:
         return [WorkerRecord.model_validate_json(raw) for raw in self._announced("worker")]
 

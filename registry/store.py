@@ -19,7 +19,10 @@ from registry.errors import ArtifactError
 
 PREVIEWS_FILE = "previews.png"
 """What every size of a family samples, by the family's artifact."""
+EXPORT_FILE = "model.tar"
 MANIFEST = "manifest.json"
+TEMPORARY = ("generations", "exports")
+"""Kinds of artifacts that can be made again."""
 
 
 class ArtifactStore:
@@ -60,6 +63,11 @@ class ArtifactStore:
             raise ArtifactError(f"{name}/{file} is corrupt: its SHA-256 is not the manifest's")
         return content
 
+    def path(self, name: str, file: str) -> Path | None:
+        """Of a file to stream; None when there is no such artifact."""
+        path = self.root / name / file
+        return path if path.exists() else None
+
     def describe(self, name: str) -> dict[str, Any]:
         """An artifact's manifest. Raises ArtifactError."""
         try:
@@ -71,11 +79,14 @@ class ArtifactStore:
     def delete(self, name: str) -> None:
         shutil.rmtree(self.root / name, ignore_errors=True)
 
-    def sweep(self, kind: str, older_than_seconds: float) -> int:
-        """Delete old artifacts below `kind`, and what was never finished. Gives their number."""
+    def sweep(self, older_than_seconds: float) -> int:
+        """Delete old artifacts that can be made again, and what was never finished.
+
+        Gives their number.
+        """
         horizon = time.time() - older_than_seconds
         swept = 0
-        for folder in (self.root / kind, self._incoming):
+        for folder in (*(self.root / kind for kind in TEMPORARY), self._incoming):
             with contextlib.suppress(FileNotFoundError):
                 for entry in folder.iterdir():
                     if entry.stat().st_mtime < horizon:
@@ -86,6 +97,10 @@ class ArtifactStore:
 
 def revision_name(model_id: str, revision: int) -> str:
     return f"models/{model_id}/revision-{revision}"
+
+
+def export_name(model_id: str, revision: int) -> str:
+    return f"exports/{model_id}/revision-{revision}"
 
 
 def family_name(fingerprint: str) -> str:

@@ -1,21 +1,29 @@
 """/models: from a budget to a model."""
 
+import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from kombu.exceptions import OperationalError
 
-from registry.queue import BUILD_TASK
+from registry.queue import BUILD_TASK, EXPORT_TASK
 from registry.records import ModelRecord, ModelStatus, PlanRecord
+from registry.store import EXPORT_FILE, export_name
 from service.deps import IdempotencyKey, LastEventId, Limit, ModelDep, Offset, State, StateDep
-from service.problems import Problem
+from service.problems import Problem, unavailable
 from service.schemas import ModelList, ModelRequest, ModelResponse
 from service.sizing import choose_site, solve_budget
 from service.streams import events
 from service.submission import submit
 
 router = APIRouter(prefix="/models", tags=["models"])
+
+EXPORT_POLL_SECONDS = 0.1
 
 
 @router.post("", status_code=202)
@@ -65,7 +73,8 @@ def delete_model(record: ModelDep, state: StateDep) -> None:
     """Stop its build if there is one, and remove what it stored."""
     if record.status != ModelStatus.DELETED:
         state.repository.models.change(record.id, status=ModelStatus.DELETED)
-    state.store.delete(f"models/{record.id}")
+    for kind in ("models", "exports"):
+        state.store.delete(f"{kind}/{record.id}")
 
 
 @router.post("/{model_id}/cancel")
@@ -82,6 +91,42 @@ async def model_events(
     """Status changes and retraining loss, from the first to the last."""
     async for event in events(state, record, after):
         yield event
+
+
+@router.get(
+    "/{model_id}/export",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/x-tar": {}}}},
+)
+async def export_model(record: ModelDep, state: StateDep) -> FileResponse:
+    """The revision that is served now as a tar of a directory that plain diffusers loads.
+
+    A worker writes the weights out when they are first asked for; later answers are at once.
+    """
+    model_id = record.id
+    deadline = time.monotonic() + state.settings.wait_seconds
+    asked = False
+    while True:
+        record = await run_in_threadpool(require_servable, state, model_id)
+        assert record.revision is not None
+        path = state.store.path(export_name(model_id, record.revision), EXPORT_FILE)
+        if path is not None:
+            return FileResponse(path, media_type="application/x-tar", filename=f"{model_id}.tar")
+        if not asked:
+            try:
+                await run_in_threadpool(
+                    state.queue.enqueue, EXPORT_TASK, model_id, record.device_class
+                )
+            except OperationalError as error:
+                raise unavailable("Redis cannot be reached; ask again shortly") from error
+            asked = True
+        if time.monotonic() > deadline:
+            raise unavailable(
+                f"no worker has exported {model_id} yet; ask again, and see the log of the "
+                "sampling worker if it lasts",
+                "not-exported",
+            )
+        await asyncio.sleep(EXPORT_POLL_SECONDS)
 
 
 def require_servable(state: State, model_id: str) -> ModelRecord:

@@ -19,10 +19,18 @@ from learngenes.family import FamilyError
 from registry import tracing
 from registry.logs import configure_logging
 from registry.metrics import serve as serve_metrics
-from registry.queue import BUILD_QUEUE, BUILD_TASK, SAMPLE_QUEUE, SAMPLE_TASK, make_celery
+from registry.queue import (
+    BUILD_QUEUE,
+    BUILD_TASK,
+    EXPORT_TASK,
+    SAMPLE_QUEUE,
+    SAMPLE_TASK,
+    make_celery,
+)
 from registry.settings import Settings, get_settings
 from registry.store import PREVIEWS_FILE, family_name
 from worker.build import build
+from worker.export import export
 from worker.profiles import ensure_profile
 from worker.runtime import Housekeeping, Runtime
 from worker.sample import Sampler
@@ -82,6 +90,10 @@ def make_app(settings: Settings) -> Celery:
     @app.task(name=BUILD_TASK)
     def build_task(model_id: str) -> None:
         build(workers[0].runtime, model_id)
+
+    @app.task(name=EXPORT_TASK)
+    def export_task(model_id: str) -> None:
+        export(workers[0].runtime, model_id)
 
     @app.task(name=SAMPLE_TASK)
     def sample_task(generation_id: str) -> None:

@@ -257,6 +257,8 @@ class Housekeeping(Generic[R]):
             except Exception:  # the broker may be away for a while; work must not end with it
                 log.exception("housekeeping failed", queue=self._queue)
             self._runtime.stopping.wait(self._period_seconds)
+        with contextlib.suppress(redis.RedisError):  # it expires
+            self._runtime.repository.take_back_heartbeat(self._runtime.worker_id)
 
     def tend(self) -> None:
         runtime = self._runtime
@@ -272,7 +274,7 @@ class Housekeeping(Generic[R]):
         runtime.announce_families()
         self.requeue_lost()
         if runtime.repository.once("sweep", SWEEP_SECONDS):
-            runtime.store.sweep("generations", runtime.settings.image_ttl_seconds)
+            runtime.store.sweep(runtime.settings.image_ttl_seconds)
 
     def requeue_lost(self) -> None:
         """Enqueue again what is under way without a lease, or waits without a message.

@@ -16,10 +16,10 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 from benchmarks.serving.engine import engine, images_per_second, request
-from benchmarks.serving.export import export_model
 from benchmarks.serving.subjects import Figures, family, say, sizes
 from learngenes.config import Size
 from learngenes.device import release_memory
+from learngenes.export import export_model
 from learngenes.sigma import interpolated
 
 COUNTS = (1, 10, 100, 500)

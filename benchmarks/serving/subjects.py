@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.deployment import REPOSITORY, Deployment
-from benchmarks.serving.export import export_model
 from benchmarks.serving.load import MakeRequest
 from learngenes.config import Size
+from learngenes.export import export_model
 from learngenes.family import Family, load_family
 from registry.store import ArtifactStore
 from worker.build import load_scales

@@ -93,6 +93,8 @@ export function Model({ id, live }) {
     <div class="row">
       <button onClick=${sample} disabled=${model.revision === null || images === "busy"}
         aria-busy=${images === "busy"}>Sample every class</button>
+      <a role="button" class="secondary outline" href=${model.revision === null ? undefined : `models/${id}/export`}
+        aria-disabled=${model.revision === null} download>Export for diffusers</a>
       <button class="secondary outline" onClick=${remove}>Delete</button>
     </div>
     ${Array.isArray(images) && html`<p class="images">${images.map(

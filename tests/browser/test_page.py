@@ -2,6 +2,7 @@
 
 import os
 import re
+import tarfile
 import signal
 
 import pytest
@@ -74,6 +75,10 @@ def test_models_are_listed_live_and_deleted(
     link.focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name=re.compile(fresh))).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export for diffusers").click()
+    with tarfile.open(download.value.path()) as tar:
+        assert f"{fresh}/transformer/config.json" in tar.getnames()
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Delete").click()
     heading(page, "Models")

@@ -13,6 +13,7 @@ from learngenes.config import NetworkConfig, SizeSpace
 from learngenes.family import load_family
 from learngenes.synthetic import write_synthetic_family
 from registry.settings import Settings, get_settings
+from registry.store import ArtifactStore
 from worker.profiles import stored_profile
 from worker.runtime import Runtime
 
@@ -154,3 +155,14 @@ def test_synthesise_writes_a_family_and_no_second_one(
     again = CliRunner().invoke(cli, ["synthesise", str(directory)])
     assert again.exit_code == 1
     assert "exists; choose another name" in again.output
+
+
+def test_gc_deletes_what_can_be_made_again(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    for name in ("generations/g-1", "exports/m-1/revision-1", "models/m-1/revision-1"):
+        store.put(name, {"a": b"1"}, {})
+    kept = CliRunner().invoke(cli, ["gc"])
+    assert (kept.exit_code, kept.stdout) == (0, "0 deleted\n")
+    swept = CliRunner().invoke(cli, ["gc", "--older-than-hours", "0", "--json"])
+    assert json.loads(swept.stdout) == {"deleted": 2}
+    assert store.read("models/m-1/revision-1", "a") == b"1"

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fineserve.cli import cli
 from registry.records import ModelStatus
 from tests.service.conftest import beat
+from worker.export import export
 from worker.runtime import Runtime
 
 
@@ -116,3 +117,24 @@ def test_a_deleted_model_says_so_in_its_state(url: str, working: None, runtime: 
     model = made(url)
     run(url, "models", "delete", model)
     assert runtime.repository.models.get(model).status == ModelStatus.DELETED
+
+
+def test_a_model_is_exported_into_a_directory(
+    url: str, working: None, runtime: Runtime, tmp_path: Path
+) -> None:
+    model = made(url)
+    export(runtime, model)
+    out = tmp_path / "exports"
+    told = run(url, "models", "export", model, "--out", str(out), "--json")
+    assert json.loads(told.stdout) == {"directory": str(out / model)}
+    names = {str(p.relative_to(out / model)) for p in (out / model).rglob("*") if p.is_file()}
+    assert names == {
+        "README.md",
+        "scheduler/scheduler_config.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+    }
+    again = run(url, "models", "export", model, "--out", str(out))
+    assert (again.exit_code, "exists" in again.stderr) == (1, True)
+    unknown = run(url, "models", "export", "m-0123456789abcdef", "--out", str(out))
+    assert (unknown.exit_code, "no model" in unknown.stderr) == (1, True)

@@ -52,7 +52,7 @@ def test_old_and_unfinished_artifacts_are_swept(store: ArtifactStore, tmp_path: 
     long_ago = time.time() - 1000
     for path in ("generations/old", "incoming/half"):
         os.utime(tmp_path / path, (long_ago, long_ago))
-    assert store.sweep("generations", 500) == 2
+    assert store.sweep(500) == 2
     assert store.read("generations/new", "a") == b"1"
     assert not (tmp_path / "generations/old").exists()
-    assert store.sweep("nothing-there", 500) == 0
+    assert store.sweep(500) == 0

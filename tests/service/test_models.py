@@ -1,5 +1,8 @@
 import dataclasses
+import io
 import json
+import tarfile
+import threading
 
 import pytest
 from fastapi.testclient import TestClient
@@ -10,6 +13,7 @@ from learngenes.measure import Measurement
 from tests.records import queued_model
 from tests.service.conftest import Stack
 from worker.build import build
+from worker.export import export
 
 
 def test_a_budget_becomes_a_queued_model(stack: Stack) -> None:
@@ -264,3 +268,44 @@ def test_a_model_of_a_failed_build_tells_why(stack: Stack) -> None:
     answer = stack.api.post("/generate", json={"model": record.id})
     assert answer.status_code == 409
     assert "no family 'gone'" in answer.json()["detail"]
+
+
+def test_a_model_is_exported_when_it_is_asked_for(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = stack.ready_model()
+    asked = []
+
+    def enqueue(_: object, task: str, record_id: str, device_class: str) -> None:
+        asked.append((task, record_id, device_class))
+        threading.Timer(0.3, export, (stack.runtime, record_id)).start()
+
+    monkeypatch.setattr("registry.queue.Queue.enqueue", enqueue)
+    answers = [stack.api.get(f"/models/{model_id}/export") for _ in range(2)]
+    assert asked == [("fineserve.export", model_id, stack.runtime.device_class)]
+    assert answers[0].headers["content-type"] == "application/x-tar"
+    assert f'{model_id}.tar"' in answers[0].headers["content-disposition"]
+    assert answers[0].content == answers[1].content
+    with tarfile.open(fileobj=io.BytesIO(answers[0].content)) as tar:
+        assert f"{model_id}/transformer/config.json" in tar.getnames()
+    stack.api.delete(f"/models/{model_id}")
+    assert stack.api.get(f"/models/{model_id}/export").status_code == 410
+    assert not (stack.runtime.store.root / "exports" / model_id).exists()
+
+
+def test_an_export_that_no_worker_makes_is_not_waited_for_for_ever(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = stack.make_model()
+    assert stack.api.get(f"/models/{model_id}/export").status_code == 409
+    build(stack.runtime, model_id)
+    monkeypatch.setattr(stack.runtime.settings, "wait_seconds", 0.2)
+    late = stack.api.get(f"/models/{model_id}/export")
+    assert (late.status_code, late.json()["type"]) == (503, "urn:fineserve:problem:not-exported")
+    assert late.headers["retry-after"] == "2"
+
+    def away(*_: object) -> None:
+        raise OperationalError("gone")
+
+    monkeypatch.setattr("registry.queue.Queue.enqueue", away)
+    assert stack.api.get(f"/models/{model_id}/export").status_code == 503

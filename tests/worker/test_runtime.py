@@ -25,12 +25,14 @@ def test_housekeeping_shows_that_the_worker_is_alive(runtime: Runtime) -> None:
     keeper = Housekeeping(runtime, runtime.repository.models, "build", "fineserve.build")
     keeper.start()
     deadline = time.monotonic() + 5
-    while not runtime.repository.workers():
+    while not (workers := runtime.repository.workers()):
         assert time.monotonic() < deadline
-    runtime.stopping.set()
-    (worker,) = runtime.repository.workers()
+    (worker,) = workers
     assert (worker.queue, worker.families) == ("build", ["tiny"])
     assert (worker.device_class, worker.torch_version) == (runtime.device_class, torch.__version__)
+    runtime.stopping.set()
+    while runtime.repository.workers():  # nobody is to wait for one that has ended
+        assert time.monotonic() < deadline
 
 
 def test_a_lease_outlives_its_first_period(runtime: Runtime, make_model: MakeModel) -> None:

@@ -1,0 +1,114 @@
+"""An exported model in a process that has diffusers and nothing of ours."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from registry.store import EXPORT_FILE, export_name, generation_name, image_file
+from tests.worker.conftest import MakeGeneration, MakeModel
+from worker.build import build
+from worker.export import export
+from worker.runtime import Runtime
+from worker.sample import Sampler
+
+PLAIN_DIFFUSERS = """
+import sys
+
+sys.modules.update(dict.fromkeys(["learngenes", "worker", "registry", "service", "fineserve"]))
+import json
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+directory, out, wanted = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+transformer = DiTTransformer2DModel.from_pretrained(directory, subfolder="transformer").eval()
+scheduler = DDIMScheduler.from_pretrained(directory, subfolder="scheduler")
+scheduler.set_timesteps(wanted["steps"])
+shape = (transformer.config.in_channels, *[transformer.config.sample_size] * 2)
+x = torch.stack(
+    [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in wanted["seeds"]]
+)
+labels = torch.tensor(wanted["labels"] + [1000] * len(wanted["labels"]))
+with torch.inference_mode():
+    for t in scheduler.timesteps:
+        rows = torch.cat([x, x])
+        prediction = transformer(rows, t.expand(len(rows)), labels).sample
+        conditional, unconditional = prediction.chunk(2)
+        guided = unconditional + wanted["guidance"] * (conditional - unconditional)
+        x = scheduler.step(guided, t, x).prev_sample
+pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+open(out, "wb").write(pixels.numpy().tobytes())
+"""
+
+
+def unpacked(runtime: Runtime, model_id: str, into: Path) -> Path:
+    export(runtime, model_id)
+    revision = runtime.repository.models.get(model_id).revision
+    assert revision is not None
+    packed = runtime.store.read(export_name(model_id, revision), EXPORT_FILE)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        tar.extractall(into, filter="data")
+    return into / model_id
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_plain_diffusers_samples_the_same_images(
+    runtime: Runtime,
+    sampler: Sampler,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    tmp_path: Path,
+    depth: int,
+) -> None:
+    model = make_model(budget={"max_mem_gb": 1, "depth": depth, "dtype": "float32"})
+    build(runtime, model.id)
+    generation = make_generation(model.id)
+    sampler.generate(generation.id)
+    ours = [
+        np.asarray(
+            Image.open(
+                io.BytesIO(runtime.store.read(generation_name(generation.id), image_file(i)))
+            )
+        )
+        for i in range(len(generation.seeds))
+    ]
+
+    directory, out = unpacked(runtime, model.id, tmp_path), tmp_path / "images"
+    wanted = {
+        "steps": generation.num_inference_steps,
+        "seeds": generation.seeds,
+        "labels": generation.class_labels,
+        "guidance": generation.guidance_scale,
+    }
+    subprocess.run(
+        [sys.executable, "-I", "-c", PLAIN_DIFFUSERS, directory, out, json.dumps(wanted)],
+        check=True,
+    )
+    theirs = np.frombuffer(out.read_bytes(), np.uint8).reshape(len(ours), *ours[0].shape)
+    assert np.abs(np.stack(ours).astype(int) - theirs).max() <= 1
+
+
+def test_its_card_says_what_it_is(runtime: Runtime, make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    build(runtime, model.id)
+    card = (unpacked(runtime, model.id, tmp_path) / "README.md").read_text()
+    record = runtime.repository.models.get(model.id)
+    assert record.measured is not None
+    assert f"# {record.name}" in card
+    assert f"depth {record.plan.depth}, rank {record.plan.rank}" in card
+    assert str(record.measured.memory_bytes) in card
+    assert runtime.family("tiny").manifest.licence in card
+
+
+def test_nothing_is_exported_of_a_model_that_cannot_be_sampled(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model = make_model()
+    export(runtime, model.id)
+    assert not (runtime.store.root / "exports").exists()
