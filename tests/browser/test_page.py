@@ -2,8 +2,8 @@
 
 import os
 import re
-import tarfile
 import signal
+import tarfile
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
