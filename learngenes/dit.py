@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learngenes import device
 from learngenes.config import TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
 from learngenes.device import compute_dtype
 from learngenes.factors import Layer, Learngenes, Scales, serving_layers
@@ -46,7 +47,7 @@ def attention(x: Tensor, layer: Layer, heads: int) -> Tensor:
     n, t, d = x.shape
     qkv = layer[Kind.QKV](x).view(n, t, 3, heads, d // heads)  # (N, T, 3, heads, D/heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v)  # (N, heads, T, D/heads)
+    mixed = device.attention(q, k, v)  # (N, heads, T, D/heads)
     return layer[Kind.O](mixed.transpose(1, 2).reshape(n, t, d))
 
 

@@ -145,15 +145,28 @@ class MaterialisedLinear(nn.Module):
 
 
 def training_layer(genes: Learngenes, scales: LayerScales) -> Layer:
-    """A differentiable layer with W rebuilt once: in training a batch has thousands of tokens."""
+    """A differentiable layer: each product in whichever way takes fewer multiplications."""
 
     def linear(kind: Kind) -> Linear:
         sigma, bias = scales.sigma[kind], scales.bias[kind]
         rank = sigma.shape[0]
-        weight = materialise(genes.u[kind][:, :rank], sigma, genes.v[kind][:, :rank])
-        return lambda x: F.linear(x, weight, bias)
+        u, v = genes.u[kind][:, :rank], genes.v[kind][:, :rank]
+
+        def apply(x: Tensor) -> Tensor:
+            if _cheaper_factored(x.numel() // x.shape[-1], u, v):
+                return F.linear(F.linear(x, v.T) * sigma, u, bias)
+            return F.linear(x, materialise(u, sigma, v), bias)
+
+        return apply
 
     return {kind: linear(kind) for kind in Kind}
+
+
+def _cheaper_factored(rows: int, u: Tensor, v: Tensor) -> bool:
+    """Forward and backward together: factor by factor no gradient of W has to be formed."""
+    (m, rank), n = u.shape, len(v)
+    passes = 3 if u.requires_grad else 2
+    return passes * rows * rank * (m + n) < m * n * (3 * rows + passes * rank)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from learngenes.config import Frozen
 from learngenes.data import LabelledImages
+from learngenes.device import training_precision
 from learngenes.diffusion import heldout_loss, noise_process, training_batch
 from learngenes.factors import Scales, training_layer
 from learngenes.family import Family
@@ -131,8 +132,9 @@ class _Retraining:
         self, x: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor
     ) -> torch.Tensor:
         layers = [training_layer(self.family.genes, layer) for layer in self.scales.layers()]
-        prediction: torch.Tensor = self.family.stem(x, timesteps, class_labels, layers)
-        return prediction
+        with training_precision(self.device):
+            prediction: torch.Tensor = self.family.stem(x, timesteps, class_labels, layers)
+        return prediction.float()
 
     def _heldout_loss(self) -> float:
         return heldout_loss(self._predict, self.process, self.held_images, self.held_labels)

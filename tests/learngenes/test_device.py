@@ -5,6 +5,7 @@ import torch
 
 from learngenes.config import DType
 from learngenes.device import (
+    attention,
     compute_dtype,
     default_device,
     device_class,
@@ -82,3 +83,23 @@ def test_the_peak_is_the_most_that_was_alive_at_once_on_cuda() -> None:
 
     assert peak_bytes(work, device) == 4 * MEGABYTE
     assert process_peak_bytes(device) > 4 * MEGABYTE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_forward_and_backward_is_torchs_own(dtype: torch.dtype) -> None:
+    q, k, v = (
+        torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(i)).requires_grad_()
+        for i in range(3)
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        given = attention(*(t.to(dtype) for t in (q, k, v)))
+    assert given.dtype == dtype
+    atol = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(given.float(), expected, atol=atol, rtol=0)
+    for mine, plain in zip(
+        torch.autograd.grad(given.float().square().sum(), [q, k, v]),
+        torch.autograd.grad(expected.square().sum(), [q, k, v]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, plain, atol=10 * atol, rtol=0)
