@@ -52,9 +52,21 @@ def sampler(config: DiffusionConfig, name: str, num_inference_steps: int) -> Sam
 def training_batch(
     process: DDPMScheduler, images: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy images, their timesteps and the target, for clean `images` (N, C, H, W)."""
-    steps = process.config["num_train_timesteps"]
-    timesteps = torch.randint(0, steps, (len(images),), generator=generator).to(images.device)
+    """Noisy images, their timesteps and the target, for clean `images` (N, C, H, W).
+
+    The timesteps of a batch are evenly spread from a random start (arXiv 2107.00630, appendix
+    I.1): the loss varies less from batch to batch than with independent ones.
+    """
+    n, steps = len(images), process.config["num_train_timesteps"]
+    start = torch.rand((), generator=generator, dtype=torch.float64)
+    spread = (torch.arange(n, dtype=torch.float64) + start) * steps / n
+    timesteps = spread.long().clamp(max=steps - 1)[torch.randperm(n, generator=generator)]
+    return _noised(process, images, timesteps.to(images.device), generator)
+
+
+def _noised(
+    process: DDPMScheduler, images: Tensor, timesteps: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     noise = torch.randn(images.shape, generator=generator).to(images.device)
     noisy = process.add_noise(images, noise, timesteps)
     if process.config["prediction_type"] == "v_prediction":
@@ -68,7 +80,9 @@ def heldout_loss(
 ) -> float:
     """Mean squared error at fixed timesteps and noise: the cheap proxy for quality."""
     generator = torch.Generator().manual_seed(0)
-    noisy, timesteps, target = training_batch(process, images, generator)
+    steps = process.config["num_train_timesteps"]
+    drawn = torch.randint(0, steps, (len(images),), generator=generator).to(images.device)
+    noisy, timesteps, target = _noised(process, images, drawn, generator)
     total = 0.0
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)

@@ -18,7 +18,7 @@ from learngenes.family import Family
 
 class RetrainingConfig(Frozen):
     steps: int = 300
-    batch_size: int = 32
+    batch_size: int = 16
     learning_rate: float = 3e-3
     max_seconds: float = 60.0
     heldout_images: int = 200
