@@ -11,7 +11,7 @@ DOCKERD := /usr/sbin/dockerd
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate compose-test pretrain docs lock clean
+.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate compose-test paper paper-smoke pretrain docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -59,6 +59,13 @@ compose-test: $(INSTALLED_DEV) $(DOCKERD)  ## the images, and the whole stack th
 bench-operate: $(INSTALLED_DEV) $(PROMETHEUS) $(CHROMIUM) $(DOCKERD)  ## compose, a stranger's path, the page, doctor
 	$(BIN)/python -m benchmarks.operate $(PARTS)
 	$(BIN)/python -m benchmarks.readme
+
+paper: $(INSTALLED_DEV) $(FASHION_MNIST)  ## the paper's comparisons; about six hours, and goes on where it stopped
+	$(BIN)/python -m benchmarks.paper
+	$(BIN)/python -m benchmarks.readme
+
+paper-smoke: $(INSTALLED_DEV) $(FASHION_MNIST)  ## a minute of them, to see that all works
+	$(BIN)/python -m benchmarks.paper --smoke
 
 docs: $(INSTALLED_DEV)  ## the documentation as a site, in var/site
 	$(BIN)/mkdocs build --quiet

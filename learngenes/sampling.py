@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from learngenes.config import DiffusionConfig, NetworkConfig
+from learngenes.dense import DenseDiT
 from learngenes.diffusion import sampler
 from learngenes.dit import DiT
 
@@ -23,7 +24,7 @@ def initial_noise(network: NetworkConfig, seeds: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def sample(
-    model: DiT,
+    model: DiT | DenseDiT,
     diffusion: DiffusionConfig,
     class_labels: Sequence[int],
     seeds: Sequence[int],

@@ -1,0 +1,155 @@
+"""Phase 1 of every method, each trained once and kept in the working directory."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from benchmarks.paper.setting import CLASSES, DATA, Setting, Splits
+from benchmarks.paper.training import train
+from learngenes.config import Kind, SizeSpace
+from learngenes.dense import DenseDiT, Weights
+from learngenes.dit import Stem
+from learngenes.factors import Layer
+from learngenes.family import Family, load_family, save_family
+from learngenes.pretrain import DataConfig, Pretraining, PretrainingConfig, TrainingConfig
+
+M = TypeVar("M", bound=nn.Module)
+
+LICENCE = "Fashion-MNIST, MIT licence"
+AVERAGE_DECAY = 0.999
+WARMUP_STEPS = 200
+
+
+class LinearDiT(nn.Module):
+    """TLEG's ancestor (arXiv 2312.05614): W and bias of layer l are B + l / (L - 1) A."""
+
+    def __init__(self, stem: Stem, start: Weights, depth: int) -> None:
+        super().__init__()
+        self.stem, self.depth = stem, depth
+        self.a = nn.ModuleDict({kind: _linear(*start[kind], times=0) for kind in Kind})
+        self.b = nn.ModuleDict({kind: _linear(*start[kind], times=1) for kind in Kind})
+
+    def layers(self, depth: int) -> list[Weights]:
+        """Of any depth."""
+
+        def at(position: float, kind: Kind) -> tuple[Tensor, Tensor]:
+            a, b = (cast(nn.Linear, layer[kind]) for layer in (self.a, self.b))
+            return b.weight + position * a.weight, b.bias + position * a.bias
+
+        return [{kind: at(i / max(1, depth - 1), kind) for kind in Kind} for i in range(depth)]
+
+    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+        prediction: Tensor = self.stem(
+            x, timesteps, class_labels, [_layer(weights) for weights in self.layers(self.depth)]
+        )
+        return prediction
+
+
+def _linear(weight: Tensor, bias: Tensor, *, times: float) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(weight * times)
+        linear.bias.copy_(bias * times)
+    return linear
+
+
+def _layer(weights: Weights) -> Layer:
+    def linear(kind: Kind) -> Callable[[Tensor], Tensor]:
+        return lambda x: nn.functional.linear(x, *weights[kind])
+
+    return {kind: linear(kind) for kind in Kind}
+
+
+def random_layer(setting: Setting) -> Weights:
+    """As DiT is initialised: Xavier, and zero for adaLN."""
+    weights = {}
+    for kind in Kind:
+        m, n = kind.shape(setting.network.width)
+        weight = torch.zeros(m, n)
+        if kind is not Kind.ADALN:
+            nn.init.xavier_uniform_(weight)
+        weights[kind] = weight, torch.zeros(m)
+    return weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestors:
+    """Trained when they are first asked for."""
+
+    setting: Setting
+    splits: Splits
+    work: Path
+
+    def dense(self) -> DenseDiT:
+        torch.manual_seed(0)
+        network = self.setting.network
+        model = DenseDiT(Stem(network), [random_layer(self.setting) for _ in range(network.depth)])
+        return self._kept("dense", model)
+
+    def tleg(self) -> LinearDiT:
+        torch.manual_seed(0)
+        network = self.setting.network
+        model = LinearDiT(Stem(network), random_layer(self.setting), network.depth)
+        return self._kept("tleg", model)
+
+    def fine(self, form: str) -> Family:
+        """`form`: fixed-depth or any-size."""
+        directory = self.work / f"fine-{form}"
+        if not (directory / "family.json").exists():
+            self._pretrain(form, directory)
+        return load_family(directory)
+
+    def _kept(self, name: str, model: M) -> M:
+        path = self.work / f"{name}.safetensors"
+        if not path.exists():
+            averaged = train(
+                model,
+                self.splits.training,
+                self.setting,
+                steps=self.setting.ancestor_steps,
+                learning_rate=1e-3,
+                seed=0,
+                warmup_steps=WARMUP_STEPS,
+                what=f"ancestor {name}",
+                average_decay=AVERAGE_DECAY,
+            )
+            save_file(averaged.state_dict(), path)
+        model.load_state_dict(load_file(path))
+        return model
+
+    def _pretrain(self, form: str, directory: Path) -> None:
+        setting = self.setting
+        config = PretrainingConfig(
+            name=form,
+            data=DataConfig(path=DATA, class_names=CLASSES, licence=LICENCE),
+            network=setting.network,
+            diffusion=setting.diffusion,
+            sizes=SizeSpace(depths=setting.trained_depths, ranks=setting.trained_ranks),
+            training=TrainingConfig.model_validate(
+                {
+                    "form": form,
+                    "steps": setting.ancestor_steps,
+                    "batch_size": setting.batch_size,
+                    "warmup_steps": WARMUP_STEPS,
+                    "ema_decay": AVERAGE_DECAY,
+                }
+            ),
+        )
+        pretraining = Pretraining(config, directory / "training")
+        pretraining.images = self.splits.training
+        network = pretraining.run().eval().requires_grad_(False)
+        manifest = {
+            **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
+            "class_names": CLASSES,
+            "licence": LICENCE,
+            "trained_steps": config.training.steps,
+            "form": form,
+        }
+        save_family(
+            directory, manifest, network.genes, network.stem, network.scales, self.splits.limited
+        )

@@ -1,0 +1,144 @@
+"""How each method begins a model of a depth; see PROTOCOL.md."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.paper.ancestors import Ancestors, random_layer
+from benchmarks.paper.training import denoising_loss, train
+from learngenes import sigma
+from learngenes.config import Kind, Size
+from learngenes.dense import DenseDiT, Weights, materialised
+from learngenes.dit import Stem
+from learngenes.factors import Scales
+from learngenes.family import Family
+from learngenes.retrain import RetrainingConfig, retrain
+
+HEUR_LG_LAYERS = 3
+
+Begin = Callable[[Ancestors, int], DenseDiT]
+
+
+def scratch(ancestors: Ancestors, depth: int) -> DenseDiT:
+    layers = [random_layer(ancestors.setting) for _ in range(depth)]
+    return DenseDiT(Stem(ancestors.setting.network), layers)
+
+
+def weight_selection(ancestors: Ancestors, depth: int) -> DenseDiT:
+    dense = ancestors.dense()
+    return DenseDiT(dense.stem, dense.weights()[:depth])
+
+
+def heur_lg(ancestors: Ancestors, depth: int) -> DenseDiT:
+    dense = ancestors.dense()
+    kept = min(depth, HEUR_LG_LAYERS)
+    below = [random_layer(ancestors.setting) for _ in range(depth - kept)]
+    return DenseDiT(dense.stem, below + dense.weights()[-kept:])
+
+
+def tleg(ancestors: Ancestors, depth: int) -> DenseDiT:
+    ancestor = ancestors.tleg()
+    return DenseDiT(ancestor.stem, ancestor.layers(depth))
+
+
+def pruning(ancestors: Ancestors, depth: int) -> DenseDiT:
+    """Greedy: the layer goes without which the loss on what chooses is least."""
+    dense = ancestors.dense()
+    judged = ancestors.splits.choosing.subset(
+        torch.arange(0, ancestors.setting.chosen_by_images, 4)
+    )
+    layers = list(dense.layers)
+    with torch.no_grad():
+        while len(layers) > depth:
+
+            def without(index: int) -> float:
+                dense.layers = torch.nn.ModuleList(layers[:index] + layers[index + 1 :])
+                return denoising_loss(dense, judged, ancestors.setting)
+
+            layers.pop(min(range(len(layers)), key=without))
+        dense.layers = torch.nn.ModuleList(layers)
+    return dense
+
+
+def svd(ancestors: Ancestors, depth: int) -> DenseDiT:
+    dense = ancestors.dense()
+    layers = dense.weights()
+    chosen = [round(i * (len(layers) - 1) / max(1, depth - 1)) for i in range(depth)]
+    return DenseDiT(dense.stem, [_cut(layers[i], ancestors.setting.svd_rank) for i in chosen])
+
+
+def _cut(weights: Weights, rank: int) -> Weights:
+    cut = {}
+    for kind in Kind:
+        weight, bias = weights[kind]
+        u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+        cut[kind] = (u[:, :rank] * s[:rank]) @ vt[:rank], bias
+    return cut
+
+
+METHODS: dict[str, Begin] = {
+    "scratch": scratch,
+    "weight selection": weight_selection,
+    "heur-lg": heur_lg,
+    "tleg": tleg,
+    "pruning": pruning,
+    "svd": svd,
+}
+FINE = {"fine as published": "fixed-depth", "fine any-size": "any-size"}
+"""Method to the form of its ancestor."""
+
+
+def first_stage(
+    ancestors: Ancestors, method: str, depth: int, seed: int, learning_rate: float
+) -> DenseDiT:
+    """Initialise, and train for as many steps as Sigma is retrained."""
+    setting = ancestors.setting
+    torch.manual_seed(seed)
+    if method in FINE:
+        family = ancestors.fine(FINE[method])
+        scales = _sigma(family, depth, seed, random=method == "fine as published")
+        config = RetrainingConfig(
+            steps=setting.sigma_steps,
+            batch_size=setting.batch_size,
+            learning_rate=learning_rate,
+            max_seconds=float("inf"),
+            patience=setting.sigma_steps,
+            seed=seed,
+        )
+        retrained = retrain(family, scales, config)
+        stem = copy.deepcopy(family.stem).requires_grad_(True)
+        return DenseDiT(stem, materialised(family.genes, retrained.scales))
+    model = METHODS[method](ancestors, depth)
+    return _train(model, ancestors, setting.sigma_steps, seed, learning_rate, f"{method} A")
+
+
+def second_stage(
+    ancestors: Ancestors, model: DenseDiT, seed: int, learning_rate: float
+) -> DenseDiT:
+    steps = ancestors.setting.further_steps
+    return _train(model, ancestors, steps, seed + 1000, learning_rate, "B")
+
+
+def _sigma(family: Family, depth: int, seed: int, *, random: bool) -> Scales:
+    size = Size(depth=depth, rank=family.full_size.rank)
+    if random:
+        generator = torch.Generator().manual_seed(seed)
+        return sigma.random(family.manifest.network, size, generator)
+    return sigma.interpolated(family.scales, size)
+
+
+def _train(
+    model: DenseDiT, ancestors: Ancestors, steps: int, seed: int, learning_rate: float, what: str
+) -> DenseDiT:
+    train(
+        model,
+        ancestors.splits.training,
+        ancestors.setting,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        warmup_steps=max(1, steps // 20),
+        what=what,
+    )
+    return model

@@ -1,0 +1,132 @@
+"""The numbers of PROTOCOL.md, and a smaller set of them that shows in a minute that all works."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from learngenes import data
+from learngenes.config import DiffusionConfig, NetworkConfig
+from learngenes.data import LabelledImages
+
+DATA = Path("/usr/share/datasets/fashion-mnist")
+CLASSES = (
+    "T-shirt",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    network: NetworkConfig
+    """Of the ancestors."""
+    ancestor_steps: int
+    batch_size: int
+    depths: tuple[int, ...]
+    trained_depths: tuple[int, ...]
+    """That FINE any-size draws from, and `trained_ranks` likewise."""
+    trained_ranks: tuple[int, ...]
+    sigma_steps: int
+    further_steps: int
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    sigma_learning_rates: tuple[float, ...]
+    searched_depth: int
+    svd_rank: int
+    samples: int
+    sampling_steps: int
+    chosen_by_images: int
+    most_images: int | None = None
+    """Of the training and of the test split; all of them where it is None."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+
+def _network(width: int, depth: int) -> NetworkConfig:
+    return NetworkConfig(
+        sample_size=28,
+        in_channels=1,
+        patch_size=4,
+        width=width,
+        num_attention_heads=4,
+        num_classes=len(CLASSES),
+        depth=depth,
+        rank=2 * width,
+    )
+
+
+REFERENCE = Setting(
+    name="reference",
+    network=_network(64, 12),
+    ancestor_steps=8000,
+    batch_size=64,
+    depths=(4, 6, 8, 10, 12),
+    trained_depths=tuple(range(2, 13)),
+    trained_ranks=tuple(range(16, 129, 16)),
+    sigma_steps=300,
+    further_steps=1000,
+    seeds=(0, 1, 2),
+    learning_rates=(3e-4, 1e-3, 3e-3),
+    sigma_learning_rates=(1e-3, 3e-3, 1e-2),
+    searched_depth=6,
+    svd_rank=32,
+    samples=5000,
+    sampling_steps=10,
+    chosen_by_images=2000,
+)
+SMOKE = Setting(
+    name="smoke",
+    network=_network(16, 4),
+    ancestor_steps=6,
+    batch_size=8,
+    depths=(2, 4),
+    trained_depths=(2, 3, 4),
+    trained_ranks=(16, 32),
+    sigma_steps=2,
+    further_steps=2,
+    seeds=(0,),
+    learning_rates=(1e-3,),
+    sigma_learning_rates=(3e-3,),
+    searched_depth=2,
+    svd_rank=8,
+    samples=40,
+    sampling_steps=2,
+    chosen_by_images=100,
+    most_images=1000,
+)
+
+
+@dataclass(frozen=True)
+class Splits:
+    training: LabelledImages
+    limited: LabelledImages
+    """Of the training images, for Sigma alone."""
+    choosing: LabelledImages
+    heldout: LabelledImages
+    test: LabelledImages
+
+
+def load_splits(setting: Setting) -> Splits:
+    """Raises DataError when the data are not there."""
+    train = data.load(DATA, "train", CLASSES, setting.network.sample_size)
+    test = data.load(DATA, "test", CLASSES, setting.network.sample_size)
+    if setting.most_images is not None:
+        some = torch.arange(setting.most_images)
+        train, test = train.subset(some), test.subset(some)
+    cut = len(train) - setting.chosen_by_images
+    training = train.subset(torch.arange(cut))
+    return Splits(
+        training=training,
+        limited=training.balanced(2000),
+        choosing=train.subset(torch.arange(cut, len(train))),
+        heldout=test.balanced(2000),
+        test=test,
+    )

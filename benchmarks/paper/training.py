@@ -1,0 +1,67 @@
+"""One way to train for every method; see PROTOCOL.md."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import trange
+
+from benchmarks.paper.setting import Setting
+from learngenes.data import LabelledImages
+from learngenes.device import training_precision
+from learngenes.diffusion import heldout_loss, noise_process, training_batch
+
+NULL_CLASS_PROBABILITY = 0.1
+CPU = torch.device("cpu")
+
+
+def train(
+    model: nn.Module,
+    images: LabelledImages,
+    setting: Setting,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    warmup_steps: int,
+    what: str,
+    average_decay: float | None = None,
+) -> nn.Module:
+    """Train all of `model` in place; gives it, or the average of its weights."""
+    process = noise_process(setting.diffusion)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+    average = None
+    if average_decay is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average_decay))
+    generator = torch.Generator().manual_seed(seed)
+    for step in trange(steps, desc=what, unit="step", mininterval=5):
+        indices = torch.randint(len(images), (setting.batch_size,), generator=generator)
+        labels = images.labels[indices].clone()
+        dropped = torch.rand(len(labels), generator=generator) < NULL_CLASS_PROBABILITY
+        labels[dropped] = setting.network.num_classes
+        noisy, timesteps, target = training_batch(process, images.normalised(indices), generator)
+        for group in optimizer.param_groups:
+            cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = learning_rate * min(1, (step + 1) / warmup_steps) * cosine
+        with training_precision(CPU):
+            prediction = model(noisy, timesteps, labels)
+        F.mse_loss(prediction.float(), target).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if average is not None:
+            average.update_parameters(model)
+    return model if average is None else average.module
+
+
+def denoising_loss(
+    model: Callable[[Tensor, Tensor, Tensor], Tensor], images: LabelledImages, setting: Setting
+) -> float:
+    process = noise_process(setting.diffusion)
+    with training_precision(CPU):
+        return heldout_loss(
+            model, process, images.normalised(torch.arange(len(images))), images.labels
+        )
