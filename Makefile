@@ -22,7 +22,7 @@ down: $(INSTALLED)  ## stop everything
 logs: $(INSTALLED)  ## follow the logs
 	@$(BIN)/fineserve logs
 
-test: $(INSTALLED_DEV) $(PROMETHEUS) lint  ## every check and every test
+test: $(INSTALLED_DEV) $(PROMETHEUS) $(FASHION_MNIST) lint  ## every check and every test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -m "not slow and not browser"
 	$(BIN)/coverage combine --quiet

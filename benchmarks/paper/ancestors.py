@@ -115,7 +115,6 @@ class Ancestors:
                 learning_rate=1e-3,
                 seed=0,
                 warmup_steps=WARMUP_STEPS,
-                what=f"ancestor {name}",
                 average_decay=AVERAGE_DECAY,
             )
             save_file(averaged.state_dict(), path)

@@ -110,14 +110,14 @@ def first_stage(
         stem = copy.deepcopy(family.stem).requires_grad_(True)
         return DenseDiT(stem, materialised(family.genes, retrained.scales))
     model = METHODS[method](ancestors, depth)
-    return _train(model, ancestors, setting.sigma_steps, seed, learning_rate, f"{method} A")
+    return _train(model, ancestors, setting.sigma_steps, seed, learning_rate)
 
 
 def second_stage(
     ancestors: Ancestors, model: DenseDiT, seed: int, learning_rate: float
 ) -> DenseDiT:
     steps = ancestors.setting.further_steps
-    return _train(model, ancestors, steps, seed + 1000, learning_rate, "B")
+    return _train(model, ancestors, steps, seed + 1000, learning_rate)
 
 
 def _sigma(family: Family, depth: int, seed: int, *, random: bool) -> Scales:
@@ -129,7 +129,7 @@ def _sigma(family: Family, depth: int, seed: int, *, random: bool) -> Scales:
 
 
 def _train(
-    model: DenseDiT, ancestors: Ancestors, steps: int, seed: int, learning_rate: float, what: str
+    model: DenseDiT, ancestors: Ancestors, steps: int, seed: int, learning_rate: float
 ) -> DenseDiT:
     train(
         model,
@@ -139,6 +139,5 @@ def _train(
         learning_rate=learning_rate,
         seed=seed,
         warmup_steps=max(1, steps // 20),
-        what=what,
     )
     return model

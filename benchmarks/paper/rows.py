@@ -9,28 +9,25 @@ Row = dict[str, Any]
 
 
 class Rows:
-    """One JSON object a line; a row is known by its key."""
+    """A JSON file for each row, named after its key: several processes can add to them."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._known: dict[str, Row] = {}
-        if file.exists():
-            for line in file.read_text().splitlines():
-                row = json.loads(line)
-                self._known[_name(row["key"])] = row
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: Row, measure: Callable[[], Row]) -> Row:
         """The row with `key`, measured now if it is not there."""
-        name = _name(key)
-        if name not in self._known:
-            self._known[name] = {"key": key, **measure()}
-            with self._file.open("a") as file:
-                file.write(json.dumps(self._known[name]) + "\n")
-        return self._known[name]
+        path = self._path(key)
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"key": key, **measure()}))
+            temporary.replace(path)
+        row: Row = json.loads(path.read_text())
+        return row
 
     def has(self, key: Row) -> bool:
-        return _name(key) in self._known
+        return self._path(key).exists()
 
-
-def _name(key: Row) -> str:
-    return json.dumps(key, sort_keys=True)
+    def _path(self, key: Row) -> Path:
+        words = [f"{name}={value}" for name, value in sorted(key.items())]
+        return self._directory / f"{' '.join(words)}.json"

@@ -54,7 +54,7 @@ def _network(width: int, depth: int) -> NetworkConfig:
     return NetworkConfig(
         sample_size=28,
         in_channels=1,
-        patch_size=4,
+        patch_size=7,
         width=width,
         num_attention_heads=4,
         num_classes=len(CLASSES),

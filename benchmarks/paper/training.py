@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import trange
 
 from benchmarks.paper.setting import Setting
 from learngenes.data import LabelledImages
@@ -27,7 +26,6 @@ def train(
     learning_rate: float,
     seed: int,
     warmup_steps: int,
-    what: str,
     average_decay: float | None = None,
 ) -> nn.Module:
     """Train all of `model` in place; gives it, or the average of its weights."""
@@ -37,7 +35,7 @@ def train(
     if average_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average_decay))
     generator = torch.Generator().manual_seed(seed)
-    for step in trange(steps, desc=what, unit="step", mininterval=5):
+    for step in range(steps):
         indices = torch.randint(len(images), (setting.batch_size,), generator=generator)
         labels = images.labels[indices].clone()
         dropped = torch.rand(len(labels), generator=generator) < NULL_CLASS_PROBABILITY

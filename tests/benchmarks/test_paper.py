@@ -1,0 +1,52 @@
+"""The paper's comparisons at a scale that shows that they run: its figures mean nothing."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.paper.ancestors import Ancestors
+from benchmarks.paper.methods import FINE, METHODS
+from benchmarks.paper.rows import Rows
+from benchmarks.paper.run import prepare, run
+from benchmarks.paper.setting import SMOKE, load_splits
+
+
+def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(SMOKE, tmp_path)
+    rows = run(SMOKE)
+    floor, table = rows[0], rows[1:]
+    assert len(table) == 2 * len(SMOKE.depths) * len({*METHODS, *FINE}) * len(SMOKE.seeds)
+    assert floor["fd"] < min(row["fd"] for row in table)
+    assert all(math.isfinite(row["fd"] + row["loss"]) for row in table)
+    monkeypatch.setattr("benchmarks.paper.depth.first_stage", None)
+    assert run(SMOKE) == rows
+
+
+def test_what_a_method_begins_with(tmp_path: Path) -> None:
+    ancestors = Ancestors(SMOKE, load_splits(SMOKE), tmp_path)
+    begun = {name: begin(ancestors, 3) for name, begin in METHODS.items()}
+    assert {len(model.layers) for model in begun.values()} == {3}
+    dense = ancestors.dense().weights()
+    (qkv, *_) = dense[0]
+    chosen = begun["weight selection"].weights()
+    assert [torch.equal(a[qkv][0], b[qkv][0]) for a, b in zip(chosen, dense, strict=False)] == [
+        True
+    ] * 3
+    kept = [
+        any(torch.equal(layer[qkv][0], other[qkv][0]) for other in dense)
+        for layer in begun["pruning"].weights()
+    ]
+    assert kept == [True] * 3
+    assert torch.linalg.matrix_rank(begun["svd"].weights()[0][qkv][0]) == SMOKE.svd_rank
+    first, middle, last = (layer[qkv][0] for layer in begun["tleg"].weights())
+    torch.testing.assert_close(middle, (first + last) / 2)
+
+
+def test_a_killed_run_goes_on_with_the_next_row(tmp_path: Path) -> None:
+    directory = tmp_path / "rows"
+    Rows(directory).get({"a": 1, "b": 2}, lambda: {"fd": 3.0})
+    again = Rows(directory)
+    assert again.has({"b": 2, "a": 1})
+    assert again.get({"a": 1, "b": 2}, lambda: pytest.fail("measured twice"))["fd"] == 3.0
