@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from benchmarks.paper import report
 from benchmarks.paper.ancestors import Ancestors
 from benchmarks.paper.methods import FINE, METHODS
-from benchmarks.paper.rows import Rows
+from benchmarks.paper.rows import Row, Rows
 from benchmarks.paper.run import prepare, run
 from benchmarks.paper.setting import SMOKE, load_splits
 
@@ -22,6 +24,8 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(math.isfinite(row["fd"] + row["loss"]) for row in table)
     monkeypatch.setattr("benchmarks.paper.depth.first_stage", None)
     assert run(SMOKE) == rows
+    report.draw(SMOKE, floor, table, tmp_path / "depth.png")
+    assert Image.open(tmp_path / "depth.png").width > 900
 
 
 def test_what_a_method_begins_with(tmp_path: Path) -> None:
@@ -50,3 +54,16 @@ def test_a_killed_run_goes_on_with_the_next_row(tmp_path: Path) -> None:
     again = Rows(directory)
     assert again.has({"b": 2, "a": 1})
     assert again.get({"a": 1, "b": 2}, lambda: pytest.fail("measured twice"))["fd"] == 3.0
+
+
+def test_best_or_within_one_spread_of_best_is_a_win() -> None:
+    def rows(method: str, *fds: float) -> list[Row]:
+        return [
+            {"key": {"method": method, "depth": 4, "stage": stage, "seed": seed}, "fd": fd}
+            for stage in "AB"
+            for seed, fd in enumerate(fds)
+        ]
+
+    others = [r for m in (*METHODS, *FINE) if m != report.OURS for r in rows(m, 99.0, 101.0)]
+    for ours, won in (((99.0, 99.0), True), ((101.0, 103.0), True), ((104.0, 104.0), False)):
+        assert report.wins([*others, *rows(report.OURS, *ours)], [4]) == [won, won]
