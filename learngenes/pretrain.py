@@ -1,8 +1,10 @@
 """Phase 1: train U, V, the stem and the reference Sigma together, W rebuilt in every step.
 
-Two forms. `fixed-depth` is the paper's: one depth, full rank. `any-size` draws a depth and a
-rank prefix for each step; layer l of depth L reads its Sigma by linear interpolation over
-relative depth from the reference Sigma, so that every size is usable without retraining.
+Two forms. `fixed-depth` is the paper's: one depth, full rank. `any-size` trains the full size in
+every step and, on the same images, a drawn depth and rank prefix (sandwich training and in-place
+distillation, arXiv 1903.05134): what is drawn learns partly from the data and partly from what the
+full size predicts. Layer l of depth L reads its Sigma by linear interpolation over relative depth
+from the reference Sigma, so that every size is usable without retraining.
 
 Everything random in step s is drawn from a generator seeded with (seed, s): a run that was
 killed resumes from its last checkpoint as if it had not been.
@@ -55,7 +57,8 @@ class TrainingConfig(Frozen):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     clip_norm: PositiveFloat = 1.0
     null_class_probability: float = Field(0.1, ge=0, le=1)
-    full_size_probability: float = Field(0.25, ge=0, le=1)
+    distillation: float = Field(0.5, ge=0, le=1)
+    """Share of the full size's prediction in what a drawn size learns from."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     seed: int = 0
     log_every_steps: PositiveInt = 50
@@ -96,12 +99,7 @@ class FactorisedDiT(nn.Module):
 
 
 def draw_size(config: PretrainingConfig, generator: torch.Generator) -> Size:
-    """The size of one step."""
-    full = Size(depth=config.network.depth, rank=config.network.rank)
-    if config.training.form == "fixed-depth":
-        return full
-    if torch.rand((), generator=generator) < config.training.full_size_probability:
-        return full
+    """The size that is trained beside the full one in a step."""
 
     def choose(values: tuple[int, ...]) -> int:
         return values[int(torch.randint(len(values), (), generator=generator))]
@@ -199,20 +197,33 @@ class Pretraining:
         training = self.config.training
         shared = _generator(training.seed, self.step, 0)  # the size is the same on every process
         own = _generator(training.seed, self.step, 1 + self.accelerator.process_index)
-        size = draw_size(self.config, shared)
+        network = self.config.network
+        full = Size(depth=network.depth, rank=network.rank)
         indices = torch.randint(len(self.images), (training.batch_size,), generator=own)
         images = self.images.normalised(indices).to(self.accelerator.device)
         labels = self.images.labels[indices].clone()
         dropped = torch.rand(len(labels), generator=own) < training.null_class_probability
-        labels[dropped] = self.config.network.num_classes
+        labels[dropped] = network.num_classes
         noisy, timesteps, target = training_batch(self.process, images, own)
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(training, self.step)
-        with self.accelerator.autocast():
-            prediction = self.prepared(noisy, timesteps, labels.to(images.device), size)
-        loss = F.mse_loss(prediction.float(), target)
-        self.accelerator.backward(loss)
+        labels = labels.to(images.device)
+
+        def backward(size: Size, wanted: Tensor) -> tuple[Tensor, Tensor]:
+            with self.accelerator.autocast():
+                prediction = self.prepared(noisy, timesteps, labels, size)
+            loss = F.mse_loss(prediction.float(), wanted)
+            self.accelerator.backward(loss)
+            return loss.detach(), prediction.detach().float()
+
+        if training.form == "fixed-depth":
+            loss, _ = backward(full, target)
+        else:
+            with self.accelerator.no_sync(self.prepared):  # the second sends both gradients
+                loss, prediction = backward(full, target)
+            wanted = torch.lerp(target, prediction, training.distillation)
+            backward(draw_size(self.config, shared), wanted)
         self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip_norm)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()

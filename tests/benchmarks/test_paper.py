@@ -25,7 +25,8 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("benchmarks.paper.depth.first_stage", None)
     assert run(SMOKE) == rows
     report.draw(SMOKE, floor, table, tmp_path / "depth.png")
-    assert Image.open(tmp_path / "depth.png").width > 900
+    with Image.open(tmp_path / "depth.png") as picture:
+        assert picture.width > 900
 
 
 def test_what_a_method_begins_with(tmp_path: Path) -> None:

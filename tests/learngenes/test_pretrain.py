@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from learngenes.config import Size
 from learngenes.data import DataError, LabelledImages
 from learngenes.family import load_family
-from learngenes.pretrain import Pretraining, PretrainingConfig, draw_size, learning_rate_at
+from learngenes.pretrain import Pretraining, PretrainingConfig, learning_rate_at
 from learngenes.publish import pretrain_family
 
 CONFIG = """
@@ -95,21 +96,45 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(config_file: Path, tmp_path:
         torch.testing.assert_close(tensor, whole.state_dict()[name])
 
 
-def test_any_size_draws_every_size_and_the_full_one_most(config_file: Path) -> None:
-    config = PretrainingConfig.read(config_file)
-    generator = torch.Generator().manual_seed(0)
-    drawn = [draw_size(config, generator) for _ in range(400)]
-    assert {(s.depth, s.rank) for s in drawn} == {(2, 8), (2, 16), (3, 8), (3, 16)}
-    counts = {size: drawn.count(size) for size in drawn}
-    assert max(counts, key=lambda size: counts[size]) == Size(depth=3, rank=16)
+def sizes_of_steps(config_file: Path, work: Path, steps: int) -> list[Size]:
+    """Whatever the network is asked for while it is trained."""
+    pretraining = Pretraining(PretrainingConfig.read(config_file), work)
+    asked: list[Size] = []
+    pretraining.model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[3]))
+    for _ in range(steps):
+        pretraining._train_step()
+        pretraining.step += 1
+    return asked
 
 
-def test_fixed_depth_is_the_papers_form(config_file: Path) -> None:
-    path = config_file.parent / "images"
-    fixed = write_config(config_file, path, 10, 'form = "fixed-depth"')
-    config = PretrainingConfig.read(fixed)
-    drawn = {draw_size(config, torch.Generator().manual_seed(i)) for i in range(20)}
-    assert drawn == {Size(depth=3, rank=16)}
+def test_any_size_trains_the_full_size_and_a_drawn_one_in_every_step(
+    config_file: Path, tmp_path: Path
+) -> None:
+    asked = sizes_of_steps(config_file, tmp_path / "work", 40)
+    assert set(asked[::2]) == {Size(depth=3, rank=16)}
+    assert {(s.depth, s.rank) for s in asked[1::2]} == {(2, 8), (2, 16), (3, 8), (3, 16)}
+
+
+def test_fixed_depth_is_the_papers_form(config_file: Path, tmp_path: Path) -> None:
+    write_config(config_file, config_file.parent / "images", 10, 'form = "fixed-depth"')
+    assert sizes_of_steps(config_file, tmp_path / "work", 4) == [Size(depth=3, rank=16)] * 4
+
+
+def test_a_drawn_size_learns_from_the_full_one(config_file: Path, tmp_path: Path) -> None:
+    """Distilled alone, nothing of the data reaches what only a drawn size would learn."""
+    wanted = []
+    for share in (0.0, 1.0):
+        write_config(
+            config_file, config_file.parent / "images", 10, f"distillation = {share}\nseed = 3"
+        )
+        pretraining = Pretraining(PretrainingConfig.read(config_file), tmp_path / f"work{share}")
+        with patch("torch.nn.functional.mse_loss", wraps=torch.nn.functional.mse_loss) as loss:
+            pretraining._train_step()
+        (full, target), (_, learned) = (call.args for call in loss.call_args_list)
+        expected = target if share == 0 else full
+        torch.testing.assert_close(learned, expected)
+        wanted.append(learned)
+    assert not torch.equal(*wanted)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(config_file: Path) -> None:
