@@ -2,8 +2,7 @@
 
 Two forms. `fixed-depth` is the paper's: one depth, full rank. `any-size` trains the full size in
 every step and, on the same images, a drawn depth and rank prefix (sandwich training and in-place
-distillation, arXiv 1903.05134): what is drawn learns partly from the data and partly from what the
-full size predicts. Layer l of depth L reads its Sigma by linear interpolation over relative depth
+distillation, arXiv 1903.05134): what is drawn learns what the full size predicts. Layer l of depth L reads its Sigma by linear interpolation over relative depth
 from the reference Sigma, so that every size is usable without retraining.
 
 Everything random in step s is drawn from a generator seeded with (seed, s): a run that was
@@ -57,8 +56,8 @@ class TrainingConfig(Frozen):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     clip_norm: PositiveFloat = 1.0
     null_class_probability: float = Field(0.1, ge=0, le=1)
-    distillation: float = Field(0.5, ge=0, le=1)
-    """Share of the full size's prediction in what a drawn size learns from."""
+    distillation: float = Field(1.0, ge=0, le=1)
+    """Share of the full size's prediction in what a drawn size learns; the rest is the data's."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     seed: int = 0
     log_every_steps: PositiveInt = 50
