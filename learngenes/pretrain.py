@@ -2,8 +2,9 @@
 
 Two forms. `fixed-depth` is the paper's: one depth, full rank. `any-size` trains the full size in
 every step and, on the same images, a drawn depth and rank prefix (sandwich training and in-place
-distillation, arXiv 1903.05134): what is drawn learns what the full size predicts. Layer l of depth L reads its Sigma by linear interpolation over relative depth
-from the reference Sigma, so that every size is usable without retraining.
+distillation, arXiv 1903.05134): what is drawn learns what the full size predicts. Layer l of depth
+L reads its Sigma by linear interpolation over relative depth from the reference Sigma, so that
+every size is usable without retraining.
 
 Everything random in step s is drawn from a generator seeded with (seed, s): a run that was
 killed resumes from its last checkpoint as if it had not been.

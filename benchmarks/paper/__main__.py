@@ -14,4 +14,4 @@ if __name__ == "__main__":
         work = REPOSITORY / "var" / "paper" / REFERENCE.name
         seconds = sigma.measure(work)
         floor, *table = run_in_processes(REFERENCE, work)
-        report.write(REFERENCE, floor, table, seconds)
+        report.write(REFERENCE, work, floor, table, seconds)

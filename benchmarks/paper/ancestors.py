@@ -20,8 +20,15 @@ from learngenes.pretrain import DataConfig, Pretraining, PretrainingConfig, Trai
 
 M = TypeVar("M", bound=nn.Module)
 
+TRAINING = "training"
 LICENCE = "Fashion-MNIST, MIT licence"
 AVERAGE_DECAY = 0.999
+FORMS: dict[str, dict[str, object]] = {
+    "fixed-depth": {"form": "fixed-depth"},
+    "any-size": {"form": "any-size"},
+    "any-size without distillation": {"form": "any-size", "distillation": 0.0},
+}
+"""What differs in phase 1; the last is for the picture of the forms alone."""
 WARMUP_STEPS = 200
 
 
@@ -98,7 +105,7 @@ class Ancestors:
         return self._kept("tleg", model)
 
     def fine(self, form: str) -> Family:
-        """`form`: fixed-depth or any-size."""
+        """`form`: one of FORMS."""
         directory = self.work / f"fine-{form}"
         if not (directory / "family.json").exists():
             self._pretrain(form, directory)
@@ -124,14 +131,14 @@ class Ancestors:
     def _pretrain(self, form: str, directory: Path) -> None:
         setting = self.setting
         config = PretrainingConfig(
-            name=form,
+            name=form.replace(" ", "-"),
             data=DataConfig(path=DATA, class_names=CLASSES, licence=LICENCE),
             network=setting.network,
             diffusion=setting.diffusion,
             sizes=SizeSpace(depths=setting.trained_depths, ranks=setting.trained_ranks),
             training=TrainingConfig.model_validate(
                 {
-                    "form": form,
+                    **FORMS[form],
                     "steps": setting.ancestor_steps,
                     "batch_size": setting.batch_size,
                     "warmup_steps": WARMUP_STEPS,
@@ -139,7 +146,7 @@ class Ancestors:
                 }
             ),
         )
-        pretraining = Pretraining(config, directory / "training")
+        pretraining = Pretraining(config, directory / TRAINING)
         pretraining.images = self.splits.training
         network = pretraining.run().eval().requires_grad_(False)
         manifest = {
@@ -147,7 +154,7 @@ class Ancestors:
             "class_names": CLASSES,
             "licence": LICENCE,
             "trained_steps": config.training.steps,
-            "form": form,
+            "form": config.training.form,
         }
         save_family(
             directory, manifest, network.genes, network.stem, network.scales, self.splits.limited

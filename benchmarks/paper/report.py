@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from benchmarks.paper.ancestors import FORMS, TRAINING
 from benchmarks.paper.methods import FINE, METHODS
 from benchmarks.paper.rows import Row
 from benchmarks.paper.setting import Setting
@@ -43,7 +44,7 @@ def wins(rows: Sequence[Row], depths: Sequence[int]) -> list[bool]:
     return won
 
 
-def write(setting: Setting, floor: Row, table: Sequence[Row], sigma: Row) -> None:
+def write(setting: Setting, work: Path, floor: Row, table: Sequence[Row], sigma: Row) -> None:
     won = wins(table, setting.depths)
     result = {
         "summary": {
@@ -56,10 +57,11 @@ def write(setting: Setting, floor: Row, table: Sequence[Row], sigma: Row) -> Non
         "rows": list(table),
     }
     (RESULTS / "paper.json").write_text(json.dumps(result) + "\n")
-    draw(setting, floor, table, RESULTS / "paper-depth.png")
+    draw_depths(setting, floor, table, RESULTS / "paper-depth.png")
+    draw_forms(setting, work, RESULTS / "paper-forms.png")
 
 
-def draw(setting: Setting, floor: Row, table: Sequence[Row], file: Path) -> None:
+def draw_depths(setting: Setting, floor: Row, table: Sequence[Row], file: Path) -> None:
     """FD over depth, a line for each method, with its spread; one picture for each stage."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axis, (stage, title) in zip(axes, STAGES.items(), strict=True):
@@ -77,5 +79,25 @@ def draw(setting: Setting, floor: Row, table: Sequence[Row], file: Path) -> None
         axis.set(title=title, xlabel="depth", yscale="log", xticks=setting.depths)
     axes[0].set_ylabel("FD-EffLite0, lower is better")
     axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def draw_forms(setting: Setting, work: Path, file: Path) -> None:
+    """Held-out loss over images seen, nothing retrained: a line for each form of phase 1."""
+    losses: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for form in FORMS:
+        log = work / f"fine-{form}" / TRAINING / "log.jsonl"
+        for entry in map(json.loads, log.read_text().splitlines()):
+            for size, loss in entry.get("heldout_loss", {}).items():
+                points = losses.setdefault(size, {}).setdefault(form, [])
+                points.append((entry["step"] * setting.batch_size, loss))
+    figure, axes = plt.subplots(1, len(losses), figsize=(10, 3.6), layout="constrained")
+    for axis, (size, lines) in zip(axes, losses.items(), strict=True):
+        for form, points in lines.items():
+            axis.plot(*zip(*points, strict=True), label=form)
+        axis.set(title=size, xlabel="images seen", yscale="log")
+    axes[0].set_ylabel("held-out loss")
+    axes[0].legend(fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)

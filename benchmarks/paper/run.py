@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.paper.ancestors import Ancestors
+from benchmarks.paper.ancestors import FORMS, Ancestors
 from benchmarks.paper.depth import DepthTable
 from benchmarks.paper.judge import Judge
 from benchmarks.paper.methods import FINE, METHODS
@@ -25,7 +25,7 @@ _table: DepthTable
 def run(setting: Setting, apply: Map = map) -> list[Row]:
     """All rows. `apply` is `map` after `prepare`, or that of processes that began with it."""
     methods = (*METHODS, *FINE)
-    _all("ancestors", apply, _ancestor, ["dense", "tleg", *FINE.values()])
+    _all("ancestors", apply, _ancestor, ["dense", "tleg", *FORMS])
     (floor,) = _all("floor", apply, _floor, [0])
     _all("learning rates", apply, _learning_rates, methods)
     cases = [*itertools.product(setting.seeds, setting.depths, methods)]

@@ -24,9 +24,11 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(math.isfinite(row["fd"] + row["loss"]) for row in table)
     monkeypatch.setattr("benchmarks.paper.depth.first_stage", None)
     assert run(SMOKE) == rows
-    report.draw(SMOKE, floor, table, tmp_path / "depth.png")
-    with Image.open(tmp_path / "depth.png") as picture:
-        assert picture.width > 900
+    report.draw_depths(SMOKE, floor, table, tmp_path / "depths.png")
+    report.draw_forms(SMOKE, tmp_path, tmp_path / "forms.png")
+    for name in ("depths.png", "forms.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 900
 
 
 def test_what_a_method_begins_with(tmp_path: Path) -> None:
