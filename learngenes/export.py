@@ -21,7 +21,7 @@ def export_model(family: Family, scales: Scales, directory: Path) -> None:
 
     Raises ValueError when the family has more than 1,000 classes.
     """
-    model = family.assemble(scales, Mode.MATERIALISED).cpu()
+    model = family.assemble(scales, Mode.MATERIALISED)
     config = diffusers_config(model.config, len(model.layers))
     config["num_embeds_ada_norm"] = PIPELINE_NULL_CLASS
     network = DiTTransformer2DModel(**config)
