@@ -3,11 +3,15 @@ from typing import Any
 
 import pytest
 
+from learngenes.batch import Batch
+from learngenes.family import Family
 from learngenes.sizing.profile import DeviceProfile
 from registry.records import GenerationRecord, ModelRecord
 from registry.settings import Settings
 from tests.devices import keep_profile
+from tests.engines import AMPLE, Gate, made_up_costs
 from tests.records import queued_model
+from worker.engine import Engine
 from worker.runtime import Runtime
 from worker.sample import Sampler
 
@@ -60,3 +64,25 @@ def make_generation(runtime: Runtime) -> MakeGeneration:
         )
 
     return make
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate, step = Gate(), Batch.step
+
+    def gated(batch: Batch) -> None:
+        gate.enter(batch)
+        step(batch)
+
+    monkeypatch.setattr(Batch, "step", gated)
+    return gate
+
+
+@pytest.fixture
+def engine(family: Family, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setattr("worker.engine.measure_step_costs", made_up_costs)
+    engine = Engine([family], AMPLE, compile_kernels=False)
+    engine.start()
+    yield engine
+    gate.open()
+    engine.stop()

@@ -1,171 +1,32 @@
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from math import inf
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from learngenes.batch import Batch, Part
-from learngenes.config import DType, Mode, Size
+from learngenes.config import DType, Mode
 from learngenes.diffusion import SAMPLERS
 from learngenes.factors import Scales
 from learngenes.family import Family
-from learngenes.kernels import Kernels
-from learngenes.sampling import sample
 from learngenes.stepcost import StepCosts
-from tests.batches import other_scales
+from tests.engines import (
+    AMPLE,
+    FULL_ROWS,
+    SECONDS,
+    Gate,
+    Model,
+    alone,
+    ask,
+    images_of,
+    random_model,
+    reference,
+    room_for,
+    same,
+)
 from worker.engine import Engine
-from worker.tickets import EngineStopped, NotFinite, Pixels, Request, Ticket
-
-FULL_ROWS = 12
-SECONDS = 60.0
-"""Nothing here takes so long; a test that waits for more has failed."""
-AMPLE = 50_000_000
-
-
-def made_up_costs(*_: object) -> StepCosts:
-    """W is always faster, so that a model's mode is the one that is asked for."""
-    return StepCosts((1, 64), (0.001, 0.01), FULL_ROWS, 40_000, {48: 2.0})
-
-
-class Gate:
-    """Batches step when they are let: all at first."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._allowed = inf
-        self._waiting = False
-        self.sizes: list[int] = []
-        """Images of each batch that stepped."""
-
-    def close(self) -> None:
-        self._allowed = 0
-
-    def allow(self, steps: float) -> None:
-        """So many more; returns when they have been done and the next one waits."""
-        with self._changed:
-            self._allowed += steps
-            self._waiting = False
-            self._changed.notify_all()
-        self.reached()
-
-    def open(self) -> None:
-        with self._changed:
-            self._allowed = inf
-            self._changed.notify_all()
-
-    def reached(self) -> None:
-        """Wait for a step that is not allowed yet."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: self._waiting, SECONDS)
-
-    def enter(self, batch: Batch) -> None:
-        with self._changed:
-            self._waiting = self._allowed < 1
-            self._changed.notify_all()
-            assert self._changed.wait_for(lambda: self._allowed >= 1, SECONDS)
-            self._allowed -= 1
-            self.sizes.append(sum(len(part.x) for part in batch.parts))
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    gate, step = Gate(), Batch.step
-
-    def gated(batch: Batch) -> None:
-        gate.enter(batch)
-        step(batch)
-
-    monkeypatch.setattr(Batch, "step", gated)
-    return gate
-
-
-@pytest.fixture
-def engine(family: Family, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("worker.engine.measure_step_costs", made_up_costs)
-    engine = Engine([family], AMPLE, compile_kernels=False)
-    engine.start()
-    yield engine
-    gate.open()
-    engine.stop()
-
-
-def room_for(engine: Engine, extra: int) -> None:
-    """So many bytes more than it has now, which is what an idle engine needs."""
-    engine.residency.budget_bytes = engine.residency.nbytes + extra
-
-
-@dataclass(frozen=True)
-class Model:
-    seed: int = 0
-    depth: int = 2
-    rank: int = 24
-    mode: Mode = Mode.MATERIALISED
-    dtype: DType = DType.FLOAT32
-
-    def scales(self, family: Family) -> Scales:
-        return other_scales(family, Size(depth=self.depth, rank=self.rank), self.seed)
-
-
-def ask(family: Family, model: Model | None = None, images: int = 2, **changes: Any) -> Request:
-    model = model or Model()
-    fields: dict[str, Any] = {
-        "family": family,
-        "model": str(model),
-        "revision": 0,
-        "rank": model.rank,
-        "mode": model.mode,
-        "dtype": model.dtype,
-        "load": lambda: model.scales(family),
-        "class_labels": [i % 5 for i in range(images)],
-        "seeds": list(range(images)),
-        "num_inference_steps": 3,
-        "target_seconds": inf,
-    }
-    return Request(**{**fields, **changes})
-
-
-def images_of(ticket: Ticket) -> list[Pixels]:
-    assert ticket.wait(SECONDS)
-    return ticket.images()
-
-
-def alone(engine: Engine, request: Request) -> list[Pixels]:
-    """Of a request when the engine has nothing else to do."""
-    return images_of(engine.submit(request))
-
-
-def same(ours: Sequence[Pixels], theirs: Sequence[Pixels]) -> bool:
-    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
-
-
-def reference(family: Family, model: Model, request: Request) -> np.ndarray:
-    """By the model's own network and diffusers' scheduler."""
-    images = sample(
-        family.assemble(model.scales(family), model.mode, model.dtype),
-        family.manifest.diffusion,
-        request.class_labels,
-        request.seeds,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        scheduler=request.scheduler,
-    )
-    return images.numpy().astype(int)
-
-
-# Images
-
-
-def random_model(generator: random.Random) -> Model:
-    dtype = generator.choice(list(DType))
-    mode = Mode.FACTORED if dtype is DType.INT8 else generator.choice(list(Mode))
-    rank = generator.randint(2, 48)  # torchao cannot quantise one column
-    return Model(generator.randrange(10), generator.choice((2, 3, 4)), rank, mode, dtype)
+from worker.tickets import EngineStopped
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -433,220 +294,6 @@ def test_there_is_no_preview_before_the_first_step_or_after_the_last(
 # What fails
 
 
-class Lost(Exception):
-    pass
-
-
-def test_what_cannot_be_loaded_is_not_taken(engine: Engine, family: Family) -> None:
-    def lost() -> Scales:
-        raise Lost
-
-    with pytest.raises(Lost):
-        engine.submit(ask(family, load=lost))
-    assert len(alone(engine, ask(family))) == 2
-
-
-def test_what_is_gone_when_it_is_to_be_loaded_again_fails_alone(
-    engine: Engine, gate: Gate, family: Family
-) -> None:
-    loads = [Model(1).scales(family)]
-
-    def once() -> Scales:
-        if not loads:
-            raise Lost
-        return loads.pop()
-
-    alone(engine, ask(family, Model(1), load=once))
-    gate.close()
-    running = engine.submit(ask(family))
-    gate.reached()
-    gone = engine.submit(ask(family, Model(1), load=once))
-    engine.residency.pool(family, DType.FLOAT32, 24).models.clear()
-    gate.open()
-    with pytest.raises(Lost):
-        images_of(gone)
-    assert same(images_of(running), alone(engine, running.request))
-
-
-@pytest.mark.parametrize("mode", Mode)
-def test_a_model_of_no_numbers_fails_and_its_neighbours_do_not(
-    engine: Engine, gate: Gate, family: Family, mode: Mode
-) -> None:
-    def broken() -> Scales:
-        scales = Model(1).scales(family)
-        for parameter in scales.parameters():
-            torch.nn.init.constant_(parameter, torch.nan)
-        return scales
-
-    gate.close()
-    first = engine.submit(ask(family, Model(0, mode=mode)))
-    gate.reached()
-    bad = engine.submit(ask(family, Model(1, mode=mode), load=broken))
-    last = engine.submit(ask(family, Model(2, mode=mode)))
-    gate.open()
-    with pytest.raises(NotFinite, match="not numbers"):
-        images_of(bad)
-    for ticket in (first, last):
-        assert same(images_of(ticket), alone(engine, ticket.request))
-    assert max(gate.sizes) > 2
-
-
-@pytest.mark.parametrize(
-    "changes", [{"scheduler": "heun"}, {"num_inference_steps": 0}, {"class_labels": [7, 99]}]
-)
-def test_a_request_that_makes_no_sense_fails_alone(
-    engine: Engine, gate: Gate, family: Family, changes: dict[str, Any]
-) -> None:
-    gate.close()
-    good = engine.submit(ask(family))
-    gate.reached()
-    bad = engine.submit(ask(family, Model(1), **changes))
-    gate.open()
-    assert bad.wait(SECONDS)
-    assert bad.error is not None
-    assert not isinstance(bad.error, EngineStopped)
-    assert same(images_of(good), alone(engine, good.request))
-
-
-def failing_step(monkeypatch: pytest.MonkeyPatch, fails: Callable[[list[Part]], bool]) -> list[int]:
-    """Rows of the batches that failed."""
-    step, failed = Batch.step, []
-
-    def step_or_fail(batch: Batch) -> None:
-        if fails(batch.parts):
-            failed.append(sum(len(part.x) for part in batch.parts))
-            raise Lost
-        step(batch)
-
-    monkeypatch.setattr(Batch, "step", step_or_fail)
-    return failed
-
-
-def test_a_request_whose_steps_fail_fails_alone(
-    engine: Engine, gate: Gate, family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed = failing_step(monkeypatch, lambda parts: any(p.model.depth == 3 for p in parts))
-    gate.close()
-    tickets = [engine.submit(ask(family, Model(0), num_inference_steps=10))]
-    gate.reached()
-    tickets += [
-        engine.submit(ask(family, Model(i, depth), num_inference_steps=10))
-        for i, depth in ((1, 3), (2, 4))
-    ]
-    gate.open()
-    with pytest.raises(Lost):
-        images_of(tickets[1])
-    assert failed == [6, 2]
-    for ticket in (tickets[0], tickets[2]):
-        assert same(images_of(ticket), alone(engine, ticket.request))
-    assert failed == [6, 2]
-
-
-def test_batches_are_halved_when_only_large_ones_fail(
-    engine: Engine, gate: Gate, family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed = failing_step(monkeypatch, lambda parts: sum(len(p.x) for p in parts) > 2)
-    gate.close()
-    tickets = [engine.submit(ask(family, Model(0), 1, num_inference_steps=10))]
-    gate.reached()
-    tickets += [
-        engine.submit(ask(family, Model(i), 1, num_inference_steps=10)) for i in range(1, 6)
-    ]
-    gate.open()
-    images = [images_of(ticket) for ticket in tickets]
-    assert failed == [6, 3]
-    assert engine.residency.pool(family, DType.FLOAT32, 24).most_rows == 3
-    assert all(
-        same(ours, alone(engine, ticket.request))
-        for ours, ticket in zip(images, tickets, strict=True)
-    )
-
-
-@pytest.fixture
-def only_single_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two parts cannot be composed."""
-
-    class Small(Batch):
-        def __init__(self, parts: Sequence[Part], *rest: Any) -> None:
-            if len(parts) > 1:
-                raise Lost
-            super().__init__(parts, *rest)
-
-    monkeypatch.setattr("worker.engine.Batch", Small)
-
-
-def test_a_batch_that_cannot_be_composed_is_made_smaller(
-    engine: Engine, gate: Gate, family: Family, only_single_parts: None
-) -> None:
-    gate.close()
-    tickets = [engine.submit(ask(family, Model(0)))]
-    gate.reached()
-    tickets += [engine.submit(ask(family, Model(i))) for i in range(1, 4)]
-    gate.open()
-    for ticket in tickets:
-        assert same(images_of(ticket), alone(engine, ticket.request))
-
-
-# Room
-
-
-def test_requests_wait_until_there_is_room_for_their_models(
-    engine: Engine, gate: Gate, family: Family
-) -> None:
-    """Room for one, and all are asked for at once."""
-    images = {i: alone(engine, ask(family, Model(i, mode=Mode.FACTORED))) for i in range(5)}
-    pool = engine.residency.pool(family, DType.FLOAT32, 24)
-    one = next(iter(pool.models.values())).nbytes
-    pool.models.clear()
-    room_for(engine, int(1.5 * one))
-    gate.close()
-    tickets = {i: engine.submit(ask(family, Model(i, mode=Mode.FACTORED))) for i in range(5)}
-    gate.open()
-    assert all(same(images_of(ticket), images[i]) for i, ticket in tickets.items())
-    assert len(pool.models) == 1
-
-
-def test_a_model_that_never_fits_is_refused(engine: Engine, family: Family) -> None:
-    room_for(engine, 100)
-    with pytest.raises(Exception, match="no room"):
-        alone(engine, ask(family))
-
-
-def small_table(engine: Engine, family: Family, rows: int) -> None:
-    table = engine.residency.pool(family, DType.FLOAT32, 24).modulations
-    table.max_rows, table.rows = rows, table.rows[:rows]
-
-
-def test_requests_wait_until_there_is_room_for_their_modulations(
-    engine: Engine, gate: Gate, family: Family
-) -> None:
-    small_table(engine, family, 30)  # a guided image of three steps has 2 * 3 * 3
-    requests = [ask(family, Model(i), 1) for i in range(5)]
-    gate.close()
-    tickets = [engine.submit(request) for request in requests]
-    gate.open()
-    for ticket in tickets:
-        assert same(images_of(ticket), alone(engine, ticket.request))
-    assert max(gate.sizes) == 1
-
-
-def test_a_request_of_too_many_steps_fails_alone(
-    engine: Engine, gate: Gate, family: Family
-) -> None:
-    small_table(engine, family, 100)
-    gate.close()
-    good = engine.submit(ask(family))
-    gate.reached()
-    bad = engine.submit(ask(family, Model(1), num_inference_steps=40))
-    gate.open()
-    with pytest.raises(ValueError, match="fewer num_inference_steps"):
-        images_of(bad)
-    assert len(images_of(good)) == 2
-
-
-# Turns
-
-
 def test_an_owner_of_one_request_does_not_wait_for_anothers_many(
     engine: Engine, gate: Gate, family: Family
 ) -> None:
@@ -716,35 +363,6 @@ def test_what_a_step_costs_is_measured_for_every_dtype_before_it_is_ready(family
     engine.stop()
 
 
-def test_an_engine_that_cannot_begin_says_so(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> StepCosts:
-        raise Lost
-
-    monkeypatch.setattr("worker.engine.measure_step_costs", broken)
-    engine = Engine([family], AMPLE, compile_kernels=False)
-    with pytest.raises(EngineStopped, match="did not start"):
-        engine.start()
-    with pytest.raises(EngineStopped):
-        engine.submit(ask(family))
-
-
-def test_without_a_compiler_it_runs_uncompiled(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Uncompilable(Kernels):
-        def warm_up(self, shared: object) -> None:
-            raise Lost("no C++ compiler")
-
-    monkeypatch.setattr(Kernels, "compiled", lambda device: Uncompilable())
-    monkeypatch.setattr("worker.engine.measure_step_costs", made_up_costs)
-    engine = Engine([family], AMPLE)
-    engine.start()
-    assert len(alone(engine, ask(family))) == 2
-    engine.stop()
-
-
 def test_progress_ends_at_its_end(engine: Engine, gate: Gate, family: Family) -> None:
     gate.close()
     ticket = engine.submit(ask(family, images=20))
@@ -758,29 +376,6 @@ def test_progress_ends_at_its_end(engine: Engine, gate: Gate, family: Family) ->
     seen.append(ticket.progress)
     assert seen == sorted(seen)
     assert seen[-1] == (12, 12)
-
-
-def test_a_batch_of_another_dtype_that_cannot_be_composed_does_not_end_the_engine(
-    engine: Engine, gate: Gate, family: Family, only_single_parts: None
-) -> None:
-    gate.close()
-    tickets = [engine.submit(ask(family, Model(0)))]
-    gate.reached()
-    tickets += [
-        engine.submit(ask(family, Model(i, dtype=dtype)))
-        for i in (1, 2)
-        for dtype in (DType.FLOAT32, DType.BFLOAT16)
-    ]
-    gate.open()
-    for ticket in tickets:
-        assert len(images_of(ticket)) == 2
-
-
-def test_an_engine_that_never_began_can_be_stopped(family: Family) -> None:
-    engine = Engine([family], AMPLE, compile_kernels=False)
-    engine.stop()
-    with pytest.raises(EngineStopped):
-        engine.submit(ask(family))
 
 
 def test_models_that_ran_together_leave_room_for_others(
