@@ -9,19 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.paper.setting import CLASSES, DATA, Setting, Splits
+from benchmarks.paper.setting import DATA, Setting, Splits
 from benchmarks.paper.training import train
 from learngenes.config import Kind, SizeSpace
 from learngenes.dense import DenseDiT, Weights
 from learngenes.dit import Stem
 from learngenes.factors import Layer
 from learngenes.family import Family, load_family, save_family
-from learngenes.pretrain import DataConfig, Pretraining, PretrainingConfig, TrainingConfig
+from learngenes.pretrain import Pretraining, PretrainingConfig, TrainingConfig
 
 M = TypeVar("M", bound=nn.Module)
 
 TRAINING = "training"
-LICENCE = "Fashion-MNIST, MIT licence"
 AVERAGE_DECAY = 0.999
 FORMS: dict[str, dict[str, object]] = {
     "fixed-depth": {"form": "fixed-depth"},
@@ -93,16 +92,21 @@ class Ancestors:
     work: Path
 
     def dense(self) -> DenseDiT:
-        torch.manual_seed(0)
         network = self.setting.network
-        model = DenseDiT(Stem(network), [random_layer(self.setting) for _ in range(network.depth)])
-        return self._kept("dense", model)
+
+        def begin() -> DenseDiT:
+            layers = [random_layer(self.setting) for _ in range(network.depth)]
+            return DenseDiT(Stem(network), layers)
+
+        return self._kept("dense", begin)
 
     def tleg(self) -> LinearDiT:
-        torch.manual_seed(0)
         network = self.setting.network
-        model = LinearDiT(Stem(network), random_layer(self.setting), network.depth)
-        return self._kept("tleg", model)
+
+        def begin() -> LinearDiT:
+            return LinearDiT(Stem(network), random_layer(self.setting), network.depth)
+
+        return self._kept("tleg", begin)
 
     def fine(self, form: str) -> Family:
         """`form`: one of FORMS."""
@@ -111,7 +115,10 @@ class Ancestors:
             self._pretrain(form, directory)
         return load_family(directory)
 
-    def _kept(self, name: str, model: M) -> M:
+    def _kept(self, name: str, begin: Callable[[], M]) -> M:
+        with torch.random.fork_rng():  # what a method draws is its own seed's
+            torch.manual_seed(0)
+            model = begin()
         path = self.work / f"{name}.safetensors"
         if not path.exists():
             averaged = train(
@@ -132,7 +139,7 @@ class Ancestors:
         setting = self.setting
         config = PretrainingConfig(
             name=form.replace(" ", "-"),
-            data=DataConfig(path=DATA, class_names=CLASSES, licence=LICENCE),
+            data=DATA,
             network=setting.network,
             diffusion=setting.diffusion,
             sizes=SizeSpace(depths=setting.trained_depths, ranks=setting.trained_ranks),
@@ -151,8 +158,8 @@ class Ancestors:
         network = pretraining.run().eval().requires_grad_(False)
         manifest = {
             **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
-            "class_names": CLASSES,
-            "licence": LICENCE,
+            "class_names": DATA.class_names,
+            "licence": DATA.licence,
             "trained_steps": config.training.steps,
             "form": config.training.form,
         }

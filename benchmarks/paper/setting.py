@@ -1,27 +1,16 @@
 """The numbers of PROTOCOL.md, and a smaller set of them that shows in a minute that all works."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
+from benchmarks.deployment import REPOSITORY
 from learngenes import data
 from learngenes.config import DiffusionConfig, NetworkConfig
 from learngenes.data import LabelledImages
+from learngenes.pretrain import PretrainingConfig
 
-DATA = Path("/usr/share/datasets/fashion-mnist")
-CLASSES = (
-    "T-shirt",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+DATA = PretrainingConfig.read(REPOSITORY / "configs" / "fashion.toml").data
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ def _network(width: int, depth: int) -> NetworkConfig:
         patch_size=7,
         width=width,
         num_attention_heads=4,
-        num_classes=len(CLASSES),
+        num_classes=len(DATA.class_names),
         depth=depth,
         rank=2 * width,
     )
@@ -116,8 +105,8 @@ class Splits:
 
 def load_splits(setting: Setting) -> Splits:
     """Raises DataError when the data are not there."""
-    train = data.load(DATA, "train", CLASSES, setting.network.sample_size)
-    test = data.load(DATA, "test", CLASSES, setting.network.sample_size)
+    side = setting.network.sample_size
+    train, test = (data.load(DATA.path, s, DATA.class_names, side) for s in ("train", "test"))
     if setting.most_images is not None:
         some = torch.arange(setting.most_images)
         train, test = train.subset(some), test.subset(some)

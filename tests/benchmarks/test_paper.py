@@ -13,6 +13,7 @@ from benchmarks.paper.methods import FINE, METHODS
 from benchmarks.paper.rows import Row, Rows
 from benchmarks.paper.run import prepare, run
 from benchmarks.paper.setting import SMOKE, load_splits
+from learngenes.config import Kind
 
 
 def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +37,7 @@ def test_what_a_method_begins_with(tmp_path: Path) -> None:
     begun = {name: begin(ancestors, 3) for name, begin in METHODS.items()}
     assert {len(model.layers) for model in begun.values()} == {3}
     dense = ancestors.dense().weights()
-    (qkv, *_) = dense[0]
+    qkv = Kind.QKV
     chosen = begun["weight selection"].weights()
     assert [torch.equal(a[qkv][0], b[qkv][0]) for a, b in zip(chosen, dense, strict=False)] == [
         True
@@ -49,6 +50,19 @@ def test_what_a_method_begins_with(tmp_path: Path) -> None:
     assert torch.linalg.matrix_rank(begun["svd"].weights()[0][qkv][0]) == SMOKE.svd_rank
     first, middle, last = (layer[qkv][0] for layer in begun["tleg"].weights())
     torch.testing.assert_close(middle, (first + last) / 2)
+
+
+def test_what_is_random_in_a_method_is_its_own_seeds(tmp_path: Path) -> None:
+    ancestors = Ancestors(SMOKE, load_splits(SMOKE), tmp_path)
+
+    def first_layer(method: str, seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        weights = METHODS[method](ancestors, 4).weights()[0]
+        return weights[Kind.QKV][0]
+
+    for method, random in (("scratch", True), ("heur-lg", True), ("weight selection", False)):
+        assert torch.equal(first_layer(method, 1), first_layer(method, 1))
+        assert torch.equal(first_layer(method, 1), first_layer(method, 2)) is not random
 
 
 def test_a_killed_run_goes_on_with_the_next_row(tmp_path: Path) -> None:
