@@ -127,6 +127,7 @@ def plan(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8")] = None,
     device_class: Annotated[str | None, typer.Option()] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the Pareto front into this file")] = None,
+    as_json: models.AsJson = False,
     url: Annotated[str | None, typer.Option(help="of the service; by default this host's")] = None,
 ) -> None:
     """What a budget would give, without making it: the plan and its neighbours on the front."""
@@ -149,11 +150,14 @@ def plan(
     try:
         with models.refusals(), Remote(url) as remote:
             answer = remote.post("/plan", request)
-        Console(width=None if sys.stdout.isatty() else 120).print(planning.table(answer))
-        typer.echo(planning.explanation(answer))
+        if as_json:
+            typer.echo(json.dumps(answer))
+        else:
+            Console(width=None if sys.stdout.isatty() else 120).print(planning.table(answer))
+            typer.echo(planning.explanation(answer))
         if plot is not None:
             planning.draw(answer, request, plot)
-            typer.echo(f"the Pareto front is drawn in {plot}")
+            typer.echo(f"the Pareto front is drawn in {plot}", err=as_json)
     except planning.PlanError as error:
         _fail(error)
 

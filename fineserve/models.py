@@ -115,12 +115,16 @@ def export(
 
 
 @cli.command()
-def delete(models: Annotated[list[str], typer.Argument(help="ids")], url: Url = None) -> None:
+def delete(
+    models: Annotated[list[str], typer.Argument(help="ids")],
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
     """Remove models and what they stored."""
     with refusals(), Remote(url) as remote:
         for model in models:
             remote.delete(f"/models/{model}")
-            typer.echo(f"{model} is deleted")
+            typer.echo(json.dumps({"deleted": model}) if as_json else f"{model} is deleted")
 
 
 def generate(

@@ -62,7 +62,10 @@ def test_answers_for_scripts(url: str, working: None, tmp_path: Path) -> None:
     assert answer["status"] == "done"
     assert len(answer["files"]) == 5
     assert json.loads(run(url, "models", "watch", models[1], "--json").stdout)["status"] == "ready"
-    assert run(url, "models", "delete", *models).exit_code == 0
+    deleted = run(url, "models", "delete", *models, "--json")
+    assert [json.loads(line) for line in deleted.stdout.splitlines()] == [
+        {"deleted": model} for model in models
+    ]
     assert json.loads(run(url, "models", "list", "--json").stdout) == []
 
 

@@ -1,6 +1,7 @@
 """`fineserve plan` against a real server."""
 
 import http.server
+import json
 import socket
 import threading
 from pathlib import Path
@@ -42,6 +43,14 @@ def test_the_front_is_drawn(url: str, tmp_path: Path, scope: str) -> None:
     picture = Image.open(file)
     assert picture.size == (960, 540)
     assert len(picture.convert("RGB").getcolors(10**6)) > 50
+
+
+def test_a_plan_for_scripts(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "front.png"
+    result = plan(url, "--max-mem-gb", "0.5", "--json", "--plot", str(file))
+    answer = json.loads(result.stdout)
+    assert answer["plan"] in answer["front"]
+    assert file.exists()
 
 
 def test_what_cannot_be_drawn_is_said(url: str, tmp_path: Path) -> None:
