@@ -76,6 +76,13 @@ class ArtifactStore:
             raise ArtifactError(f"{name} cannot be read: {error}") from error
         return manifest
 
+    def require_family(self, name: str, family: str, fingerprint: str) -> None:
+        """Raises ArtifactError when a model's artifact was made for other learngenes."""
+        if self.describe(name).get("family_fingerprint") != fingerprint:
+            raise ArtifactError(
+                f"{name} was made for another version of the family {family}; make another model"
+            )
+
     def delete(self, name: str) -> None:
         shutil.rmtree(self.root / name, ignore_errors=True)
 

@@ -26,7 +26,7 @@ from registry.records import GenerationRecord, GenerationStatus
 from registry.store import generation_name, image_file
 from service.deps import GenerationDep, IdempotencyKey, LastEventId, OwnerDep, State, StateDep
 from service.models import require_servable
-from service.problems import Problem, unavailable
+from service.problems import Problem, no_family
 from service.schemas import (
     MAX_SEED,
     GenerateRequest,
@@ -115,9 +115,7 @@ def _new_generation(state: State, request: GenerateRequest, owner: str) -> Gener
     model = require_servable(state, request.model)
     family = state.repository.family(model.family)
     if family is None:
-        raise unavailable(
-            f"no worker has the family {model.family} now; start one, or wait for it", "no-family"
-        )
+        raise no_family(model.family)
     labels = resolve_classes(request.class_labels, family.class_names)
     n = request.n or len(labels)
     check_limits(state.settings, n, request.num_inference_steps)

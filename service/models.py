@@ -11,11 +11,12 @@ from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from kombu.exceptions import OperationalError
 
+from registry.errors import ArtifactError
 from registry.queue import BUILD_TASK, EXPORT_TASK
 from registry.records import ModelRecord, ModelStatus, PlanRecord
-from registry.store import EXPORT_FILE, export_name
+from registry.store import EXPORT_FILE, export_name, revision_name
 from service.deps import IdempotencyKey, LastEventId, Limit, ModelDep, Offset, State, StateDep
-from service.problems import Problem, unavailable
+from service.problems import Problem, no_family, unavailable
 from service.schemas import ModelList, ModelRequest, ModelResponse
 from service.sizing import choose_site, solve_budget
 from service.streams import events
@@ -113,6 +114,7 @@ async def export_model(record: ModelDep, state: StateDep) -> FileResponse:
         if path is not None:
             return FileResponse(path, media_type="application/x-tar", filename=f"{model_id}.tar")
         if not asked:
+            await run_in_threadpool(_require_exportable, state, record, record.revision)
             try:
                 await run_in_threadpool(
                     state.queue.enqueue, EXPORT_TASK, model_id, record.device_class
@@ -127,6 +129,18 @@ async def export_model(record: ModelDep, state: StateDep) -> FileResponse:
                 "not-exported",
             )
         await asyncio.sleep(EXPORT_POLL_SECONDS)
+
+
+def _require_exportable(state: State, record: ModelRecord, revision: int) -> None:
+    """Else the answer would be waited for in vain."""
+    family = state.repository.family(record.family)
+    if family is None:
+        raise no_family(record.family)
+    try:
+        name = revision_name(record.id, revision)
+        state.store.require_family(name, family.name, family.fingerprint)
+    except ArtifactError as error:
+        raise Problem(410, "model-gone", str(error)) from error
 
 
 def require_servable(state: State, model_id: str) -> ModelRecord:

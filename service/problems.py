@@ -52,6 +52,12 @@ def unavailable(detail: str, kind: str = "unavailable") -> Problem:
     return Problem(503, kind, detail, headers={"Retry-After": RETRY_SECONDS})
 
 
+def no_family(name: str) -> Problem:
+    return unavailable(
+        f"no worker has the family {name} now; start one, or wait for it", "no-family"
+    )
+
+
 def install(app: FastAPI) -> None:
     """Turn every error into a problem document."""
 

@@ -21,7 +21,7 @@ from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
 from registry import metrics
-from registry.errors import ArtifactError, RecordNotFound
+from registry.errors import RecordNotFound
 from registry.records import Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, revision_name
 from worker.profiles import candidates, correct_profile, ensure_profile
@@ -263,10 +263,6 @@ def load_scales(store: ArtifactStore, family: Family, model_id: str, revision: i
     """A published revision's own parameters, on the family's device. Raises ArtifactError."""
     name = revision_name(model_id, revision)
     content = store.read(name, SCALES_FILE)
-    if store.describe(name).get("family_fingerprint") != family.fingerprint:
-        raise ArtifactError(
-            f"{name} was made for another version of the family {family.manifest.name}; "
-            "make another model"
-        )
+    store.require_family(name, family.manifest.name, family.fingerprint)
     scales = Scales.from_stacked(load_tensors(content))
     return scales.to(family.stem.positions.device)

@@ -5,6 +5,7 @@ import tarfile
 import threading
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from kombu.exceptions import OperationalError
 
@@ -309,3 +310,17 @@ def test_an_export_that_no_worker_makes_is_not_waited_for_for_ever(
 
     monkeypatch.setattr("registry.queue.Queue.enqueue", away)
     assert stack.api.get(f"/models/{model_id}/export").status_code == 503
+
+
+def test_what_can_never_be_exported_is_not_waited_for(stack: Stack, client: redis.Redis) -> None:
+    model_id = stack.ready_model()
+    stack.runtime.announced[0] = stack.runtime.announced[0].model_copy(
+        update={"fingerprint": "another"}
+    )
+    stack.runtime.announce_families()
+    gone = stack.api.get(f"/models/{model_id}/export")
+    assert (gone.status_code, gone.json()["type"]) == (410, "urn:fineserve:problem:model-gone")
+    assert "make another model" in gone.json()["detail"]
+    client.delete("fineserve:family:tiny")
+    away = stack.api.get(f"/models/{model_id}/export")
+    assert (away.status_code, away.json()["type"]) == (503, "urn:fineserve:problem:no-family")
