@@ -121,7 +121,6 @@ def test_fixed_depth_is_the_papers_form(config_file: Path, tmp_path: Path) -> No
 
 
 def test_a_drawn_size_learns_from_the_full_one(config_file: Path, tmp_path: Path) -> None:
-    """Distilled alone, nothing of the data reaches what only a drawn size would learn."""
     wanted = []
     for share in (0.0, 1.0):
         write_config(
