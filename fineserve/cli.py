@@ -276,11 +276,12 @@ def pretrain(
     config: Annotated[Path, typer.Argument(help="a TOML file, see configs/", exists=True)],
     work: Annotated[Path, typer.Option(help="checkpoints and the loss log; resumes from it")],
     family: Annotated[Path, typer.Option(help="where the family is written")],
+    start: Annotated[Path | None, typer.Option(help="a family to go on with")] = None,
 ) -> None:
     """Phase 1: train a family's learngenes. `accelerate launch -m fineserve` uses several GPUs."""
     from learngenes.publish import pretrain_family
 
-    pretrain_family(config, work, family)
+    pretrain_family(config, work, family, start)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -8,9 +8,10 @@ from learngenes.config import DType, Mode, Size
 from learngenes.diffusion import heldout_loss, noise_process
 from learngenes.factors import Scales
 from learngenes.family import Family
-from learngenes.retrain import RetrainingConfig, retrain, split_heldout
+from learngenes.retrain import RetrainingConfig, retrain
 from learngenes.sigma import interpolated
 from learngenes.sizing.quality import QualityTable
+from learngenes.tuning import split_heldout
 
 OnSize = Callable[[int, int, Size, float, float], None]
 """Called with (sizes done, in all, the size, its loss unretrained, its loss retrained)."""

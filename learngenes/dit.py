@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from learngenes import device
 from learngenes.config import TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
 from learngenes.device import compute_dtype
-from learngenes.factors import Layer, Learngenes, Scales, serving_layers
+from learngenes.factors import Layer, Learngenes, Own, serving_layers
 
 
 def sinusoidal_positions(width: int, grid: int) -> Tensor:
@@ -117,7 +117,7 @@ class DiT(nn.Module):
         self,
         stem: Stem,
         genes: Learngenes,
-        scales: Scales,
+        own: Own,
         mode: Mode,
         dtype: DType = DType.FLOAT32,
     ) -> None:
@@ -125,7 +125,7 @@ class DiT(nn.Module):
         self.config = stem.config
         self.compute = compute_dtype(dtype, stem.positions.device)
         self.stem = stem if self.compute == torch.float32 else copy.deepcopy(stem).to(self.compute)
-        self.layers = nn.ModuleList(serving_layers(genes, scales, mode, dtype, self.compute))
+        self.layers = nn.ModuleList(serving_layers(genes, own, mode, dtype, self.compute))
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:

@@ -9,19 +9,19 @@ from torch import Tensor
 from learngenes.config import Kind, Mode, NetworkConfig
 from learngenes.diffusion import sampler
 from learngenes.dit import DiT
-from learngenes.factors import Scales
+from learngenes.factors import Own
 from learngenes.family import Family
 
 PIPELINE_NULL_CLASS = 1000
 """`DiTPipeline` guides away from this class, whatever number of classes the network has."""
 
 
-def export_model(family: Family, scales: Scales, directory: Path) -> None:
+def export_model(family: Family, own: Own, directory: Path) -> None:
     """Write `transformer/` (float32) and `scheduler/` (DDIM), as `DiTPipeline` samples from them.
 
     Raises ValueError when the family has more than 1,000 classes.
     """
-    model = family.assemble(scales, Mode.MATERIALISED)
+    model = family.assemble(own, Mode.MATERIALISED)
     config = diffusers_config(model.config, len(model.layers))
     config["num_embeds_ada_norm"] = PIPELINE_NULL_CLASS
     network = DiTTransformer2DModel(**config)

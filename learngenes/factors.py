@@ -5,7 +5,7 @@ sigma and its biases.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +101,57 @@ class LayerScales:
     bias: Mapping[Kind, Tensor]
 
 
+@dataclass(frozen=True)
+class DenseLayers:
+    """Every layer of a model that shares none with another: what refinement makes of Scales."""
+
+    weight: Mapping[Kind, Tensor]
+    """(L, m, n)"""
+    bias: Mapping[Kind, Tensor]
+    """(L, m)"""
+
+    @classmethod
+    def of(cls, layers: Sequence[Mapping[Kind, tuple[Tensor, Tensor]]]) -> "DenseLayers":
+        """From W (m, n) and bias (m,) of each kind, layer by layer."""
+        return cls(
+            {kind: torch.stack([layer[kind][0] for layer in layers]) for kind in Kind},
+            {kind: torch.stack([layer[kind][1] for layer in layers]) for kind in Kind},
+        )
+
+    @property
+    def depth(self) -> int:
+        return len(self.bias[Kind.QKV])
+
+    def stacked(self) -> dict[str, Tensor]:
+        """Flat names to tensors, as they are kept on disk."""
+        return {
+            f"{name}.{kind}": group[kind].contiguous()
+            for name, group in (("weight", self.weight), ("bias", self.bias))
+            for kind in Kind
+        }
+
+    @classmethod
+    def from_stacked(cls, tensors: Mapping[str, Tensor]) -> "DenseLayers":
+        """Inverse of `stacked`. Raises KeyError when a tensor is missing."""
+        return cls(
+            {kind: tensors[f"weight.{kind}"] for kind in Kind},
+            {kind: tensors[f"bias.{kind}"] for kind in Kind},
+        )
+
+    def to(self, device: torch.device) -> "DenseLayers":
+        return self.from_stacked({k: tensor.to(device) for k, tensor in self.stacked().items()})
+
+
+Own = Scales | DenseLayers
+"""What one model does not share with its family, beside what it does."""
+
+
+def own_from_stacked(tensors: Mapping[str, Tensor]) -> Own:
+    """Whichever of the two was `stacked`. Raises KeyError when a tensor is missing."""
+    kind = DenseLayers if f"weight.{Kind.QKV}" in tensors else Scales
+    return kind.from_stacked(tensors)
+
+
 def factored_linear(x: Tensor, u: Tensor, sigma: Tensor, vt: Tensor, bias: Tensor) -> Tensor:
     """((x V) * sigma) U^T + b without forming W. x: (..., n), vt = V^T: (r, n) -> (..., m)."""
     return F.linear(F.linear(x, _as(vt, x)).mul_(sigma), _as(u, x), bias)
@@ -171,15 +222,21 @@ def _cheaper_factored(rows: int, u: Tensor, v: Tensor) -> bool:
 
 @torch.no_grad()
 def serving_layers(
-    genes: Learngenes, scales: Scales, mode: Mode, dtype: DType, compute: torch.dtype
+    genes: Learngenes, own: Own, mode: Mode, dtype: DType, compute: torch.dtype
 ) -> Iterator[nn.ModuleDict]:
     """Frozen layers in `mode`, sharing one copy of the U, V prefix when factored.
 
     Matrices are stored in `dtype`, Sigma and biases in `compute`. Raises ValueError for a
-    materialised model in int8.
+    materialised model in int8, and for dense layers that are not materialised.
     """
     if not executable(mode, dtype):
         raise ValueError("int8 is for factored models: W is never stored in it")
+    if isinstance(own, DenseLayers):
+        if mode is not Mode.MATERIALISED:
+            raise ValueError("a refined model has no factors: its mode is materialised")
+        yield from _dense_layers(own, dtype, compute)
+        return
+    scales = own
     rank = scales.rank
     u = {kind: genes.u[kind][:, :rank] for kind in Kind}
     v = {kind: genes.v[kind][:, :rank] for kind in Kind}
@@ -197,6 +254,19 @@ def serving_layers(
                 modules[kind] = MaterialisedLinear(stored(weight, dtype, compute), bias)
         release_memory(u[Kind.QKV].device)  # else the holes between kept matrices stay
         yield nn.ModuleDict(modules)
+
+
+def _dense_layers(own: DenseLayers, dtype: DType, compute: torch.dtype) -> Iterator[nn.ModuleDict]:
+    for index in range(own.depth):
+        yield nn.ModuleDict(
+            {
+                kind: MaterialisedLinear(
+                    stored(own.weight[kind][index], dtype, compute),
+                    own.bias[kind][index].to(compute),
+                )
+                for kind in Kind
+            }
+        )
 
 
 def stored(matrix: Tensor, dtype: DType, compute: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from learngenes.config import DiffusionConfig, DType, Frozen, Mode, NetworkConfig, Size, SizeSpace
 from learngenes.data import LabelledImages
 from learngenes.dit import DiT, Stem
-from learngenes.factors import Learngenes, Scales
+from learngenes.factors import Learngenes, Own, Scales
 from learngenes.sizing.quality import QualityTable
 
 SCHEMA_VERSION = 1
@@ -52,9 +52,9 @@ class Family:
     quality: QualityTable | None
     """None until `fineserve calibrate` has measured it."""
 
-    def assemble(self, scales: Scales, mode: Mode, dtype: DType = DType.FLOAT32) -> DiT:
-        """A model ready to sample, from this family and the model's own `scales`."""
-        return DiT(self.stem, self.genes, scales, mode, dtype)
+    def assemble(self, own: Own, mode: Mode, dtype: DType = DType.FLOAT32) -> DiT:
+        """A model ready to sample, from this family and what is the model's own."""
+        return DiT(self.stem, self.genes, own, mode, dtype)
 
     def to(self, device: torch.device) -> "Family":
         """Networks moved in place; the limited data stay where they are."""

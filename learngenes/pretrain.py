@@ -12,6 +12,7 @@ killed resumes from its last checkpoint as if it had not been.
 
 import json
 import math
+import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +24,23 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field, PositiveFloat, PositiveInt
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from learngenes import data
+from learngenes import checkpoint, data
 from learngenes.config import DiffusionConfig, Frozen, NetworkConfig, Size, SizeSpace
 from learngenes.device import default_device, native_bfloat16
 from learngenes.diffusion import heldout_loss, noise_process, training_batch
 from learngenes.dit import Stem
 from learngenes.factors import Learngenes, training_layer
-from learngenes.sigma import interpolated_layers, reference_scales
+from learngenes.family import FamilyError, load_family
+from learngenes.sigma import interpolated, interpolated_layers, reference_scales
 
 log = structlog.get_logger()
+
+LOG = "log.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 class DataConfig(Frozen):
@@ -124,7 +127,10 @@ class Heldout:
 class Pretraining:
     """One run in one working directory: checkpoints and `log.jsonl` live there."""
 
-    def __init__(self, config: PretrainingConfig, directory: Path) -> None:
+    def __init__(
+        self, config: PretrainingConfig, directory: Path, start: Path | None = None
+    ) -> None:
+        """`start`: a family to go on with. Raises FamilyError when it has another network."""
         self.config = config
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -143,8 +149,10 @@ class Pretraining:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0
         )
-        self.step = 0
+        self.before = Before.of(start) if start else Before()
         self._resume()
+        if start and not self.step:
+            self._begin_from(start)
         self.prepared, self.prepared_optimizer = self.accelerator.prepare(
             self.model, self.optimizer
         )
@@ -252,52 +260,64 @@ class Pretraining:
 
     def _write_log(self, figures: dict[str, object]) -> None:
         if self.accelerator.is_main_process:
-            with (self.directory / "log.jsonl").open("a") as file:
-                file.write(json.dumps({"step": self.step, **figures}) + "\n")
+            images = self.before.images + self.step * self.config.training.batch_size
+            entry = {"step": self.before.steps + self.step, "images": images, **figures}
+            with (self.directory / LOG).open("a") as file:
+                file.write(json.dumps(entry) + "\n")
 
     def _forget_log_after(self, step: int) -> None:
         """Drop what was logged between the checkpoint and the kill: it is trained again."""
-        log_file = self.directory / "log.jsonl"
+        log_file = self.directory / LOG
         if self.accelerator.is_main_process and log_file.exists():
             lines = log_file.read_text().splitlines(keepends=True)
             log_file.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
 
     def _checkpoint(self) -> None:
-        """Network, average and Adam's moments, as one safetensors file that appears at once."""
-        if not self.accelerator.is_main_process:
-            return
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            state = self.optimizer.state.get(parameter, {})
-            tensors |= {f"adam.{key}.{name}": value for key, value in state.items()}
-        temporary = self.directory / "checkpoint.safetensors.tmp"
-        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(tensors, temporary, metadata={"step": str(self.step)})
-        temporary.replace(self.directory / "checkpoint.safetensors")
+        if self.accelerator.is_main_process:
+            file = self.directory / CHECKPOINT
+            checkpoint.write(file, {"step": self.step}, self.model, self.optimizer, self.ema.module)
 
     def _resume(self) -> None:
-        path = self.directory / "checkpoint.safetensors"
-        if not path.exists():
-            return
-        tensors = load_file(path)
-        self.model.load_state_dict(_under(tensors, "model."))
-        self.ema.module.load_state_dict(_under(tensors, "ema."))
-        moments = {
-            key: _under(tensors, f"adam.{key}.") for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-        for name, parameter in self.model.named_parameters():
-            if name in moments["step"]:  # a layer that no drawn size reads has none
-                self.optimizer.state[parameter] = {key: moments[key][name] for key in moments}
-        with safe_open(path, "pt") as file:
-            self.step = int(file.metadata()["step"])
-        self._forget_log_after(self.step)
-        self.ema.n_averaged.fill_(self.step)
-        log.info("resumed", step=self.step, directory=str(self.directory))
+        figures = checkpoint.read(
+            self.directory / CHECKPOINT, self.model, self.optimizer, self.ema.module
+        )
+        self.step = int(figures.get("step", 0))
+        if self.step:
+            self._forget_log_after(self.before.steps + self.step)
+            self.ema.n_averaged.fill_(self.step)
+            log.info("resumed", step=self.step, directory=str(self.directory))
+
+    def _begin_from(self, start: Path) -> None:
+        """The weights of a family of the same width, at this network's depth."""
+        family = load_family(start)
+        theirs, ours = family.manifest.network, self.config.network
+        if theirs.model_copy(update={"depth": ours.depth}) != ours:
+            raise FamilyError(
+                f"{start} cannot begin this training: its network is {theirs}, not {ours}; "
+                "only the depth may differ"
+            )
+        size = Size(depth=ours.depth, rank=ours.rank)
+        for model in (self.model, self.ema.module):
+            assert isinstance(model, FactorisedDiT)
+            model.stem.load_state_dict(family.stem.state_dict())
+            model.genes.load_state_dict(family.genes.state_dict())
+            model.scales.load_state_dict(interpolated(family.scales, size).state_dict())
+        log_file = start / LOG
+        if log_file.exists():
+            shutil.copyfile(log_file, self.directory / LOG)
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+@dataclass(frozen=True)
+class Before:
+    """What a family had seen before this training went on with it."""
+
+    steps: int = 0
+    images: int = 0
+
+    @classmethod
+    def of(cls, family: Path) -> "Before":
+        last = json.loads((family / LOG).read_text().splitlines()[-1])
+        return cls(last["step"], last["images"])
 
 
 def _generator(seed: int, step: int, stream: int) -> torch.Generator:

@@ -10,30 +10,38 @@ from learngenes.config import DiffusionConfig, Mode, Size
 from learngenes.data import LabelledImages
 from learngenes.dit import DiT
 from learngenes.family import Family, load_family, save_family
-from learngenes.pretrain import FactorisedDiT, Pretraining, PretrainingConfig
+from learngenes.pretrain import LOG, FactorisedDiT, Pretraining, PretrainingConfig
 from learngenes.sampling import sample
 from learngenes.sigma import interpolated
 
 
-def pretrain_family(config_file: Path, work: Path, directory: Path) -> Family:
-    """Run (or resume) phase 1 and write the family to `directory`."""
+def pretrain_family(
+    config_file: Path, work: Path, directory: Path, start: Path | None = None
+) -> Family:
+    """Run (or resume) phase 1, from the weights of `start`, and write the family to `directory`."""
     config = PretrainingConfig.read(config_file)
-    pretraining = Pretraining(config, work)
+    pretraining = Pretraining(config, work, start)
     network = pretraining.run().cpu().eval().requires_grad_(False)
     if pretraining.accelerator.is_main_process:
-        write_family(config_file, work, network, pretraining.images, directory)
+        steps = pretraining.before.steps + pretraining.step
+        write_family(config_file, work, network, pretraining.images, steps, directory)
     pretraining.accelerator.wait_for_everyone()
     return load_family(directory)
 
 
 def write_family(
-    config_file: Path, work: Path, network: FactorisedDiT, images: LabelledImages, directory: Path
+    config_file: Path,
+    work: Path,
+    network: FactorisedDiT,
+    images: LabelledImages,
+    trained_steps: int,
+    directory: Path,
 ) -> None:
     """Network, limited data, configuration, training log and sample grid, hashed together."""
     config = PretrainingConfig.read(config_file)
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(config_file, directory / "config.toml")
-    shutil.copy(work / "log.jsonl", directory / "log.jsonl")
+    shutil.copy(work / LOG, directory / LOG)
     picture = sample_grid(network, config.diffusion, config.sizes.depths, config.sizes.ranks)
     picture.save(directory / "samples.png", optimize=True)
     save_family(
@@ -45,7 +53,7 @@ def write_family(
             "sizes": config.sizes,
             "class_names": images.class_names,
             "licence": config.data.licence,
-            "trained_steps": config.training.steps,
+            "trained_steps": trained_steps,
             "form": config.training.form,
         },
         network.genes,

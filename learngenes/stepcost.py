@@ -16,7 +16,7 @@ from learngenes.profile import execution_on
 from learngenes.schedules import schedule
 from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload, activation_bytes
-from learngenes.weights import ModelWeights, SharedWeights
+from learngenes.weights import FactoredWeights, ModelWeights, SharedWeights
 
 MAX_STEPS = 60
 ROUNDS = 6
@@ -95,7 +95,9 @@ def _row_bytes(shared: SharedWeights, rows: int) -> int:
 def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) -> ModelWeights:
     """With the family's own Sigma."""
     depth = shared.family.manifest.sizes.depths[-1]
-    model = ModelWeights(shared, interpolated(shared.family.scales, Size(depth=depth, rank=rank)))
+    model = FactoredWeights(
+        shared, interpolated(shared.family.scales, Size(depth=depth, rank=rank))
+    )
     if materialised:
         model.materialise()
     return model

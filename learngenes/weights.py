@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from learngenes.config import DType, Kind, NetworkConfig
 from learngenes.device import compute_dtype
 from learngenes.dit import sinusoidal_timesteps
-from learngenes.factors import Scales, materialise, stored
+from learngenes.factors import DenseLayers, Own, Scales, materialise, stored
 from learngenes.family import Family
 from learngenes.mixed import BLOCK_KINDS
 
@@ -65,28 +66,75 @@ class SharedWeights:
         return nbytes(own)
 
 
-class ModelWeights:
-    """What one model owns: Sigma and biases; and W of each layer, once it is materialised."""
+class ModelWeights(ABC):
+    """What one model owns, as a batch multiplies with it."""
 
-    def __init__(self, shared: SharedWeights, scales: Scales) -> None:
+    depth: int
+    rank: int
+    """0 without factors."""
+    sigma: Tensor
+    """(L, 4, r) of BLOCK_KINDS."""
+    bias: Tensor
+    """(L, 9D) of BLOCK_KINDS."""
+    adaln_bias: Tensor
+    """(L, 6D)"""
+    materialised: tuple[Tensor, ...] | None
+    """W^T of each of BLOCK_KINDS, (L, n, m); None while the model is factored."""
+
+    def __init__(self, shared: SharedWeights, own: Own) -> None:
         self.shared = shared
-        self.depth, self.rank = scales.depth, scales.rank
-        tensors = {
-            name: tensor.to(shared.device, shared.compute)
-            for name, tensor in scales.stacked().items()
-        }
-        self.sigma = torch.stack([tensors[f"sigma.{kind}"] for kind in BLOCK_KINDS], dim=1)
+        self.depth = own.depth
+        tensors = {name: t.to(shared.device, shared.compute) for name, t in own.stacked().items()}
         self.bias = torch.cat([tensors[f"bias.{kind}"] for kind in BLOCK_KINDS], dim=1)
-        self.adaln_sigma = tensors[f"sigma.{Kind.ADALN}"]
         self.adaln_bias = tensors[f"bias.{Kind.ADALN}"]
         self.used_at = 0
         """For whoever has to choose which model is to go."""
-        self.materialised: tuple[Tensor, ...] | None = None
-        """W^T of each of BLOCK_KINDS, (L, n, m)."""
+
+    @staticmethod
+    def of(shared: SharedWeights, own: Own) -> "ModelWeights":
+        if isinstance(own, DenseLayers):
+            return DenseWeights(shared, own)
+        return FactoredWeights(shared, own)
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """All that it holds."""
+
+    @abstractmethod
+    def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
+        """Of every step and layer in one product: (S, L + 1, 6D).
+
+        The last entry of a step is the final layer's, 2D.
+        """
+
+    def _conditioning(self, timesteps: Tensor, class_label: int) -> Tensor:
+        """(S, D), through SiLU."""
+        stem = self.shared.family.stem
+        times = stem.time_out(F.silu(stem.time_in(sinusoidal_timesteps(timesteps))))
+        return F.silu(times + stem.classes.weight[class_label])
+
+    def _with_final(self, layers: Tensor, conditioning: Tensor) -> Tensor:
+        final = self.shared.family.stem.final_modulation(conditioning)
+        padded_final = F.pad(final, (0, layers.shape[2] - final.shape[1]))
+        return torch.cat([layers, padded_final[:, None]], dim=1).to(self.shared.compute)
+
+
+class FactoredWeights(ModelWeights):
+    """Sigma and biases; and W of each layer, once it is materialised."""
+
+    def __init__(self, shared: SharedWeights, scales: Scales) -> None:
+        super().__init__(shared, scales)
+        self.rank = scales.rank
+        tensors = {k: t.to(shared.device, shared.compute) for k, t in scales.stacked().items()}
+        self.sigma = torch.stack([tensors[f"sigma.{kind}"] for kind in BLOCK_KINDS], dim=1)
+        self.adaln_sigma = tensors[f"sigma.{Kind.ADALN}"]
+        self.materialised = None
 
     @property
     def nbytes(self) -> int:
-        return nbytes((self.sigma, self.bias, self.adaln_sigma, self.adaln_bias))
+        own = self.sigma, self.bias, self.adaln_sigma, self.adaln_bias
+        return nbytes(own) + nbytes(self.materialised or ())
 
     @property
     def materialised_nbytes(self) -> int:
@@ -110,17 +158,36 @@ class ModelWeights:
         return self.sigma[:, index].float()
 
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
-        """Of every step and layer in one product: (S, L + 1, 6D).
-
-        V's side is the same for all layers. The last entry of a step is the final layer's, 2D.
-        """
-        shared, stem = self.shared, self.shared.family.stem
-        times = stem.time_out(F.silu(stem.time_in(sinusoidal_timesteps(timesteps))))
-        conditioning = F.silu(times + stem.classes.weight[class_label])  # (S, D)
-        v, ut = (factor.float() for factor in shared.factors[Kind.ADALN])
+        """V's side is the same for all layers."""
+        conditioning = self._conditioning(timesteps, class_label)
+        v, ut = (factor.float() for factor in self.shared.factors[Kind.ADALN])
         reduced = conditioning @ v[:, : self.rank]  # (S, r)
         scaled = reduced[:, None] * self.adaln_sigma.float()  # (S, L, r)
         layers = scaled @ ut[: self.rank] + self.adaln_bias.float()
-        final = stem.final_modulation(conditioning)
-        padded_final = F.pad(final, (0, layers.shape[2] - final.shape[1]))
-        return torch.cat([layers, padded_final[:, None]], dim=1).to(shared.compute)
+        return self._with_final(layers, conditioning)
+
+
+class DenseWeights(ModelWeights):
+    """Every W, of a refined model: nothing of it can be dropped and made again."""
+
+    def __init__(self, shared: SharedWeights, own: DenseLayers) -> None:
+        super().__init__(shared, own)
+        self.rank, self.sigma = 0, self.bias.new_zeros(self.depth, len(BLOCK_KINDS), 0)
+        self.materialised: tuple[Tensor, ...] = tuple(
+            self._stored(own, kind).transpose(1, 2).contiguous() for kind in BLOCK_KINDS
+        )
+        self._adaln = self._stored(own, Kind.ADALN)
+
+    def _stored(self, own: DenseLayers, kind: Kind) -> Tensor:
+        """(L, m, n), rounded to what it is stored in."""
+        weight = own.weight[kind].to(self.shared.device)
+        return stored(weight, self.shared.dtype, self.shared.compute).to(self.shared.compute)
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes((self.bias, self.adaln_bias, self._adaln, *self.materialised))
+
+    def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
+        conditioning = self._conditioning(timesteps, class_label)
+        layers = torch.einsum("sd,lmd->slm", conditioning, self._adaln.float())
+        return self._with_final(layers + self.adaln_bias.float(), conditioning)

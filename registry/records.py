@@ -51,6 +51,7 @@ class ModelStatus(StrEnum):
     QUEUED = "queued"
     ASSEMBLING = "assembling"
     RETRAINING = "retraining"
+    REFINING = "refining"
     VERIFYING = "verifying"
     READY = "ready"
     FAILED = "failed"
@@ -105,13 +106,24 @@ class Budget(BaseModel):
     dtype: str | None = None
 
 
+class Refinement(BaseModel):
+    """A wish: every W trained further, after Sigma."""
+
+    max_seconds: int
+    stopped: bool = False
+    """Whether the caller wants no more of it: the best so far is taken."""
+
+
 class ModelRecord(Record):
     NAME = "model"
     ID_PREFIX = "m"
     TRANSITIONS = {
         "queued": {"assembling", "failed", "cancelled", "deleted"},
         "assembling": {"assembling", "retraining", "failed", "cancelled", "deleted"},
-        "retraining": {"assembling", "verifying", "failed", "cancelled", "deleted"},
+        "retraining": {
+            *("assembling", "refining", "verifying", "failed", "cancelled", "deleted"),
+        },
+        "refining": {"assembling", "verifying", "failed", "cancelled", "deleted"},
         "verifying": {"assembling", "retraining", "ready", "failed", "cancelled", "deleted"},
         "ready": {"deleted"},
         "failed": {"deleted"},
@@ -127,9 +139,10 @@ class ModelRecord(Record):
     task: str = "default"
     status: ModelStatus = ModelStatus.QUEUED
     revision: int | None = None
-    """None until there is something to sample from; 0 interpolated Sigma, 1 retrained. Two
-    more for each time that a model was over its budget and a smaller one was made."""
+    """None until there is something to sample from; 0 interpolated Sigma, 1 retrained, 2 refined.
+    Three more for each time that a model was over its budget and a smaller one was made."""
     budget: Budget
+    refine: Refinement | None = None
     plan: PlanRecord
     measured: Cost | None = None
     over_budget: list[Verified] = []
@@ -138,7 +151,7 @@ class ModelRecord(Record):
 
     @property
     def servable(self) -> bool:
-        """Revision 0 is served while revision 1 is still being made."""
+        """A revision is served while the next one is still being made."""
         return self.revision is not None and self.status not in ("failed", "cancelled", "deleted")
 
 

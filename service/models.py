@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from registry.errors import ArtifactError
 from registry.queue import BUILD_TASK, EXPORT_TASK
-from registry.records import ModelRecord, ModelStatus, PlanRecord
+from registry.records import ModelRecord, ModelStatus, PlanRecord, Refinement
 from registry.store import EXPORT_FILE, export_name, revision_name
 from service.deps import IdempotencyKey, LastEventId, Limit, ModelDep, Offset, State, StateDep
 from service.problems import Problem, no_family, unavailable
@@ -51,6 +51,7 @@ def _new_model(state: State, request: ModelRequest) -> ModelRecord:
         family=site.family.name,
         device_class=site.profile.device_class,
         budget=request.budget,
+        refine=request.refine and Refinement(max_seconds=request.refine.max_seconds),
         plan=plan,
     )
 
@@ -80,9 +81,12 @@ def delete_model(record: ModelDep, state: StateDep) -> None:
 
 @router.post("/{model_id}/cancel")
 def cancel_model(record: ModelDep, state: StateDep) -> ModelResponse:
-    """Stop a build between two steps."""
-    cancelled = state.repository.models.change(record.id, status=ModelStatus.CANCELLED)
-    return ModelResponse.of(cancelled)
+    """Stop a build between two steps. A model that is being refined keeps the best so far."""
+    models = state.repository.models
+    if record.refine and record.status == ModelStatus.REFINING:
+        stopped = record.refine.model_copy(update={"stopped": True})
+        return ModelResponse.of(models.change(record.id, refine=stopped))
+    return ModelResponse.of(models.change(record.id, status=ModelStatus.CANCELLED))
 
 
 @router.get("/{model_id}/events", response_class=EventSourceResponse)

@@ -13,11 +13,13 @@ from registry.records import (
     FamilyRecord,
     ModelRecord,
     PlanRecord,
+    Refinement,
     Verified,
     WorkerRecord,
 )
 
 MAX_SEED = 2**63 - 1
+MAX_REFINEMENT_SECONDS = 24 * 3600
 
 
 def _encodable(text: str) -> str:
@@ -75,8 +77,25 @@ class PlanRequest(BaseModel):
         return Budget.model_validate(self.model_dump(include=set(Budget.model_fields)))
 
 
+class RefineRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    max_seconds: Annotated[Count, Field(le=MAX_REFINEMENT_SECONDS)]
+
+
 class ModelRequest(PlanRequest):
     name: Annotated[str, Field(pattern=r"^[\w .-]{1,64}$")] | None = None
+    refine: RefineRequest | None = None
+    """Train every weight further, after Σ: the model then shares none with its family, so its
+    mode is materialised."""
+
+    @model_validator(mode="after")
+    def _refinable(self) -> Self:
+        if self.refine and self.mode == "factored":
+            raise ValueError("a refined model has no factors: leave mode out, or leave refine out")
+        if self.refine:
+            self.mode = "materialised"
+        return self
 
 
 class PlanResponse(BaseModel):
@@ -100,6 +119,7 @@ class ModelResponse(BaseModel):
     status: str
     revision: int | None
     budget: Budget
+    refine: Refinement | None
     plan: PlanRecord
     measured: Cost | None
     over_budget: list[Verified]

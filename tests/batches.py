@@ -16,7 +16,7 @@ from learngenes.kernels import Kernels
 from learngenes.sampling import initial_noise
 from learngenes.schedules import schedule
 from learngenes.sigma import interpolated
-from learngenes.weights import ModelWeights, SharedWeights
+from learngenes.weights import FactoredWeights, ModelWeights, SharedWeights
 
 
 def other_scales(family: Family, size: Size, seed: int) -> Scales:
@@ -32,7 +32,7 @@ def other_scales(family: Family, size: Size, seed: int) -> Scales:
 
 
 def weights(shared: SharedWeights, scales: Scales, mode: Mode) -> ModelWeights:
-    model = ModelWeights(shared, scales)
+    model = FactoredWeights(shared, scales)
     if mode is Mode.MATERIALISED:
         model.materialise()
     return model

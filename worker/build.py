@@ -1,12 +1,15 @@
 """The build task: plan, assemble, publish unretrained, retrain Sigma, verify, publish.
 
-A model that is measured over its budget is made again, smaller, at most MOST_STEPS_DOWN times.
+A model that is to be refined is published retrained, trained further, and then verified. One
+that is measured over its budget is made again, smaller, at most MOST_STEPS_DOWN times.
 """
 
 import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,24 +17,32 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from learngenes.config import DType, Mode, Size
-from learngenes.factors import Scales
+from learngenes.factors import Own, Scales, own_from_stacked
 from learngenes.family import Family
-from learngenes.retrain import Progress, RetrainingConfig, retrain
+from learngenes.refine import RefinementConfig, refine
+from learngenes.retrain import RetrainingConfig, retrain
 from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
+from learngenes.tuning import Enough, Progress
 from registry import metrics
-from registry.errors import RecordNotFound
+from registry.errors import ArtifactError, RecordNotFound
+from registry.queue import BUILD_QUEUE, BUILD_TASK
 from registry.records import Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, revision_name
 from worker.profiles import candidates, correct_profile, ensure_profile
-from worker.runtime import Reporter, Runtime
+from worker.runtime import GivingWay, Reporter, Runtime
 from worker.verify import Request, verify
 
 log = structlog.get_logger()
 
-SCALES_FILE = "scales.safetensors"
+OWN_FILE = "own.safetensors"
+REFINEMENT_FILE = "refinement.safetensors"
+REVISIONS = 3
+"""Of each plan: interpolated, retrained, refined."""
 MOST_STEPS_DOWN = 3
+TURN_SECONDS = 30.0
+"""So long a refinement goes on while other models wait to be built."""
 IDLE_SECONDS = 30.0
 """How long verification waits for the device to have nothing to sample."""
 
@@ -73,25 +84,25 @@ class _Build:
                 self._change(revision=0)
         scales = interpolated(self.family.scales, self._size)
         while True:
-            self._change(status=ModelStatus.RETRAINING)
-            with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
-                scales = self._retrain(scales)
+            scales = self._retrained(scales)
+            revision, own = self._refined(scales)
             self._change(status=ModelStatus.VERIFYING)
             with metrics.timed(metrics.BUILD_PHASE.labels("verifying")):
-                measured = self._verify(scales)
+                measured = self._verify(own)
             over = self._over(measured)
             self._tell("verified", plan=self.record.plan, measured=measured, over_budget=over)
             if not over:
                 break
             scales = self._replace(self._step_down(measured, over), measured, scales)
-        revision = self._unretrained_revision + 1
-        self._store(revision, scales)
+        self._store(revision, own)
         self._change(status=ModelStatus.READY, revision=revision, measured=measured, ready_at=now())
+        self._refinement_file.unlink(missing_ok=True)
 
     def _replace(self, plan: PlanRecord, measured: Cost, scales: Scales) -> Scales:
         """Begin again with a smaller plan: its first revision, and then what says so, at once."""
         source = scales if plan.rank <= scales.rank else self.family.scales
         smaller = interpolated(source, Size(depth=plan.depth, rank=plan.rank))
+        self._refinement_file.unlink(missing_ok=True)
         tried = Verified(plan=self.record.plan, measured=measured)
         over_budget = [*self.record.over_budget, tried]
         self.record = self.record.replace(plan=plan, over_budget=over_budget)
@@ -106,8 +117,13 @@ class _Build:
 
     @property
     def _unretrained_revision(self) -> int:
-        """Of the present plan; the retrained one is the next."""
-        return 2 * len(self.record.over_budget)
+        """Of the present plan; the retrained one is the next, and then the refined one."""
+        return REVISIONS * len(self.record.over_budget)
+
+    @property
+    def _refinement_file(self) -> Path:
+        """Deleted with the model's artifacts, if not before."""
+        return self.runtime.store.root / f"models/{self.record.id}" / REFINEMENT_FILE
 
     def _candidates(self) -> Candidates:
         profile = ensure_profile(self.runtime, self.record.family)
@@ -120,6 +136,61 @@ class _Build:
             reason = "this device's profile has changed since the request"
             self._tell("replanned", before=self.record.plan, plan=plan, reason=reason)
         self._change(plan=plan)
+
+    def _retrained(self, scales: Scales) -> Scales:
+        """As an earlier attempt has published it, or now."""
+        revision = self._unretrained_revision + 1
+        if self.record.revision == revision:
+            with contextlib.suppress(ArtifactError):
+                earlier = load_own(self.runtime.store, self.family, self.record.id, revision)
+                assert isinstance(earlier, Scales)
+                return earlier
+        self._change(status=ModelStatus.RETRAINING)
+        with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
+            return self._retrain(scales)
+
+    def _refined(self, scales: Scales) -> tuple[int, Own]:
+        """What is to be verified, and its revision: the retrained one if that is better or all."""
+        retrained = self._unretrained_revision + 1
+        if self.record.refine is None:
+            return retrained, scales
+        self._store(retrained, scales)
+        self._change(status=ModelStatus.REFINING, revision=retrained)
+        with metrics.timed(metrics.BUILD_PHASE.labels("refining")):
+            refined = refine(
+                self.family,
+                scales,
+                RefinementConfig(max_seconds=self.record.refine.max_seconds),
+                self._until_enough(),
+                self._refinement_file,
+            )
+        figures = {
+            "steps": refined.steps,
+            "seconds": round(refined.seconds, 1),
+            "heldout_loss_before": refined.initial_heldout_loss,
+            "heldout_loss": refined.heldout_loss,
+        }
+        log.info("refined", model=self.record.id, **figures)
+        self._tell("refined", **figures)
+        if refined.heldout_loss >= refined.initial_heldout_loss:
+            return retrained, scales
+        return retrained + 1, refined.layers
+
+    def _until_enough(self) -> Callable[[Progress], None]:
+        """Tells the progress; ends it when the caller wants no more, or others have waited."""
+        turn_ends = time.monotonic() + TURN_SECONDS
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal turn_ends
+            current = self._on_progress(progress)
+            if current is not None and current.refine is not None and current.refine.stopped:
+                raise Enough
+            if time.monotonic() > turn_ends:
+                turn_ends += TURN_SECONDS
+                if self.runtime.queue.length(BUILD_QUEUE, self.runtime.device_class):
+                    raise GivingWay(BUILD_TASK)
+
+        return on_progress
 
     def _retrain(self, scales: Scales) -> Scales:
         settings = self.runtime.settings
@@ -143,7 +214,7 @@ class _Build:
         )
         return retrained.scales
 
-    def _verify(self, scales: Scales) -> Cost:
+    def _verify(self, own: Own) -> Cost:
         """Measure in a fresh process, and let the profile learn from it."""
         deadline = time.monotonic() + IDLE_SECONDS
         while self._sampling() and time.monotonic() < deadline:
@@ -160,7 +231,7 @@ class _Build:
                 workload=self.workload,
                 max_seconds=self.runtime.settings.verify_seconds,
             ),
-            scales,
+            own,
             self.reporter.tell,
         )
         correct_profile(
@@ -236,13 +307,16 @@ class _Build:
         }
         self.runtime.repository.models.tell(self.record.id, event, json.dumps(plain))
 
-    def _on_progress(self, progress: Progress) -> None:
-        self.reporter.tell(progress.model_dump_json, now=progress.heldout_loss is not None)
+    def _on_progress(self, progress: Progress) -> ModelRecord | None:
+        def told() -> str:
+            return json.dumps({"status": self.record.status, **progress.model_dump()})
 
-    def _store(self, revision: int, scales: Scales) -> None:
+        return self.reporter.tell(told, now=progress.heldout_loss is not None)
+
+    def _store(self, revision: int, own: Own) -> None:
         self.runtime.store.put(
             revision_name(self.record.id, revision),
-            {SCALES_FILE: save_tensors(scales.stacked())},
+            {OWN_FILE: save_tensors(own.stacked())},
             {
                 "record": self.record.model_dump(mode="json"),
                 "revision": revision,
@@ -259,10 +333,9 @@ def _choice(plan: PlanRecord) -> dict[str, object]:
     return plan.model_dump(include={"depth", "rank", "mode", "dtype"})
 
 
-def load_scales(store: ArtifactStore, family: Family, model_id: str, revision: int) -> Scales:
+def load_own(store: ArtifactStore, family: Family, model_id: str, revision: int) -> Own:
     """A published revision's own parameters, on the family's device. Raises ArtifactError."""
     name = revision_name(model_id, revision)
-    content = store.read(name, SCALES_FILE)
+    content = store.read(name, OWN_FILE)
     store.require_family(name, family.manifest.name, family.fingerprint)
-    scales = Scales.from_stacked(load_tensors(content))
-    return scales.to(family.stem.positions.device)
+    return own_from_stacked(load_tensors(content)).to(family.stem.positions.device)

@@ -308,7 +308,7 @@ class Engine:
         return self.residency.model(
             pool,
             request.model_key,
-            lambda: part.ticket.scales or request.load(),
+            lambda: part.ticket.own or request.load(),
             in_use,
             materialise=written_out,
         )

@@ -11,7 +11,7 @@ from learngenes.export import export_model
 from learngenes.family import Family
 from registry.records import ModelRecord
 from registry.store import EXPORT_FILE, export_name
-from worker.build import load_scales
+from worker.build import load_own
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -59,10 +59,10 @@ def export(runtime: Runtime, model_id: str) -> None:
     if runtime.store.path(name, EXPORT_FILE) is not None:
         return
     family = runtime.family(record.family)
-    scales = load_scales(runtime.store, family, model_id, record.revision)
+    own = load_own(runtime.store, family, model_id, record.revision)
     with tempfile.TemporaryDirectory(prefix="fineserve-export-") as temporary:
         directory = Path(temporary)
-        export_model(family, scales, directory)
+        export_model(family, own, directory)
         (directory / "README.md").write_text(model_card(record, family))
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:

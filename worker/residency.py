@@ -1,7 +1,8 @@
 """What the sampling engine keeps on its device, within a budget of bytes.
 
 A family is there once for each dtype; a model costs its Sigma, and W of each layer where that is
-faster and there is room. What was not used for the longest time goes first.
+faster and there is room. A refined model has nothing but its W. What was not used for the longest
+time goes first.
 """
 
 import functools
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from learngenes.batch import Stack, Tables
 from learngenes.config import DType
-from learngenes.factors import Scales
+from learngenes.factors import Own
 from learngenes.family import Family
 from learngenes.schedules import COLUMNS, Schedule
-from learngenes.weights import ModelWeights, SharedWeights, nbytes
+from learngenes.weights import FactoredWeights, ModelWeights, SharedWeights, nbytes
 from registry import metrics
 
 log = structlog.get_logger()
@@ -142,9 +143,11 @@ class Pool:
         )
 
     def drop_materialised(self, key: Hashable) -> None:
-        if self.models[key].materialised is not None:
+        """W of a model that can write them out again."""
+        model = self.models[key]
+        if isinstance(model, FactoredWeights) and model.materialised is not None:
             metrics.EVICTIONS.labels("materialised").inc()
-        self.models[key].materialised = None
+            model.materialised = None
 
     def drop(self, key: Hashable) -> None:
         metrics.EVICTIONS.labels("model").inc()
@@ -157,9 +160,7 @@ class Pool:
 
     @property
     def nbytes(self) -> int:
-        models = sum(
-            model.nbytes + nbytes(model.materialised or ()) for model in self.models.values()
-        )
+        models = sum(model.nbytes for model in self.models.values())
         table = nbytes([self.modulations.rows])
         return self.shared.nbytes + table + self.stack.nbytes + models
 
@@ -195,7 +196,7 @@ class Residency:
         self,
         pool: Pool,
         key: Hashable,
-        load: Callable[[], Scales],
+        load: Callable[[], Own],
         in_use: Collection[ModelWeights],
         *,
         materialise: bool,
@@ -206,14 +207,19 @@ class Residency:
         """
         metrics.LOOKUPS.labels("model", "hit" if key in pool.models else "miss").inc()
         if key not in pool.models:
-            model = ModelWeights(pool.shared, load())
+            model = ModelWeights.of(pool.shared, load())
             if not self._make_room(model.nbytes, in_use):
                 raise OutOfRoom("every model on the device is in use; there is no room for another")
             pool.models[key] = model
         model = pool.models[key]
         self._uses += 1
         model.used_at = self._uses
-        if materialise and model.materialised is None and model not in in_use:
+        if (
+            materialise
+            and isinstance(model, FactoredWeights)
+            and model.materialised is None
+            and model not in in_use
+        ):
             # once for itself, once for its place among others
             if self._make_room(2 * model.materialised_nbytes, {*in_use, model}, whole=False):
                 model.materialise()

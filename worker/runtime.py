@@ -51,6 +51,14 @@ class Stopping(Exception):
     """The worker was told to stop; the record is taken up again after the next start."""
 
 
+class GivingWay(Exception):
+    """The work has had its turn while other work of its queue waits; it goes to the end of it."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(task)
+        self.task = task
+
+
 @dataclass
 class Runtime:
     settings: Settings
@@ -184,6 +192,7 @@ class Runtime:
         Running it twice, or half and then again, does no harm. When Redis is away the error
         goes up and the record stays as it is, for housekeeping to find.
         """
+        given_way: GivingWay | None = None
         with self.lease(records, record_id) as record:
             if record is None:
                 log.info("nothing to do", record=record_id)
@@ -195,6 +204,10 @@ class Runtime:
             except Stopping:
                 log.info("interrupted by shutdown", record=record_id)
                 with contextlib.suppress(Superseded):  # a shutdown is not the work's fault
+                    records.change(record_id, attempt=record.attempts, attempts=record.attempts - 1)
+            except GivingWay as reason:
+                given_way = reason
+                with contextlib.suppress(Superseded):
                     records.change(record_id, attempt=record.attempts, attempts=record.attempts - 1)
             except redis.RedisError:
                 raise
@@ -209,6 +222,8 @@ class Runtime:
                         error=f"{type(error).__name__}: {error}",
                         problem=problem,
                     )
+        if given_way is not None:  # after its lease has ended, or nobody could take it
+            self.queue.enqueue(given_way.task, record_id, record.device_class)
 
 
 class Reporter(Generic[R]):
@@ -218,17 +233,21 @@ class Reporter(Generic[R]):
         self._runtime, self._records, self._record = runtime, records, record
         self._last = time.monotonic()
 
-    def tell(self, progress: Callable[[], str] | None = None, *, now: bool = False) -> None:
-        """`progress` gives JSON. Raises Stopping, or Superseded by a cancellation."""
+    def tell(self, progress: Callable[[], str] | None = None, *, now: bool = False) -> R | None:
+        """`progress` gives JSON. Gives the record as it is now, if it was read.
+
+        Raises Stopping, or Superseded by a cancellation.
+        """
         self._runtime.check_stopping()
         if not now and time.monotonic() - self._last < PROGRESS_SECONDS:
-            return
+            return None
         self._last = time.monotonic()
         current = self._records.get(self._record.id)
         if current.finished or current.attempts != self._record.attempts:
             raise Superseded(f"{self._record.id} is {current.status}")
         if progress is not None:
             self._records.tell(self._record.id, "progress", progress())
+        return current
 
 
 class Housekeeping(Generic[R]):

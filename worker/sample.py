@@ -19,7 +19,7 @@ from registry import metrics
 from registry.errors import ModelGone
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
-from worker.build import load_scales
+from worker.build import load_own
 from worker.engine import Engine
 from worker.runtime import PROGRESS_SECONDS, Reporter, Runtime
 from worker.tickets import EngineStopped, Pixels, Request, Ticket
@@ -92,7 +92,7 @@ class Sampler:
             rank=model.plan.rank,
             mode=Mode(model.plan.mode),
             dtype=DType(model.plan.dtype),
-            load=lambda: load_scales(self.runtime.store, family, model.id, revision),
+            load=lambda: load_own(self.runtime.store, family, model.id, revision),
             class_labels=record.class_labels,
             seeds=record.seeds,
             num_inference_steps=record.num_inference_steps,

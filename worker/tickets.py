@@ -11,7 +11,7 @@ from opentelemetry.trace import Link
 
 from learngenes.batch import Part
 from learngenes.config import DType, Mode
-from learngenes.factors import Scales
+from learngenes.factors import Own
 from learngenes.family import Family
 from learngenes.sampling import to_pixels
 from registry import tracing
@@ -36,7 +36,7 @@ class Request:
     rank: int
     mode: Mode
     dtype: DType
-    load: Callable[[], Scales]
+    load: Callable[[], Own]
     """The model's own parameters; called by the thread that submits, when they are not there."""
     class_labels: Sequence[int]
     seeds: Sequence[int]
@@ -70,7 +70,7 @@ class Ticket:
     """A request that the engine has."""
 
     request: Request
-    scales: Scales | None
+    own: Own | None
     """None when the engine had the model already."""
     arrived_at: float = field(default_factory=time.monotonic)
     deadline: float = float("inf")

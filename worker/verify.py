@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from learngenes.config import DType, Mode, Size
 from learngenes.device import default_device
-from learngenes.factors import Scales
+from learngenes.factors import Own, own_from_stacked
 from learngenes.family import load_family
 from learngenes.measure import Measurement, measure
 from learngenes.sigma import interpolated
@@ -40,22 +40,22 @@ class Request(BaseModel):
     dtype: DType
     workload: Workload
     max_seconds: float = 30.0
-    scales: Path | None = None
-    """The model's own, in a safetensors file; by default interpolated from the family's."""
+    own: Path | None = None
+    """The model's, in a safetensors file; by default Sigma interpolated from the family's."""
 
 
 def verify(
-    request: Request, scales: Scales | None = None, on_wait: Callable[[], None] = lambda: None
+    request: Request, own: Own | None = None, on_wait: Callable[[], object] = lambda: None
 ) -> Measurement:
     """Measure in a fresh process. `on_wait` is called now and then and may raise to stop.
 
     Raises VerificationError when the process dies, as it does when memory runs out.
     """
     with tempfile.TemporaryDirectory(prefix="fineserve-") as directory:
-        if scales is not None:
-            request = request.model_copy(update={"scales": Path(directory) / "scales.safetensors"})
-            tensors = {name: tensor.cpu() for name, tensor in scales.stacked().items()}
-            save_file(tensors, str(request.scales))
+        if own is not None:
+            request = request.model_copy(update={"own": Path(directory) / "own.safetensors"})
+            tensors = {name: tensor.cpu() for name, tensor in own.stacked().items()}
+            save_file(tensors, str(request.own))
         with (
             (Path(directory) / "errors").open("w+") as errors,
             subprocess.Popen(
@@ -88,10 +88,9 @@ def verify(
 def main() -> None:
     request = Request.model_validate_json(sys.stdin.read())
     family = load_family(request.family).to(default_device())
-    if request.scales is not None:
-        scales = Scales.from_stacked(load_file(request.scales)).to(default_device())
-    else:
-        scales = interpolated(family.scales, Size(depth=request.depth, rank=request.rank))
-    model = family.assemble(scales, request.mode, request.dtype)
+    own: Own = interpolated(family.scales, Size(depth=request.depth, rank=request.rank))
+    if request.own is not None:
+        own = own_from_stacked(load_file(request.own)).to(default_device())
+    model = family.assemble(own, request.mode, request.dtype)
     measurement = measure(model, family.manifest.diffusion, request.workload, request.max_seconds)
     sys.stdout.write(json.dumps(asdict(measurement)) + "\n")

@@ -130,6 +130,7 @@ class Ancestors:
                 seed=0,
                 warmup_steps=WARMUP_STEPS,
                 average_decay=AVERAGE_DECAY,
+                checkpoint_file=self.work / f"{name}-training.safetensors",
             )
             save_file(averaged.state_dict(), path)
         model.load_state_dict(load_file(path))

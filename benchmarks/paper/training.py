@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.paper.setting import Setting
+from learngenes import checkpoint
 from learngenes.data import LabelledImages
 from learngenes.device import training_precision
 from learngenes.diffusion import heldout_loss, noise_process, training_batch
 
 NULL_CLASS_PROBABILITY = 0.1
+CHECKPOINT_EVERY_STEPS = 500
 CPU = torch.device("cpu")
 
 
@@ -27,15 +30,25 @@ def train(
     seed: int,
     warmup_steps: int,
     average_decay: float | None = None,
+    checkpoint_file: Path | None = None,
 ) -> nn.Module:
-    """Train all of `model` in place; gives it, or the average of its weights."""
+    """Train all of `model` in place; gives it, or the average of its weights.
+
+    Goes on from `checkpoint_file` if it is there.
+    """
     process = noise_process(setting.diffusion)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
     average = None
     if average_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average_decay))
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
+    begun = 0
+    if checkpoint_file is not None:
+        figures = checkpoint.read(checkpoint_file, model, optimizer, average)
+        begun = int(figures.get("step", 0))
+    for step in range(begun, steps):
+        if checkpoint_file is not None and step > begun and step % CHECKPOINT_EVERY_STEPS == 0:
+            checkpoint.write(checkpoint_file, {"step": step}, model, optimizer, average)
+        generator = torch.Generator().manual_seed((seed << 32) + step)
         indices = torch.randint(len(images), (setting.batch_size,), generator=generator)
         labels = images.labels[indices].clone()
         dropped = torch.rand(len(labels), generator=generator) < NULL_CLASS_PROBABILITY

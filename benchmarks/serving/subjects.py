@@ -16,7 +16,7 @@ from learngenes.config import Size
 from learngenes.export import export_model
 from learngenes.family import Family, load_family
 from registry.store import ArtifactStore
-from worker.build import load_scales
+from worker.build import load_own
 
 FAMILY = REPOSITORY / "families" / "fashion"
 STEPS = 25
@@ -65,9 +65,7 @@ class Served:
         store = ArtifactStore(self.deployment.path / "var" / "store")
         for model_id in (self.one, *self.mix):
             revision = self.deployment.http.get(f"/models/{model_id}").json()["revision"]
-            export_model(
-                loaded, load_scales(store, loaded, model_id, revision), directory / model_id
-            )
+            export_model(loaded, load_own(store, loaded, model_id, revision), directory / model_id)
 
 
 @contextmanager

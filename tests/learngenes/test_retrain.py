@@ -5,8 +5,9 @@ from learngenes.config import Size
 from learngenes.data import LabelledImages
 from learngenes.factors import Scales
 from learngenes.family import Family
-from learngenes.retrain import Progress, RetrainingConfig, retrain
+from learngenes.retrain import RetrainingConfig, retrain
 from learngenes.sigma import interpolated
+from learngenes.tuning import Progress
 
 SIZE = Size(depth=3, rank=24)
 

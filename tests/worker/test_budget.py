@@ -14,7 +14,7 @@ from registry.events import stream_key
 from registry.records import Budget, ModelRecord, PlanRecord
 from tests.devices import keep_profile, planned
 from tests.worker.conftest import MakeGeneration, MakeModel
-from worker.build import MOST_STEPS_DOWN, build, load_scales
+from worker.build import MOST_STEPS_DOWN, build, load_own
 from worker.profiles import stored_profile
 from worker.runtime import Runtime
 from worker.sample import Sampler
@@ -116,7 +116,7 @@ def test_a_model_over_its_memory_is_made_again_smaller(
     revisions = [event["revision"] for event in told(client, record, "status")]
     assert list(dict.fromkeys(revisions)) == [None, 0, 2, 3]
     for revision, plan in ((0, first), (2, record.plan), (3, record.plan)):
-        scales = load_scales(runtime.store, runtime.family("tiny"), record.id, revision)
+        scales = load_own(runtime.store, runtime.family("tiny"), record.id, revision)
         assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
 
     images = make_generation(record.id, n=1)

@@ -14,7 +14,7 @@ from registry.errors import ArtifactError
 from registry.events import stream_key
 from registry.records import ModelStatus
 from tests.worker.conftest import MakeGeneration, MakeModel
-from worker.build import build, load_scales
+from worker.build import build, load_own
 from worker.runtime import Housekeeping, Runtime
 
 
@@ -65,7 +65,7 @@ def test_revision_zero_is_published_before_retraining(
     build(runtime, model_id)
     assert seen == [(ModelStatus.RETRAINING, 0, True)]
     family = runtime.family("tiny")
-    first, second = (load_scales(runtime.store, family, model_id, i).stacked() for i in (0, 1))
+    first, second = (load_own(runtime.store, family, model_id, i).stacked() for i in (0, 1))
     assert any((first[name] != second[name]).any() for name in first)
 
 
@@ -265,7 +265,7 @@ def test_sigma_is_not_used_with_another_version_of_its_family(
         family, manifest=family.manifest.model_copy(update={"sha256": hashes})
     )
     with pytest.raises(ArtifactError, match="another version of the family tiny"):
-        load_scales(runtime.store, newer, model_id, 1)
+        load_own(runtime.store, newer, model_id, 1)
 
 
 def test_lost_work_is_enqueued_again(
@@ -297,4 +297,4 @@ def test_a_corrupt_revision_is_noticed(runtime: Runtime, make_model: MakeModel) 
     path = runtime.settings.resolved_store_dir / f"models/{model_id}/revision-1/scales.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(ArtifactError, match="corrupt"):
-        load_scales(runtime.store, runtime.family("tiny"), model_id, 1)
+        load_own(runtime.store, runtime.family("tiny"), model_id, 1)

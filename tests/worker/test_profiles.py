@@ -140,7 +140,7 @@ def test_the_process_is_what_a_model_in_int8_needs_beside_itself(
     base = process_base_bytes(family, runtime.directories["tiny"])
     (request,) = requests
     assert (request.mode, request.dtype) == (Mode.FACTORED, DType.INT8)
-    assert (request.depth, request.rank, request.scales) == (2, 48, None)
+    assert (request.depth, request.rank, request.own) == (2, 48, None)
     assert request.family == runtime.settings.families_dir / "tiny"
     (execution,) = (e for e in profile.executions if e.dtype is DType.INT8)
     network = family.manifest.network

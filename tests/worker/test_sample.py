@@ -16,7 +16,7 @@ from registry.events import stream_key
 from registry.records import GenerationRecord
 from registry.store import generation_name, image_file
 from tests.worker.conftest import MakeGeneration, MakeModel
-from worker.build import build, load_scales
+from worker.build import build, load_own
 from worker.runtime import Runtime
 from worker.sample import Sampler, _target_seconds, encode_png
 from worker.tickets import EngineStopped, Request, Ticket
@@ -92,7 +92,7 @@ def test_images_are_those_of_the_model_as_it_was_built(
     family = runtime.family("tiny")
     plan = runtime.repository.models.get(ready).plan
     model = family.assemble(
-        load_scales(runtime.store, family, ready, 1), Mode(plan.mode), DType(plan.dtype)
+        load_own(runtime.store, family, ready, 1), Mode(plan.mode), DType(plan.dtype)
     )
     alone = sample(
         model,

@@ -75,9 +75,9 @@ def test_the_process_is_given_the_models_own_scales(
     measurement = verify(request_for, scales)
     assert dataclasses.astuple(measurement) == ((1, 2, 3, 4), 5)
     sent = Request.model_validate_json((tmp_path / "request").read_text())
-    assert sent.scales is not None
-    assert sent == request_for.model_copy(update={"scales": sent.scales})
-    assert not sent.scales.exists(), "what was written for the process is removed"
+    assert sent.own is not None
+    assert sent == request_for.model_copy(update={"own": sent.own})
+    assert not sent.own.exists(), "what was written for the process is removed"
 
 
 def test_a_process_that_dies_leaves_its_last_words(
