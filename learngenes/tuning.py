@@ -112,14 +112,18 @@ class Tuning:
             figures = {"step": step, "seconds": seconds(), "initial": initial, "best": best}
             self._save(figures)
 
-        ended = seconds() / config.max_seconds
+        def share() -> float:
+            """Of the steps or of the time, whichever is nearer its end."""
+            return max(step / config.steps, seconds() / config.max_seconds)
+
+        ended = share()
         try:
             while ended < 1 and stale < config.patience:
                 loss = self._step(
                     step, config.learning_rate * 0.5 * (1 + math.cos(math.pi * ended))
                 )
                 step += 1
-                ended = max(step / config.steps, seconds() / config.max_seconds)
+                ended = share()
                 heldout = None
                 if step % config.heldout_every_steps == 0 or ended >= 1:
                     heldout = self._heldout_loss()

@@ -12,6 +12,9 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+GIVEN_UP = {"failed", "cancelled", "deleted"}
+
+
 class Record(BaseModel):
     """Something with a lifecycle. `status` changes only along `TRANSITIONS`."""
 
@@ -118,13 +121,11 @@ class ModelRecord(Record):
     NAME = "model"
     ID_PREFIX = "m"
     TRANSITIONS = {
-        "queued": {"assembling", "failed", "cancelled", "deleted"},
-        "assembling": {"assembling", "retraining", "failed", "cancelled", "deleted"},
-        "retraining": {
-            *("assembling", "refining", "verifying", "failed", "cancelled", "deleted"),
-        },
-        "refining": {"assembling", "verifying", "failed", "cancelled", "deleted"},
-        "verifying": {"assembling", "retraining", "ready", "failed", "cancelled", "deleted"},
+        "queued": {"assembling"} | GIVEN_UP,
+        "assembling": {"assembling", "retraining", "refining"} | GIVEN_UP,
+        "retraining": {"assembling", "refining", "verifying"} | GIVEN_UP,
+        "refining": {"assembling", "verifying"} | GIVEN_UP,
+        "verifying": {"assembling", "retraining", "ready"} | GIVEN_UP,
         "ready": {"deleted"},
         "failed": {"deleted"},
         "cancelled": {"deleted"},

@@ -109,7 +109,7 @@ def test_a_generation_that_ends_badly_is_a_problem(
     stack: Stack, model: str, sampling: threading.Event
 ) -> None:
     scales = stack.runtime.settings.resolved_store_dir / f"models/{model}/revision-1"
-    (scales / "scales.safetensors").write_bytes(b"")
+    (scales / "own.safetensors").write_bytes(b"")
     answer = stack.api.post("/generate", json={"model": model})
     assert answer.status_code == 500
     assert "corrupt" in answer.json()["detail"]

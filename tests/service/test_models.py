@@ -93,7 +93,7 @@ def test_a_model_that_was_made_again_shows_both_figures(
     monkeypatch.setattr("worker.build.verify", measure_more)
     build(stack.runtime, model_id)
     model = stack.api.get(f"/models/{model_id}").json()
-    assert (model["status"], model["revision"]) == ("ready", 3)
+    assert (model["status"], model["revision"]) == ("ready", 4)
     assert model["over_budget"][0]["measured"]["memory_bytes"] == needed + 1
     assert model["measured"]["memory_bytes"] <= needed
     events = stack.api.get(f"/models/{model_id}/events").text
@@ -324,3 +324,28 @@ def test_what_can_never_be_exported_is_not_waited_for(stack: Stack, client: redi
     client.delete("fineserve:family:tiny")
     away = stack.api.get(f"/models/{model_id}/export")
     assert (away.status_code, away.json()["type"]) == (503, "urn:fineserve:problem:no-family")
+
+
+def test_a_refined_model_is_planned_with_its_weights_written_out(stack: Stack) -> None:
+    body = {"max_mem_gb": 1, "refine": {"max_seconds": 60}}
+    model = stack.api.post("/models", json=body).json()
+    assert model["refine"] == {"max_seconds": 60, "stopped": False}
+    assert (model["plan"]["mode"], model["budget"]["mode"]) == ("materialised", "materialised")
+    refused = stack.api.post("/models", json={**body, "mode": "factored"})
+    assert refused.status_code == 422
+    assert "a refined model has no factors: leave mode out" in refused.text
+    for seconds in (0, 86_401, 1.5):
+        answer = stack.api.post("/models", json={**body, "refine": {"max_seconds": seconds}})
+        assert answer.status_code == 422
+
+
+def test_to_cancel_a_refinement_is_to_keep_what_it_has(stack: Stack) -> None:
+    body = {"max_mem_gb": 1, "refine": {"max_seconds": 60}}
+    model_id = stack.api.post("/models", json=body).json()["id"]
+    models = stack.runtime.repository.models
+    for status in ("assembling", "retraining", "refining"):
+        models.change(model_id, status=status)
+    model = stack.api.post(f"/models/{model_id}/cancel").json()
+    assert (model["status"], model["refine"]["stopped"]) == ("refining", True)
+    models.change(model_id, status="verifying")
+    assert stack.api.post(f"/models/{model_id}/cancel").json()["status"] == "cancelled"

@@ -101,7 +101,7 @@ def test_a_model_over_its_memory_is_made_again_smaller(
     budget_gb = first.predicted.memory_bytes / 1e9
     record = built(runtime, make_model(plan=first, max_mem_gb=budget_gb, **WRITTEN_OUT))
 
-    assert (record.status, record.revision, record.attempts) == ("ready", 3, 1)
+    assert (record.status, record.revision, record.attempts) == ("ready", 4, 1)
     (tried,) = record.over_budget
     assert tried.plan == first
     assert tried.measured.memory_bytes == first.predicted.memory_bytes + 1000
@@ -114,15 +114,15 @@ def test_a_model_over_its_memory_is_made_again_smaller(
     assert [event["over_budget"] for event in verified] == [["max_mem_gb"], []]
     assert [event["plan"] for event in verified] == [first.model_dump(), record.plan.model_dump()]
     revisions = [event["revision"] for event in told(client, record, "status")]
-    assert list(dict.fromkeys(revisions)) == [None, 0, 2, 3]
-    for revision, plan in ((0, first), (2, record.plan), (3, record.plan)):
+    assert list(dict.fromkeys(revisions)) == [None, 0, 3, 4]
+    for revision, plan in ((0, first), (3, record.plan), (4, record.plan)):
         scales = load_own(runtime.store, runtime.family("tiny"), record.id, revision)
         assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
 
     images = make_generation(record.id, n=1)
     sampler.generate(images.id)
     sampled = runtime.repository.generations.get(images.id)
-    assert (sampled.status, sampled.revision) == ("done", 3)
+    assert (sampled.status, sampled.revision) == ("done", 4)
 
 
 def test_a_model_over_its_latency_is_made_again_faster(
@@ -132,7 +132,7 @@ def test_a_model_over_its_latency_is_made_again_faster(
     device.times_slower = 1.05
     budget_ms = first.predicted.latency_p95_seconds * 1000
     record = built(runtime, make_model(plan=first, max_mem_gb=None, max_latency_ms=budget_ms))
-    assert (record.status, record.revision) == ("ready", 3)
+    assert (record.status, record.revision) == ("ready", 4)
     assert record.measured is not None
     assert record.measured.latency_p95_seconds * 1000 <= budget_ms
     over, kept = told(client, record, "verified")
@@ -221,10 +221,10 @@ def test_a_smaller_model_may_have_a_higher_rank(
     }
     record = built(runtime, make_model(plan=first, **budgets, **fixed))
     assert [plan.rank for plan in device.measured] == [24, 48]
-    assert (record.status, record.revision) == ("ready", 3)
+    assert (record.status, record.revision) == ("ready", 4)
 
 
-@pytest.mark.parametrize("killed_at", ["storing revision 2", "verifying it", "publishing"])
+@pytest.mark.parametrize("killed_at", ["storing revision 3", "verifying it", "publishing"])
 def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
     runtime: Runtime,
     make_model: MakeModel,
@@ -239,7 +239,7 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
     put, verify = runtime.store.put, device.verify
 
     def put_or_die(name: str, *args: object) -> None:
-        if name.endswith({"storing revision 2": "2", "publishing": "3"}.get(killed_at, "-")):
+        if name.endswith({"storing revision 3": "3", "publishing": "4"}.get(killed_at, "-")):
             raise redis.ConnectionError("as if the worker had been killed")
         put(name, *args)
 
@@ -255,15 +255,15 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
             build(runtime, model.id)
     halfway = runtime.repository.models.get(model.id)
     assert halfway.servable
-    stepped_down = killed_at != "storing revision 2"
+    stepped_down = killed_at != "storing revision 3"
     if stepped_down:
         assert [tried.plan for tried in halfway.over_budget] == [first]
-        assert halfway.revision == 2
+        assert halfway.revision == 3
     else:  # what is served is still the first plan's, and the record says so
         assert (halfway.plan, halfway.over_budget, halfway.revision) == (first, [], 0)
 
     record = built(runtime, model)
-    assert (record.status, record.revision, record.attempts) == ("ready", 3, 2)
+    assert (record.status, record.revision, record.attempts) == ("ready", 4, 2)
     assert [tried.plan for tried in record.over_budget] == [first]
     assert not stepped_down or record.plan == halfway.plan
     assert [p.depth for p in device.measured].count(first.depth) == (1 if stepped_down else 2)

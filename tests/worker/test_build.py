@@ -294,7 +294,7 @@ def test_lost_work_is_enqueued_again(
 def test_a_corrupt_revision_is_noticed(runtime: Runtime, make_model: MakeModel) -> None:
     model_id = make_model().id
     build(runtime, model_id)
-    path = runtime.settings.resolved_store_dir / f"models/{model_id}/revision-1/scales.safetensors"
+    path = runtime.settings.resolved_store_dir / f"models/{model_id}/revision-1/own.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(ArtifactError, match="corrupt"):
         load_own(runtime.store, runtime.family("tiny"), model_id, 1)

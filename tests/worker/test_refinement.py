@@ -1,0 +1,172 @@
+"""Models that are trained on after their Sigma."""
+
+import dataclasses
+import json
+import threading
+
+import numpy as np
+import pytest
+import redis
+
+import worker.build
+import worker.runtime
+from learngenes.config import DType, Mode
+from learngenes.factors import DenseLayers, Scales
+from learngenes.refine import RefinementConfig, refine
+from learngenes.sampling import sample
+from learngenes.tuning import Progress
+from registry.events import stream_key
+from registry.records import ModelRecord, Refinement
+from registry.store import generation_name, image_file
+from tests.records import queued_model
+from tests.worker.conftest import MakeGeneration, MakeModel
+from tests.worker.test_build import enqueued, statuses
+from worker.build import build, load_own
+from worker.runtime import Runtime
+from worker.sample import Sampler, encode_png
+
+
+@pytest.fixture
+def refinable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> ModelRecord:
+    """A queued model whose refinement takes 30 steps."""
+    original = refine
+
+    def briefly(family: object, scales: object, config: RefinementConfig, *rest: object) -> object:
+        brief = config.model_copy(update={"steps": 30, "learning_rate": 1e-3})
+        return original(family, scales, brief, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker.build, "refine", briefly)
+    wish = Refinement(max_seconds=600)
+    record = queued_model(device_class=runtime.device_class, mode="materialised")
+    return runtime.repository.models.create(record.replace(refine=wish))
+
+
+def told(client: redis.Redis, model_id: str, event: str) -> list[dict[str, object]]:
+    events = client.xrange(stream_key("model", model_id))
+    return [json.loads(f["data"]) for _, f in events if f["event"] == event]
+
+
+def test_it_is_published_retrained_then_refined(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
+) -> None:
+    build(runtime, refinable.id)
+    record = runtime.repository.models.get(refinable.id)
+    assert (record.status, record.revision, record.plan.mode) == ("ready", 2, "materialised")
+    order = ["queued", "assembling", "retraining", "refining", "verifying", "ready"]
+    assert list(dict.fromkeys(statuses(client, record.id))) == order
+    family = runtime.family("tiny")
+    kinds = [type(load_own(runtime.store, family, record.id, i)) for i in range(3)]
+    assert kinds == [Scales, Scales, DenseLayers]
+    (figures,) = told(client, record.id, "refined")
+    assert figures["steps"] == 30
+    assert figures["heldout_loss"] < figures["heldout_loss_before"]  # type: ignore[operator]
+    phases = [event["status"] for event in told(client, record.id, "progress")]
+    assert list(dict.fromkeys(phases)) == ["retraining", "refining"]
+    folder = runtime.store.root / "models" / record.id
+    assert sorted(p.name for p in folder.iterdir()) == ["revision-0", "revision-1", "revision-2"]
+
+
+def test_it_is_sampled_with_its_own_weights(
+    runtime: Runtime, refinable: ModelRecord, make_generation: MakeGeneration, sampler: Sampler
+) -> None:
+    build(runtime, refinable.id)
+    generation = make_generation(refinable.id)
+    sampler.generate(generation.id)
+    done = runtime.repository.generations.get(generation.id)
+    assert (done.status, done.revision) == ("done", 2)
+    family = runtime.family("tiny")
+    own = load_own(runtime.store, family, refinable.id, 2)
+    plan = runtime.repository.models.get(refinable.id).plan
+    alone = sample(
+        family.assemble(own, Mode(plan.mode), DType(plan.dtype)),
+        family.manifest.diffusion,
+        generation.class_labels,
+        generation.seeds,
+        num_inference_steps=generation.num_inference_steps,
+        guidance_scale=generation.guidance_scale,
+    )
+    for index, image in enumerate(alone.numpy()):
+        stored = runtime.store.read(generation_name(generation.id), image_file(index))
+        assert stored == encode_png(np.asarray(image))
+
+
+def test_a_refinement_that_gained_nothing_is_not_published(
+    runtime: Runtime, refinable: ModelRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = worker.build.refine
+
+    def in_vain(*arguments: object) -> object:
+        refined = original(*arguments)  # type: ignore[arg-type]
+        return dataclasses.replace(refined, heldout_loss=refined.initial_heldout_loss)
+
+    monkeypatch.setattr(worker.build, "refine", in_vain)
+    build(runtime, refinable.id)
+    record = runtime.repository.models.get(refinable.id)
+    assert (record.status, record.revision) == ("ready", 1)
+
+
+def test_a_caller_can_say_that_it_is_enough(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = runtime.repository.models
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    original = worker.build.refine
+
+    def without_end(
+        family: object, scales: object, config: object, tell: object, file: object
+    ) -> object:
+        def stop(progress: Progress) -> None:
+            if progress.step == 9:
+                models.change(refinable.id, refine=Refinement(max_seconds=600, stopped=True))
+            tell(progress)  # type: ignore[operator]
+
+        return original(family, scales, config, stop, file)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker.build, "refine", without_end)
+    build(runtime, refinable.id)
+    assert models.get(refinable.id).status == "ready"
+    assert told(client, refinable.id, "refined")[0]["steps"] == 9
+
+
+def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
+    runtime: Runtime,
+    refinable: ModelRecord,
+    make_model: MakeModel,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models, queue = runtime.repository.models, f"build.{runtime.device_class}"
+    monkeypatch.setattr(worker.build, "TURN_SECONDS", 0)
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    other = make_model().id
+    runtime.queue.enqueue("fineserve.build", other, runtime.device_class)
+    build(runtime, refinable.id)
+    halfway = models.get(refinable.id)
+    assert (halfway.status, halfway.revision, halfway.attempts) == ("refining", 1, 0)
+    assert sorted(enqueued(client, queue)) == sorted([other, refinable.id])
+    assert not models.leased(refinable.id)
+    build(runtime, other)
+    client.delete(queue)
+    monkeypatch.setattr(worker.build, "retrain", None)  # it is not retrained again
+    build(runtime, refinable.id)
+    record = models.get(refinable.id)
+    assert (record.status, record.revision, record.attempts) == ("ready", 2, 1)
+    steps = [e["step"] for e in told(client, record.id, "progress") if e["status"] == "refining"]
+    assert steps == list(range(1, 31))
+
+
+def test_it_goes_on_after_a_shutdown(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
+) -> None:
+    models = runtime.repository.models
+    thread = threading.Thread(target=build, args=(runtime, refinable.id))
+    thread.start()
+    while models.get(refinable.id).status != "refining":
+        pass
+    runtime.stopping.set()
+    thread.join(timeout=20)
+    assert models.get(refinable.id).status == "refining"
+    runtime.stopping.clear()
+    build(runtime, refinable.id)
+    assert (models.get(refinable.id).status, models.get(refinable.id).attempts) == ("ready", 1)
+    assert told(client, refinable.id, "refined")[0]["steps"] == 30
