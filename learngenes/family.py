@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "family.json"
 QUALITY = "quality.json"
 TENSOR_FILES = ("learngenes", "stem", "scales", "limited_data")
+FINGERPRINTED = ("learngenes.safetensors", "stem.safetensors")
 
 
 class FamilyError(ValueError):
@@ -65,8 +66,7 @@ class Family:
     @property
     def fingerprint(self) -> str:
         """Changes with the weights that a model's Sigma was made for."""
-        files = ("learngenes.safetensors", "stem.safetensors")
-        return "-".join(self.manifest.sha256[file] for file in files)
+        return "-".join(self.manifest.sha256[file] for file in FINGERPRINTED)
 
     @property
     def full_size(self) -> Size:

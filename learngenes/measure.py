@@ -4,9 +4,10 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from learngenes.config import DiffusionConfig
+from learngenes.dense import DenseDiT
 from learngenes.device import peak_bytes, process_peak_bytes, synchronise
 from learngenes.diffusion import SAMPLERS
 from learngenes.dit import DiT
@@ -25,7 +26,7 @@ class Measurement:
     latency_runs: int
 
 
-def parameter_bytes(model: DiT) -> int:
+def parameter_bytes(model: nn.Module) -> int:
     """Parameters and buffers; what layers share counts once."""
     tensors = [plain for t in (*model.parameters(), *model.buffers()) for plain in _plain(t)]
     return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
@@ -40,7 +41,7 @@ def _plain(tensor: Tensor) -> list[Tensor]:
 
 
 def run(
-    model: DiT, diffusion: DiffusionConfig, workload: Workload, scheduler: str = "ddim"
+    model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload, scheduler: str = "ddim"
 ) -> float:
     """Sample one batch as `workload` says; seconds it took."""
     device = model.stem.positions.device
@@ -58,7 +59,7 @@ def run(
     return time.perf_counter() - started
 
 
-def memory(model: DiT, diffusion: DiffusionConfig, workload: Workload) -> int:
+def memory(model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload) -> int:
     """Weights and peak activations of one batch."""
     short = Workload(n=workload.n, num_inference_steps=2, guided=workload.guided)
     device = model.stem.positions.device

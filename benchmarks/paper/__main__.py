@@ -1,17 +1,25 @@
-"""`python -m benchmarks.paper [--smoke]`: the tables of PROTOCOL.md."""
+"""`python -m benchmarks.paper [--smoke | --report]`: the tables of PROTOCOL.md."""
 
 import sys
 
 from benchmarks.deployment import REPOSITORY
-from benchmarks.paper import report, sigma
-from benchmarks.paper.run import run_in_processes
+from benchmarks.paper import budget, report, shipped
+from benchmarks.paper.run import make_lab, run_in_processes
 from benchmarks.paper.setting import REFERENCE, SMOKE
 
+
+def main(arguments: list[str]) -> None:
+    setting = SMOKE if "--smoke" in arguments else REFERENCE
+    work = REPOSITORY / "var" / "paper" / setting.name
+    lab = make_lab(setting, work)
+    if "--report" not in arguments:
+        run_in_processes(setting, work)
+        budget.measure(lab)
+        if setting == REFERENCE:
+            shipped.measure(lab)
+    if setting == REFERENCE:
+        report.write(setting, lab.ancestors, lab.rows.all())
+
+
 if __name__ == "__main__":
-    if "--smoke" in sys.argv[1:]:
-        run_in_processes(SMOKE, REPOSITORY / "var" / "paper" / SMOKE.name)
-    else:
-        work = REPOSITORY / "var" / "paper" / REFERENCE.name
-        seconds = sigma.measure(work)
-        floor, *table = run_in_processes(REFERENCE, work)
-        report.write(REFERENCE, work, floor, table, seconds)
+    main(sys.argv[1:])

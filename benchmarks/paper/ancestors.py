@@ -1,6 +1,7 @@
 """Phase 1 of every method, each trained once and kept in the working directory."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
@@ -15,19 +16,21 @@ from learngenes.config import Kind, SizeSpace
 from learngenes.dense import DenseDiT, Weights
 from learngenes.dit import Stem
 from learngenes.factors import Layer
-from learngenes.family import Family, load_family, save_family
-from learngenes.pretrain import Pretraining, PretrainingConfig, TrainingConfig
+from learngenes.family import FINGERPRINTED, SCHEMA_VERSION, Family, FamilyManifest, file_sha256
+from learngenes.pretrain import (
+    LOG,
+    FactorisedDiT,
+    Pretraining,
+    PretrainingConfig,
+    TrainingConfig,
+)
 
 M = TypeVar("M", bound=nn.Module)
 
-TRAINING = "training"
+HELDOUT_LOSS = "heldout_loss"
 AVERAGE_DECAY = 0.999
-FORMS: dict[str, dict[str, object]] = {
-    "fixed-depth": {"form": "fixed-depth"},
-    "any-size": {"form": "any-size"},
-    "any-size without distillation": {"form": "any-size", "distillation": 0.0},
-}
-"""What differs in phase 1; the last is for the picture of the forms alone."""
+FORMS = ("fixed-depth", "any-size")
+"""Of FINE's phase 1."""
 WARMUP_STEPS = 200
 
 
@@ -85,11 +88,13 @@ def random_layer(setting: Setting) -> Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Ancestors:
-    """Trained when they are first asked for."""
+    """Trained when they are first asked for, and kept in `directory`."""
 
     setting: Setting
     splits: Splits
+    directory: Path
     work: Path
+    """For checkpoints."""
 
     def dense(self) -> DenseDiT:
         network = self.setting.network
@@ -108,18 +113,37 @@ class Ancestors:
 
         return self._kept("tleg", begin)
 
-    def fine(self, form: str) -> Family:
-        """`form`: one of FORMS."""
-        directory = self.work / f"fine-{form}"
-        if not (directory / "family.json").exists():
-            self._pretrain(form, directory)
-        return load_family(directory)
+    def fine(self, form: str, rank: int | None = None) -> Family:
+        """`form`: one of FORMS; `rank`: twice the width by default."""
+        config = self._pretraining(form, rank or self.setting.network.rank)
+        path = self.directory / f"{fine_name(form, config.network.rank)}.safetensors"
+        if not path.exists():
+            self._pretrain(config, path)
+        network = FactorisedDiT(config.network).eval().requires_grad_(False)
+        network.load_state_dict(load_file(path))
+        manifest = {
+            **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
+            "schema_version": SCHEMA_VERSION,
+            "sha256": dict.fromkeys(FINGERPRINTED, file_sha256(path)),
+            "form": form,
+            "class_names": DATA.class_names,
+            "licence": DATA.licence,
+            "trained_steps": config.training.steps,
+        }
+        return Family(
+            FamilyManifest.model_validate(manifest),
+            network.genes,
+            network.stem,
+            network.scales,
+            self.splits.limited,
+            quality=None,
+        )
 
     def _kept(self, name: str, begin: Callable[[], M]) -> M:
         with torch.random.fork_rng():  # what a method draws is its own seed's
             torch.manual_seed(0)
             model = begin()
-        path = self.work / f"{name}.safetensors"
+        path = self.directory / f"{name}.safetensors"
         if not path.exists():
             averaged = train(
                 model,
@@ -130,23 +154,24 @@ class Ancestors:
                 seed=0,
                 warmup_steps=WARMUP_STEPS,
                 average_decay=AVERAGE_DECAY,
-                checkpoint_file=self.work / f"{name}-training.safetensors",
+                checkpoint_file=self.work / f"{name}-checkpoint.safetensors",
             )
             save_file(averaged.state_dict(), path)
         model.load_state_dict(load_file(path))
         return model
 
-    def _pretrain(self, form: str, directory: Path) -> None:
+    def _pretraining(self, form: str, rank: int) -> PretrainingConfig:
         setting = self.setting
-        config = PretrainingConfig(
-            name=form.replace(" ", "-"),
+        ranks = tuple(r for r in setting.trained_ranks if r <= rank)
+        return PretrainingConfig(
+            name=form,
             data=DATA,
-            network=setting.network,
+            network=setting.network.model_copy(update={"rank": rank}),
             diffusion=setting.diffusion,
-            sizes=SizeSpace(depths=setting.trained_depths, ranks=setting.trained_ranks),
+            sizes=SizeSpace(depths=setting.trained_depths, ranks=ranks),
             training=TrainingConfig.model_validate(
                 {
-                    **FORMS[form],
+                    "form": form,
                     "steps": setting.ancestor_steps,
                     "batch_size": setting.batch_size,
                     "warmup_steps": WARMUP_STEPS,
@@ -154,16 +179,16 @@ class Ancestors:
                 }
             ),
         )
-        pretraining = Pretraining(config, directory / TRAINING)
+
+    def _pretrain(self, config: PretrainingConfig, path: Path) -> None:
+        pretraining = Pretraining(config, self.work / path.stem)
         pretraining.images = self.splits.training
-        network = pretraining.run().eval().requires_grad_(False)
-        manifest = {
-            **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
-            "class_names": DATA.class_names,
-            "licence": DATA.licence,
-            "trained_steps": config.training.steps,
-            "form": config.training.form,
-        }
-        save_family(
-            directory, manifest, network.genes, network.stem, network.scales, self.splits.limited
-        )
+        network = pretraining.run()
+        log = (pretraining.directory / LOG).read_text().splitlines(keepends=True)
+        heldout = [line for line in log if HELDOUT_LOSS in json.loads(line)]
+        path.with_suffix(".jsonl").write_text("".join(heldout))
+        save_file(network.state_dict(), path)
+
+
+def fine_name(form: str, rank: int) -> str:
+    return f"fine-{form}-r{rank}"

@@ -3,16 +3,19 @@
 import dataclasses
 import functools
 import time
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.classifier import accuracy, train_classifier
+from benchmarks.classifier import accuracy, new_classifier, train_classifier
 from benchmarks.paper.setting import Setting, Splits
 from benchmarks.paper.training import CPU, denoising_loss
 from learngenes.data import LabelledImages
 from learngenes.dense import DenseDiT
 from learngenes.device import training_precision
+from learngenes.dit import DiT
 from learngenes.frechet import Gaussian, frechet_distance, gaussian
 from learngenes.sampling import sample
 
@@ -25,25 +28,27 @@ Figures = dict[str, float]
 class Judge:
     setting: Setting
     splits: Splits
+    work: Path
+    name: str = "fashion"
 
-    def __call__(self, model: DenseDiT) -> Figures:
+    def __call__(self, model: DenseDiT | DiT) -> Figures:
         started = time.monotonic()
         classes = self.setting.network.num_classes
         labels = torch.arange(self.setting.samples) % classes
         images = LabelledImages(self._sample(model, labels), labels, self.splits.test.class_names)
         return {
-            "fd": round(frechet_distance(gaussian(images.images), self._real), 2),
+            "fd": round(frechet_distance(gaussian(images.images), self.real), 2),
             "loss": round(denoising_loss(model, self.splits.heldout, self.setting), 5),
-            "class_accuracy": round(accuracy(self._classifier, images), 4),
+            "class_accuracy": round(accuracy(self.classifier, images), 4),
             "judging_seconds": round(time.monotonic() - started, 1),
         }
 
     def floor(self) -> float:
         """FD of as many training images as there are samples."""
         chosen = self.splits.training.balanced(self.setting.samples)
-        return round(frechet_distance(gaussian(chosen.images), self._real), 2)
+        return round(frechet_distance(gaussian(chosen.images), self.real), 2)
 
-    def _sample(self, model: DenseDiT, labels: Tensor) -> Tensor:
+    def _sample(self, model: DenseDiT | DiT, labels: Tensor) -> Tensor:
         parts = []
         with training_precision(CPU):
             for seeds in torch.arange(len(labels)).split(BATCH):
@@ -59,10 +64,25 @@ class Judge:
                 parts.append(part)
         return torch.cat(parts)
 
-    @functools.cached_property
-    def _real(self) -> Gaussian:
-        return gaussian(self.splits.test.images)
+    def prepare(self) -> None:
+        """What it judges by, kept for other processes."""
+        _ = self.real, self.classifier
 
     @functools.cached_property
-    def _classifier(self) -> torch.nn.Module:
-        return train_classifier(self.splits.training)
+    def real(self) -> Gaussian:
+        path = self.work / f"{self.name}-test.safetensors"
+        if not path.exists():
+            made = gaussian(self.splits.test.images)
+            save_file({"mean": made.mean, "covariance": made.covariance}, path)
+        return Gaussian(**load_file(path))
+
+    @functools.cached_property
+    def classifier(self) -> torch.nn.Module:
+        path = self.work / f"{self.name}-classifier.safetensors"
+        if not path.exists():
+            images = self.splits.training
+            epochs = max(1, self.setting.classifier_images // len(images))
+            save_file(train_classifier(images, epochs).state_dict(), path)
+        network = new_classifier(len(self.splits.training.class_names))
+        network.load_state_dict(load_file(path))
+        return network.eval()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -9,6 +10,7 @@ from benchmarks.paper.ancestors import Ancestors, random_layer
 from benchmarks.paper.training import denoising_loss, train
 from learngenes import sigma
 from learngenes.config import Kind, Size
+from learngenes.data import LabelledImages
 from learngenes.dense import DenseDiT, Weights, materialised
 from learngenes.dit import Stem
 from learngenes.factors import Scales
@@ -16,6 +18,8 @@ from learngenes.family import Family
 from learngenes.retrain import RetrainingConfig, retrain
 
 HEUR_LG_LAYERS = 3
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 Begin = Callable[[Ancestors, int], DenseDiT]
 
@@ -93,31 +97,42 @@ def first_stage(
     ancestors: Ancestors, method: str, depth: int, seed: int, learning_rate: float
 ) -> DenseDiT:
     """Initialise, and train for as many steps as Sigma is retrained."""
-    setting = ancestors.setting
     torch.manual_seed(seed)
     if method in FINE:
         family = ancestors.fine(FINE[method])
         scales = _sigma(family, depth, seed, random=method == "fine as published")
-        config = RetrainingConfig(
-            steps=setting.sigma_steps,
-            batch_size=setting.batch_size,
-            learning_rate=learning_rate,
-            max_seconds=float("inf"),
-            patience=setting.sigma_steps,
-            seed=seed,
-        )
-        retrained = retrain(family, scales, config)
-        stem = copy.deepcopy(family.stem).requires_grad_(True)
-        return DenseDiT(stem, materialised(family.genes, retrained.scales))
+        return written_out(family, retrained(ancestors, family, scales, seed, learning_rate))
     model = METHODS[method](ancestors, depth)
-    return _train(model, ancestors, setting.sigma_steps, seed, learning_rate)
+    return train_all(model, ancestors, ancestors.setting.sigma_steps, seed, learning_rate)
 
 
 def second_stage(
     ancestors: Ancestors, model: DenseDiT, seed: int, learning_rate: float
 ) -> DenseDiT:
     steps = ancestors.setting.further_steps
-    return _train(model, ancestors, steps, seed + 1000, learning_rate)
+    return train_all(model, ancestors, steps, seed + 1000, learning_rate)
+
+
+def retrained(
+    ancestors: Ancestors, family: Family, scales: Scales, seed: int, learning_rate: float
+) -> Scales:
+    """As a service retrains them, but that nothing stops it early."""
+    setting = ancestors.setting
+    config = RetrainingConfig(
+        steps=setting.sigma_steps,
+        batch_size=setting.batch_size,
+        learning_rate=learning_rate,
+        max_seconds=float("inf"),
+        patience=setting.sigma_steps,
+        seed=seed,
+    )
+    return retrain(family, scales, config).scales
+
+
+def written_out(family: Family, scales: Scales) -> DenseDiT:
+    """With a stem of its own, all to be trained."""
+    stem = copy.deepcopy(family.stem).requires_grad_(True)
+    return DenseDiT(stem, materialised(family.genes, scales))
 
 
 def _sigma(family: Family, depth: int, seed: int, *, random: bool) -> Scales:
@@ -128,12 +143,18 @@ def _sigma(family: Family, depth: int, seed: int, *, random: bool) -> Scales:
     return sigma.interpolated(family.scales, size)
 
 
-def _train(
-    model: DenseDiT, ancestors: Ancestors, steps: int, seed: int, learning_rate: float
-) -> DenseDiT:
+def train_all(
+    model: M,
+    ancestors: Ancestors,
+    steps: int,
+    seed: int,
+    learning_rate: float,
+    images: LabelledImages | None = None,
+) -> M:
+    """All of `model` that can be trained, in place; on all training images by default."""
     train(
         model,
-        ancestors.splits.training,
+        images or ancestors.splits.training,
         ancestors.setting,
         steps=steps,
         learning_rate=learning_rate,

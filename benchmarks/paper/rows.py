@@ -1,7 +1,8 @@
 """Rows of a table, each measured once: a run that was killed goes on with the next."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,32 @@ Row = dict[str, Any]
 class Rows:
     """A JSON file for each row, named after its key: several processes can add to them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, earlier: Iterable[Row] = ()) -> None:
+        """`earlier`: rows that need not be measured again."""
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        for row in earlier:
+            if not self.has(row["key"]):
+                self._write(row)
 
     def get(self, key: Row, measure: Callable[[], Row]) -> Row:
         """The row with `key`, measured now if it is not there."""
-        path = self._path(key)
-        if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"key": key, **measure()}))
-            temporary.replace(path)
-        row: Row = json.loads(path.read_text())
+        if not self.has(key):
+            self._write({"key": key, **measure()})
+        row: Row = json.loads(self._path(key).read_text())
         return row
+
+    def all(self) -> list[Row]:
+        return [json.loads(path.read_text()) for path in sorted(self._directory.glob("*.json"))]
 
     def has(self, key: Row) -> bool:
         return self._path(key).exists()
+
+    def _write(self, row: Row) -> None:
+        path = self._path(row["key"])
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(row))
+        temporary.replace(path)
 
     def _path(self, key: Row) -> Path:
         words = [f"{name}={value}" for name, value in sorted(key.items())]

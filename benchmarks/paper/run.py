@@ -11,57 +11,74 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.paper import ablations, cost, depth, report, tasks
 from benchmarks.paper.ancestors import FORMS, Ancestors
-from benchmarks.paper.depth import DepthTable
 from benchmarks.paper.judge import Judge
+from benchmarks.paper.lab import Lab
 from benchmarks.paper.methods import FINE, METHODS
 from benchmarks.paper.rows import Row, Rows
-from benchmarks.paper.setting import Setting, load_splits
+from benchmarks.paper.setting import REFERENCE, Setting, load_splits
 
 Map = Callable[..., Iterable[Any]]
-_table: DepthTable
+TABLES = {"depth": depth, "cost": cost, "ablations": ablations, "tasks": tasks}
+_lab: Lab
 
 
 def run(setting: Setting, apply: Map = map) -> list[Row]:
     """All rows. `apply` is `map` after `prepare`, or that of processes that began with it."""
-    methods = (*METHODS, *FINE)
-    _all("ancestors", apply, _ancestor, ["dense", "tleg", *FORMS])
+    width = setting.network.width
+    families = [(form, 2 * width) for form in FORMS]
+    families += [("any-size", rank) for rank in (width, width // 2)]
+    _all("ancestors", apply, _prepare, ["judge", *reversed(families), "dense", "tleg"])
     (floor,) = _all("floor", apply, _floor, [0])
-    _all("learning rates", apply, _learning_rates, methods)
-    cases = [*itertools.product(setting.seeds, setting.depths, methods)]
-    rows = _all("rows", apply, _measure, cases)
-    return [floor, *itertools.chain(*rows)]
+    _all("learning rates", apply, _learning_rates, (*METHODS, *FINE))
+    cases = [(name, case) for name, table in TABLES.items() for case in table.cases(setting)]
+    return [floor, *itertools.chain(*_all("rows", apply, _measure, cases))]
 
 
 def prepare(setting: Setting, work: Path) -> None:
     """What is measured, in this process; what was measured before is read from `work`."""
-    global _table  # noqa: PLW0603  # how processes of a pool are told
+    global _lab  # noqa: PLW0603  # how processes of a pool are told
     torch.set_num_threads(1)
+    _lab = make_lab(setting, work)
+
+
+def make_lab(setting: Setting, work: Path) -> Lab:
+    """The reference's ancestors and the rows measured so far are part of the repository."""
     splits = load_splits(setting)
-    ancestors = Ancestors(setting, splits, work)
-    _table = DepthTable(ancestors, Judge(setting, splits), Rows(work / "rows"))
+    work.mkdir(parents=True, exist_ok=True)
+    judge = Judge(setting, splits, work)
+    kept, earlier = work, []
+    if setting == REFERENCE:
+        kept = Path(__file__).parent / "trained"
+        earlier = report.rows_so_far()
+    return Lab(Ancestors(setting, splits, kept, work), judge, Rows(work / "rows", earlier))
 
 
 def _all(what: str, apply: Map, work: Callable[..., Any], cases: Sequence[Any]) -> list[Any]:
     return list(tqdm(apply(work, cases), desc=what, total=len(cases), unit=""))
 
 
-def _ancestor(name: str) -> None:
-    ancestors = _table.ancestors
-    {"dense": ancestors.dense, "tleg": ancestors.tleg}.get(name, lambda: ancestors.fine(name))()
+def _prepare(what: str | tuple[str, int]) -> None:
+    ancestors = _lab.ancestors
+    if isinstance(what, tuple):
+        ancestors.fine(*what)
+    else:
+        {"dense": ancestors.dense, "tleg": ancestors.tleg, "judge": _lab.judge.prepare}[what]()
 
 
 def _floor(_: int) -> Row:
-    return _table.rows.get({"floor": "fd"}, lambda: {"fd": _table.judge.floor()})
+    return _lab.rows.get({"floor": "fd"}, lambda: {"fd": _lab.judge.floor()})
 
 
 def _learning_rates(method: str) -> tuple[float, float]:
-    return _table.learning_rates(method)
+    return depth.learning_rates(_lab, method)
 
 
-def _measure(case: tuple[int, int, str]) -> list[Row]:
-    seed, depth, method = case
-    return _table.measure(method, depth, seed)
+def _measure(case: tuple[str, tuple[Any, ...]]) -> list[Row]:
+    name, values = case
+    rows: list[Row] = TABLES[name].measure(_lab, *values)
+    return rows
 
 
 def run_in_processes(setting: Setting, work: Path) -> list[Row]:

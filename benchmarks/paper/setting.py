@@ -34,6 +34,18 @@ class Setting:
     samples: int
     sampling_steps: int
     chosen_by_images: int
+    scratch_multiples: tuple[int, ...]
+    """Of the steps that others have, for training from scratch."""
+    shots: tuple[int, ...]
+    """Images of each class of a task."""
+    task_steps: int
+    classifier_images: int
+    """That a classifier sees in training: those of a small set more often."""
+    budget_shares: tuple[float, ...]
+    """Of what the dense ancestor needs in float32."""
+    preparation_seconds: float
+    calibration_steps: int
+    profile_seconds: float
     most_images: int | None = None
     """Of the training and of the test split; all of them where it is None."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -70,6 +82,14 @@ REFERENCE = Setting(
     samples=5000,
     sampling_steps=10,
     chosen_by_images=2000,
+    scratch_multiples=(1, 2, 3, 5),
+    shots=(50, 400),
+    task_steps=600,
+    classifier_images=120_000,
+    budget_shares=(1 / 8, 3 / 16, 1 / 4, 1 / 2, 1),
+    preparation_seconds=60,
+    calibration_steps=50,
+    profile_seconds=20,
 )
 SMOKE = Setting(
     name="smoke",
@@ -78,7 +98,7 @@ SMOKE = Setting(
     batch_size=8,
     depths=(2,),
     trained_depths=(2, 3, 4),
-    trained_ranks=(16, 32),
+    trained_ranks=(8, 16, 32),
     sigma_steps=2,
     further_steps=2,
     seeds=(0,),
@@ -89,6 +109,14 @@ SMOKE = Setting(
     samples=40,
     sampling_steps=2,
     chosen_by_images=100,
+    scratch_multiples=(2,),
+    shots=(10,),
+    task_steps=2,
+    classifier_images=2000,
+    budget_shares=(1,),
+    preparation_seconds=0.5,
+    calibration_steps=2,
+    profile_seconds=1,
     most_images=1000,
 )
 

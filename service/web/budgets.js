@@ -5,6 +5,7 @@ import { Chart, Figures, Problem, bytes, seconds, size } from "./parts.js";
 
 const STEPS = 200;
 const EVERYTHING = { max_mem_gb: 10000 };
+const REFINEMENTS = { 0: "not", 60: "a minute", 600: "ten minutes", 3600: "an hour" }; // by seconds
 
 // A slider's position from 0 to STEPS on a logarithmic scale, a little beyond both ends.
 function scale(values) {
@@ -26,6 +27,7 @@ export function Budgets({ families }) {
   const [answer, setAnswer] = useState(null);
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
+  const [refinement, setRefinement] = useState(0);
   const newest = useRef(0);
 
   useEffect(() => {
@@ -38,6 +40,7 @@ export function Budgets({ families }) {
     ? scale(front.map((p) => p.predicted.latency_p95_seconds))(positions.latency)
     : 0;
   const budget = { max_mem_gb: memory / 1e9, max_latency_ms: latency * 1000 };
+  if (refinement) budget.mode = "materialised"; // a refined model has no factors
 
   useEffect(() => {
     if (!front.length) return;
@@ -46,12 +49,13 @@ export function Budgets({ families }) {
       (plan) => number === newest.current && (setAnswer(plan), setProblem(null)),
       (error) => number === newest.current && (setAnswer(null), setProblem(error)),
     );
-  }, [everything, positions.memory, positions.latency]);
+  }, [everything, positions.memory, positions.latency, refinement]);
 
   async function deploy() {
     setBusy(true);
     try {
-      const model = await post("models", budget);
+      const refine = refinement ? { max_seconds: refinement } : undefined;
+      const model = await post("models", { ...budget, refine });
       location.hash = `#models/${model.id}`;
     } catch (error) {
       setProblem(error);
@@ -77,6 +81,11 @@ export function Budgets({ families }) {
           onInput=${(to) => setPositions({ ...positions, memory: to })} />
         <${Slider} label="Latency, 95th percentile" position=${positions.latency} text=${seconds(latency)}
           onInput=${(to) => setPositions({ ...positions, latency: to })} />
+        <label>Refine every weight, after Σ
+          <select value=${refinement} onChange=${(event) => setRefinement(Number(event.target.value))}>
+            ${Object.entries(REFINEMENTS).map(([s, name]) => html`<option value=${s}>${name}</option>`)}
+          </select>
+        </label>
         <p class="quiet">For 4 images of 25 guided steps on ${everything.device_class}.</p>
         <div aria-live="polite">
           <${Problem} of=${problem} />

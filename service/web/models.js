@@ -46,7 +46,7 @@ export function Model({ id, live }) {
       setEvents((before) => [...before, { name, data, at }]);
       if (name === "status" && FINISHED.has(data.status)) stop();
     };
-    const names = ["status", "progress", "verified", "replanned"];
+    const names = ["status", "progress", "verified", "refined", "replanned"];
     const stop = follow(`models/${id}/events`, Object.fromEntries(names.map((n) => [n, heard(n)])));
     return stop;
   }, []);
@@ -64,6 +64,7 @@ export function Model({ id, live }) {
       setImages("busy");
       setImages((await post("generate", { model: id, seed: 1 })).images);
     });
+  const stopRefining = () => attempt(async () => setModel(await post(`models/${id}/cancel`, {})));
   const remove = () =>
     confirm(`Delete ${model.name}? Its images stay until they expire.`) &&
     attempt(async () => {
@@ -73,6 +74,7 @@ export function Model({ id, live }) {
 
   if (!model) return html`<h1>Model</h1><${Problem} of=${problem} />`;
   const losses = events.filter((e) => e.name === "progress" && e.data.heldout_loss !== null);
+  const refining = losses.filter((e) => e.data.status === "refining");
   const curl = `curl -s ${location.origin}/generate -H 'content-type: application/json' \\
      -H 'accept: image/png' -d '{"model": "${id}"}' -o images.png`;
   return html`
@@ -95,6 +97,8 @@ export function Model({ id, live }) {
         aria-busy=${images === "busy"}>Sample every class</button>
       <a role="button" class="secondary outline" href=${model.revision === null ? undefined : `models/${id}/export`}
         aria-disabled=${model.revision === null} download>Export for diffusers</a>
+      ${model.status === "refining" && html`<button class="secondary outline" onClick=${stopRefining}
+        disabled=${model.refine.stopped}>Stop refining, keep the best</button>`}
       <button class="secondary outline" onClick=${remove}>Delete</button>
     </div>
     ${Array.isArray(images) && html`<p class="images">${images.map(
@@ -103,14 +107,8 @@ export function Model({ id, live }) {
     <div class="columns">
       <section>
         <h2>Retraining Σ</h2>
-        ${losses.length
-          ? html`<${Chart}
-              label=${`Held-out loss from ${losses[0].data.heldout_loss} to ${losses.at(-1).data.heldout_loss}`}
-              x=${{ title: "step", format: String }}
-              y=${{ title: "held-out loss", format: (v) => v.toPrecision(4) }}
-              series=${[{ label: "held-out loss", line: true }]}
-              data=${[losses.map((e) => e.data.step), losses.map((e) => e.data.heldout_loss)]} />`
-          : html`<p class="quiet">No loss measured yet.</p>`}
+        <${Losses} of=${losses.filter((e) => !refining.includes(e))} />
+        ${model.refine && html`<h2>Refining every weight</h2><${Losses} of=${refining} />`}
       </section>
       <section>
         <h2>What happened</h2>
@@ -120,6 +118,17 @@ export function Model({ id, live }) {
     </div>
     <h2>From a shell</h2>
     <pre tabindex="0"><code>${curl}</code></pre>`;
+}
+
+function Losses({ of }) {
+  if (!of.length) return html`<p class="quiet">No loss measured yet.</p>`;
+  const values = of.map((e) => e.data.heldout_loss);
+  return html`<${Chart}
+    label=${`Held-out loss from ${values[0]} to ${values.at(-1)}`}
+    x=${{ title: "step", format: String }}
+    y=${{ title: "held-out loss", format: (v) => v.toPrecision(4) }}
+    series=${[{ label: "held-out loss", line: true }]}
+    data=${[of.map((e) => e.data.step), values]} />`;
 }
 
 // Without progress, and without what says the same as the one before it.
@@ -138,6 +147,10 @@ function told({ name, data }) {
     const { memory_bytes: held, latency_p95_seconds: took } = data.measured;
     const verdict = data.over_budget.length ? `over ${data.over_budget.join(" and ")}` : "budget kept";
     return `measured ${bytes(held)}, ${seconds(took)}: ${verdict}`;
+  }
+  if (name === "refined") {
+    const [before, after] = [data.heldout_loss_before, data.heldout_loss].map((v) => v.toPrecision(4));
+    return `refined for ${seconds(data.seconds)}: held-out loss ${before} → ${after}`;
   }
   return `planned anew: ${size(data.plan)}, because ${data.reason}`;
 }

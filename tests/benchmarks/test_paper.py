@@ -1,17 +1,20 @@
 """The paper's comparisons at a scale that shows that they run: its figures mean nothing."""
 
+import dataclasses
+import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks.paper import report
+from benchmarks.paper import budget, report
 from benchmarks.paper.ancestors import Ancestors
 from benchmarks.paper.methods import FINE, METHODS
 from benchmarks.paper.rows import Row, Rows
-from benchmarks.paper.run import prepare, run
+from benchmarks.paper.run import make_lab, prepare, run
 from benchmarks.paper.setting import SMOKE, load_splits
 from learngenes.config import Kind
 
@@ -20,20 +23,35 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     prepare(SMOKE, tmp_path)
     rows = run(SMOKE)
     floor, table = rows[0], rows[1:]
-    assert len(table) == 2 * len(SMOKE.depths) * len({*METHODS, *FINE}) * len(SMOKE.seeds)
+    of_table = Counter(row["key"]["table"] for row in table)
+    methods, seeds = len({*METHODS, *FINE}), len(SMOKE.seeds)
+    assert of_table["depth"] == 2 * len(SMOKE.depths) * methods * seeds
+    assert of_table == {"depth": 16, "cost": 1, "sigma": 6, "prefix": 4, "rank": 4, "task": 8}
     assert floor["fd"] < min(row["fd"] for row in table)
     assert all(math.isfinite(row["fd"] + row["loss"]) for row in table)
-    monkeypatch.setattr("benchmarks.paper.depth.first_stage", None)
+    for table_of_rows in ("depth", "ablations"):
+        monkeypatch.setattr(f"benchmarks.paper.{table_of_rows}.second_stage", None)
     assert run(SMOKE) == rows
-    report.draw_depths(SMOKE, floor, table, tmp_path / "depths.png")
-    report.draw_forms(SMOKE, tmp_path, tmp_path / "forms.png")
-    for name in ("depths.png", "forms.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.width > 900
+
+    lab = make_lab(SMOKE, tmp_path)
+    budgets = budget.measure(lab)
+    assert [row["key"]["approach"] for row in budgets] == list(budget.APPROACHES)
+    for row in budgets:
+        assert row["memory_bytes"] <= row["budget_bytes"]
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "RESULT", tmp_path / "paper.json")
+    report.write(SMOKE, lab.ancestors, lab.rows.all())
+    summary = json.loads((tmp_path / "paper.json").read_text())["summary"]
+    assert (summary["table1_rows"], summary["budget_table_rows"]) == (2, 1)
+    assert summary["storage_ratio_10_sizes"] > 1
+    assert {row["key"].get("table") for row in report.rows_so_far()} >= set(of_table)
+    for name in ("depth", "budget", "forms"):
+        with Image.open(tmp_path / f"paper-{name}.png") as picture:
+            assert picture.width > 700
 
 
 def test_what_a_method_begins_with(tmp_path: Path) -> None:
-    ancestors = Ancestors(SMOKE, load_splits(SMOKE), tmp_path)
+    ancestors = Ancestors(SMOKE, load_splits(SMOKE), tmp_path, tmp_path)
     begun = {name: begin(ancestors, 3) for name, begin in METHODS.items()}
     assert {len(model.layers) for model in begun.values()} == {3}
     dense = ancestors.dense().weights()
@@ -53,7 +71,7 @@ def test_what_a_method_begins_with(tmp_path: Path) -> None:
 
 
 def test_what_is_random_in_a_method_is_its_own_seeds(tmp_path: Path) -> None:
-    ancestors = Ancestors(SMOKE, load_splits(SMOKE), tmp_path)
+    ancestors = Ancestors(SMOKE, load_splits(SMOKE), tmp_path, tmp_path)
 
     def first_layer(method: str, seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -74,13 +92,30 @@ def test_a_killed_run_goes_on_with_the_next_row(tmp_path: Path) -> None:
 
 
 def test_best_or_within_one_spread_of_best_is_a_win() -> None:
+    setting = dataclasses.replace(SMOKE, depths=(4,))
+
     def rows(method: str, *fds: float) -> list[Row]:
+        key = {"table": "depth", "method": method, "depth": 4}
         return [
-            {"key": {"method": method, "depth": 4, "stage": stage, "seed": seed}, "fd": fd}
+            {"key": {**key, "stage": stage, "seed": seed}, "fd": fd}
             for stage in "AB"
             for seed, fd in enumerate(fds)
         ]
 
     others = [r for m in (*METHODS, *FINE) if m != report.OURS for r in rows(m, 99.0, 101.0)]
     for ours, won in (((99.0, 99.0), True), ((101.0, 103.0), True), ((104.0, 104.0), False)):
-        assert report.wins([*others, *rows(report.OURS, *ours)], [4]) == [won, won]
+        found = report.depth_wins([*others, *rows(report.OURS, *ours)], setting)
+        assert found == [won, won]
+    assert report.depth_wins(others, setting) == []
+
+
+def test_how_many_times_the_steps_scratch_needs() -> None:
+    setting = dataclasses.replace(SMOKE, depths=(4, 6), scratch_multiples=(1, 2, 3))
+    rows: list[Row] = []
+    for depth, ours in ((4, 70.0), (6, 90.0)):
+        key = {"method": report.OURS, "stage": "B", "seed": 0, "depth": depth}
+        rows.append({"key": {"table": "depth", **key}, "fd": ours})
+        for multiple, fd in ((1, 110.0), (2, 95.0), (3, 80.0)):
+            rows.append({"key": {"table": "cost", "depth": depth, "multiple": multiple}, "fd": fd})
+    assert report.step_ratio(rows, setting) == 2
+    assert report.step_ratio(rows[:-1], setting) is None

@@ -48,6 +48,18 @@ def test_a_budget_is_dragged_and_deployed(page: Page) -> None:
     expect(page.locator(".images img")).to_have_count(10)
 
 
+def test_a_model_is_refined_until_it_is_stopped(page: Page) -> None:
+    page.goto("/")
+    page.get_by_label("Refine every weight").select_option("ten minutes")
+    expect(page.get_by_text(re.compile("^materialised, "))).to_be_visible()
+    page.get_by_role("button", name="Deploy this size").click()
+    stop = page.get_by_role("button", name="Stop refining, keep the best")
+    stop.click(timeout=120_000)
+    expect(page.locator("main .state").first).to_have_text("ready", timeout=90_000)
+    expect(page.get_by_text(re.compile(r"refined for .*: held-out loss .* → "))).to_be_visible()
+    expect(stop).to_have_count(0)
+
+
 def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
     page.goto("/#budgets")
     memory = page.get_by_label("Memory")

@@ -52,6 +52,12 @@ def test_from_a_budget_to_images_in_a_folder(url: str, working: None, tmp_path: 
     assert [Image.open(io.BytesIO(Path(f).read_bytes())).size for f in files] == [(8, 8)] * 2
 
 
+def test_a_model_is_refined(url: str) -> None:
+    model = made(url, "--refine-seconds", "30", "--no-wait")
+    answer = json.loads(run(url, "models", "show", model, "--json").stdout)
+    assert answer["refine"] == {"max_seconds": 30, "stopped": False}
+
+
 def test_answers_for_scripts(url: str, working: None, tmp_path: Path) -> None:
     models = [made(url), made(url)]
     listed = json.loads(run(url, "models", "list", "--json").stdout)

@@ -11,7 +11,9 @@ from torch import Tensor
 from learngenes import mixed
 from learngenes.batch import Batch, Part, Stack
 from learngenes.config import DType, Mode, Size, executable
+from learngenes.dense import materialised
 from learngenes.diffusion import SAMPLERS
+from learngenes.factors import DenseLayers
 from learngenes.family import Family
 from learngenes.kernels import Kernels
 from learngenes.sampling import sample, to_pixels
@@ -498,3 +500,17 @@ def test_compiled_kernels_give_the_same_images_and_are_compiled_once(family: Fam
     for batch, images in zip(batches, expected, strict=True):
         for part, image in zip(batch, images, strict=True):
             assert (to_pixels(part.x).int() - image).abs().max() <= 1
+
+
+# Refined models
+
+
+def test_a_refined_model_beside_others_is_as_if_alone(float_shared: SharedWeights) -> None:
+    desk, generator = Desk(float_shared), random.Random(0)
+    scales = other_scales(float_shared.family, Size(depth=2, rank=24), 0)
+    layers = DenseLayers.of(materialised(float_shared.family.genes, scales))
+    images = desk.alone(desk.part(weights(float_shared, scales, Mode.MATERIALISED), [0, 3], [1, 2]))
+    others = [sized(float_shared, mode, depth, seed=9) for mode in Mode for depth in (2, 4)]
+    refined = desk.part(ModelWeights.of(float_shared, layers), [0, 3], [1, 2])
+    run_at_random([refined, *(desk.random_part(m, generator) for m in others)], desk, generator)
+    torch.testing.assert_close(refined.x, images)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from learngenes.config import DiffusionConfig, DType, Mode, Size
-from learngenes.factors import Scales
+from learngenes.dense import materialised
+from learngenes.factors import DenseLayers, Scales
 from learngenes.family import Family
 from learngenes.schedules import schedule
 from learngenes.weights import ModelWeights, SharedWeights
@@ -269,10 +270,10 @@ def test_w_is_written_out_where_there_is_room_for_it_twice(
 ) -> None:
     """Once for itself and once for its place in a stack."""
     needed = one.nbytes + 2 * one.materialised_nbytes
-    for short, materialised in ((0, True), (one.nbytes + 1, False)):
+    for short, written_out in ((0, True), (one.nbytes + 1, False)):
         residency, pool = roomy_for(family, needed - short)
         model = residency.model(pool, "m", of_model(family, 0), (), materialise=True)
-        assert (model.materialised is not None) is materialised
+        assert (model.materialised is not None) is written_out
 
 
 def test_a_model_in_use_is_not_written_out_under_those_who_use_it(family: Family) -> None:
@@ -337,6 +338,20 @@ def test_w_that_is_written_out_again_is_the_same(family: Family) -> None:
     model.materialised = None
     add(residency, pool, "m", materialise=True)
     assert all(map(torch.equal, before, model.materialised))
+
+
+def test_a_refined_model_keeps_its_w_or_goes(family: Family) -> None:
+    scales = of_model(family, 0)()
+    refined = DenseLayers.of(materialised(family.genes, scales))
+    residency, pool = roomy_for(family, AMPLE)
+    model = residency.model(pool, "r", lambda: refined, (), materialise=True)
+    assert model.materialised is not None
+    written_out = sum(tensor.numel() * 4 for tensor in refined.stacked().values())
+    assert model.nbytes == written_out
+    residency.budget_bytes = residency.nbytes
+    add(residency, pool, "a")
+    assert [key for key in "ra" if residency.knows(key)] == ["a"]
+    assert model.materialised is not None
 
 
 def test_an_evicted_models_modulations_go_with_it(family: Family, one: ModelWeights) -> None:

@@ -1,0 +1,40 @@
+"""What every table measures with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.paper.ancestors import Ancestors
+from benchmarks.paper.judge import Judge
+from benchmarks.paper.rows import Row, Rows
+from benchmarks.paper.setting import Setting
+from learngenes.dense import DenseDiT
+
+BYTES_PER_FLOAT32 = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    ancestors: Ancestors
+    judge: Judge
+    rows: Rows
+
+    @property
+    def setting(self) -> Setting:
+        return self.ancestors.setting
+
+    def judged(
+        self, key: Row, model: DenseDiT, judge: Judge | None = None, **figures: float
+    ) -> Row:
+        """The row with `key`; its bytes are those of the weights written out in float32."""
+        parameters = sum(p.numel() for p in model.parameters())
+        figures = {**figures, "bytes": parameters * BYTES_PER_FLOAT32}
+        return self.rows.get(key, lambda: {**figures, **(judge or self.judge)(model)})
+
+    def best_rate(self, key: Row, rates: Sequence[float], loss: Callable[[float], float]) -> float:
+        """The learning rate of least loss; each is tried once."""
+
+        def tried(rate: float) -> float:
+            row = self.rows.get({**key, "rate": rate}, lambda: {"loss": loss(rate)})
+            return float(row["loss"])
+
+        return min(rates, key=tried)

@@ -1,0 +1,106 @@
+"""The shipped family `fashion` itself: FD, class accuracy, sizes never trained, seconds of Sigma.
+
+In one process with a thread for each core: nothing else should run.
+"""
+
+import contextlib
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.classifier import accuracy
+from benchmarks.deployment import REPOSITORY
+from benchmarks.paper.lab import Lab
+from benchmarks.paper.rows import Row
+from benchmarks.paper.training import denoising_loss
+from learngenes.config import Mode, Size
+from learngenes.data import LabelledImages
+from learngenes.factors import Scales
+from learngenes.family import Family, load_family
+from learngenes.frechet import frechet_distance, gaussian
+from learngenes.retrain import RetrainingConfig, retrain
+from learngenes.sampling import sample
+from learngenes.sigma import interpolated
+
+FAMILY = REPOSITORY / "families" / "fashion"
+STEPS = 300
+SAMPLES = 5000
+BATCH = 250
+UNSEEN = Size(depth=14, rank=100)
+"""Deeper than any that it was trained at, and a rank between those."""
+
+
+def measure(lab: Lab) -> dict[str, Row]:
+    """Rows that do not depend on the protocol's scale."""
+    family = load_family(FAMILY)
+    rows = lab.rows
+    version = family.fingerprint[:12]
+    return {
+        "sigma": rows.get({"shipped": "sigma", "family": version}, lambda: _seconds(family)),
+        "unseen": rows.get({"shipped": "unseen", "family": version}, lambda: _unseen(lab, family)),
+        "quality": rows.get(
+            {"shipped": "quality", "family": version}, lambda: _quality(lab, family)
+        ),
+    }
+
+
+def _seconds(family: Family) -> Row:
+    """Of Sigma retraining at full size; before: in float32, and batches of 32."""
+
+    def timed(**changes: int) -> float:
+        return round(_retrained(family, family.full_size, **changes)[1], 1)
+
+    with patch("learngenes.retrain.training_precision", lambda _: contextlib.nullcontext()):
+        before = timed(batch_size=32)
+    return {
+        "steps": STEPS,
+        "before_seconds": before,
+        "seconds": timed(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _retrained(family: Family, size: Size, **changes: int) -> tuple[Scales, float]:
+    config = RetrainingConfig(steps=STEPS, max_seconds=float("inf"), patience=STEPS)
+    scales = interpolated(family.scales, size)
+    result = retrain(family, scales, config.model_copy(update=changes))
+    return result.scales, result.seconds
+
+
+def _unseen(lab: Lab, family: Family) -> Row:
+    """Held-out loss of a size that was never trained, before and after Sigma retraining."""
+
+    def loss(scales: Scales) -> float:
+        model = family.assemble(scales, Mode.MATERIALISED)
+        return round(denoising_loss(model, lab.judge.splits.heldout, lab.setting), 5)
+
+    before = loss(interpolated(family.scales, UNSEEN))
+    scales, _ = _retrained(family, UNSEEN)
+    after = loss(scales)
+    return {"depth": UNSEEN.depth, "rank": UNSEEN.rank, "loss": before, "loss_retrained": after}
+
+
+def _quality(lab: Lab, family: Family) -> Row:
+    """At full size, nothing retrained: the service's guidance and none."""
+    model = family.assemble(family.scales, Mode.MATERIALISED)
+    labels = torch.arange(SAMPLES) % len(family.manifest.class_names)
+    row: Row = {"samples": SAMPLES, "scheduler": "dpmsolver++", "num_inference_steps": 10}
+    for guidance_scale in (1.0, 2.0):
+        parts = [
+            sample(
+                model,
+                family.manifest.diffusion,
+                labels[seeds].tolist(),
+                seeds.tolist(),
+                num_inference_steps=10,
+                guidance_scale=guidance_scale,
+                scheduler="dpmsolver++",
+            )
+            for seeds in torch.arange(SAMPLES).split(BATCH)
+        ]
+        images = LabelledImages(torch.cat(parts), labels, family.manifest.class_names)
+        row[f"guidance {guidance_scale:g}"] = {
+            "fd": round(frechet_distance(gaussian(images.images), lab.judge.real), 2),
+            "class_accuracy": round(accuracy(lab.judge.classifier, images), 4),
+        }
+    return row
