@@ -56,7 +56,7 @@ def create(
         "num_inference_steps": num_inference_steps,
     }
     with refusals(), Remote(url) as remote:
-        body = {field: value for field, value in stated.items() if value is not None}
+        body: Answer = {field: value for field, value in stated.items() if value is not None}
         if refine_seconds is not None:
             body["refine"] = {"max_seconds": refine_seconds}
         model = remote.post("/models", body)

@@ -20,7 +20,7 @@ from learngenes.tuning import OnProgress, Tuned, Tuning, TuningConfig
 class RefinementConfig(TuningConfig):
     steps: int = 10**9
     batch_size: int = 32
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     heldout_every_steps: int = 50
     patience: int = 10
 
