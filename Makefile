@@ -77,11 +77,12 @@ paper-smoke: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS)  ## a minute of them, to
 docs: $(INSTALLED_DEV)  ## the documentation as a site, in var/site
 	$(BIN)/mkdocs build --quiet
 
+# START=families/NAME goes on with its weights
 pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, resuming from var/
-	$(BIN)/fineserve pretrain configs/fashion.toml --work var/pretrain/fashion --family families/fashion
+	$(BIN)/fineserve pretrain configs/fashion.toml --work var/pretrain/fashion --family families/fashion $(START:%=--start %)
 
 pretrain-emoji: $(INSTALLED) $(EMOJI)  ## train the family `emoji`, resuming from var/
-	$(BIN)/fineserve pretrain configs/emoji.toml --work var/pretrain/emoji --family families/emoji
+	$(BIN)/fineserve pretrain configs/emoji.toml --work var/pretrain/emoji --family families/emoji $(START:%=--start %)
 
 $(EMOJI): configs/emoji_images.py | $(INSTALLED) $(NPM)
 	mkdir -p $(@D)

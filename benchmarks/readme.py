@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper import tables
+
 REPOSITORY = Path(__file__).parent.parent
 README = REPOSITORY / "README.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -264,6 +266,12 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "serving": ("serving", serving),
     "serving_aims": ("serving", serving_aims),
     "operate": ("operate", operate),
+    "paper_depth": ("paper", tables.depth),
+    "paper_cost": ("paper", tables.cost),
+    "paper_ablations": ("paper", tables.ablations),
+    "paper_tasks": ("paper", tables.tasks),
+    "paper_budget": ("paper", tables.budget),
+    "paper_shipped": ("paper", tables.shipped),
 }
 """Name of a table to the result that it is made from, and how."""
 

@@ -279,9 +279,14 @@ def pretrain(
     start: Annotated[Path | None, typer.Option(help="a family to go on with")] = None,
 ) -> None:
     """Phase 1: train a family's learngenes. `accelerate launch -m fineserve` uses several GPUs."""
+    from learngenes.data import DataError
+    from learngenes.family import FamilyError
     from learngenes.publish import pretrain_family
 
-    pretrain_family(config, work, family, start)
+    try:
+        pretrain_family(config, work, family, start)
+    except (DataError, FamilyError) as error:
+        _fail(error)
 
 
 def _fail(error: Exception) -> NoReturn:

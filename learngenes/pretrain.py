@@ -316,8 +316,15 @@ class Before:
 
     @classmethod
     def of(cls, family: Path) -> "Before":
-        last = json.loads((family / LOG).read_text().splitlines()[-1])
-        return cls(last["step"], last["images"])
+        """Raises FamilyError when the family does not say."""
+        try:
+            last = json.loads((family / LOG).read_text().splitlines()[-1])
+            return cls(last["step"], last["images"])
+        except (OSError, IndexError, KeyError, ValueError) as error:
+            raise FamilyError(
+                f"{family / LOG} does not tell the steps and images of that family, so it cannot "
+                "be gone on with; name another, or leave --start out"
+            ) from error
 
 
 def _generator(seed: int, step: int, stream: int) -> torch.Generator:

@@ -19,7 +19,7 @@ from learngenes.dit import DiT
 from learngenes.frechet import Gaussian, frechet_distance, gaussian
 from learngenes.sampling import sample
 
-BATCH = 250
+BATCH = 125
 
 Figures = dict[str, float]
 

@@ -1,9 +1,7 @@
 """What the rows say: benchmarks/results/paper.json, and its pictures."""
 
 import json
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from benchmarks.paper.ancestors import FORMS, HELDOUT_LOSS, Ancestors, fine_name
 from benchmarks.paper.budget import APPROACHES
 from benchmarks.paper.cost import storage_bytes
 from benchmarks.paper.methods import FINE, METHODS
-from benchmarks.paper.rows import Row
+from benchmarks.paper.rows import Row, cell
 from benchmarks.paper.setting import Setting
 from benchmarks.readme import RESULTS
 
@@ -21,23 +19,6 @@ RESULT = RESULTS / "paper.json"
 OURS = "fine any-size"
 STAGES = {"A": "after 300 steps", "B": "after 700 more"}
 SIZES = 10
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The FD of some rows that differ in their seed."""
-
-    mean: float
-    spread: float
-    rows: int
-
-
-def cell(rows: Sequence[Row], **wanted: object) -> Cell | None:
-    """Of all rows whose key has what is wanted; None where there is none."""
-    found = [row["fd"] for row in rows if wanted.items() <= row["key"].items() and "fd" in row]
-    if not found:
-        return None
-    return Cell(statistics.mean(found), max(found) - min(found), len(found))
 
 
 def rows_so_far() -> list[Row]:

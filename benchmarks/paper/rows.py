@@ -2,11 +2,30 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The FD of some rows that differ in their seed."""
+
+    mean: float
+    spread: float
+    rows: int
+
+
+def cell(rows: Sequence[Row], **wanted: object) -> Cell | None:
+    """Of all rows whose key has what is wanted; None where there is none."""
+    found = [row["fd"] for row in rows if wanted.items() <= row["key"].items() and "fd" in row]
+    if not found:
+        return None
+    return Cell(statistics.mean(found), max(found) - min(found), len(found))
 
 
 class Rows:

@@ -68,6 +68,13 @@ def test_only_what_cannot_begin_is_not_started_again() -> None:
     assert f"exitcodes={os.EX_CONFIG}\n" in supervisor_config(Settings())
 
 
+def test_pretrain_cannot_go_on_with_what_is_no_family(tmp_path: Path) -> None:
+    words = ["--work", str(tmp_path / "work"), "--family", "f", "--start", str(tmp_path)]
+    result = CliRunner().invoke(cli, ["pretrain", "configs/fashion.toml", *words])
+    assert result.exit_code == 1
+    assert "leave --start out" in result.output
+
+
 def test_pretrain_needs_a_configuration() -> None:
     result = CliRunner().invoke(cli, ["pretrain", "missing.toml", "--work", "w", "--family", "f"])
     assert result.exit_code == 2

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from learngenes.config import Size
 from learngenes.data import DataError, LabelledImages
-from learngenes.family import load_family
+from learngenes.family import FamilyError, load_family
 from learngenes.pretrain import Pretraining, PretrainingConfig, learning_rate_at
 from learngenes.publish import pretrain_family
 
@@ -94,6 +94,54 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(config_file: Path, tmp_path:
     assert (tmp_path / "killed" / "log.jsonl").read_text().count("\n") == 1
     for name, tensor in resumed.run().state_dict().items():
         torch.testing.assert_close(tensor, whole.state_dict()[name])
+
+
+def test_a_training_goes_on_with_a_family_at_another_depth(
+    config_file: Path, tmp_path: Path
+) -> None:
+    first = pretrain_family(config_file, tmp_path / "first", tmp_path / "family")
+    deeper = config_file.read_text().replace("depth = 3", "depth = 5")
+    config_file.write_text(deeper.replace("depths = [2, 3]", "depths = [2, 5]"))
+    begun = Pretraining(PretrainingConfig.read(config_file), tmp_path / "work", tmp_path / "family")
+    for name, tensor in begun.model.genes.state_dict().items():
+        assert torch.equal(tensor, first.genes.state_dict()[name])
+    ends = begun.model.scales.stacked()["sigma.qkv"][[0, 2, 4]]
+    torch.testing.assert_close(ends, first.scales.stacked()["sigma.qkv"])
+
+    second = pretrain_family(
+        config_file, tmp_path / "work", tmp_path / "deeper", start=tmp_path / "family"
+    )
+    assert second.manifest.trained_steps == 20
+    entries = [json.loads(x) for x in (tmp_path / "deeper" / "log.jsonl").read_text().splitlines()]
+    steps = [entry["step"] for entry in entries if "train_loss" in entry]
+    assert steps == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert entries[-1]["images"] == 20 * 16
+
+
+def test_a_killed_training_that_went_on_with_a_family_resumes(
+    config_file: Path, tmp_path: Path
+) -> None:
+    pretrain_family(config_file, tmp_path / "first", tmp_path / "family")
+    config = PretrainingConfig.read(config_file)
+    killed = Pretraining(config, tmp_path / "work", tmp_path / "family")
+    for _ in range(5):
+        killed._train_step()
+        killed.step += 1
+    killed._checkpoint()
+    resumed = Pretraining(config, tmp_path / "work", tmp_path / "family")
+    assert (resumed.step, resumed.before.steps) == (5, 10)
+    for name, tensor in resumed.model.state_dict().items():
+        assert torch.equal(tensor, killed.model.state_dict()[name])
+
+
+def test_only_a_family_of_the_same_width_can_be_gone_on_with(
+    config_file: Path, tmp_path: Path
+) -> None:
+    pretrain_family(config_file, tmp_path / "first", tmp_path / "family")
+    config_file.write_text(config_file.read_text().replace("width = 16", "width = 32"))
+    config = PretrainingConfig.read(config_file)
+    with pytest.raises(FamilyError, match="only the depth may differ"):
+        Pretraining(config, tmp_path / "work", tmp_path / "family")
 
 
 def sizes_of_steps(config_file: Path, work: Path, steps: int) -> list[Size]:

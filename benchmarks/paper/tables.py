@@ -1,0 +1,129 @@
+"""The paper's tables for the README; a cell that is not measured yet is a hyphen."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.paper.rows import Row, cell
+
+Table = list[tuple[str, ...]]
+STAGES = {"A": "300 steps", "B": "1,000 steps"}
+
+
+def _fd(rows: list[Row], **wanted: object) -> str:
+    """Mean and, of several seeds, spread."""
+    found = cell(rows, **wanted)
+    if found is None:
+        return "-"
+    return f"{found.mean:.0f}" + (f" ± {found.spread / 2:.0f}" if found.rows > 1 else "")
+
+
+def _values(rows: Iterable[Row], table: str, name: str) -> list[Any]:
+    """Of a part of a table's keys, in order of appearance."""
+    keys = (row["key"] for row in rows)
+    found = [key[name] for key in keys if key.get("table") == table and name in key]
+    return list(dict.fromkeys(found))
+
+
+def depth(result: dict[str, Any]) -> Table:
+    rows = result["rows"]
+    depths = sorted(_values(rows, "depth", "depth"))
+    table: Table = [("after", "method", *(f"L{d}" for d in depths))]
+    for stage, after in STAGES.items():
+        for method in _values(rows, "depth", "method"):
+            wanted = {"table": "depth", "method": method, "stage": stage}
+            cells = [_fd(rows, depth=d, **wanted) for d in depths]
+            table.append((after, _strong(method, "fine any-size"), *cells))
+    return table
+
+
+def cost(result: dict[str, Any]) -> Table:
+    rows = result["rows"]
+    depths = sorted(_values(rows, "cost", "depth"))
+    ours = {"table": "depth", "method": "fine any-size", "stage": "B"}
+    table: Table = [("", *(f"L{d}" for d in depths))]
+    table.append(("**fine any-size**, s steps", *(_fd(rows, depth=d, **ours) for d in depths)))
+    for multiple in sorted(_values(rows, "cost", "multiple")):
+        cells = [_fd(rows, table="cost", depth=d, multiple=multiple) for d in depths]
+        table.append((f"scratch, {multiple} s steps", *cells))
+    return table
+
+
+def ablations(result: dict[str, Any]) -> Table:
+    rows, at_six = result["rows"], {"table": "depth", "depth": 6}
+    forms = {"fixed-depth": "fine as published", "any-size": "fine any-size"}
+    table: Table = [("what", "as", "fixed-depth family", "any-size family")]
+    for initialisation in _values(rows, "sigma", "sigma"):
+        cells = [_fd(rows, table="sigma", sigma=initialisation, form=form) for form in forms]
+        table.append(("Σ, then everything trained", initialisation, *cells))
+    trained = [_fd(rows, **at_six, method=method, stage="B") for method in forms.values()]
+    table.append(("Σ, then everything trained", "trained", *trained))
+    for rank in sorted(_values(rows, "prefix", "rank")):
+        cells = [_fd(rows, table="prefix", rank=rank, form=form) for form in forms]
+        table.append(("rank prefix, Σ retrained", f"r = {rank} of 128", *cells))
+    whole = [_fd(rows, **at_six, method=method, stage="A") for method in forms.values()]
+    table.append(("rank prefix, Σ retrained", "r = 128 of 128", *whole))
+    for stage, after in STAGES.items():
+        for rank in sorted(_values(rows, "rank", "rank")):
+            found = _fd(rows, table="rank", rank=rank, stage=stage)
+            table.append((f"family's rank, {after}", f"r = {rank}", "", found))
+        found = _fd(rows, **at_six, method="fine any-size", stage=stage)
+        table.append((f"family's rank, {after}", "r = 128", "", found))
+    return table
+
+
+def tasks(result: dict[str, Any]) -> Table:
+    rows = result["rows"]
+    names, shots = _values(rows, "task", "task"), sorted(_values(rows, "task", "shots"))
+    table: Table = [("method", *(f"{name}, {n} a class" for name in names for n in shots))]
+    for method in _values(rows, "task", "method"):
+        cells = [
+            _fd(rows, table="task", task=name, shots=n, method=method)
+            for name in names
+            for n in shots
+        ]
+        table.append((method, *cells))
+    return table
+
+
+def budget(result: dict[str, Any]) -> Table:
+    rows = [row for row in result["rows"] if row["key"].get("table") == "budget"]
+    table: Table = [("budget", "approach", "made", "memory", "latency", "FD")]
+    for row in rows:
+        limit, approach = f"{row['budget_bytes'] / 1e6:.2f} MB", row["key"]["approach"]
+        if "fd" not in row:
+            table.append((limit, approach, "nothing fits", "", "", ""))
+            continue
+        made = f"L{row['depth']}" + (f" r{row['rank']} {row['mode']}" if "rank" in row else "")
+        figures = (
+            f"{made}, {row['dtype']}",
+            f"{row['memory_bytes'] / 1e6:.2f} MB",
+            f"{row['latency_seconds'] * 1e3:.0f} ms",
+            f"{row['fd']:.0f}",
+        )
+        table.append((limit, _strong(approach, "fine"), *figures))
+    return table
+
+
+def shipped(result: dict[str, Any]) -> Table:
+    s = result["summary"]
+    rows = {r["key"]["shipped"]: r for r in result["rows"] if "shipped" in r["key"]}
+    quality, unseen, sigma = (rows.get(name) for name in ("quality", "unseen", "sigma"))
+    table: Table = [("`families/fashion`", "")]
+    if quality is not None:
+        for guidance in ("1", "2"):
+            q = quality[f"guidance {guidance}"]
+            told = f"{q['fd']:.0f} · {q['class_accuracy']:.1%}"
+            table.append((f"FD · class accuracy of 5,000 samples, guidance {guidance}", told))
+        table.append(("FD of 5,000 real images", f"{s['fashion_fd_floor']:.0f}"))
+    if unseen is not None:
+        size = f"depth {unseen['depth']}, rank {unseen['rank']}"
+        told = f"{unseen['loss']:.4f} → {unseen['loss_retrained']:.4f}"
+        table.append((f"never trained at {size}: held-out loss before → after Σ", told))
+    if sigma is not None:
+        told = f"{sigma['before_seconds']:.0f} s → {sigma['seconds']:.0f} s"
+        table.append(("300 Σ steps at full size: float32, batches of 32 → now", told))
+    return table
+
+
+def _strong(name: str, ours: str) -> str:
+    return f"**{name}**" if name == ours else name
