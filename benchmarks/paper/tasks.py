@@ -78,12 +78,10 @@ def _load(setting: Setting, task: str) -> tuple[LabelledImages, LabelledImages, 
     path, side = REPOSITORY / "var" / "data" / task, setting.network.sample_size
     train, test = (data.load(path, split, classes, side) for split in ("train", "test"))
     if setting.most_images is not None:
-        test = test.balanced(setting.most_images)
+        train, test = train.balanced(setting.most_images), test.balanced(setting.most_images)
+    kept = min(CHOOSING, len(train) // len(classes) // 2)
     chosen = torch.cat(
-        [
-            torch.nonzero(train.labels == label).flatten()[-CHOOSING:]
-            for label in train.labels.unique()
-        ]
+        [torch.nonzero(train.labels == label).flatten()[-kept:] for label in train.labels.unique()]
     )
     rest = torch.ones(len(train), dtype=torch.bool).index_fill(0, chosen, value=False)
     training = train if task != TASKS[0] else train.subset(torch.nonzero(rest).flatten())

@@ -10,16 +10,27 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.paper import budget, report
+from benchmarks.paper import budget, report, tables
 from benchmarks.paper.ancestors import Ancestors
 from benchmarks.paper.methods import FINE, METHODS
 from benchmarks.paper.rows import Row, Rows
 from benchmarks.paper.run import make_lab, prepare, run
 from benchmarks.paper.setting import SMOKE, load_splits
+from learngenes import frechet
 from learngenes.config import Kind
 
 
+def few_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distance of 1,280 dimensions takes a second."""
+    whole = frechet._features
+    monkeypatch.setattr(frechet, "_features", lambda images: whole(images)[:, :64])
+
+
+PAPER_TABLES = (tables.depth, tables.cost, tables.ablations, tables.tasks, tables.budget)
+
+
 def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_features(monkeypatch)
     prepare(SMOKE, tmp_path)
     rows = run(SMOKE)
     floor, table = rows[0], rows[1:]
@@ -45,6 +56,10 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (summary["table1_rows"], summary["budget_table_rows"]) == (2, 1)
     assert summary["storage_ratio_10_sizes"] > 1
     assert {row["key"].get("table") for row in report.rows_so_far()} >= set(of_table)
+    for table in PAPER_TABLES:
+        lines = table(json.loads((tmp_path / "paper.json").read_text()))
+        assert len(lines) > 1
+        assert {len(line) for line in lines} == {len(lines[0])}
     for name in ("depth", "budget", "forms"):
         with Image.open(tmp_path / f"paper-{name}.png") as picture:
             assert picture.width > 700
