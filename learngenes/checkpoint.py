@@ -48,7 +48,10 @@ def read(
     moments = {key: _under(tensors, f"adam.{key}.") for key in MOMENTS}
     for name, parameter in model.named_parameters():
         if name in moments["step"]:
-            optimizer.state[parameter] = {key: moments[key][name] for key in MOMENTS}
+            optimizer.state[parameter] = {
+                key: moment if key == "step" else moment.to(parameter.device)
+                for key, moment in ((key, moments[key][name]) for key in MOMENTS)
+            }
     with safe_open(path, "pt") as file:
         return {key: float(value) for key, value in file.metadata().items()}
 

@@ -149,7 +149,7 @@ class Pretraining:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0
         )
-        self.before = Before.of(start) if start else Before()
+        self.before = Before()
         self._resume()
         if start and not self.step:
             self._begin_from(start)
@@ -275,7 +275,9 @@ class Pretraining:
     def _checkpoint(self) -> None:
         if self.accelerator.is_main_process:
             file = self.directory / CHECKPOINT
-            checkpoint.write(file, {"step": self.step}, self.model, self.optimizer, self.ema.module)
+            before = {"before_steps": self.before.steps, "before_images": self.before.images}
+            figures = {"step": self.step, **before}
+            checkpoint.write(file, figures, self.model, self.optimizer, self.ema.module)
 
     def _resume(self) -> None:
         figures = checkpoint.read(
@@ -283,12 +285,14 @@ class Pretraining:
         )
         self.step = int(figures.get("step", 0))
         if self.step:
+            self.before = Before(int(figures["before_steps"]), int(figures["before_images"]))
             self._forget_log_after(self.before.steps + self.step)
             self.ema.n_averaged.fill_(self.step)
             log.info("resumed", step=self.step, directory=str(self.directory))
 
     def _begin_from(self, start: Path) -> None:
         """The weights of a family of the same width, at this network's depth."""
+        self.before = Before.of(start)
         family = load_family(start)
         theirs, ours = family.manifest.network, self.config.network
         if theirs.model_copy(update={"depth": ours.depth}) != ours:

@@ -43,7 +43,7 @@ def refine(
     A smaller model than the family's full size learns half from what that predicts. Stops when
     the held-out loss stops falling, and where `on_progress` raises Enough; the best layers are
     kept, those of `scales` if nothing was better. A run that was killed goes on from
-    `checkpoint_file`, where it is kept now and then and whenever `on_progress` raises.
+    `checkpoint_file`, where it is kept now and then and whenever `on_progress` raises Pause.
     """
     model = DenseDiT(family.stem, materialised(family.genes, scales))
 

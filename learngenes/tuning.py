@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 
 from learngenes import checkpoint
@@ -16,6 +18,8 @@ from learngenes.config import Frozen
 from learngenes.data import LabelledImages
 from learngenes.diffusion import Predict, heldout_loss, noise_process, training_batch
 from learngenes.family import Family
+
+log = structlog.get_logger()
 
 CHECKPOINT_SECONDS = 15.0
 
@@ -46,6 +50,10 @@ class Progress(Frozen):
 
 class Enough(Exception):
     """Raised by the callback: end here, with the best so far."""
+
+
+class Pause(Exception):
+    """Raised by the callback: stop, to be gone on with from a checkpoint."""
 
 
 OnProgress = Callable[[Progress], object]
@@ -102,15 +110,15 @@ class Tuning:
         if begun:
             initial, best = begun["initial"], begun["best"]
         before_seconds = begun.get("seconds", 0.0)
-        stale, step = 0, int(begun.get("step", 0))
+        stale, step = int(begun.get("stale", 0)), int(begun.get("step", 0))
         started = saved = time.monotonic()
 
         def seconds() -> float:
             return before_seconds + time.monotonic() - started
 
         def save() -> None:
-            figures = {"step": step, "seconds": seconds(), "initial": initial, "best": best}
-            self._save(figures)
+            done = {"step": step, "seconds": seconds(), "stale": stale}
+            self._save({**done, "initial": initial, "best": best})
 
         def share() -> float:
             """Of the steps or of the time, whichever is nearer its end."""
@@ -142,7 +150,7 @@ class Tuning:
             if last < best:
                 best = last
                 self.best.load_state_dict(self.model.state_dict())
-        except BaseException:
+        except Pause:
             save()
             raise
         self.model.load_state_dict(self.best.state_dict())
@@ -179,4 +187,8 @@ class Tuning:
     def _resume(self) -> dict[str, float]:
         if self.checkpoint_file is None:
             return {}
-        return checkpoint.read(self.checkpoint_file, self.model, self.optimizer, self.best)
+        try:
+            return checkpoint.read(self.checkpoint_file, self.model, self.optimizer, self.best)
+        except SafetensorError as error:
+            log.warning("beginning anew", unreadable=str(self.checkpoint_file), error=str(error))
+            return {}

@@ -84,9 +84,10 @@ class ModelWeights(ABC):
     def __init__(self, shared: SharedWeights, own: Own) -> None:
         self.shared = shared
         self.depth = own.depth
-        tensors = {name: t.to(shared.device, shared.compute) for name, t in own.stacked().items()}
-        self.bias = torch.cat([tensors[f"bias.{kind}"] for kind in BLOCK_KINDS], dim=1)
-        self.adaln_bias = tensors[f"bias.{Kind.ADALN}"]
+        tensors = own.stacked()
+        bias = {kind: tensors[f"bias.{kind}"].to(shared.device, shared.compute) for kind in Kind}
+        self.bias = torch.cat([bias[kind] for kind in BLOCK_KINDS], dim=1)
+        self.adaln_bias = bias[Kind.ADALN]
         self.used_at = 0
         """For whoever has to choose which model is to go."""
 
@@ -95,6 +96,11 @@ class ModelWeights(ABC):
         if isinstance(own, DenseLayers):
             return DenseWeights(shared, own)
         return FactoredWeights(shared, own)
+
+    @staticmethod
+    def bytes_of(shared: SharedWeights, own: Own) -> int:
+        """What `of` would hold."""
+        return sum(t.numel() for t in own.stacked().values()) * shared.compute.itemsize
 
     @property
     @abstractmethod

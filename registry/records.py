@@ -123,9 +123,9 @@ class ModelRecord(Record):
     TRANSITIONS = {
         "queued": {"assembling"} | GIVEN_UP,
         "assembling": {"assembling", "retraining", "refining"} | GIVEN_UP,
-        "retraining": {"assembling", "refining", "verifying"} | GIVEN_UP,
-        "refining": {"assembling", "verifying"} | GIVEN_UP,
-        "verifying": {"assembling", "retraining", "ready"} | GIVEN_UP,
+        "retraining": {"assembling", "verifying"} | GIVEN_UP,
+        "refining": {"assembling", "verifying", "ready"} | GIVEN_UP,
+        "verifying": {"assembling", "retraining", "refining", "ready"} | GIVEN_UP,
         "ready": {"deleted"},
         "failed": {"deleted"},
         "cancelled": {"deleted"},
@@ -149,6 +149,11 @@ class ModelRecord(Record):
     over_budget: list[Verified] = []
     """What was tried before `plan` and measured to need too much."""
     ready_at: datetime | None = None
+
+    @property
+    def refinement_begun(self) -> bool:
+        """Whether it is under way, and the model it begins with is served and measured."""
+        return self.refine is not None and self.measured is not None and not self.finished
 
     @property
     def servable(self) -> bool:

@@ -166,7 +166,20 @@ class Records(Generic[R]):
         Raises RecordNotFound, IllegalTransition.
         """
 
+        return self.decide(record_id, lambda _: changes, attempt=attempt, known=known)
+
+    def decide(
+        self,
+        record_id: str,
+        changes_of: Callable[[R], dict[str, Any]],
+        *,
+        attempt: int | None = None,
+        known: R | None = None,
+    ) -> R:
+        """`change`, where what is changed depends on what the record is by then."""
+
         def apply(record: R) -> R:
+            changes = changes_of(record)
             if attempt is not None and (record.finished or record.attempts != attempt):
                 raise Superseded(f"{record_id} is {record.status}, attempt {record.attempts}")
             status = changes.get("status", record.status)
@@ -196,6 +209,7 @@ class Records(Generic[R]):
             record = self._type.model_validate_json(raw)
             if record.finished:
                 return None
+            first = record.status == "queued"
             taken: list[Command] = []
             if record.attempts >= max_attempts:
                 error = f"gave up after {record.attempts} attempts; the worker died in each"
@@ -211,7 +225,7 @@ class Records(Generic[R]):
                 return None
             if outcome == DONE:
                 lease.local.token = token.encode()  # what Lock.acquire would have set
-                if record.attempts == 1:
+                if first:
                     waited_seconds = (now() - record.created_at).total_seconds()
                     metrics.QUEUE_WAIT.labels(self.name).observe(waited_seconds)
                 return Claim(record, lease)

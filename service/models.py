@@ -82,11 +82,13 @@ def delete_model(record: ModelDep, state: StateDep) -> None:
 @router.post("/{model_id}/cancel")
 def cancel_model(record: ModelDep, state: StateDep) -> ModelResponse:
     """Stop a build between two steps. A model that is being refined keeps the best so far."""
-    models = state.repository.models
-    if record.refine and record.status == ModelStatus.REFINING:
-        stopped = record.refine.model_copy(update={"stopped": True})
-        return ModelResponse.of(models.change(record.id, refine=stopped))
-    return ModelResponse.of(models.change(record.id, status=ModelStatus.CANCELLED))
+
+    def cancelled(current: ModelRecord) -> dict[str, object]:
+        if current.refine is not None and current.refinement_begun:
+            return {"refine": current.refine.model_copy(update={"stopped": True})}
+        return {"status": ModelStatus.CANCELLED}
+
+    return ModelResponse.of(state.repository.models.decide(record.id, cancelled))
 
 
 @router.get("/{model_id}/events", response_class=EventSourceResponse)

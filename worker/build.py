@@ -1,7 +1,7 @@
 """The build task: plan, assemble, publish unretrained, retrain Sigma, verify, publish.
 
-A model that is to be refined is published retrained, trained further, and then verified. One
-that is measured over its budget is made again, smaller, at most MOST_STEPS_DOWN times.
+A model that is measured over its budget is made again, smaller, at most MOST_STEPS_DOWN times. One
+that is to be refined is served retrained meanwhile, and whatever becomes of the refinement.
 """
 
 import contextlib
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from redis import RedisError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from learngenes.config import DType, Mode, Size
+from learngenes.device import release_memory
 from learngenes.factors import Own, Scales, own_from_stacked
 from learngenes.family import Family
 from learngenes.refine import RefinementConfig, refine
@@ -24,10 +26,10 @@ from learngenes.retrain import RetrainingConfig, retrain
 from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
-from learngenes.tuning import Enough, Progress
+from learngenes.tuning import Enough, Pause, Progress
 from registry import metrics
-from registry.errors import ArtifactError, RecordNotFound
-from registry.queue import BUILD_QUEUE, BUILD_TASK
+from registry.errors import ArtifactError, RecordNotFound, Superseded
+from registry.queue import BUILD_TASK
 from registry.records import Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, revision_name
 from worker.profiles import candidates, correct_profile, ensure_profile
@@ -37,10 +39,12 @@ from worker.verify import Request, verify
 log = structlog.get_logger()
 
 OWN_FILE = "own.safetensors"
-REFINEMENT_FILE = "refinement.safetensors"
 REVISIONS = 3
 """Of each plan: interpolated, retrained, refined."""
 MOST_STEPS_DOWN = 3
+LEAST_PAUSE_SECONDS = 2.0
+MOST_PROGRESS_EVENTS = 500
+"""Between them, and in all: a stream of events keeps the last 2,000."""
 TURN_SECONDS = 30.0
 """So long a refinement goes on while other models wait to be built."""
 IDLE_SECONDS = 30.0
@@ -56,8 +60,12 @@ def build(runtime: Runtime, model_id: str) -> None:
     models = runtime.repository.models
     runtime.attempt(models, model_id, lambda record: _Build(runtime, record).run())
     with contextlib.suppress(RecordNotFound):
-        if models.get(model_id).status == ModelStatus.DELETED:
+        record = models.get(model_id)
+        if record.status == ModelStatus.DELETED:
             runtime.store.delete(f"models/{model_id}")
+        elif record.finished:
+            for left in (runtime.store.root / "models" / model_id).glob("refinement-*"):
+                left.unlink(missing_ok=True)
 
 
 class _Build:
@@ -82,27 +90,34 @@ class _Build:
                 self._replan()
                 self._store(0, interpolated(self.family.scales, self._size))
                 self._change(revision=0)
+        served: dict[str, object] = {}
+        scales = self._served_retrained()
+        if scales is None:
+            scales, measured = self._fit()
+            self._store(self._retrained_revision, scales)
+            served = {"revision": self._retrained_revision, "measured": measured}
+        if self.record.refine is not None:
+            self._change(status=ModelStatus.REFINING, **served)
+            with metrics.timed(metrics.BUILD_PHASE.labels("refining")):
+                served = self._refine(scales)
+        self._change(status=ModelStatus.READY, ready_at=now(), **served)
+
+    def _fit(self) -> tuple[Scales, Cost]:
+        """Retrained, and measured to keep the budget: smaller than was planned, if need be."""
         scales = interpolated(self.family.scales, self._size)
         while True:
-            scales = self._retrained(scales)
-            revision, own = self._refined(scales)
-            self._change(status=ModelStatus.VERIFYING)
-            with metrics.timed(metrics.BUILD_PHASE.labels("verifying")):
-                measured = self._verify(own)
-            over = self._over(measured)
-            self._tell("verified", plan=self.record.plan, measured=measured, over_budget=over)
+            self._change(status=ModelStatus.RETRAINING)
+            with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
+                scales = self._retrain(scales)
+            measured, over = self._verify(scales)
             if not over:
-                break
+                return scales, measured
             scales = self._replace(self._step_down(measured, over), measured, scales)
-        self._store(revision, own)
-        self._change(status=ModelStatus.READY, revision=revision, measured=measured, ready_at=now())
-        self._refinement_file.unlink(missing_ok=True)
 
     def _replace(self, plan: PlanRecord, measured: Cost, scales: Scales) -> Scales:
         """Begin again with a smaller plan: its first revision, and then what says so, at once."""
         source = scales if plan.rank <= scales.rank else self.family.scales
         smaller = interpolated(source, Size(depth=plan.depth, rank=plan.rank))
-        self._refinement_file.unlink(missing_ok=True)
         tried = Verified(plan=self.record.plan, measured=measured)
         over_budget = [*self.record.over_budget, tried]
         self.record = self.record.replace(plan=plan, over_budget=over_budget)
@@ -121,9 +136,14 @@ class _Build:
         return REVISIONS * len(self.record.over_budget)
 
     @property
+    def _retrained_revision(self) -> int:
+        return self._unretrained_revision + 1
+
+    @property
     def _refinement_file(self) -> Path:
-        """Deleted with the model's artifacts, if not before."""
-        return self.runtime.store.root / f"models/{self.record.id}" / REFINEMENT_FILE
+        """Of these learngenes and this plan alone."""
+        name = f"refinement-{self._retrained_revision}-{self.family.fingerprint}.safetensors"
+        return self.runtime.store.root / "models" / self.record.id / name
 
     def _candidates(self) -> Candidates:
         profile = ensure_profile(self.runtime, self.record.family)
@@ -137,60 +157,84 @@ class _Build:
             self._tell("replanned", before=self.record.plan, plan=plan, reason=reason)
         self._change(plan=plan)
 
-    def _retrained(self, scales: Scales) -> Scales:
-        """As an earlier attempt has published it, or now."""
-        revision = self._unretrained_revision + 1
-        if self.record.revision == revision:
-            with contextlib.suppress(ArtifactError):
-                earlier = load_own(self.runtime.store, self.family, self.record.id, revision)
-                assert isinstance(earlier, Scales)
-                return earlier
-        self._change(status=ModelStatus.RETRAINING)
-        with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
-            return self._retrain(scales)
+    def _served_retrained(self) -> Scales | None:
+        """What an earlier attempt has published retrained, to be refined."""
+        if self.record.revision != self._retrained_revision:
+            return None
+        try:
+            own = load_own(
+                self.runtime.store, self.family, self.record.id, self._retrained_revision
+            )
+        except ArtifactError:  # corrupt, or made for another version of the family
+            self.runtime.store.delete(revision_name(self.record.id, self._retrained_revision))
+            return None
+        assert isinstance(own, Scales)
+        return own
 
-    def _refined(self, scales: Scales) -> tuple[int, Own]:
-        """What is to be verified, and its revision: the retrained one if that is better or all."""
-        retrained = self._unretrained_revision + 1
-        if self.record.refine is None:
-            return retrained, scales
-        self._store(retrained, scales)
-        self._change(status=ModelStatus.REFINING, revision=retrained)
-        with metrics.timed(metrics.BUILD_PHASE.labels("refining")):
+    def _refine(self, scales: Scales) -> dict[str, object]:
+        """The refined revision to serve; nothing where it is not better, or does not come about."""
+        assert self.record.refine is not None
+        try:
             refined = refine(
                 self.family,
                 scales,
                 RefinementConfig(max_seconds=self.record.refine.max_seconds),
-                self._until_enough(),
+                self._until_enough(self.record.refine.max_seconds),
                 self._refinement_file,
             )
-        figures = {
-            "steps": refined.steps,
-            "seconds": round(refined.seconds, 1),
-            "heldout_loss_before": refined.initial_heldout_loss,
-            "heldout_loss": refined.heldout_loss,
-        }
-        log.info("refined", model=self.record.id, **figures)
-        self._tell("refined", **figures)
-        if refined.heldout_loss >= refined.initial_heldout_loss:
-            return retrained, scales
-        return retrained + 1, refined.layers
+            figures = {
+                "steps": refined.steps,
+                "seconds": round(refined.seconds, 1),
+                "heldout_loss_before": refined.initial_heldout_loss,
+                "heldout_loss": refined.heldout_loss,
+            }
+            log.info("refined", model=self.record.id, **figures)
+            self._tell("refined", **figures)
+            if refined.heldout_loss >= refined.initial_heldout_loss:
+                return {}
+            measured, over = self._verify(refined.layers)
+            if over:
+                return {}
+            self._store(self._retrained_revision + 1, refined.layers)
+        except (Pause, Superseded, RecordNotFound, RedisError):
+            raise
+        except Exception as error:  # the retrained model is there, and stays
+            log.exception("not refined", model=self.record.id)
+            self._tell("refined", error=f"{type(error).__name__}: {error}")
+            return {}
+        finally:
+            release_memory(self.runtime.device)
+        return {"revision": self._retrained_revision + 1, "measured": measured}
 
-    def _until_enough(self) -> Callable[[Progress], None]:
+    def _until_enough(self, max_seconds: float) -> Callable[[Progress], None]:
         """Tells the progress; ends it when the caller wants no more, or others have waited."""
         turn_ends = time.monotonic() + TURN_SECONDS
+        pause_seconds = max(LEAST_PAUSE_SECONDS, max_seconds / MOST_PROGRESS_EVENTS)
+        told_at = 0.0
 
         def on_progress(progress: Progress) -> None:
-            nonlocal turn_ends
-            current = self._on_progress(progress)
+            nonlocal turn_ends, told_at
+            now_seconds = time.monotonic()
+            tells = progress.heldout_loss is not None or now_seconds - told_at > pause_seconds
+            told_at = now_seconds if tells else told_at
+            current = self._on_progress(progress) if tells else self.reporter.tell()
             if current is not None and current.refine is not None and current.refine.stopped:
                 raise Enough
-            if time.monotonic() > turn_ends:
+            if now_seconds > turn_ends:
                 turn_ends += TURN_SECONDS
-                if self.runtime.queue.length(BUILD_QUEUE, self.runtime.device_class):
+                if self._others_wait():
                     raise GivingWay(BUILD_TASK)
 
         return on_progress
+
+    def _others_wait(self) -> bool:
+        models = self.runtime.repository.models
+        return any(
+            other.id != self.record.id
+            and other.device_class == self.runtime.device_class
+            and not models.leased(other.id)
+            for other in models.active()
+        )
 
     def _retrain(self, scales: Scales) -> Scales:
         settings = self.runtime.settings
@@ -214,8 +258,17 @@ class _Build:
         )
         return retrained.scales
 
-    def _verify(self, own: Own) -> Cost:
-        """Measure in a fresh process, and let the profile learn from it."""
+    def _verify(self, own: Own) -> tuple[Cost, list[str]]:
+        """What it needs, and which budgets that is over."""
+        self._change(status=ModelStatus.VERIFYING)
+        with metrics.timed(metrics.BUILD_PHASE.labels("verifying")):
+            measured = self._measure(own)
+        over = self._over(measured)
+        self._tell("verified", plan=self.record.plan, measured=measured, over_budget=over)
+        return measured, over
+
+    def _measure(self, own: Own) -> Cost:
+        """In a fresh process; the profile learns from it."""
         deadline = time.monotonic() + IDLE_SECONDS
         while self._sampling() and time.monotonic() < deadline:
             self.reporter.tell()
@@ -336,6 +389,6 @@ def _choice(plan: PlanRecord) -> dict[str, object]:
 def load_own(store: ArtifactStore, family: Family, model_id: str, revision: int) -> Own:
     """A published revision's own parameters, on the family's device. Raises ArtifactError."""
     name = revision_name(model_id, revision)
-    content = store.read(name, OWN_FILE)
     store.require_family(name, family.manifest.name, family.fingerprint)
+    content = store.read(name, OWN_FILE)
     return own_from_stacked(load_tensors(content)).to(family.stem.positions.device)

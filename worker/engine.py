@@ -305,13 +305,15 @@ class Engine:
         in_use = {other.state.model for other in self._parts if other.state is not None}
         costs = self.costs[_cost_key(pool.shared)]
         written_out = request.mode is Mode.MATERIALISED and not costs.prefers_factored(request.rank)
-        return self.residency.model(
+        model = self.residency.model(
             pool,
             request.model_key,
             lambda: part.ticket.own or request.load(),
             in_use,
             materialise=written_out,
         )
+        part.ticket.own = None  # of a refined model it is as much as the model
+        return model
 
     def _step(self, batch: Batch) -> bool:
         """False when the batch failed and has been taken apart."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from learngenes.batch import Stack, Tables
 from learngenes.config import DType
-from learngenes.factors import Own
+from learngenes.factors import DenseLayers, Own
 from learngenes.family import Family
 from learngenes.schedules import COLUMNS, Schedule
 from learngenes.weights import FactoredWeights, ModelWeights, SharedWeights, nbytes
@@ -207,10 +207,13 @@ class Residency:
         """
         metrics.LOOKUPS.labels("model", "hit" if key in pool.models else "miss").inc()
         if key not in pool.models:
-            model = ModelWeights.of(pool.shared, load())
-            if not self._make_room(model.nbytes, in_use):
+            own = load()
+            needed = ModelWeights.bytes_of(pool.shared, own)
+            # W have to stand among others', too, but a model that is alone can do without
+            twice = isinstance(own, DenseLayers) and self._make_room(2 * needed, in_use)
+            if not twice and not self._make_room(needed, in_use):
                 raise OutOfRoom("every model on the device is in use; there is no room for another")
-            pool.models[key] = model
+            pool.models[key] = ModelWeights.of(pool.shared, own)
         model = pool.models[key]
         self._uses += 1
         model.used_at = self._uses

@@ -29,6 +29,7 @@ from learngenes.device import (
     single_threaded,
 )
 from learngenes.family import Family, FamilyError, load_family
+from learngenes.tuning import Pause
 from registry.errors import ModelGone, Superseded
 from registry.queue import Queue, make_celery
 from registry.records import FamilyRecord, GenerationRecord, ModelRecord, WorkerRecord, now
@@ -47,11 +48,11 @@ ORPHAN_SECONDS = 10.0
 """A queued record that is older, in no lease, while the queue is empty, has lost its message."""
 
 
-class Stopping(Exception):
+class Stopping(Pause):
     """The worker was told to stop; the record is taken up again after the next start."""
 
 
-class GivingWay(Exception):
+class GivingWay(Pause):
     """The work has had its turn while other work of its queue waits; it goes to the end of it."""
 
     def __init__(self, task: str) -> None:
@@ -192,7 +193,7 @@ class Runtime:
         Running it twice, or half and then again, does no harm. When Redis is away the error
         goes up and the record stays as it is, for housekeeping to find.
         """
-        given_way: GivingWay | None = None
+        next_task: str | None = None
         with self.lease(records, record_id) as record:
             if record is None:
                 log.info("nothing to do", record=record_id)
@@ -206,7 +207,7 @@ class Runtime:
                 with contextlib.suppress(Superseded):  # a shutdown is not the work's fault
                     records.change(record_id, attempt=record.attempts, attempts=record.attempts - 1)
             except GivingWay as reason:
-                given_way = reason
+                next_task = reason.task
                 with contextlib.suppress(Superseded):
                     records.change(record_id, attempt=record.attempts, attempts=record.attempts - 1)
             except redis.RedisError:
@@ -222,8 +223,13 @@ class Runtime:
                         error=f"{type(error).__name__}: {error}",
                         problem=problem,
                     )
-        if given_way is not None:  # after its lease has ended, or nobody could take it
-            self.queue.enqueue(given_way.task, record_id, record.device_class)
+        if next_task is not None:  # after its lease has ended, or nobody could take it
+            self.repository.once(_requeued(record_id), LONG_WAIT_SECONDS)  # it is not lost
+            self.queue.enqueue(next_task, record_id, record.device_class)
+
+
+def _requeued(record_id: str) -> str:
+    return f"requeue:{record_id}"
 
 
 class Reporter(Generic[R]):
@@ -312,6 +318,6 @@ class Housekeeping(Generic[R]):
             if self._records.leased(record.id):
                 continue
             period = patience if record.status == "queued" else ORPHAN_SECONDS
-            if self._runtime.repository.once(f"requeue:{record.id}", period):
+            if self._runtime.repository.once(_requeued(record.id), period):
                 log.warning("requeueing lost work", record=record.id, status=record.status)
                 self._runtime.queue.enqueue(self._task, record.id, device_class)

@@ -17,9 +17,9 @@ from pydantic import BaseModel, TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from learngenes.config import DType, Mode, Size
-from learngenes.device import default_device
+from learngenes.device import default_device, release_memory
 from learngenes.factors import Own, own_from_stacked
-from learngenes.family import load_family
+from learngenes.family import Family, load_family
 from learngenes.measure import Measurement, measure
 from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload
@@ -85,12 +85,16 @@ def verify(
             return TypeAdapter(Measurement).validate_json(process.stdout.read())
 
 
+def _own(request: Request, family: Family) -> Own:
+    if request.own is None:
+        return interpolated(family.scales, Size(depth=request.depth, rank=request.rank))
+    return own_from_stacked(load_file(request.own)).to(default_device())
+
+
 def main() -> None:
     request = Request.model_validate_json(sys.stdin.read())
     family = load_family(request.family).to(default_device())
-    own: Own = interpolated(family.scales, Size(depth=request.depth, rank=request.rank))
-    if request.own is not None:
-        own = own_from_stacked(load_file(request.own)).to(default_device())
-    model = family.assemble(own, request.mode, request.dtype)
+    model = family.assemble(_own(request, family), request.mode, request.dtype)
+    release_memory(default_device())  # of what was only stored in another dtype
     measurement = measure(model, family.manifest.diffusion, request.workload, request.max_seconds)
     sys.stdout.write(json.dumps(asdict(measurement)) + "\n")

@@ -148,6 +148,7 @@ function told({ name, data }) {
     const verdict = data.over_budget.length ? `over ${data.over_budget.join(" and ")}` : "budget kept";
     return `measured ${bytes(held)}, ${seconds(took)}: ${verdict}`;
   }
+  if (name === "refined" && data.error) return `not refined: ${data.error}`;
   if (name === "refined") {
     const [before, after] = [data.heldout_loss_before, data.heldout_loss].map((v) => v.toPrecision(4));
     return `refined for ${seconds(data.seconds)}: held-out loss ${before} → ${after}`;

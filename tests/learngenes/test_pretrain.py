@@ -128,8 +128,8 @@ def test_a_killed_training_that_went_on_with_a_family_resumes(
         killed._train_step()
         killed.step += 1
     killed._checkpoint()
-    resumed = Pretraining(config, tmp_path / "work", tmp_path / "family")
-    assert (resumed.step, resumed.before.steps) == (5, 10)
+    resumed = Pretraining(config, tmp_path / "work")  # where it began is in the checkpoint
+    assert (resumed.step, resumed.before.steps, resumed.before.images) == (5, 10, 160)
     for name, tensor in resumed.model.state_dict().items():
         assert torch.equal(tensor, killed.model.state_dict()[name])
 

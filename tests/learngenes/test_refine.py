@@ -9,7 +9,7 @@ from learngenes.family import Family
 from learngenes.refine import RefinementConfig, refine
 from learngenes.retrain import RetrainingConfig, retrain
 from learngenes.sigma import interpolated
-from learngenes.tuning import Enough, Progress
+from learngenes.tuning import Enough, Pause, Progress
 from tests.learngenes.test_dit import inputs
 
 SIZE = Size(depth=3, rank=24)
@@ -64,15 +64,40 @@ def test_what_was_stopped_goes_on_as_if_it_had_not_been(
 
     def die(progress: Progress) -> None:
         if progress.step == 12:
-            raise KeyboardInterrupt
+            raise Pause
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Pause):
         refine(family, start, CONFIG, die, file)
     steps: list[int] = []
     resumed = refine(family, start, CONFIG, lambda p: steps.append(p.step), file)
     assert steps == list(range(13, 21))
     assert same(resumed.layers, whole.layers)
     assert resumed.initial_heldout_loss == whole.initial_heldout_loss
+
+
+def test_patience_outlasts_a_pause(family: Family, start: Scales, tmp_path: Path) -> None:
+    """Held-out losses that were no better count, before and after."""
+    file = tmp_path / "refinement.safetensors"
+    wild = CONFIG.model_copy(update={"learning_rate": 10.0, "patience": 3})
+
+    def pause(progress: Progress) -> None:
+        if progress.step == 11:
+            raise Pause
+
+    assert refine(family, start, wild).steps == 15
+    with pytest.raises(Pause):
+        refine(family, start, wild, pause, file)
+    assert refine(family, start, wild, None, file).steps == 15
+
+
+def test_an_unreadable_checkpoint_is_begun_anew(
+    family: Family, start: Scales, tmp_path: Path
+) -> None:
+    file = tmp_path / "refinement.safetensors"
+    file.write_bytes(b"half a file")
+    steps: list[int] = []
+    refine(family, start, CONFIG, lambda p: steps.append(p.step), file)
+    assert steps == [*range(1, 21)]
 
 
 def test_enough_keeps_the_best_so_far(family: Family, start: Scales) -> None:

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 import worker.build
 from learngenes.measure import Measurement
-from tests.records import queued_model
+from tests.records import A_COST, queued_model
 from tests.service.conftest import Stack
 from worker.build import build
 from worker.export import export
@@ -343,9 +343,16 @@ def test_to_cancel_a_refinement_is_to_keep_what_it_has(stack: Stack) -> None:
     body = {"max_mem_gb": 1, "refine": {"max_seconds": 60}}
     model_id = stack.api.post("/models", json=body).json()["id"]
     models = stack.runtime.repository.models
-    for status in ("assembling", "retraining", "refining"):
+    for status in ("assembling", "retraining", "verifying"):
         models.change(model_id, status=status)
-    model = stack.api.post(f"/models/{model_id}/cancel").json()
-    assert (model["status"], model["refine"]["stopped"]) == ("refining", True)
-    models.change(model_id, status="verifying")
+    models.change(model_id, status="refining", measured=A_COST)
+    for status in ("refining", "assembling"):  # when it gave way, or its worker died
+        models.change(model_id, status=status)
+        model = stack.api.post(f"/models/{model_id}/cancel").json()
+        assert (model["status"], model["refine"]["stopped"]) == (status, True)
+
+
+def test_a_model_that_is_to_be_refined_can_be_cancelled_before(stack: Stack) -> None:
+    body = {"max_mem_gb": 1, "refine": {"max_seconds": 60}}
+    model_id = stack.api.post("/models", json=body).json()["id"]
     assert stack.api.post(f"/models/{model_id}/cancel").json()["status"] == "cancelled"

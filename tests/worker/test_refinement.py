@@ -12,6 +12,7 @@ import worker.build
 import worker.runtime
 from learngenes.config import DType, Mode
 from learngenes.factors import DenseLayers, Scales
+from learngenes.measure import Measurement
 from learngenes.refine import RefinementConfig, refine
 from learngenes.sampling import sample
 from learngenes.tuning import Progress
@@ -22,7 +23,7 @@ from tests.records import queued_model
 from tests.worker.conftest import MakeGeneration, MakeModel
 from tests.worker.test_build import enqueued, statuses
 from worker.build import build, load_own
-from worker.runtime import Runtime
+from worker.runtime import Housekeeping, Runtime
 from worker.sample import Sampler, encode_png
 
 
@@ -41,6 +42,17 @@ def refinable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> ModelRecord:
     return runtime.repository.models.create(record.replace(refine=wish))
 
 
+def tell_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(worker.build, "LEAST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(worker.build, "MOST_PROGRESS_EVENTS", float("inf"))
+
+
+def refining_steps(client: redis.Redis, model_id: str) -> list[object]:
+    progress = told(client, model_id, "progress")
+    return [event["step"] for event in progress if event["status"] == "refining"]
+
+
 def told(client: redis.Redis, model_id: str, event: str) -> list[dict[str, object]]:
     events = client.xrange(stream_key("model", model_id))
     return [json.loads(f["data"]) for _, f in events if f["event"] == event]
@@ -52,7 +64,7 @@ def test_it_is_published_retrained_then_refined(
     build(runtime, refinable.id)
     record = runtime.repository.models.get(refinable.id)
     assert (record.status, record.revision, record.plan.mode) == ("ready", 2, "materialised")
-    order = ["queued", "assembling", "retraining", "refining", "verifying", "ready"]
+    order = ["queued", "assembling", "retraining", "verifying", "refining", "ready"]
     assert list(dict.fromkeys(statuses(client, record.id))) == order
     family = runtime.family("tiny")
     kinds = [type(load_own(runtime.store, family, record.id, i)) for i in range(3)]
@@ -137,7 +149,7 @@ def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
 ) -> None:
     models, queue = runtime.repository.models, f"build.{runtime.device_class}"
     monkeypatch.setattr(worker.build, "TURN_SECONDS", 0)
-    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    tell_every_step(monkeypatch)
     other = make_model().id
     runtime.queue.enqueue("fineserve.build", other, runtime.device_class)
     build(runtime, refinable.id)
@@ -145,28 +157,87 @@ def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
     assert (halfway.status, halfway.revision, halfway.attempts) == ("refining", 1, 0)
     assert sorted(enqueued(client, queue)) == sorted([other, refinable.id])
     assert not models.leased(refinable.id)
+    Housekeeping(runtime, models, "build", "fineserve.build").requeue_lost()
+    assert enqueued(client, queue).count(refinable.id) == 1
     build(runtime, other)
     client.delete(queue)
     monkeypatch.setattr(worker.build, "retrain", None)  # it is not retrained again
     build(runtime, refinable.id)
     record = models.get(refinable.id)
     assert (record.status, record.revision, record.attempts) == ("ready", 2, 1)
-    steps = [e["step"] for e in told(client, record.id, "progress") if e["status"] == "refining"]
-    assert steps == list(range(1, 31))
+    assert refining_steps(client, record.id) == [*range(1, 31)]
 
 
 def test_it_goes_on_after_a_shutdown(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = runtime.repository.models
+    tell_every_step(monkeypatch)
     thread = threading.Thread(target=build, args=(runtime, refinable.id))
     thread.start()
-    while models.get(refinable.id).status != "refining":
+    while thread.is_alive() and not refining_steps(client, refinable.id):
         pass
     runtime.stopping.set()
     thread.join(timeout=20)
     assert models.get(refinable.id).status == "refining"
     runtime.stopping.clear()
+    steps_before = refining_steps(client, refinable.id)
     build(runtime, refinable.id)
     assert (models.get(refinable.id).status, models.get(refinable.id).attempts) == ("ready", 1)
-    assert told(client, refinable.id, "refined")[0]["steps"] == 30
+    steps = refining_steps(client, refinable.id)[len(steps_before) :]
+    # what the shutdown kept from being told was done
+    assert steps[0] in (len(steps_before) + 1, len(steps_before) + 2)
+    assert steps == [*range(int(str(steps[0])), 31)]
+
+
+def test_whatever_goes_wrong_the_retrained_model_stays(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise MemoryError("no room for Adam")
+
+    monkeypatch.setattr(worker.build, "refine", no_room)
+    build(runtime, refinable.id)
+    record = runtime.repository.models.get(refinable.id)
+    assert (record.status, record.revision) == ("ready", 1)
+    assert record.measured is not None
+    assert told(client, refinable.id, "refined") == [{"error": "MemoryError: no room for Adam"}]
+
+
+def test_a_refined_model_over_its_budget_is_not_published(
+    runtime: Runtime, refinable: ModelRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[type] = []
+    original = worker.build.verify
+
+    def measure_more(request: object, own: object, *rest: object) -> Measurement:
+        verified.append(type(own))
+        measurement = original(request, own, *rest)  # type: ignore[arg-type]
+        if not isinstance(own, DenseLayers):
+            return measurement
+        cost = dataclasses.replace(measurement.cost, memory_bytes=10**10)
+        return dataclasses.replace(measurement, cost=cost)
+
+    monkeypatch.setattr(worker.build, "verify", measure_more)
+    build(runtime, refinable.id)
+    record = runtime.repository.models.get(refinable.id)
+    assert verified == [Scales, DenseLayers]
+    assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
+    assert record.measured is not None
+    assert record.measured.memory_bytes < 10**10
+
+
+def test_a_model_deleted_while_it_is_refined_leaves_nothing(
+    runtime: Runtime, refinable: ModelRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    original = worker.build.refine
+
+    def delete_and_refine(*arguments: object) -> object:
+        runtime.repository.models.change(refinable.id, status="deleted")
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker.build, "refine", delete_and_refine)
+    build(runtime, refinable.id)
+    assert runtime.repository.models.get(refinable.id).status == "deleted"
+    assert not (runtime.store.root / "models" / refinable.id).exists()
