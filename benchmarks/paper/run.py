@@ -29,9 +29,12 @@ def run(setting: Setting, apply: Map = map) -> list[Row]:
     width = setting.network.width
     families = [(form, 2 * width) for form in FORMS]
     families += [("any-size", rank) for rank in (width, width // 2)]
-    _all("ancestors", apply, _prepare, ["judge", *reversed(families), "dense", "tleg"])
+    judges = ["judge", *tasks.TASKS]
+    _all("ancestors", apply, _prepare, [*reversed(families), "dense", "tleg", *judges])
     (floor,) = _all("floor", apply, _floor, [0])
-    _all("learning rates", apply, _learning_rates, (*METHODS, *FINE))
+    searches = [("depth", method) for method in (*METHODS, *FINE)]
+    searches += [("tasks", method) for method in tasks.METHODS]
+    _all("learning rates", apply, _search, searches)
     cases = [(name, case) for name, table in TABLES.items() for case in table.cases(setting)]
     return [floor, *itertools.chain(*_all("rows", apply, _measure, cases))]
 
@@ -63,6 +66,8 @@ def _prepare(what: str | tuple[str, int]) -> None:
     ancestors = _lab.ancestors
     if isinstance(what, tuple):
         ancestors.fine(*what)
+    elif what in tasks.TASKS:
+        tasks.judge_of(_lab, what).prepare()
     else:
         {"dense": ancestors.dense, "tleg": ancestors.tleg, "judge": _lab.judge.prepare}[what]()
 
@@ -71,8 +76,9 @@ def _floor(_: int) -> Row:
     return _lab.rows.get({"floor": "fd"}, lambda: {"fd": _lab.judge.floor()})
 
 
-def _learning_rates(method: str) -> tuple[float, float]:
-    return depth.learning_rates(_lab, method)
+def _search(case: tuple[str, str]) -> None:
+    table, method = case
+    {"depth": depth.learning_rates, "tasks": tasks.learning_rate}[table](_lab, method)
 
 
 def _measure(case: tuple[str, tuple[Any, ...]]) -> list[Row]:

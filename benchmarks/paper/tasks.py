@@ -89,7 +89,7 @@ def _load(setting: Setting, task: str) -> tuple[LabelledImages, LabelledImages, 
 
 
 @functools.cache
-def _judge(lab: Lab, task: str) -> Judge:
+def judge_of(lab: Lab, task: str) -> Judge:
     training, _, test = _load(lab.setting, task)
     splits = Splits(training, training, training, test, test)
     return dataclasses.replace(lab.judge, splits=splits, name=task)
@@ -109,7 +109,7 @@ def _trained(
     return model
 
 
-def _learning_rate(lab: Lab, method: str) -> float:
+def learning_rate(lab: Lab, method: str) -> float:
     rates: Sequence[float] = lab.setting.learning_rates
     if method == "fine, sigma":
         rates = lab.setting.sigma_learning_rates
@@ -125,8 +125,8 @@ def _learning_rate(lab: Lab, method: str) -> float:
 def measure(lab: Lab, task: str, shots: int, method: str, seed: int) -> list[Row]:
     key = {"table": "task", "task": task, "shots": shots, "method": method, "seed": seed}
     if not lab.rows.has(key):
-        rate = _learning_rate(lab, method)
+        rate = learning_rate(lab, method)
         model = _trained(lab, task, shots, method, seed, rate)
         steps = lab.setting.task_steps
-        lab.judged(key, model, _judge(lab, task), steps=steps, learning_rate=rate)
+        lab.judged(key, model, judge_of(lab, task), steps=steps, learning_rate=rate)
     return [lab.rows.get(key, dict)]
