@@ -69,7 +69,9 @@ def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
     expect(page.get_by_role("button", name="Deploy this size")).to_be_disabled()
     page.keyboard.press("End")
     expect(page.get_by_role("heading", level=2).first).to_have_text("depth 12, rank 256")
-    page.keyboard.press("Tab")
+    for _ in ("latency", "refinement"):
+        page.keyboard.press("Tab")
+    expect(page.get_by_label("Refine every weight")).to_be_focused()
     page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Deploy this size")).to_be_focused()
 
@@ -108,7 +110,8 @@ def test_the_same_seeds_from_two_models(page: Page, models: list[str]) -> None:
     page.get_by_role("button", name="Generate").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("progressbar").first).to_be_visible()
-    expect(page.get_by_role("img", name="Sneaker")).to_have_count(4 * len(models))
+    sneakers = page.get_by_role("img", name="Sneaker")
+    expect(sneakers).to_have_count(4 * len(models), timeout=60_000)
     pictures = [
         image.get_attribute("src") for image in page.get_by_role("img", name="Sneaker").all()
     ]
