@@ -306,9 +306,8 @@ class Pretraining:
             model.stem.load_state_dict(family.stem.state_dict())
             model.genes.load_state_dict(family.genes.state_dict())
             model.scales.load_state_dict(interpolated(family.scales, size).state_dict())
-        log_file = start / LOG
-        if log_file.exists():
-            shutil.copyfile(log_file, self.directory / LOG)
+        if self.accelerator.is_main_process:
+            shutil.copyfile(start / LOG, self.directory / LOG)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
         if setting == REFERENCE:
             shipped.measure(lab)
     if setting == REFERENCE:
-        report.write(setting, lab.ancestors, lab.rows.all())
+        report.write(setting, lab.ancestors, lab.rows.all(), shipped.version())
 
 
 if __name__ == "__main__":

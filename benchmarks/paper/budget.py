@@ -3,6 +3,7 @@
 In one process with a thread for each core: nothing else should run.
 """
 
+import copy
 import time
 
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
@@ -11,6 +12,7 @@ from benchmarks.paper.depth import learning_rates
 from benchmarks.paper.lab import Lab
 from benchmarks.paper.methods import pruning, scratch, train_all, written_out
 from benchmarks.paper.rows import Row
+from benchmarks.paper.training import denoising_loss
 from learngenes.calibrate import calibrate
 from learngenes.config import DType, Mode, Size
 from learngenes.dense import DenseDiT
@@ -43,6 +45,7 @@ class _Budgets:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.seconds = lab.setting.preparation_seconds
+        self._diffusion = lab.setting.diffusion
         self.family = lab.ancestors.fine("any-size")
         dense = lab.ancestors.dense()
         self.full_bytes = memory(_stored(dense, DType.FLOAT32), lab.setting.diffusion, WORKLOAD)
@@ -61,12 +64,11 @@ class _Budgets:
         if made is None:
             return {"budget_bytes": budget_bytes}
         model, figures = made
-        diffusion = self.lab.setting.diffusion
-        run(model, diffusion, WORKLOAD)
-        seconds = sorted(run(model, diffusion, WORKLOAD) for _ in range(LATENCY_RUNS))
+        run(model, self._diffusion, WORKLOAD)
+        seconds = sorted(run(model, self._diffusion, WORKLOAD) for _ in range(LATENCY_RUNS))
         return {
             "budget_bytes": budget_bytes,
-            "memory_bytes": memory(model, diffusion, WORKLOAD),
+            "memory_bytes": memory(model, self._diffusion, WORKLOAD),
             "latency_seconds": round(seconds[LATENCY_RUNS // 2], 4),
             **figures,
             **self.lab.judge(model),
@@ -93,8 +95,7 @@ class _Budgets:
             return self.family.assemble(scales, plan.mode, plan.dtype), figures
         model = written_out(self.family, scales)
         left = self.seconds - (time.monotonic() - started)
-        self._train_for(left, model, rate)
-        return _stored(model, plan.dtype), figures
+        return _stored(self._train_for(left, model, rate), plan.dtype), figures
 
     def _plan(self, budget_bytes: int) -> Plan:
         config = RetrainingConfig(steps=self.lab.setting.calibration_steps)
@@ -111,28 +112,41 @@ class _Budgets:
             model = scratch(self.lab.ancestors, depth)
             for dtype in (DType.FLOAT32, DType.BFLOAT16):
                 stored = _stored(model, dtype)
-                if memory(stored, self.lab.setting.diffusion, WORKLOAD) <= budget_bytes:
+                if memory(stored, self._diffusion, WORKLOAD) <= budget_bytes:
                     model = begin(self.lab.ancestors, depth)
                     rate, _ = learning_rates(self.lab, approach)
-                    self._train_for(self.seconds, model, rate)
+                    model = self._train_for(self.seconds, model, rate)
                     return _stored(model, dtype), {"depth": depth, "dtype": dtype}
         return None
 
     def _int8(self, budget_bytes: int) -> tuple[DenseDiT, Row] | None:
-        model = self.lab.ancestors.dense().requires_grad_(False)
-        quantize_(model.layers, Int8WeightOnlyConfig())
-        if memory(model, self.lab.setting.diffusion, WORKLOAD) > budget_bytes:
+        if memory(_int8(self.lab.ancestors.dense()), self._diffusion, WORKLOAD) > budget_bytes:
             return None
-        return model, {"depth": len(model.layers), "dtype": "int8"}
+        model = self.lab.ancestors.dense()
+        rate, _ = learning_rates(self.lab, "pruning")  # of what it is without a layer to prune
+        model = self._train_for(self.seconds, model, rate)
+        return _int8(model), {"depth": len(model.layers), "dtype": "int8"}
 
-    def _train_for(self, seconds: float, model: DenseDiT, learning_rate: float) -> None:
-        """As many steps as fit, of which the first ones tell how many."""
+    def _train_for(self, seconds: float, model: DenseDiT, learning_rate: float) -> DenseDiT:
+        """In as many steps as fit, of which some on a copy tell how many; or as it was, if that
+        is better by what chooses."""
+        trained = copy.deepcopy(model)
         started = time.monotonic()
-        train_all(model, self.lab.ancestors, TIMED_STEPS, 1, learning_rate / 10)
+        train_all(copy.deepcopy(model), self.lab.ancestors, TIMED_STEPS, 1, learning_rate)
+        left = seconds - (time.monotonic() - started)
         each = (time.monotonic() - started) / TIMED_STEPS
-        steps = int(seconds / each) - TIMED_STEPS
-        if steps > 0:
-            train_all(model, self.lab.ancestors, steps, 0, learning_rate)
+        train_all(trained, self.lab.ancestors, max(1, int(left / each)), 0, learning_rate)
+
+        def loss(candidate: DenseDiT) -> float:
+            return denoising_loss(candidate, self.lab.ancestors.splits.choosing, self.lab.setting)
+
+        return min((model, trained), key=loss)
+
+
+def _int8(model: DenseDiT) -> DenseDiT:
+    model.requires_grad_(False)
+    quantize_(model.layers, Int8WeightOnlyConfig())
+    return model
 
 
 def _stored(model: DenseDiT, dtype: DType) -> DiT:

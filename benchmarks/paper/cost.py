@@ -10,6 +10,7 @@ from benchmarks.paper.rows import Row
 from benchmarks.paper.setting import Setting
 from learngenes.config import NetworkConfig
 from learngenes.sizing.cost import (
+    BYTES_PER_FLOAT32,
     dense_parameters,
     learngene_parameters,
     scale_parameters,
@@ -17,7 +18,6 @@ from learngenes.sizing.cost import (
 )
 
 Case = tuple[int, int]
-BYTES_PER_FLOAT32 = 4
 
 
 def storage_bytes(setting: Setting, sizes: int) -> dict[str, int]:

@@ -33,14 +33,20 @@ class Judge:
 
     def __call__(self, model: DenseDiT | DiT) -> Figures:
         started = time.monotonic()
-        classes = self.setting.network.num_classes
-        labels = torch.arange(self.setting.samples) % classes
-        images = LabelledImages(self._sample(model, labels), labels, self.splits.test.class_names)
         return {
-            "fd": round(frechet_distance(gaussian(images.images), self.real), 2),
+            **self.quality(model),
             "loss": round(denoising_loss(model, self.splits.heldout, self.setting), 5),
-            "class_accuracy": round(accuracy(self.classifier, images), 4),
             "judging_seconds": round(time.monotonic() - started, 1),
+        }
+
+    def quality(self, model: DenseDiT | DiT, guidance_scale: float = 1.0) -> Figures:
+        """FD and class accuracy of its samples."""
+        labels = torch.arange(self.setting.samples) % self.setting.network.num_classes
+        sampled = self._sample(model, labels, guidance_scale)
+        images = LabelledImages(sampled, labels, self.splits.test.class_names)
+        return {
+            "fd": round(frechet_distance(gaussian(sampled), self.real), 2),
+            "class_accuracy": round(accuracy(self.classifier, images), 4),
         }
 
     def floor(self) -> float:
@@ -48,7 +54,7 @@ class Judge:
         chosen = self.splits.training.balanced(self.setting.samples)
         return round(frechet_distance(gaussian(chosen.images), self.real), 2)
 
-    def _sample(self, model: DenseDiT | DiT, labels: Tensor) -> Tensor:
+    def _sample(self, model: DenseDiT | DiT, labels: Tensor, guidance_scale: float) -> Tensor:
         parts = []
         with training_precision(CPU):
             for seeds in torch.arange(len(labels)).split(BATCH):
@@ -58,7 +64,7 @@ class Judge:
                     labels[seeds].tolist(),
                     seeds.tolist(),
                     num_inference_steps=self.setting.sampling_steps,
-                    guidance_scale=1.0,
+                    guidance_scale=guidance_scale,
                     scheduler="dpmsolver++",
                 )
                 parts.append(part)

@@ -8,8 +8,7 @@ from benchmarks.paper.judge import Judge
 from benchmarks.paper.rows import Row, Rows
 from benchmarks.paper.setting import Setting
 from learngenes.dense import DenseDiT
-
-BYTES_PER_FLOAT32 = 4
+from learngenes.sizing.cost import BYTES_PER_FLOAT32
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,12 @@ STAGES = {"A": "after 300 steps", "B": "after 700 more"}
 SIZES = 10
 
 
-def rows_so_far() -> list[Row]:
-    """That an earlier run has put into the repository."""
+def rows_so_far(setting: Setting) -> list[Row]:
+    """That an earlier run of the same protocol has put into the repository."""
     if not RESULT.exists():
         return []
-    rows: list[Row] = json.loads(RESULT.read_text())["rows"]
+    result = json.loads(RESULT.read_text())
+    rows: list[Row] = result["rows"] if result["setting"] == repr(setting) else []
     return rows
 
 
@@ -74,8 +75,12 @@ def step_ratio(rows: Sequence[Row], setting: Setting) -> int | None:
     return worst
 
 
-def write(setting: Setting, ancestors: Ancestors, rows: Sequence[Row]) -> None:
-    """What of it is not measured yet is None, and left out of the pictures."""
+def write(setting: Setting, ancestors: Ancestors, rows: Sequence[Row], family: str) -> None:
+    """What of it is not measured yet is None, and left out of the pictures.
+
+    `family`: the version of the shipped one; rows of others are dropped.
+    """
+    rows = [row for row in rows if row["key"].get("family", family) == family]
     depth_won, budget_won = depth_wins(rows, setting), budget_wins(rows, setting)
     shipped = {row["key"]["shipped"]: row for row in rows if "shipped" in row["key"]}
     floor = next((row["fd"] for row in rows if "floor" in row["key"]), None)
@@ -95,7 +100,9 @@ def write(setting: Setting, ancestors: Ancestors, rows: Sequence[Row]) -> None:
         "fashion_class_accuracy": quality.get("class_accuracy"),
         "sigma_300_steps_seconds": shipped.get("sigma", {}).get("seconds"),
     }
-    RESULT.write_text(json.dumps({"summary": summary, "rows": list(rows)}, indent=1) + "\n")
+    RESULT.write_text(
+        json.dumps({"summary": summary, "setting": repr(setting), "rows": rows}, indent=1) + "\n"
+    )
     if depth_won:
         draw_depths(setting, floor, rows, RESULTS / "paper-depth.png")
     if budget_won:

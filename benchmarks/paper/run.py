@@ -54,7 +54,7 @@ def make_lab(setting: Setting, work: Path) -> Lab:
     kept, earlier = work, []
     if setting == REFERENCE:
         kept = Path(__file__).parent / "trained"
-        earlier = report.rows_so_far()
+        earlier = report.rows_so_far(setting)
     return Lab(Ancestors(setting, splits, kept, work), judge, Rows(work / "rows", earlier))
 
 

@@ -8,40 +8,33 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.classifier import accuracy
 from benchmarks.deployment import REPOSITORY
 from benchmarks.paper.lab import Lab
 from benchmarks.paper.rows import Row
 from benchmarks.paper.training import denoising_loss
 from learngenes.config import Mode, Size
-from learngenes.data import LabelledImages
 from learngenes.factors import Scales
 from learngenes.family import Family, load_family
-from learngenes.frechet import frechet_distance, gaussian
 from learngenes.retrain import RetrainingConfig, retrain
-from learngenes.sampling import sample
 from learngenes.sigma import interpolated
 
 FAMILY = REPOSITORY / "families" / "fashion"
 STEPS = 300
-SAMPLES = 5000
-BATCH = 250
 UNSEEN = Size(depth=14, rank=100)
 """Deeper than any that it was trained at, and a rank between those."""
 
 
-def measure(lab: Lab) -> dict[str, Row]:
+def version() -> str:
+    """That its rows are measured of."""
+    return load_family(FAMILY).fingerprint[:12]
+
+
+def measure(lab: Lab) -> None:
     """Rows that do not depend on the protocol's scale."""
-    family = load_family(FAMILY)
-    rows = lab.rows
-    version = family.fingerprint[:12]
-    return {
-        "sigma": rows.get({"shipped": "sigma", "family": version}, lambda: _seconds(family)),
-        "unseen": rows.get({"shipped": "unseen", "family": version}, lambda: _unseen(lab, family)),
-        "quality": rows.get(
-            {"shipped": "quality", "family": version}, lambda: _quality(lab, family)
-        ),
-    }
+    family, of = load_family(FAMILY), {"family": version()}
+    lab.rows.get({"shipped": "sigma", **of}, lambda: _seconds(family))
+    lab.rows.get({"shipped": "unseen", **of}, lambda: _unseen(lab, family))
+    lab.rows.get({"shipped": "quality", **of}, lambda: _quality(lab, family))
 
 
 def _seconds(family: Family) -> Row:
@@ -83,24 +76,4 @@ def _unseen(lab: Lab, family: Family) -> Row:
 def _quality(lab: Lab, family: Family) -> Row:
     """At full size, nothing retrained: the service's guidance and none."""
     model = family.assemble(family.scales, Mode.MATERIALISED)
-    labels = torch.arange(SAMPLES) % len(family.manifest.class_names)
-    row: Row = {"samples": SAMPLES, "scheduler": "dpmsolver++", "num_inference_steps": 10}
-    for guidance_scale in (1.0, 2.0):
-        parts = [
-            sample(
-                model,
-                family.manifest.diffusion,
-                labels[seeds].tolist(),
-                seeds.tolist(),
-                num_inference_steps=10,
-                guidance_scale=guidance_scale,
-                scheduler="dpmsolver++",
-            )
-            for seeds in torch.arange(SAMPLES).split(BATCH)
-        ]
-        images = LabelledImages(torch.cat(parts), labels, family.manifest.class_names)
-        row[f"guidance {guidance_scale:g}"] = {
-            "fd": round(frechet_distance(gaussian(images.images), lab.judge.real), 2),
-            "class_accuracy": round(accuracy(lab.judge.classifier, images), 4),
-        }
-    return row
+    return {f"guidance {scale:g}": lab.judge.quality(model, scale) for scale in (1.0, 2.0)}

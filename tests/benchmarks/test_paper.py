@@ -51,11 +51,13 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert row["memory_bytes"] <= row["budget_bytes"]
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "RESULT", tmp_path / "paper.json")
-    report.write(SMOKE, lab.ancestors, lab.rows.all())
+    of_another_family: Row = {"key": {"shipped": "unseen", "family": "old"}}
+    report.write(SMOKE, lab.ancestors, [*lab.rows.all(), of_another_family], "new")
     summary = json.loads((tmp_path / "paper.json").read_text())["summary"]
     assert (summary["table1_rows"], summary["budget_table_rows"]) == (2, 1)
     assert summary["storage_ratio_10_sizes"] > 1
-    assert {row["key"].get("table") for row in report.rows_so_far()} >= set(of_table)
+    assert report.rows_so_far(SMOKE) == lab.rows.all()
+    assert report.rows_so_far(dataclasses.replace(SMOKE, further_steps=9)) == []
     for table in PAPER_TABLES:
         lines = table(json.loads((tmp_path / "paper.json").read_text()))
         assert len(lines) > 1
