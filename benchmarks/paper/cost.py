@@ -48,8 +48,8 @@ def measure(lab: Lab, depth: int, multiple: int) -> list[Row]:
     if not lab.rows.has(key):
         rate, _ = learning_rates(lab, "scratch")
         steps = multiple * (setting.sigma_steps + setting.further_steps)
-        started = time.monotonic()
+        started = time.process_time()
         model = train_all(scratch(lab.ancestors, depth), lab.ancestors, steps, 0, rate)
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
         lab.judged(key, model, seconds=seconds, steps=steps, learning_rate=rate)
     return [lab.rows.get(key, dict)]

@@ -48,13 +48,13 @@ def measure(lab: Lab, seed: int, depth: int, method: str) -> list[Row]:
     ]
     if not all(lab.rows.has(key) for key in keys):
         first, second = learning_rates(lab, method)
-        started = time.monotonic()
+        started = time.process_time()
         model = first_stage(lab.ancestors, method, depth, seed, first)
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
         lab.judged(keys[0], model, seconds=seconds, steps=setting.sigma_steps, learning_rate=first)
-        started = time.monotonic()
+        started = time.process_time()
         model = second_stage(lab.ancestors, model, seed, second)
-        seconds += time.monotonic() - started
+        seconds += time.process_time() - started
         steps = setting.sigma_steps + setting.further_steps
         lab.judged(keys[1], model, seconds=seconds, steps=steps, learning_rate=second)
     return [lab.rows.get(key, dict) for key in keys]
