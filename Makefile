@@ -86,8 +86,8 @@ pretrain-emoji: $(INSTALLED) $(EMOJI)  ## train the family `emoji`, resuming fro
 
 $(EMOJI): configs/emoji_images.py | $(INSTALLED) $(NPM)
 	mkdir -p $(@D)
-	cd $(@D) && npm pack --silent emoji-datasource-google@16.0.0
-	$(BIN)/python $< $(@D)/emoji-datasource-google-16.0.0.tgz $@
+	cd $(@D) && npm pack --silent emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0
+	$(BIN)/python $< $(addprefix $(@D)/,emoji-datasource-google-16.0.0.tgz emoji-datasource-twitter-16.0.0.tgz lobehub-fluent-emoji-3d-1.1.0.tgz) $(@D)
 	touch $@
 
 $(TASKS): configs/task_images.py | $(INSTALLED)

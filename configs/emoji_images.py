@@ -1,10 +1,13 @@
-"""Make an image folder of the npm package `emoji-datasource-google` (Noto, Apache-2.0).
+"""Make image folders of the emoji that npm packages carry, in three styles.
 
-    python configs/emoji_images.py emoji-datasource-google-16.0.0.tgz var/data/emoji
+    python configs/emoji_images.py emoji-datasource-google-16.0.0.tgz \
+        emoji-datasource-twitter-16.0.0.tgz lobehub-fluent-emoji-3d-1.1.0.tgz var/data
 
-Classes are the data's own categories; skin tones are images of their own. Every tenth emoji, with
-all its skin tones, is in `test` and the others in `train`, so that no face is in both. Images are
-laid on white: 32 x 32, RGB.
+makes `emoji` (Noto, Apache-2.0), which the family is trained on, and the tasks `emoji-twitter`
+(Twemoji, CC-BY-4.0) and `emoji-fluent` (Fluent 3D, MIT). Classes are the data's own categories;
+skin tones are images of their own. Every tenth emoji, with all its skin tones, is in `test` and
+the others in `train`, in every style alike, so that no face is in both. Images are laid on white:
+32 x 32, RGB.
 """
 
 import hashlib
@@ -18,37 +21,61 @@ from pathlib import Path
 from PIL import Image
 
 SIDE = 32
-STYLE = "google"
 TEST_SHARE = 10
 
 
 def emoji(package: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
-    """(file, category, split) of every image that this style has."""
-    index = package.extractfile("package/emoji.json")
-    assert index is not None, "emoji.json is a file"
-    for entry in json.load(index):
+    """(file, category, split) of every emoji that the index of an emoji-datasource package has."""
+    for entry in json.loads(_read(package, "package/emoji.json")):
         if entry["category"] == "Component":  # five skin tones alone
             continue
         digest = hashlib.sha256(entry["unified"].encode()).digest()
         split = "test" if digest[0] % TEST_SHARE == 0 else "train"
         for variant in (entry, *entry.get("skin_variations", {}).values()):
-            if variant[f"has_img_{STYLE}"]:
-                yield variant["image"], entry["category"], split
+            yield variant["image"], entry["category"], split
 
 
-def main(archive: Path, directory: Path) -> None:
-    with tarfile.open(archive) as package:
-        for file, category, split in emoji(package):
-            packed = package.extractfile(f"package/img/{STYLE}/64/{file}")
-            assert packed is not None, f"{file} is a file"
-            drawn = Image.open(io.BytesIO(packed.read())).convert("RGBA")
-            white = Image.new("RGBA", drawn.size, "white")
-            white.alpha_composite(drawn)
-            folder = directory / split / category
-            folder.mkdir(parents=True, exist_ok=True)
-            small = white.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            small.save(folder / file, optimize=True)
+def code_points(file: str) -> str:
+    """What names an emoji in every package: without the marks that ask for the colour form."""
+    return Path(file).stem.lower().replace("-fe0f", "")
+
+
+def write(index: tarfile.TarFile, package: tarfile.TarFile, folder: str, directory: Path) -> None:
+    """Every emoji of `index` that `package` has an image of in its `folder`."""
+    drawings = {
+        code_points(name): name
+        for name in package.getnames()
+        if name.startswith(f"package/{folder}/")
+    }
+    for file, category, split in emoji(index):
+        drawing = drawings.get(code_points(file))
+        if drawing is None:
+            continue
+        drawn = Image.open(io.BytesIO(_read(package, drawing))).convert("RGBA")
+        white = Image.new("RGBA", drawn.size, "white")
+        white.alpha_composite(drawn)
+        target = directory / split / category
+        target.mkdir(parents=True, exist_ok=True)
+        small = white.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        small.save((target / file).with_suffix(".png"), optimize=True)
+
+
+def _read(package: tarfile.TarFile, name: str) -> bytes:
+    file = package.extractfile(name)
+    assert file is not None, f"{name} is a file"
+    return file.read()
+
+
+def main(google: Path, twitter: Path, fluent: Path, directory: Path) -> None:
+    with tarfile.open(google) as index:
+        write(index, index, "img/google/64", directory / "emoji")
+        for archive, folder, name in (
+            (twitter, "img/twitter/64", "emoji-twitter"),
+            (fluent, "assets", "emoji-fluent"),
+        ):
+            with tarfile.open(archive) as package:
+                write(index, package, folder, directory / name)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

@@ -49,6 +49,14 @@ def sampler(config: DiffusionConfig, name: str, num_inference_steps: int) -> Sam
     raise ValueError(f"unknown scheduler {name!r}; choose one of {', '.join(SAMPLERS)}")
 
 
+def step_generator(stream: int, step: int) -> torch.Generator:
+    """For the draws of one training step, apart from those of other streams.
+
+    torch heeds 32 bits of a seed: streams are a golden section of them apart.
+    """
+    return torch.Generator().manual_seed((stream * 2_654_435_769 + step) % 2**32)
+
+
 def training_batch(
     process: DDPMScheduler, images: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from learngenes import checkpoint, data
 from learngenes.config import DiffusionConfig, Frozen, NetworkConfig, Size, SizeSpace
 from learngenes.device import default_device, native_bfloat16
-from learngenes.diffusion import heldout_loss, noise_process, training_batch
+from learngenes.diffusion import heldout_loss, noise_process, step_generator, training_batch
 from learngenes.dit import Stem
 from learngenes.factors import Learngenes, training_layer
 from learngenes.family import FamilyError, load_family
@@ -203,8 +203,9 @@ class Pretraining:
 
     def _train_step(self) -> float:
         training = self.config.training
-        shared = _generator(training.seed, self.step, 0)  # the size is the same on every process
-        own = _generator(training.seed, self.step, 1 + self.accelerator.process_index)
+        first = training.seed * 1_000
+        shared = step_generator(first, self.step)  # the size is the same on every process
+        own = step_generator(first + 1 + self.accelerator.process_index, self.step)
         network = self.config.network
         full = Size(depth=network.depth, rank=network.rank)
         indices = torch.randint(len(self.images), (training.batch_size,), generator=own)
@@ -328,7 +329,3 @@ class Before:
                 f"{family / LOG} does not tell the steps and images of that family, so it cannot "
                 "be gone on with; name another, or leave --start out"
             ) from error
-
-
-def _generator(seed: int, step: int, stream: int) -> torch.Generator:
-    return torch.Generator().manual_seed(((seed * 1_000 + stream) << 32) + step)

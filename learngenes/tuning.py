@@ -16,7 +16,13 @@ from torch import nn
 from learngenes import checkpoint
 from learngenes.config import Frozen
 from learngenes.data import LabelledImages
-from learngenes.diffusion import Predict, heldout_loss, noise_process, training_batch
+from learngenes.diffusion import (
+    Predict,
+    heldout_loss,
+    noise_process,
+    step_generator,
+    training_batch,
+)
 from learngenes.family import Family
 
 log = structlog.get_logger()
@@ -159,7 +165,7 @@ class Tuning:
 
     def _step(self, step: int, learning_rate: float) -> float:
         config = self.config
-        generator = torch.Generator().manual_seed((config.seed << 32) + step)
+        generator = step_generator(config.seed, step)
         indices = torch.randint(len(self.train), (config.batch_size,), generator=generator)
         labels = self.train.labels[indices].clone()
         dropped = torch.rand(len(labels), generator=generator) < config.null_class_probability

@@ -13,7 +13,7 @@ from benchmarks.paper.setting import Setting
 from learngenes import checkpoint
 from learngenes.data import LabelledImages
 from learngenes.device import training_precision
-from learngenes.diffusion import heldout_loss, noise_process, training_batch
+from learngenes.diffusion import heldout_loss, noise_process, step_generator, training_batch
 
 NULL_CLASS_PROBABILITY = 0.1
 CHECKPOINT_EVERY_STEPS = 500
@@ -48,7 +48,7 @@ def train(
     for step in range(begun, steps):
         if checkpoint_file is not None and step > begun and step % CHECKPOINT_EVERY_STEPS == 0:
             checkpoint.write(checkpoint_file, {"step": step}, model, optimizer, average)
-        generator = torch.Generator().manual_seed((seed << 32) + step)
+        generator = step_generator(seed, step)
         indices = torch.randint(len(images), (setting.batch_size,), generator=generator)
         labels = images.labels[indices].clone()
         dropped = torch.rand(len(labels), generator=generator) < NULL_CLASS_PROBABILITY

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from learngenes.config import DiffusionConfig
-from learngenes.diffusion import heldout_loss, noise_process, training_batch
+from learngenes.diffusion import heldout_loss, noise_process, step_generator, training_batch
 
 
 def test_the_timesteps_of_a_batch_are_evenly_spread() -> None:
@@ -15,6 +15,16 @@ def test_the_timesteps_of_a_batch_are_evenly_spread() -> None:
         assert timesteps.tolist() != sorted(timesteps.tolist())
         seen.append(timesteps.tolist())
     assert seen[0] != seen[1] != seen[2]
+
+
+def test_streams_of_steps_draw_apart_and_a_step_draws_the_same_again() -> None:
+    drawn = {
+        (stream, step): tuple(torch.rand(4, generator=step_generator(stream, step)).tolist())
+        for stream in (0, 1, 2, 1000, 5001)
+        for step in range(5)
+    }
+    assert len(set(drawn.values())) == len(drawn)
+    assert tuple(torch.rand(4, generator=step_generator(2, 3)).tolist()) == drawn[2, 3]
 
 
 def test_heldout_loss_is_that_of_fixed_noise() -> None:
