@@ -268,6 +268,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "operate": ("operate", operate),
     "paper_depth": ("paper", tables.depth),
     "paper_cost": ("paper", tables.cost),
+    "paper_totals": ("paper", tables.totals),
     "paper_ablations": ("paper", tables.ablations),
     "paper_tasks": ("paper", tables.tasks),
     "paper_budget": ("paper", tables.budget),

@@ -10,7 +10,7 @@ from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from benchmarks.paper.depth import learning_rates
 from benchmarks.paper.lab import Lab
-from benchmarks.paper.methods import pruning, scratch, train_all, written_out
+from benchmarks.paper.methods import OURS, pruning, scratch, train_all, written_out
 from benchmarks.paper.rows import Row
 from benchmarks.paper.training import denoising_loss
 from learngenes.calibrate import calibrate
@@ -80,7 +80,7 @@ class _Budgets:
             plan = self._plan(budget_bytes)
         except Infeasible:
             return None
-        first, rate = learning_rates(self.lab, "fine any-size")
+        first, rate = learning_rates(self.lab, OURS)
         started = time.monotonic()
         config = RetrainingConfig(max_seconds=self.seconds, learning_rate=first)
         size = Size(depth=plan.depth, rank=plan.rank)

@@ -5,7 +5,7 @@ import time
 
 from benchmarks.paper.depth import learning_rates
 from benchmarks.paper.lab import Lab
-from benchmarks.paper.methods import scratch, train_all
+from benchmarks.paper.methods import OURS, scratch, train_all
 from benchmarks.paper.rows import Row
 from benchmarks.paper.setting import Setting
 from learngenes.config import NetworkConfig
@@ -20,19 +20,62 @@ from learngenes.sizing.cost import (
 Case = tuple[int, int]
 
 
-def storage_bytes(setting: Setting, sizes: int) -> dict[str, int]:
-    """Of models of so many depths from 3 on, in float32: each whole, or Sigma and one family."""
-    network = setting.network
-    depths = range(3, 3 + sizes)
-    stem = stem_parameters(network)
-    whole = sum(stem + int(dense_layer_parameters(network)) * depth for depth in depths)
-    own = sum(int(scale_parameters(network, depth, network.rank)) for depth in depths)
-    family = stem + int(learngene_parameters(network, network.rank))
-    family += int(scale_parameters(network, network.depth, network.rank))
-    return {"scratch": whole * BYTES_PER_FLOAT32, "fine": (family + own) * BYTES_PER_FLOAT32}
+COUNTS = (1, 3, 5, 10)
+"""Of models of different sizes, and of tasks."""
+LAYER_STEPS, SIZES, TASKS = "layer steps", "bytes of sizes", "bytes of tasks"
+WHOLE = "whole models"
 
 
-def dense_layer_parameters(network: NetworkConfig) -> int:
+def totals(setting: Setting) -> list[Row]:
+    """What models of several sizes, and of several tasks, cost together; counted, not measured.
+
+    Layer steps: training steps, each times the layers that it trains, phase 1 included.
+    """
+    network, steps = setting.network, setting.sigma_steps + setting.further_steps
+    drawn = sum(setting.trained_depths) / len(setting.trained_depths)
+    dense = setting.ancestor_steps * network.depth
+    any_size = dense + round(setting.ancestor_steps * drawn)
+    stem, layer = stem_parameters(network), layer_parameters(network)
+    family = (
+        stem + int(learngene_parameters(network, network.rank)) + _sigma(network, network.depth)
+    )
+    task_depth = setting.searched_depth
+    classes = (network.num_classes + 1) * network.width
+    rows: list[Row] = []
+    for n in COUNTS:
+        depths = spread_depths(network.depth, n)
+        layers = sum(depths)
+        trained = {f"scratch, {k} s": k * steps * layers for k in setting.scratch_multiples}
+        trained |= {"pruning": dense + steps * layers, OURS: any_size + steps * layers}
+        parameters = {
+            SIZES: {
+                WHOLE: n * stem + layers * layer,
+                OURS: family + sum(_sigma(network, depth) for depth in depths),
+            },
+            TASKS: {
+                WHOLE: n * (stem + task_depth * layer),
+                OURS: family + n * (_sigma(network, task_depth) + classes),
+            },
+        }
+        for what, counted in ((LAYER_STEPS, trained), *parameters.items()):
+            each = 1 if what == LAYER_STEPS else BYTES_PER_FLOAT32
+            for method, count in counted.items():
+                key = {"table": "totals", "what": what, "n": n, "method": method}
+                rows.append({"key": key, "total": each * count})
+    return rows
+
+
+def spread_depths(deepest: int, n: int) -> list[int]:
+    """From the deepest down to a quarter of it."""
+    span = deepest - deepest // 4
+    return [round(deepest - i * span / max(1, n - 1)) for i in range(n)]
+
+
+def _sigma(network: NetworkConfig, depth: int) -> int:
+    return int(scale_parameters(network, depth, network.rank))
+
+
+def layer_parameters(network: NetworkConfig) -> int:
     biases = int(scale_parameters(network, 1, 0))
     return int(dense_parameters(network, 1)) + biases
 

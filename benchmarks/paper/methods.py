@@ -89,7 +89,8 @@ METHODS: dict[str, Begin] = {
     "pruning": pruning,
     "svd": svd,
 }
-FINE = {"fine as published": "fixed-depth", "fine any-size": "any-size"}
+OURS = "fine any-size"
+FINE = {"fine as published": "fixed-depth", OURS: "any-size"}
 """Method to the form of its ancestor."""
 
 

@@ -7,18 +7,16 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from benchmarks.paper import cost
 from benchmarks.paper.ancestors import FORMS, HELDOUT_LOSS, Ancestors, fine_name
 from benchmarks.paper.budget import APPROACHES
-from benchmarks.paper.cost import storage_bytes
-from benchmarks.paper.methods import FINE, METHODS
+from benchmarks.paper.methods import FINE, METHODS, OURS
 from benchmarks.paper.rows import Row, cell
 from benchmarks.paper.setting import Setting
 from benchmarks.readme import RESULTS
 
 RESULT = RESULTS / "paper.json"
-OURS = "fine any-size"
 STAGES = {"A": "after 300 steps", "B": "after 700 more"}
-SIZES = 10
 
 
 def rows_so_far(setting: Setting) -> list[Row]:
@@ -80,18 +78,26 @@ def write(setting: Setting, ancestors: Ancestors, rows: Sequence[Row], family: s
 
     `family`: the version of the shipped one; rows of others are dropped.
     """
-    rows = [row for row in rows if row["key"].get("family", family) == family]
+    counted = cost.totals(setting)
+    keys = [row["key"] for row in counted]
+    rows = [
+        row for row in rows if row["key"].get("family", family) == family and row["key"] not in keys
+    ]
+    rows += counted
     depth_won, budget_won = depth_wins(rows, setting), budget_wins(rows, setting)
     shipped = {row["key"]["shipped"]: row for row in rows if "shipped" in row["key"]}
     floor = next((row["fd"] for row in rows if "floor" in row["key"]), None)
-    storage = storage_bytes(setting, SIZES)
+    most = {"what": cost.SIZES, "n": max(cost.COUNTS)}
+    stored = {
+        row["key"]["method"]: row["total"] for row in counted if most.items() <= row["key"].items()
+    }
     unseen = shipped.get("unseen")
     quality = shipped.get("quality", {}).get("guidance 2", {})
     summary = {
         "table1_wins": sum(depth_won),
         "table1_rows": len(depth_won),
         "fine_vs_scratch_step_ratio": step_ratio(rows, setting),
-        "storage_ratio_10_sizes": round(storage["scratch"] / storage["fine"], 1),
+        "storage_ratio_10_sizes": round(stored[cost.WHOLE] / stored[OURS], 1),
         "budget_table_wins": sum(budget_won),
         "budget_table_rows": len(budget_won),
         "zero_shot_loss_gap": unseen and round(unseen["loss"] / unseen["loss_retrained"] - 1, 4),

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.paper.cost import LAYER_STEPS, SIZES, TASKS
+from benchmarks.paper.methods import OURS
 from benchmarks.paper.rows import Row, cell
 
 Table = list[tuple[str, ...]]
@@ -32,14 +34,14 @@ def depth(result: dict[str, Any]) -> Table:
         for method in _values(rows, "depth", "method"):
             wanted = {"table": "depth", "method": method, "stage": stage}
             cells = [_fd(rows, depth=d, **wanted) for d in depths]
-            table.append((after, _strong(method, "fine any-size"), *cells))
+            table.append((after, _strong(method, OURS), *cells))
     return table
 
 
 def cost(result: dict[str, Any]) -> Table:
     rows = result["rows"]
     depths = sorted(_values(rows, "cost", "depth"))
-    ours = {"table": "depth", "method": "fine any-size", "stage": "B"}
+    ours = {"table": "depth", "method": OURS, "stage": "B"}
     table: Table = [("", *(f"L{d}" for d in depths))]
     table.append(("**fine any-size**, s steps", *(_fd(rows, depth=d, **ours) for d in depths)))
     for multiple in sorted(_values(rows, "cost", "multiple")):
@@ -48,9 +50,26 @@ def cost(result: dict[str, Any]) -> Table:
     return table
 
 
+def totals(result: dict[str, Any]) -> Table:
+    rows = [row for row in result["rows"] if row["key"].get("table") == "totals"]
+    counts = _values(rows, "totals", "n")
+    table: Table = [("", "", *(str(n) for n in counts))]
+    for what, named, unit in (
+        (LAYER_STEPS, "training steps x layers, of so many sizes", 1e3),
+        (SIZES, "stored, of so many sizes", 1e6),
+        (TASKS, "stored, of so many tasks", 1e6),
+    ):
+        of_it = [row for row in rows if row["key"]["what"] == what]
+        for method in _values(of_it, "totals", "method"):
+            cells = [row["total"] / unit for row in of_it if row["key"]["method"] == method]
+            told = [f"{c:.0f},000" if unit == 1e3 else f"{c:.2f} MB" for c in cells]
+            table.append((named, _strong(method, OURS), *told))
+    return table
+
+
 def ablations(result: dict[str, Any]) -> Table:
     rows, at_six = result["rows"], {"table": "depth", "depth": 6}
-    forms = {"fixed-depth": "fine as published", "any-size": "fine any-size"}
+    forms = {"fixed-depth": "fine as published", "any-size": OURS}
     table: Table = [("what", "as", "fixed-depth family", "any-size family")]
     for initialisation in _values(rows, "sigma", "sigma"):
         cells = [_fd(rows, table="sigma", sigma=initialisation, form=form) for form in forms]
@@ -66,7 +85,7 @@ def ablations(result: dict[str, Any]) -> Table:
         for rank in sorted(_values(rows, "rank", "rank")):
             found = _fd(rows, table="rank", rank=rank, stage=stage)
             table.append((f"family's rank, {after}", f"r = {rank}", "", found))
-        found = _fd(rows, **at_six, method="fine any-size", stage=stage)
+        found = _fd(rows, **at_six, method=OURS, stage=stage)
         table.append((f"family's rank, {after}", "r = 128", "", found))
     return table
 

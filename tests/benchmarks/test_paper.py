@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.paper import budget, report, tables
+from benchmarks.paper import budget, cost, report, tables
 from benchmarks.paper.ancestors import Ancestors
-from benchmarks.paper.methods import FINE, METHODS
+from benchmarks.paper.methods import FINE, METHODS, OURS
 from benchmarks.paper.rows import Row, Rows
 from benchmarks.paper.run import make_lab, prepare, run
-from benchmarks.paper.setting import SMOKE, load_splits
+from benchmarks.paper.setting import REFERENCE, SMOKE, load_splits
 from learngenes import frechet
 from learngenes.config import Kind
 
@@ -26,7 +26,14 @@ def few_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frechet, "_features", lambda images: whole(images)[:, :64])
 
 
-PAPER_TABLES = (tables.depth, tables.cost, tables.ablations, tables.tasks, tables.budget)
+PAPER_TABLES = (
+    tables.depth,
+    tables.cost,
+    tables.totals,
+    tables.ablations,
+    tables.tasks,
+    tables.budget,
+)
 
 
 def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +63,7 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     summary = json.loads((tmp_path / "paper.json").read_text())["summary"]
     assert (summary["table1_rows"], summary["budget_table_rows"]) == (2, 1)
     assert summary["storage_ratio_10_sizes"] > 1
-    assert report.rows_so_far(SMOKE) == lab.rows.all()
+    assert report.rows_so_far(SMOKE) == [*lab.rows.all(), *cost.totals(SMOKE)]
     assert report.rows_so_far(dataclasses.replace(SMOKE, further_steps=9)) == []
     for table in PAPER_TABLES:
         lines = table(json.loads((tmp_path / "paper.json").read_text()))
@@ -119,18 +126,38 @@ def test_best_or_within_one_spread_of_best_is_a_win() -> None:
             for seed, fd in enumerate(fds)
         ]
 
-    others = [r for m in (*METHODS, *FINE) if m != report.OURS for r in rows(m, 99.0, 101.0)]
+    others = [r for m in (*METHODS, *FINE) if m != OURS for r in rows(m, 99.0, 101.0)]
     for ours, won in (((99.0, 99.0), True), ((101.0, 103.0), True), ((104.0, 104.0), False)):
-        found = report.depth_wins([*others, *rows(report.OURS, *ours)], setting)
+        found = report.depth_wins([*others, *rows(OURS, *ours)], setting)
         assert found == [won, won]
     assert report.depth_wins(others, setting) == []
+
+
+def test_several_models_of_a_family_cost_less_the_more_there_are() -> None:
+    def ratio(what: str, n: int, others: str) -> float:
+        found = {
+            row["key"]["method"]: row["total"]
+            for row in cost.totals(REFERENCE)
+            if (row["key"]["what"], row["key"]["n"]) == (what, n)
+        }
+        return float(found[others] / found[OURS])
+
+    for what, others in (
+        (cost.SIZES, cost.WHOLE),
+        (cost.TASKS, cost.WHOLE),
+        (cost.LAYER_STEPS, "scratch, 5 s"),
+    ):
+        ratios = [ratio(what, n, others) for n in cost.COUNTS]
+        assert ratios == sorted(ratios)
+        assert ratios[-1] > 1
+    assert cost.spread_depths(12, 10) == [*range(12, 2, -1)]
 
 
 def test_how_many_times_the_steps_scratch_needs() -> None:
     setting = dataclasses.replace(SMOKE, depths=(4, 6), scratch_multiples=(1, 2, 3))
     rows: list[Row] = []
     for depth, ours in ((4, 70.0), (6, 90.0)):
-        key = {"method": report.OURS, "stage": "B", "seed": 0, "depth": depth}
+        key = {"method": OURS, "stage": "B", "seed": 0, "depth": depth}
         rows.append({"key": {"table": "depth", **key}, "fd": ours})
         for multiple, fd in ((1, 110.0), (2, 95.0), (3, 80.0)):
             rows.append({"key": {"table": "cost", "depth": depth, "multiple": multiple}, "fd": fd})

@@ -1,0 +1,153 @@
+"""The family `emoji`: other styles as tasks of its Sigma, and whether it knows images by heart.
+
+In one process with a thread for each core: nothing else should run.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from benchmarks.deployment import REPOSITORY
+from benchmarks.paper.rows import Row, Rows
+from learngenes import data
+from learngenes.config import Mode
+from learngenes.data import LabelledImages
+from learngenes.diffusion import heldout_loss, noise_process
+from learngenes.dit import DiT
+from learngenes.family import Family
+from learngenes.retrain import RetrainingConfig, retrain
+from learngenes.sampling import sample
+
+FAMILY = REPOSITORY / "families" / "emoji"
+DATA = REPOSITORY / "var" / "data"
+STYLES = {"emoji": "Noto", "emoji-twitter": "Twemoji", "emoji-fluent": "Fluent 3D"}
+"""Image folders that `configs/emoji_images.py` makes; the family's own is the first."""
+STEPS = 1000
+SAMPLES = 500
+BATCH = 50
+COLUMNS = 18
+SCALE = 2
+CAPTION = 14
+
+
+@dataclass(frozen=True)
+class Style:
+    name: str
+    train: LabelledImages
+    test: LabelledImages
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Samples (N, C, H, W), for each the nearest training image and how far it is, (N,)."""
+
+    samples: Tensor
+    neighbours: Tensor
+    distances: Tensor
+
+
+def load_styles(family: Family) -> list[Style]:
+    """Raises DataError when the data are not there."""
+    names, side = family.manifest.class_names, family.manifest.network.sample_size
+    return [
+        Style(name, *(data.load(DATA / folder, part, names, side) for part in ("train", "test")))
+        for folder, name in STYLES.items()
+    ]
+
+
+def measure(rows: Rows, family: Family, styles: list[Style], file: Path) -> None:
+    """A row for each style, its own first; the picture of them all is drawn if any is new."""
+    of = {"family": family.fingerprint[:12]}
+    keys: list[Row] = [{"style": style.name, **of} for style in styles]
+    if all(rows.has(key) for key in keys):
+        return
+    drawn = []
+    for key, style in zip(keys, styles, strict=True):
+        row, pairs = judged(family, style, steps=STEPS if style != styles[0] else 0)
+        rows.get(key, lambda row=row: row)  # type: ignore[misc]
+        drawn.append((style.name, pairs))
+    draw(drawn, file)
+
+
+def judged(family: Family, style: Style, *, steps: int) -> tuple[Row, Pairs]:
+    """After `steps` of Sigma alone, on the style's training images.
+
+    Distances are root mean squares, in grey levels; beside those of samples the ones of as many
+    images that were never seen.
+    """
+    scales = copy.deepcopy(family.scales)
+    before = _loss(family.assemble(scales, Mode.MATERIALISED), family, style)
+    if steps:
+        config = RetrainingConfig(steps=steps, max_seconds=float("inf"), patience=steps)
+        retrain(family, scales, config, data=style.train)
+    model = family.assemble(scales, Mode.MATERIALISED)
+    samples = _samples(model, family)
+    distances, places = nearest(samples, style.train.images)
+    unseen, _ = nearest(style.test.balanced(SAMPLES).images, style.train.images)
+    copies = distances < unseen.quantile(0.01)
+    row = {
+        "images": len(style.train),
+        "steps": steps,
+        "loss_before": before,
+        "loss": _loss(model, family, style),
+        "samples": SAMPLES,
+        "nearest_median": round(float(distances.median()), 1),
+        "nearest_median_of_unseen": round(float(unseen.median()), 1),
+        "nearer_than_99_percent_of_unseen": round(float(copies.float().mean()), 4),
+    }
+    return row, Pairs(samples, style.train.images[places], distances)
+
+
+def _loss(model: DiT, family: Family, style: Style) -> float:
+    process, images = noise_process(family.manifest.diffusion), style.test
+    everything = images.normalised(torch.arange(len(images)))
+    return round(heldout_loss(model, process, everything, images.labels), 5)
+
+
+def _samples(model: DiT, family: Family) -> Tensor:
+    """Classes in turn, as the service samples by default."""
+    labels = torch.arange(SAMPLES) % len(family.manifest.class_names)
+    parts = [
+        sample(model, family.manifest.diffusion, labels[seeds].tolist(), seeds.tolist())
+        for seeds in torch.arange(SAMPLES).split(BATCH)
+    ]
+    return torch.cat(parts)
+
+
+def nearest(images: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) distance of each image to the nearest, in grey levels, and where that is."""
+    flat = among.flatten(1).float()
+    distances, places = zip(
+        *(torch.cdist(part.flatten(1).float(), flat).min(1) for part in images.split(BATCH)),
+        strict=True,
+    )
+    return torch.cat(distances) / flat.shape[1] ** 0.5, torch.cat(places)
+
+
+def draw(styles: list[tuple[str, Pairs]], file: Path) -> None:
+    """Of each style samples, below each its nearest training image, and how far they are apart."""
+    side = styles[0][1].samples.shape[2] * SCALE
+    height = 2 * side + 2 * CAPTION
+    columns = min(COLUMNS, len(styles[0][1].samples))
+    sheet = Image.new("RGB", (side * columns, height * len(styles)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for block, (name, pairs) in enumerate(styles):
+        top = block * height
+        pen.text((2, top), f"{name}: samples, and the nearest training images", fill="black")
+        for column in range(columns):
+            x = column * side
+            for row, images in enumerate((pairs.samples, pairs.neighbours)):
+                picture = _picture(images[column], side)
+                sheet.paste(picture, (x, top + CAPTION + row * side))
+            pen.text((x + 2, top + CAPTION + 2 * side), f"{pairs.distances[column]:.0f}", "grey")
+    sheet.save(file, optimize=True)
+
+
+def _picture(image: Tensor, side: int) -> Image.Image:
+    pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
+    picture = Image.fromarray(pixels).convert("RGB")
+    return picture.resize((side, side), Image.Resampling.NEAREST)
