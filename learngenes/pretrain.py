@@ -35,6 +35,7 @@ from learngenes.diffusion import heldout_loss, noise_process, step_generator, tr
 from learngenes.dit import Stem
 from learngenes.factors import Learngenes, training_layer
 from learngenes.family import FamilyError, load_family
+from learngenes.muon import Muon
 from learngenes.sigma import interpolated, interpolated_layers, reference_scales
 
 log = structlog.get_logger()
@@ -55,7 +56,11 @@ class TrainingConfig(Frozen):
     form: Literal["any-size", "fixed-depth"] = "any-size"
     steps: PositiveInt
     batch_size: PositiveInt = 128
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 5e-3
+    """Of the stem and of biases; like that of Sigma AdamW's, at the end of the warm-up."""
+    sigma_learning_rate: PositiveFloat = 2e-2
+    factor_learning_rate: PositiveFloat = 0.03
+    """Of U and V: Muon's."""
     warmup_steps: PositiveInt = 200
     ema_decay: float = Field(0.999, ge=0, lt=1)
     clip_norm: PositiveFloat = 1.0
@@ -100,6 +105,23 @@ class FactorisedDiT(nn.Module):
         )
         return prediction
 
+    def optimizer(self, config: TrainingConfig) -> Muon:
+        """`peak_lr` of a group is the learning rate that a schedule has a share of."""
+        rest = [*self.stem.parameters(), *self.scales.bias.parameters()]
+        groups: list[dict[str, object]] = [
+            {"params": rest, "peak_lr": config.learning_rate},
+            {
+                "params": [*self.scales.sigma.parameters()],
+                "peak_lr": config.sigma_learning_rate,
+            },
+            {
+                "params": [*self.genes.parameters()],
+                "peak_lr": config.factor_learning_rate,
+                "orthogonal": True,
+            },
+        ]
+        return Muon(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+
 
 def draw_size(config: PretrainingConfig, generator: torch.Generator) -> Size:
     """The size that is trained beside the full one in a step."""
@@ -110,10 +132,10 @@ def draw_size(config: PretrainingConfig, generator: torch.Generator) -> Size:
     return Size(depth=choose(config.sizes.depths), rank=choose(config.sizes.ranks))
 
 
-def learning_rate_at(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
+def schedule(config: TrainingConfig, step: int) -> float:
+    """Share of the learning rates: linear warm-up, then a cosine to zero."""
     warmup = min(1.0, (step + 1) / config.warmup_steps)
-    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
 @dataclass
@@ -146,9 +168,7 @@ class Pretraining:
         self.ema = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay)
         ).to(self.accelerator.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0
-        )
+        self.optimizer = self.model.optimizer(config.training)
         self.before = Before()
         self._resume()
         if start and not self.step:
@@ -216,7 +236,7 @@ class Pretraining:
         noisy, timesteps, target = training_batch(self.process, images, own)
 
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(training, self.step)
+            group["lr"] = group["peak_lr"] * schedule(training, self.step)
         labels = labels.to(images.device)
 
         def backward(size: Size, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,7 +150,7 @@ class Ancestors:
                 self.splits.training,
                 self.setting,
                 steps=self.setting.ancestor_steps,
-                learning_rate=1e-3,
+                learning_rate=self.setting.ancestor_learning_rate,
                 seed=0,
                 warmup_steps=WARMUP_STEPS,
                 average_decay=AVERAGE_DECAY,
@@ -175,6 +175,8 @@ class Ancestors:
                     "steps": setting.ancestor_steps,
                     "batch_size": setting.batch_size,
                     "warmup_steps": WARMUP_STEPS,
+                    "learning_rate": setting.ancestor_learning_rate,
+                    "sigma_learning_rate": 3 * setting.ancestor_learning_rate,
                     "ema_decay": AVERAGE_DECAY,
                 }
             ),

@@ -16,7 +16,7 @@ from benchmarks.paper.setting import Setting
 from benchmarks.readme import RESULTS
 
 RESULT = RESULTS / "paper.json"
-STAGES = {"A": "after 300 steps", "B": "after 700 more"}
+STAGES = {"A": "after 300 steps", "B": "after 200 more"}
 
 
 def rows_so_far(setting: Setting) -> list[Row]:

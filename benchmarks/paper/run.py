@@ -54,6 +54,7 @@ def make_lab(setting: Setting, work: Path) -> Lab:
     kept, earlier = work, []
     if setting == REFERENCE:
         kept = Path(__file__).parent / "trained"
+        kept.mkdir(exist_ok=True)
         earlier = report.rows_so_far(setting)
     return Lab(Ancestors(setting, splits, kept, work), judge, Rows(work / "rows", earlier))
 

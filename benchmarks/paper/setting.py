@@ -19,6 +19,7 @@ class Setting:
     network: NetworkConfig
     """Of the ancestors."""
     ancestor_steps: int
+    ancestor_learning_rate: float
     batch_size: int
     depths: tuple[int, ...]
     trained_depths: tuple[int, ...]
@@ -68,21 +69,22 @@ REFERENCE = Setting(
     name="reference",
     network=_network(64, 12),
     ancestor_steps=8000,
+    ancestor_learning_rate=1e-2,
     batch_size=32,
     depths=(4, 6, 8, 10, 12),
     trained_depths=tuple(range(2, 13)),
     trained_ranks=tuple(range(16, 129, 16)),
     sigma_steps=300,
-    further_steps=700,
+    further_steps=200,
     seeds=(0, 1, 2),
-    learning_rates=(3e-4, 1e-3, 3e-3, 1e-2),
-    sigma_learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
+    learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
+    sigma_learning_rates=(3e-3, 1e-2, 3e-2, 1e-1),
     searched_depth=6,
     svd_rank=32,
     samples=5000,
     sampling_steps=10,
     chosen_by_images=2000,
-    scratch_multiples=(1, 2, 3, 5),
+    scratch_multiples=(1, 2, 3, 5, 10),
     shots=(50, 400),
     task_steps=600,
     classifier_images=120_000,
@@ -95,6 +97,7 @@ SMOKE = Setting(
     name="smoke",
     network=_network(16, 4),
     ancestor_steps=6,
+    ancestor_learning_rate=1e-2,
     batch_size=8,
     depths=(2,),
     trained_depths=(2, 3, 4),

@@ -8,7 +8,7 @@ from benchmarks.paper.methods import OURS
 from benchmarks.paper.rows import Row, cell
 
 Table = list[tuple[str, ...]]
-STAGES = {"A": "300 steps", "B": "1,000 steps"}
+STAGES = {"A": "300 steps", "B": "500 steps"}
 
 
 def _fd(rows: list[Row], **wanted: object) -> str:

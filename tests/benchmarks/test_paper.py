@@ -145,7 +145,7 @@ def test_several_models_of_a_family_cost_less_the_more_there_are() -> None:
     for what, others in (
         (cost.SIZES, cost.WHOLE),
         (cost.TASKS, cost.WHOLE),
-        (cost.LAYER_STEPS, "scratch, 5 s"),
+        (cost.LAYER_STEPS, "scratch, 10 s"),
     ):
         ratios = [ratio(what, n, others) for n in cost.COUNTS]
         assert ratios == sorted(ratios)

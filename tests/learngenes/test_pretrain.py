@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from learngenes.config import Size
 from learngenes.data import DataError, LabelledImages
 from learngenes.family import FamilyError, load_family
-from learngenes.pretrain import Pretraining, PretrainingConfig, learning_rate_at
+from learngenes.pretrain import Pretraining, PretrainingConfig, schedule
 from learngenes.publish import pretrain_family
 
 CONFIG = """
@@ -186,7 +186,7 @@ def test_a_drawn_size_learns_from_the_full_one(config_file: Path, tmp_path: Path
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(config_file: Path) -> None:
     training = PretrainingConfig.read(config_file).training
-    rates = [learning_rate_at(training, step) for step in range(11)]
+    rates = [schedule(training, step) for step in range(11)]
     assert rates[0] < rates[1] < rates[2]
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[10] == pytest.approx(0)
