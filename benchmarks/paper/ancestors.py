@@ -32,6 +32,7 @@ AVERAGE_DECAY = 0.999
 FORMS = ("fixed-depth", "any-size")
 """Of FINE's phase 1."""
 WARMUP_STEPS = 200
+DENSE_MATRIX_LEARNING_RATE = 0.05
 
 
 class LinearDiT(nn.Module):
@@ -151,6 +152,7 @@ class Ancestors:
                 self.setting,
                 steps=self.setting.ancestor_steps,
                 learning_rate=self.setting.ancestor_learning_rate,
+                matrix_learning_rate=DENSE_MATRIX_LEARNING_RATE,
                 seed=0,
                 warmup_steps=WARMUP_STEPS,
                 average_decay=AVERAGE_DECAY,

@@ -14,6 +14,7 @@ from learngenes import checkpoint
 from learngenes.data import LabelledImages
 from learngenes.device import training_precision
 from learngenes.diffusion import heldout_loss, noise_process, step_generator, training_batch
+from learngenes.muon import Muon
 
 NULL_CLASS_PROBABILITY = 0.1
 CHECKPOINT_EVERY_STEPS = 500
@@ -27,6 +28,7 @@ def train(
     *,
     steps: int,
     learning_rate: float,
+    matrix_learning_rate: float | None = None,
     seed: int,
     warmup_steps: int,
     average_decay: float | None = None,
@@ -34,10 +36,11 @@ def train(
 ) -> nn.Module:
     """Train all of `model` in place; gives it, or the average of its weights.
 
+    `matrix_learning_rate`: Muon's for the layers' matrices; AdamW trains them where it is None.
     Goes on from `checkpoint_file` if it is there.
     """
     process = noise_process(setting.diffusion)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = _optimizer(model, learning_rate, matrix_learning_rate)
     average = None
     if average_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average_decay))
@@ -56,7 +59,7 @@ def train(
         noisy, timesteps, target = training_batch(process, images.normalised(indices), generator)
         for group in optimizer.param_groups:
             cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-            group["lr"] = learning_rate * min(1, (step + 1) / warmup_steps) * cosine
+            group["lr"] = group["peak_lr"] * min(1, (step + 1) / warmup_steps) * cosine
         with training_precision(CPU):
             prediction = model(noisy, timesteps, labels)
         F.mse_loss(prediction.float(), target).backward()
@@ -66,6 +69,21 @@ def train(
         if average is not None:
             average.update_parameters(model)
     return model if average is None else average.module
+
+
+def _optimizer(
+    model: nn.Module, learning_rate: float, matrix_learning_rate: float | None
+) -> torch.optim.Optimizer:
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        of_a_layer = parameter.ndim == 2 and not name.startswith("stem.")
+        by_muon = of_a_layer and matrix_learning_rate is not None
+        (matrices if by_muon else rest).append(parameter)
+    groups = [
+        {"params": rest, "peak_lr": learning_rate},
+        {"params": matrices, "peak_lr": matrix_learning_rate, "orthogonal": True},
+    ]
+    return Muon([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
 
 
 def denoising_loss(
