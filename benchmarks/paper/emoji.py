@@ -67,7 +67,7 @@ def measure(rows: Rows, family: Family, styles: list[Style], file: Path) -> None
         return
     drawn = []
     for key, style in zip(keys, styles, strict=True):
-        row, pairs = judged(family, style, steps=STEPS if style != styles[0] else 0)
+        row, pairs = judged(family, style, steps=STEPS if style is not styles[0] else 0)
         rows.get(key, lambda row=row: row)  # type: ignore[misc]
         drawn.append((style.name, pairs))
     draw(drawn, file)
