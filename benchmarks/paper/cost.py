@@ -29,7 +29,8 @@ WHOLE = "whole models"
 def totals(setting: Setting) -> list[Row]:
     """What models of several sizes, and of several tasks, cost together; counted, not measured.
 
-    Layer steps: training steps, each times the layers that it trains, phase 1 included.
+    Layer steps: training steps, each times the layers that it trains, phase 1 included. Bytes of
+    FINE are those after Sigma alone: what is trained further owns its weights.
     """
     network, steps = setting.network, setting.sigma_steps + setting.further_steps
     drawn = sum(setting.trained_depths) / len(setting.trained_depths)

@@ -56,8 +56,8 @@ def totals(result: dict[str, Any]) -> Table:
     table: Table = [("", "", *(str(n) for n in counts))]
     for what, named, unit in (
         (LAYER_STEPS, "training steps x layers, of so many sizes", 1e3),
-        (SIZES, "stored, of so many sizes", 1e6),
-        (TASKS, "stored, of so many tasks", 1e6),
+        (SIZES, "stored (FINE: Σ alone), of so many sizes", 1e6),
+        (TASKS, "stored (FINE: Σ alone), of so many tasks", 1e6),
     ):
         of_it = [row for row in rows if row["key"]["what"] == what]
         for method in _values(of_it, "totals", "method"):
