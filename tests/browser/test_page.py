@@ -20,7 +20,7 @@ VIEWS = ("budgets", "models", "playground", "health")
 def models(shipped: Deployment) -> list[str]:
     made = [shipped.model(), shipped.model(max_mem_gb=0.004)]
     for model in made:
-        shipped.wait_model(model, lambda m: m["status"] == "ready", 120)
+        shipped.wait_model(model, lambda m: m["status"] == "ready")
     return made
 
 
@@ -84,7 +84,7 @@ def test_models_are_listed_live_and_deleted(
     fresh = shipped.model(max_mem_gb=0.005)
     link = page.get_by_role("link", name=re.compile(fresh))
     expect(link).to_be_visible()
-    shipped.wait_model(fresh, lambda m: m["status"] == "ready", 120)
+    shipped.wait_model(fresh, lambda m: m["status"] == "ready")
     expect(page.get_by_role("row", name=re.compile(fresh))).to_contain_text("ready")
     link.focus()
     page.keyboard.press("Enter")
@@ -129,7 +129,7 @@ def test_health_tells_of_a_worker_that_died(page: Page, shipped: Deployment) -> 
     finally:
         os.kill(worker, signal.SIGCONT)
     expect(page.get_by_text("a budget sent now becomes images")).to_be_visible()
-    wait(lambda: shipped.http.get("/readyz").status_code == 200 or None, 20)
+    wait(lambda: shipped.http.get("/readyz").status_code == 200 or None)
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])

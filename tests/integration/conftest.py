@@ -67,19 +67,20 @@ class Deployment:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
-    def wait_model(self, model_id: str, done: Callable[[JSON], bool], seconds: float = 60) -> JSON:
+    def wait_model(self, model_id: str, done: Callable[[JSON], bool]) -> JSON:
         def look() -> JSON | None:
             model: JSON = self.http.get(f"/models/{model_id}").json()
             return model if done(model) else None
 
-        return wait(look, seconds)
+        return wait(look)
 
     def events(self, model_id: str) -> list[str]:
         text = self.http.get(f"/models/{model_id}/events").text
         return [line.removeprefix("data: ") for line in text.splitlines() if "data: " in line]
 
 
-def wait(look: Callable[[], T | None], seconds: float) -> T:
+def wait(look: Callable[[], T | None], seconds: float = 180) -> T:
+    """What it finds in the end: a busy machine needs longer than an idle one."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (found := look()) is not None:

@@ -105,7 +105,7 @@ def prometheus(deployment: Deployment) -> Iterator[Prometheus]:
     assert up.returncode == 0, up.stdout + up.stderr
     prometheus = Prometheus(deployment.http.base_url.netloc.decode())
     try:
-        wait(lambda: prometheus.ready() or None, 30)
+        wait(lambda: prometheus.ready() or None)
         yield prometheus
     finally:
         prometheus.stop()
@@ -123,7 +123,7 @@ def load(deployment: Deployment) -> None:
             answer = http.post("/generate", json={"model": model, "n": 2, "num_inference_steps": 5})
             assert answer.status_code == 200, answer.text
         for model in models:
-            deployment.wait_model(model, lambda m: m["status"] == "ready", 90)
+            deployment.wait_model(model, lambda m: m["status"] == "ready")
         time.sleep(2)
 
 
@@ -145,7 +145,7 @@ def test_every_query_has_data(
         return not missing or None
 
     with contextlib.suppress(AssertionError):
-        wait(all_answered, 40)
+        wait(all_answered)
     empty_panels = {name.rpartition(": ")[0] for name in missing}
     panels = {name.rpartition(": ")[0] for name in panel_queries()}
     record_property("queries", len(queries))

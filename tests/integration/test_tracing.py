@@ -77,7 +77,7 @@ def test_a_request_can_be_followed_to_its_steps(
         ]
         return of_trace + steps if len(steps) == 5 else None
 
-    spans = wait(followed, 20)
+    spans = wait(followed)
     names = [span.name for span in spans]
     assert "apply_async/fineserve.sample" in names
     assert deployment.run("down").returncode == 0
