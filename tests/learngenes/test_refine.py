@@ -7,7 +7,7 @@ from learngenes.config import Kind, Mode, Size
 from learngenes.factors import DenseLayers, Scales
 from learngenes.family import Family
 from learngenes.refine import RefinementConfig, refine
-from learngenes.retrain import RetrainingConfig, retrain
+from learngenes.retrain import Retrained, RetrainingConfig, retrain
 from learngenes.sigma import interpolated
 from learngenes.tuning import Enough, Pause, Progress
 from tests.learngenes.test_dit import inputs
@@ -23,6 +23,11 @@ def start(family: Family) -> Scales:
     return interpolated(family.scales, SIZE).requires_grad_(False)
 
 
+@pytest.fixture
+def retrained(family: Family, start: Scales) -> Retrained:
+    return retrain(family, start, RetrainingConfig(steps=60, patience=99))
+
+
 def same(one: DenseLayers, other: DenseLayers) -> bool:
     return all(torch.equal(t, other.stacked()[name]) for name, t in one.stacked().items())
 
@@ -31,14 +36,13 @@ def written_out(family: Family, scales: Scales) -> DenseLayers:
     return refine(family, scales, CONFIG.model_copy(update={"learning_rate": 0.0})).layers
 
 
-def test_every_weight_learns_what_sigma_alone_cannot(family: Family, start: Scales) -> None:
+def test_every_weight_learns_what_sigma_alone_cannot(family: Family, retrained: Retrained) -> None:
     shared = {
         k: v.clone() for k, v in (family.genes.state_dict() | family.stem.state_dict()).items()
     }
-    retrained = retrain(family, start, RetrainingConfig(steps=60, patience=99))
     refined = refine(family, retrained.scales, CONFIG.model_copy(update={"steps": 60}))
     assert refined.steps == 60
-    assert refined.initial_heldout_loss == pytest.approx(retrained.heldout_loss, rel=1e-4)
+    assert refined.initial_heldout_loss == pytest.approx(retrained.heldout_loss, rel=1e-3)
     assert refined.heldout_loss < 0.98 * retrained.heldout_loss
     before = written_out(family, retrained.scales)
     assert not any(torch.equal(refined.layers.weight[k], before.weight[k]) for k in Kind)
@@ -75,19 +79,19 @@ def test_what_was_stopped_goes_on_as_if_it_had_not_been(
     assert resumed.initial_heldout_loss == whole.initial_heldout_loss
 
 
-def test_patience_outlasts_a_pause(family: Family, start: Scales, tmp_path: Path) -> None:
+def test_patience_outlasts_a_pause(family: Family, retrained: Retrained, tmp_path: Path) -> None:
     """Held-out losses that were no better count, before and after."""
     file = tmp_path / "refinement.safetensors"
-    wild = CONFIG.model_copy(update={"learning_rate": 10.0, "patience": 3})
+    wild = CONFIG.model_copy(update={"learning_rate": 1000.0, "patience": 3})
 
     def pause(progress: Progress) -> None:
         if progress.step == 11:
             raise Pause
 
-    assert refine(family, start, wild).steps == 15
+    assert refine(family, retrained.scales, wild).steps == 15
     with pytest.raises(Pause):
-        refine(family, start, wild, pause, file)
-    assert refine(family, start, wild, None, file).steps == 15
+        refine(family, retrained.scales, wild, pause, file)
+    assert refine(family, retrained.scales, wild, None, file).steps == 15
 
 
 def test_an_unreadable_checkpoint_is_begun_anew(
@@ -110,11 +114,11 @@ def test_enough_keeps_the_best_so_far(family: Family, start: Scales) -> None:
     assert refined.heldout_loss < refined.initial_heldout_loss
 
 
-def test_it_never_makes_a_model_worse(family: Family, start: Scales) -> None:
-    wild = CONFIG.model_copy(update={"learning_rate": 10.0, "steps": 6})
-    refined = refine(family, start, wild)
+def test_it_never_makes_a_model_worse(family: Family, retrained: Retrained) -> None:
+    wild = CONFIG.model_copy(update={"learning_rate": 1000.0, "steps": 6})
+    refined = refine(family, retrained.scales, wild)
     assert refined.heldout_loss == refined.initial_heldout_loss
-    assert same(refined.layers, written_out(family, start))
+    assert same(refined.layers, written_out(family, retrained.scales))
 
 
 def test_only_a_smaller_model_learns_from_the_full_size(
