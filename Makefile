@@ -63,7 +63,7 @@ bench-operate: $(INSTALLED_DEV) $(PROMETHEUS) $(CHROMIUM) $(DOCKERD)  ## compose
 	$(BIN)/python -m benchmarks.operate $(PARTS)
 	$(BIN)/python -m benchmarks.readme
 
-paper: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS)  ## the paper's comparisons; hours, and goes on where it stopped
+paper: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS) $(EMOJI)  ## the paper's comparisons; hours, and goes on where it stopped
 	$(BIN)/python -m benchmarks.paper
 	$(BIN)/python -m benchmarks.readme
 

@@ -273,6 +273,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "paper_tasks": ("paper", tables.tasks),
     "paper_budget": ("paper", tables.budget),
     "paper_shipped": ("paper", tables.shipped),
+    "paper_emoji": ("paper", tables.emoji),
 }
 """Name of a table to the result that it is made from, and how."""
 

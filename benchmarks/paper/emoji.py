@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from benchmarks.deployment import REPOSITORY
-from benchmarks.paper.rows import Row, Rows
+from benchmarks.paper.rows import Row, Rows, version
+from benchmarks.readme import RESULTS
 from learngenes import data
 from learngenes.config import Mode
 from learngenes.data import LabelledImages
@@ -22,8 +23,8 @@ from learngenes.family import Family
 from learngenes.retrain import RetrainingConfig, retrain
 from learngenes.sampling import sample
 
-FAMILY = REPOSITORY / "families" / "emoji"
 DATA = REPOSITORY / "var" / "data"
+PICTURE = RESULTS / "emoji.png"
 STYLES = {"emoji": "Noto", "emoji-twitter": "Twemoji", "emoji-fluent": "Fluent 3D"}
 """Image folders that `configs/emoji_images.py` makes; the family's own is the first."""
 STEPS = 1000
@@ -59,9 +60,9 @@ def load_styles(family: Family) -> list[Style]:
     ]
 
 
-def measure(rows: Rows, family: Family, styles: list[Style], file: Path) -> None:
+def measure(rows: Rows, family: Family, styles: list[Style], file: Path = PICTURE) -> None:
     """A row for each style, its own first; the picture of them all is drawn if any is new."""
-    of = {"family": family.fingerprint[:12]}
+    of = {"family": version(family)}
     keys: list[Row] = [{"style": style.name, **of} for style in styles]
     if all(rows.has(key) for key in keys):
         return

@@ -1,7 +1,7 @@
 """What the rows say: benchmarks/results/paper.json, and its pictures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,20 @@ def step_ratio(rows: Sequence[Row], setting: Setting) -> int | None:
     return worst
 
 
-def write(setting: Setting, ancestors: Ancestors, rows: Sequence[Row], family: str) -> None:
+def write(
+    setting: Setting, ancestors: Ancestors, rows: Sequence[Row], families: Collection[str]
+) -> None:
     """What of it is not measured yet is None, and left out of the pictures.
 
-    `family`: the version of the shipped one; rows of others are dropped.
+    `families`: versions of the shipped ones; rows of others are dropped.
     """
     counted = cost.totals(setting)
     keys = [row["key"] for row in counted]
     rows = [
-        row for row in rows if row["key"].get("family", family) == family and row["key"] not in keys
+        row
+        for row in rows
+        if ("family" not in row["key"] or row["key"]["family"] in families)
+        and row["key"] not in keys
     ]
     rows += counted
     depth_won, budget_won = depth_wins(rows, setting), budget_wins(rows, setting)
@@ -111,6 +116,8 @@ def write(setting: Setting, ancestors: Ancestors, rows: Sequence[Row], family: s
     )
     if depth_won:
         draw_depths(setting, floor, rows, RESULTS / "paper-depth.png")
+    if summary["fine_vs_scratch_step_ratio"] is not None:
+        draw_steps(setting, floor, rows, RESULTS / "paper-steps.png")
     if budget_won:
         draw_budgets(floor, rows, RESULTS / "paper-budget.png")
     logs = {
@@ -143,6 +150,35 @@ def draw_depths(setting: Setting, floor: float | None, rows: Sequence[Row], file
         axis.set(title=title, xlabel="depth", yscale="log", xticks=setting.depths)
     axes[0].set_ylabel("FD-EffLite0, lower is better")
     axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _save(figure, file)
+
+
+def draw_steps(setting: Setting, floor: float | None, rows: Sequence[Row], file: Path) -> None:
+    """FD over the steps after initialisation, one picture for each depth."""
+    figure, axes = plt.subplots(
+        1, len(setting.depths), figsize=(12, 3.4), sharey=True, layout="constrained", squeeze=False
+    )
+    s = setting.sigma_steps + setting.further_steps
+    ends = {"A": setting.sigma_steps, "B": s}
+    for axis, depth in zip(axes.flat, setting.depths, strict=True):
+        lines = {
+            "scratch": {
+                k * s: cell(rows, table="cost", depth=depth, multiple=k)
+                for k in setting.scratch_multiples
+            },
+            OURS: {
+                steps: cell(rows, table="depth", method=OURS, depth=depth, stage=stage)
+                for stage, steps in ends.items()
+            },
+        }
+        for label, points in lines.items():
+            axis.plot(
+                [*points], [found.mean for found in points.values() if found], "o-", label=label
+            )
+        _floor(axis, floor)
+        axis.set(title=f"depth {depth}", xlabel="steps", xscale="log", yscale="log")
+    axes.flat[0].set_ylabel("FD-EffLite0, lower is better")
+    axes.flat[0].legend(fontsize=8)
     _save(figure, file)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from learngenes.family import Family
+
 Row = dict[str, Any]
 
 
@@ -26,6 +28,11 @@ def cell(rows: Sequence[Row], **wanted: object) -> Cell | None:
     if not found:
         return None
     return Cell(statistics.mean(found), max(found) - min(found), len(found))
+
+
+def version(family: Family) -> str:
+    """Rows of a shipped family are of this one's weights, not of an earlier one's."""
+    return family.fingerprint[:12]
 
 
 class Rows:

@@ -8,30 +8,23 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.deployment import REPOSITORY
 from benchmarks.paper.lab import Lab
-from benchmarks.paper.rows import Row
+from benchmarks.paper.rows import Row, version
 from benchmarks.paper.training import denoising_loss
 from learngenes.config import Mode, Size
 from learngenes.factors import Scales
-from learngenes.family import Family, load_family
+from learngenes.family import Family
 from learngenes.retrain import RetrainingConfig, retrain
 from learngenes.sigma import interpolated
 
-FAMILY = REPOSITORY / "families" / "fashion"
 STEPS = 300
 UNSEEN = Size(depth=14, rank=100)
 """Deeper than any that it was trained at, and a rank between those."""
 
 
-def version() -> str:
-    """That its rows are measured of."""
-    return load_family(FAMILY).fingerprint[:12]
-
-
-def measure(lab: Lab) -> None:
+def measure(lab: Lab, family: Family) -> None:
     """Rows that do not depend on the protocol's scale."""
-    family, of = load_family(FAMILY), {"family": version()}
+    of = {"family": version(family)}
     lab.rows.get({"shipped": "sigma", **of}, lambda: _seconds(family))
     lab.rows.get({"shipped": "unseen", **of}, lambda: _unseen(lab, family))
     lab.rows.get({"shipped": "quality", **of}, lambda: _quality(lab, family))

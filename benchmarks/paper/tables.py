@@ -144,5 +144,26 @@ def shipped(result: dict[str, Any]) -> Table:
     return table
 
 
+def emoji(result: dict[str, Any]) -> Table:
+    table: Table = [
+        (
+            "style",
+            "training images",
+            "held-out loss before → after Σ",
+            "nearest training image: of samples · of unseen images",
+            "nearer than 99 % of unseen images are",
+        )
+    ]
+    for row in result["rows"]:
+        if "style" in row["key"]:
+            learned = f"{row['loss_before']:.4f}" + (
+                f" → {row['loss']:.4f}" if row["steps"] else " (its own)"
+            )
+            near = f"{row['nearest_median']:.0f} · {row['nearest_median_of_unseen']:.0f} of 255"
+            copies = f"{row['nearer_than_99_percent_of_unseen']:.1%} of samples"
+            table.append((row["key"]["style"], str(row["images"]), learned, near, copies))
+    return table
+
+
 def _strong(name: str, ours: str) -> str:
     return f"**{name}**" if name == ours else name

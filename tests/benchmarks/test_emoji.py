@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.paper import emoji
+from benchmarks.paper import emoji, tables
 from benchmarks.paper.emoji import Style, draw, judged, measure, nearest
 from benchmarks.paper.rows import Rows
 from learngenes.data import LabelledImages
@@ -37,6 +37,9 @@ def test_sigma_learns_a_style_and_leaves_the_family_as_it_is(
     assert inverted["loss"] < inverted["loss_before"]
     for name, scale in family.scales.state_dict().items():
         torch.testing.assert_close(scale, before[name])
+    heading, *lines = tables.emoji({"rows": rows.all()})
+    assert [line[0] for line in lines] == ["inverted", "own"]
+    assert {len(line) for line in lines} == {len(heading)}
     with Image.open(file) as picture:
         assert picture.size == (12 * 16, 2 * (2 * 16 + 2 * emoji.CAPTION))
     file.unlink()

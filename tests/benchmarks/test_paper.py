@@ -59,7 +59,7 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "RESULT", tmp_path / "paper.json")
     of_another_family: Row = {"key": {"shipped": "unseen", "family": "old"}}
-    report.write(SMOKE, lab.ancestors, [*lab.rows.all(), of_another_family], "new")
+    report.write(SMOKE, lab.ancestors, [*lab.rows.all(), of_another_family], ["new"])
     summary = json.loads((tmp_path / "paper.json").read_text())["summary"]
     assert (summary["table1_rows"], summary["budget_table_rows"]) == (2, 1)
     assert summary["storage_ratio_10_sizes"] > 1
@@ -69,7 +69,7 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         lines = table(json.loads((tmp_path / "paper.json").read_text()))
         assert len(lines) > 1
         assert {len(line) for line in lines} == {len(lines[0])}
-    for name in ("depth", "budget", "forms"):
+    for name in ("depth", "steps", "budget", "forms"):
         with Image.open(tmp_path / f"paper-{name}.png") as picture:
             assert picture.width > 700
 
