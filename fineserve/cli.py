@@ -115,7 +115,7 @@ def gc(
 def plan(
     max_mem_gb: Annotated[float | None, typer.Option(help="of 10^9 bytes")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="95th percentile of a batch")] = None,
-    family: Annotated[str | None, typer.Option(help="may be left out while there is one")] = None,
+    family: Annotated[str | None, typer.Option(help="by default the service's")] = None,
     mem_scope: Annotated[str | None, typer.Option(help="model or process")] = None,
     min_quality: Annotated[float | None, typer.Option(help="of the family's best, 1")] = None,
     n: Annotated[int | None, typer.Option(help="images in one batch")] = None,

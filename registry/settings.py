@@ -23,6 +23,8 @@ class Settings(BaseSettings):
     store_dir: Path | None = None
     """The artifact store; by default `var_dir`/store."""
     families_dir: Path = Path("families")
+    default_family: str = "fashion"
+    """The one that is meant where a request names none and workers hold several."""
 
     metrics_port: int | None = Field(None, ge=1, le=65535)
     """On which a worker answers Prometheus itself; without it /metrics of the service tells what

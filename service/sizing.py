@@ -56,7 +56,7 @@ class Site:
 
 def choose_site(state: State, request: PlanRequest, *, live: bool) -> Site:
     """The family and the profile of the device class; `live`: only where a worker builds now."""
-    family = choose_family(state.repository, request.family)
+    family = choose_family(state, request.family)
     if family.quality is None:
         raise Problem(
             422,
@@ -68,14 +68,16 @@ def choose_site(state: State, request: PlanRequest, *, live: bool) -> Site:
     return Site(family, QualityTable.model_validate(family.quality), profile)
 
 
-def choose_family(repository: Repository, name: str | None) -> FamilyRecord:
-    families = {family.name: family for family in repository.families()}
+def choose_family(state: State, name: str | None) -> FamilyRecord:
+    """The only one or the default one where `name` is None. Raises Problem."""
+    families = {family.name: family for family in state.repository.families()}
     if not families:
         raise unavailable(
             "no worker has announced a family yet; start a worker, or wait for it", "no-family"
         )
     if name is None and len(families) == 1:
         return next(iter(families.values()))
+    name = name or (default if (default := state.settings.default_family) in families else None)
     if name is None:
         raise Problem(422, "family-needed", f"say which family: one of {', '.join(families)}")
     if name not in families:

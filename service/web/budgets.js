@@ -5,6 +5,7 @@ import { Chart, Figures, Problem, bytes, seconds, size } from "./parts.js";
 
 const STEPS = 200;
 const EVERYTHING = { max_mem_gb: 10000 };
+const START = { memory: STEPS, latency: STEPS };
 const REFINEMENTS = { 0: "not", 60: "a minute", 600: "ten minutes", 3600: "an hour" }; // by seconds
 
 // A slider's position from 0 to STEPS on a logarithmic scale, a little beyond both ends.
@@ -23,7 +24,8 @@ function Slider({ label, position, text, onInput }) {
 
 export function Budgets({ families }) {
   const [everything, setEverything] = useState(null);
-  const [positions, setPositions] = useState({ memory: STEPS, latency: STEPS });
+  const [wanted, setWanted] = useState(undefined); // the service's default family
+  const [positions, setPositions] = useState(START);
   const [answer, setAnswer] = useState(null);
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
@@ -31,15 +33,15 @@ export function Budgets({ families }) {
   const newest = useRef(0);
 
   useEffect(() => {
-    post("plan", EVERYTHING).then(setEverything, setProblem);
-  }, [families.length]);
+    post("plan", { ...EVERYTHING, family: wanted }).then(setEverything, setProblem);
+  }, [families.length, wanted]);
 
   const front = everything?.front ?? [];
   const memory = front.length ? scale(front.map((p) => p.predicted.memory_bytes))(positions.memory) : 0;
   const latency = front.length
     ? scale(front.map((p) => p.predicted.latency_p95_seconds))(positions.latency)
     : 0;
-  const budget = { max_mem_gb: memory / 1e9, max_latency_ms: latency * 1000 };
+  const budget = { max_mem_gb: memory / 1e9, max_latency_ms: latency * 1000, family: everything?.family };
   if (refinement) budget.mode = "materialised"; // a refined model has no factors
 
   useEffect(() => {
@@ -77,6 +79,14 @@ export function Budgets({ families }) {
     <p>Say what you can afford; the best size that keeps it is found as you drag.</p>
     <div class="columns">
       <section aria-label="Budget">
+        ${families.length > 1 && html`<label>Family
+          <select value=${everything.family} onChange=${(event) => {
+            setPositions(START);
+            setWanted(event.target.value);
+          }}>
+            ${families.map(({ name }) => html`<option value=${name}>${name}</option>`)}
+          </select>
+        </label>`}
         <${Slider} label="Memory" position=${positions.memory} text=${bytes(memory)}
           onInput=${(to) => setPositions({ ...positions, memory: to })} />
         <${Slider} label="Latency, 95th percentile" position=${positions.latency} text=${seconds(latency)}

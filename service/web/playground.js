@@ -11,7 +11,9 @@ export function Playground({ live, families }) {
   const [form, setForm] = useState({ label: "", steps: 25, guidance: 2, seed: 1, scheduler: "ddim" });
   const [runs, setRuns] = useState([]);
   const models = chosen ?? servable.slice(0, 1).map((model) => model.id);
-  const family = families.find((f) => f.name === servable.find((m) => models.includes(m.id))?.family);
+  const classesOf = (model) => families.find((f) => f.name === model?.family)?.class_names ?? [];
+  const classes = classesOf(servable.find((m) => models.includes(m.id)));
+  const label = classes.includes(form.label) ? form.label : "";
   const set = (name, number) => (event) =>
     setForm({ ...form, [name]: number ? Number(event.target.value) : event.target.value });
 
@@ -26,7 +28,7 @@ export function Playground({ live, families }) {
       scheduler: form.scheduler,
       seed: form.seed,
       previews: true,
-      ...(form.label === "" ? {} : { class_labels: [Number(form.label)], n: 4 }),
+      ...(label && { class_labels: [label], n: 4 }),
     };
     const started = Date.now();
     setRuns(servable.filter((m) => models.includes(m.id)).map((model) => ({ model, body, started })));
@@ -48,9 +50,9 @@ export function Playground({ live, families }) {
       </fieldset>
       <fieldset class="grid">
         <label>Class
-          <select value=${form.label} onChange=${set("label")}>
+          <select value=${label} onChange=${set("label")}>
             <option value="">every class</option>
-            ${(family?.class_names ?? []).map((name, i) => html`<option value=${i}>${name}</option>`)}
+            ${classes.map((name) => html`<option value=${name}>${name}</option>`)}
           </select>
         </label>
         <label>Steps
@@ -71,7 +73,7 @@ export function Playground({ live, families }) {
       <button type="submit" disabled=${!models.length}>Generate</button>
     </form>
     <div class="columns">${runs.map((run) => html`<${Run} key=${run.started + run.model.id} ...${run}
-      names=${family?.class_names ?? []} />`)}</div>`;
+      names=${classesOf(run.model)} />`)}</div>`;
 }
 
 function Run({ model, body, names }) {

@@ -278,6 +278,15 @@ def test_without_a_family_nothing_is_planned(api: TestClient) -> None:
     assert answer.json()["type"] == "urn:fineserve:problem:no-family"
 
 
+def test_of_several_families_the_default_is_meant_or_one_must_be_named(stack: Stack) -> None:
+    (tiny,) = stack.runtime.repository.families()
+    stack.runtime.repository.announce_family(tiny.model_copy(update={"name": "another"}))
+    assert "one of another, tiny" in refusal(stack, "family-needed")
+    assert stack.plan(max_mem_gb=4, family="tiny").json()["family"] == "tiny"
+    stack.api.app.state.fineserve.settings.default_family = "tiny"  # type: ignore[attr-defined]
+    assert stack.plan(max_mem_gb=4).json()["family"] == "tiny"
+
+
 def test_a_family_that_is_not_calibrated_has_no_plans(stack: Stack) -> None:
     (family,) = stack.runtime.repository.families()
     stack.runtime.repository.announce_family(family.model_copy(update={"quality": None}))
