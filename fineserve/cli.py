@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fineserve import models
+from fineserve import keys, models
 from fineserve import plan as planning
 from fineserve.doctor import examine
 from fineserve.embedded import Embedded, EmbeddedError
 from fineserve.remote import Remote
+from registry.keys import Keys
 from registry.logs import configure_logging
 from registry.settings import get_settings
 from registry.store import ArtifactStore
@@ -26,6 +27,7 @@ MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "broken": ("✗", "
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 cli.add_typer(models.cli, name="models")
+cli.add_typer(keys.cli, name="keys")
 cli.command()(models.generate)
 
 
@@ -48,11 +50,13 @@ def up() -> None:
                 said = missing
     except EmbeddedError as error:
         _fail(error)
+    guarded = Keys(get_settings().resolved_keys_file).required
+    key = ' -H "authorization: Bearer $FINESERVE_API_KEY"' if guarded else ""
     typer.echo(f"""
 fineserve is ready: {embedded.url} (API: {embedded.url}/docs)
 
-  curl -s {embedded.url}/models -H 'content-type: application/json' -d '{{"max_mem_gb": 4}}'
-  curl -s {embedded.url}/generate -H 'content-type: application/json' -H 'accept: image/png' \\
+  curl -s {embedded.url}/models{key} -H 'content-type: application/json' -d '{{"max_mem_gb": 4}}'
+  curl -s {embedded.url}/generate{key} -H 'content-type: application/json' -H 'accept: image/png' \\
        -d '{{"model": "ID FROM ABOVE", "n": 20}}' -o images.png
 
 make logs follows the logs, make down stops everything.""")

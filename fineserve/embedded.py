@@ -75,6 +75,7 @@ def supervisor_config(settings: Settings) -> str:
         "FINESERVE_VAR_DIR": var,
         "FINESERVE_FAMILIES_DIR": settings.families_dir.resolve(),
         "FINESERVE_STORE_DIR": settings.resolved_store_dir.resolve(),
+        "FINESERVE_KEYS_FILE": settings.resolved_keys_file.resolve(),
         "FINESERVE_PORT": settings.port,
         MULTIPROCESS_VARIABLE: metrics_dir(settings),
     }

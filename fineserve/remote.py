@@ -31,7 +31,12 @@ class Remote:
         """By default this host's own."""
         settings = get_settings()
         self.url = url or f"http://{settings.host}:{settings.port}"
-        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(30, read=330))
+        key = settings.api_key
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=httpx.Timeout(30, read=330),
+            headers={"authorization": f"Bearer {key.get_secret_value()}"} if key else {},
+        )
 
     def __enter__(self) -> Self:
         return self

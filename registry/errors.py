@@ -4,6 +4,8 @@ RegistryError
 ├── IllegalTransition   the state machine has no such arrow
 ├── Superseded          another attempt, a cancellation or a deletion has overtaken this work
 ├── IdempotencyConflict the same key was used for another request
+├── QueueFull           as much is unfinished as may be; says when to ask again
+├── KeysError           the file of API keys is missing or unreadable, or has no such key
 ├── ModelGone           the model was deleted, cancelled or failed after the request was accepted
 └── ArtifactError       an artifact is missing, corrupt, or of another family
 """
@@ -26,6 +28,16 @@ class Superseded(RegistryError):
 
 
 class IdempotencyConflict(RegistryError):
+    pass
+
+
+class QueueFull(RegistryError):
+    def __init__(self, message: str, retry_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class KeysError(RegistryError):
     pass
 
 

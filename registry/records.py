@@ -30,6 +30,8 @@ class Record(BaseModel):
 
     id: str
     status: str
+    owner: str = ""
+    """Who sees it: whoever has a key of that owner. Owners share a busy device evenly."""
     attempts: int = 0
     """How often a worker has begun; capped here and not by the broker."""
     error: str | None = None
@@ -193,8 +195,6 @@ class GenerationRecord(Record):
     guidance_scale: float
     scheduler: str
     previews: bool = False
-    owner: str = ""
-    """Owners have the same share of a busy device."""
     started_at: datetime | None = None
     """When the engine got it; `finished_at`, when it had the images."""
     finished_at: datetime | None = None

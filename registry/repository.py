@@ -4,10 +4,11 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -16,9 +17,16 @@ from redis.client import Pipeline
 from redis.lock import Lock
 
 from registry import metrics
-from registry.errors import IdempotencyConflict, IllegalTransition, RecordNotFound, Superseded
+from registry.errors import (
+    IdempotencyConflict,
+    IllegalTransition,
+    QueueFull,
+    RecordNotFound,
+    Superseded,
+)
 from registry.events import MAX_EVENTS, stream_key
 from registry.records import (
+    GIVEN_UP,
     Failure,
     FamilyRecord,
     GenerationRecord,
@@ -33,6 +41,9 @@ Command = tuple[str, ...]
 
 PREFIX = "fineserve"
 PAGE_RECORDS = 200
+PACE_RECORDS = 32
+"""So many of the last that were finished tell how fast the next will be."""
+MAX_RETRY_SECONDS = 120
 FAILURES = f"{PREFIX}:failures"
 MAX_FAILURES = 20
 IMAGES = f"{PREFIX}:images"
@@ -45,12 +56,16 @@ FAMILY_SECONDS = 600
 COMPARE_AND_RUN = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 if KEYS[2] and redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
+for place, limit in ipairs(cjson.decode(ARGV[3])) do
+  if redis.call('ZCARD', limit[1]) >= limit[2] then return -1 - place end
+end
 for _, command in ipairs(cjson.decode(ARGV[2])) do redis.call(unpack(command)) end
 return 1
 """
 """Commands (JSON), unless a key has no longer the value that it had (empty when there was none): 0;
-or another key is there: -1."""
-DONE, HELD = 1, -1
+or another key is there: -1; or the first, second … of some sets (JSON: key and size) is full:
+-2, -3 …"""
+DONE, HELD, FULL = 1, -1, -2
 ID = re.compile(r"[a-z]-[0-9a-f]{16}")
 
 
@@ -58,6 +73,14 @@ ID = re.compile(r"[a-z]-[0-9a-f]{16}")
 class Page(Generic[R]):
     items: list[R]
     next_offset: int | None
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many records may be unfinished at once; None is any number."""
+
+    all: int | None = None
+    of_owner: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +95,8 @@ class Records(Generic[R]):
     """All records of one type.
 
     Keys: `…:NAME:ID` the record as JSON, `…:NAMEs` ids by age, `…:NAMEs:active` ids that are
-    not finished, `…:NAME:ID:events` the event stream, `…:NAME:ID:lease` who works on it.
+    not finished, both also for each owner, `…:NAMEs:finished` when the last ones ended,
+    `…:NAME:ID:events` the event stream, `…:NAME:ID:lease` who works on it.
     """
 
     def __init__(self, client: redis.Redis, record_type: type[R], ttl_seconds: int | None) -> None:
@@ -81,20 +105,26 @@ class Records(Generic[R]):
         self.name = record_type.NAME
         self._ttl_seconds = ttl_seconds
         self._index = f"{PREFIX}:{record_type.NAME}s"
-        self._active = f"{self._index}:active"
+        self._active, self._finished = f"{self._index}:active", f"{self._index}:finished"
         self._compare_and_run = client.register_script(COMPARE_AND_RUN)
 
-    def create(self, record: R, idempotency_key: str | None = None, body: str = "") -> R:
-        """Store a new record, or give back the one made earlier with the same key.
+    def create(
+        self,
+        record: R,
+        idempotency_key: str | None = None,
+        body: str = "",
+        room: Room = Room(),
+    ) -> R:
+        """Store a new record, or give back the one its owner made earlier with the same key.
 
-        Raises IdempotencyConflict when the key came with another body.
+        Raises IdempotencyConflict when the key came with another body, QueueFull.
         """
         if idempotency_key is None:
-            self._commit(None, record)
+            self._commit(None, record, room)
             return record
         claim = f"{_digest(body)} {record.id}"
         seconds = min(IDEMPOTENCY_SECONDS, self._ttl_seconds or IDEMPOTENCY_SECONDS)
-        key = self._idempotency(idempotency_key)
+        key = self._idempotency(record.owner, idempotency_key)
         earlier = cast(str | None, self._redis.set(key, claim, nx=True, get=True, ex=seconds))
         if earlier is not None:
             # that request may still be on its way, or have died before it stored anything
@@ -104,17 +134,17 @@ class Records(Generic[R]):
             raw = self._raw(record.id)
             if raw is not None:
                 return self._type.model_validate_json(raw)
-            if self._commit(None, record):
+            if self._commit(None, record, room):
                 return record
 
-    def replay(self, idempotency_key: str | None, body: str) -> R | None:
-        """The record that a request with this key has made, if it has.
+    def replay(self, owner: str, idempotency_key: str | None, body: str) -> R | None:
+        """The record that a request of this owner with this key has made, if it has.
 
         Raises IdempotencyConflict when the key came with another body.
         """
         if idempotency_key is None:
             return None
-        earlier = cast(str | None, self._redis.get(self._idempotency(idempotency_key)))
+        earlier = cast(str | None, self._redis.get(self._idempotency(owner, idempotency_key)))
         if earlier is None:
             return None
         with contextlib.suppress(RecordNotFound):
@@ -128,9 +158,10 @@ class Records(Generic[R]):
             raise RecordNotFound(f"no {self._type.NAME} {record_id!r}")
         return self._type.model_validate_json(raw)
 
-    def page(self, offset: int, limit: int) -> Page[R]:
-        """Newest first."""
-        ids = cast(list[str], self._redis.zrevrange(self._index, offset, offset + limit))
+    def page(self, offset: int, limit: int, owner: str | None = None) -> Page[R]:
+        """Newest first, of one owner or of all."""
+        index = self._index if owner is None else _of(self._index, owner)
+        ids = cast(list[str], self._redis.zrevrange(index, offset, offset + limit))
         more = len(ids) > limit
         raws = cast(list[str | None], self._redis.mget([self._key(i) for i in ids[:limit]] or [""]))
         records = [self._type.model_validate_json(raw) for raw in raws if raw is not None]
@@ -259,18 +290,51 @@ class Records(Generic[R]):
     def _raw(self, record_id: str) -> str | None:
         return cast(str | None, self._redis.get(self._key(record_id)))
 
-    def _commit(self, before: str | None, record: R) -> bool:
-        """Write a record and its event, unless it is no longer what it was before, or is new."""
+    def _commit(self, before: str | None, record: R, room: Room = Room()) -> bool:
+        """Write a record and its event, unless it is no longer what it was before, or is new.
+
+        Raises QueueFull when there is no room for another.
+        """
         commands = self._commands(record)
         if before is None:
-            commands.append(("ZADD", self._index, *self._by_age(record)))
-        return self._run(before, record, commands) == DONE
+            commands += [
+                ("ZADD", index, *self._by_age(record)) for index in self._each(self._index, record)
+            ]
+        active = zip(self._each(self._active, record), (room.all, room.of_owner), strict=True)
+        limits = [(index, most) for index, most in active if most is not None]
+        outcome = self._run(before, record, commands, limits=limits)
+        if outcome <= FULL:
+            index, most = limits[FULL - outcome]
+            whose = "here" if index == self._active else "of yours"
+            seconds = self._seconds_to_next()
+            raise QueueFull(
+                f"{most} {self.name}s {whose} are not finished, as many as may be; "
+                f"retry in {seconds} s",
+                seconds,
+            )
+        return outcome == DONE
+
+    def _seconds_to_next(self) -> int:
+        """About when the next one will be finished, at the pace of the last ones."""
+        ended = cast(list[str], self._redis.lrange(self._finished, 0, -1))
+        pace = (time.time() - float(ended[-1])) / len(ended) if ended else 0
+        return min(max(math.ceil(pace), 1), MAX_RETRY_SECONDS)
 
     def _run(
-        self, before: str | None, record: R, commands: list[Command], absent: str | None = None
+        self,
+        before: str | None,
+        record: R,
+        commands: list[Command],
+        absent: str | None = None,
+        limits: Sequence[tuple[str, int]] = (),
     ) -> int:
         keys = [self._key(record.id), *([absent] if absent else [])]
-        return int(self._compare_and_run(keys=keys, args=[before or "", json.dumps(commands)]))
+        arguments = [before or "", json.dumps(commands), json.dumps(limits)]
+        return int(self._compare_and_run(keys=keys, args=arguments))
+
+    def _each(self, index: str, record: R) -> tuple[str, str]:
+        """The index of all, and that of the record's owner."""
+        return index, _of(index, record.owner)
 
     def _commands(self, record: R) -> list[Command]:
         key, stream = self._key(record.id), stream_key(self._type.NAME, record.id)
@@ -278,10 +342,18 @@ class Records(Generic[R]):
         commands: list[Command] = [
             ("SET", key, record.model_dump_json()),
             ("XADD", stream, "MAXLEN", "~", str(MAX_EVENTS), "*", *event),
-            ("ZREM", self._active, record.id)
-            if record.finished
-            else ("ZADD", self._active, *self._by_age(record)),
+            *(
+                ("ZREM", index, record.id)
+                if record.finished
+                else ("ZADD", index, *self._by_age(record))
+                for index in self._each(self._active, record)
+            ),
         ]
+        if record.finished and record.status not in GIVEN_UP:
+            commands += [
+                ("LPUSH", self._finished, str(time.time())),
+                ("LTRIM", self._finished, "0", str(PACE_RECORDS - 1)),
+            ]
         if record.finished:  # here, since a release of its own would be one more write to disk
             commands.append(("DEL", self._lease(record.id)))
         kept_seconds = self._ttl_seconds if record.finished else None
@@ -298,7 +370,7 @@ class Records(Generic[R]):
             commands.append(("HDEL", IMAGES, record.id))
         if kept_seconds is not None:
             commands += [("EXPIRE", name, str(kept_seconds)) for name in (key, stream)]
-            commands.append(("ZREM", self._index, record.id))
+            commands += [("ZREM", index, record.id) for index in self._each(self._index, record)]
         return commands
 
     def _by_age(self, record: R) -> tuple[str, str]:
@@ -311,8 +383,8 @@ class Records(Generic[R]):
     def _key(self, record_id: str) -> str:
         return f"{PREFIX}:{self._type.NAME}:{record_id}"
 
-    def _idempotency(self, idempotency_key: str) -> str:
-        return f"{PREFIX}:idempotency:{self._type.NAME}:{idempotency_key}"
+    def _idempotency(self, owner: str, idempotency_key: str) -> str:
+        return f"{PREFIX}:idempotency:{self._type.NAME}:{owner}:{idempotency_key}"
 
     def _lease(self, record_id: str) -> str:
         return f"{self._key(record_id)}:lease"
@@ -415,6 +487,10 @@ class Repository:
 def _family(raw: str) -> FamilyRecord:
     """It is long, asked for with every request, and nearly always the same."""
     return FamilyRecord.model_validate_json(raw)
+
+
+def _of(index: str, owner: str) -> str:
+    return f"{index}:of:{owner}"
 
 
 def _profile_key(device_class: str, family: str) -> str:

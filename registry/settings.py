@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -12,8 +12,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     trusted_network: bool = False
-    """Whether `host` may be other than a loopback address: where a container's port is published to
-    this host alone, or a proxy authenticates whoever comes."""
+    """Whether `host` may be other than a loopback address though there are no API keys: where a
+    container's port is published to this host alone, or a proxy authenticates whoever comes."""
     port: int = Field(8000, ge=1, le=65535)
 
     var_dir: Path = Path("var")
@@ -30,6 +30,16 @@ class Settings(BaseSettings):
     """On which a worker answers Prometheus itself; without it /metrics of the service tells what
     workers count, if they count into the same directory (PROMETHEUS_MULTIPROC_DIR)."""
     metrics_host: str = "127.0.0.1"
+
+    api_key: SecretStr | None = None
+    """What the command line sends to a service that has API keys."""
+    keys_file: Path | None = None
+    """Of API keys; by default `var_dir`/keys.json. While there is none, everybody may do all."""
+    trusted_proxies: str = ""
+    """Addresses, separated by commas, whose X-Forwarded headers tell who the client is."""
+    max_active_models: PositiveInt = 200
+    """Accepted and not finished, of everybody together; more are told to come back later."""
+    max_active_generations: PositiveInt = 2000
 
     log_format: str = Field("json", pattern="^(json|console)$")
 
@@ -78,6 +88,10 @@ class Settings(BaseSettings):
         """As kombu writes it."""
         url = self.resolved_redis_url
         return "redis+socket://" + url.removeprefix("unix://") if url.startswith("unix:") else url
+
+    @property
+    def resolved_keys_file(self) -> Path:
+        return self.keys_file or self.var_dir / "keys.json"
 
     @property
     def resolved_store_dir(self) -> Path:

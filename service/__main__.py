@@ -5,16 +5,14 @@ import sys
 
 import uvicorn
 
+from registry.keys import Keys
 from registry.settings import Settings, get_settings
 from service.app import make_app
 
 
 def check_host(settings: Settings) -> None:
-    """Raises SystemExit unless the address is a loopback one, or the network can be trusted.
-
-    Nobody is authenticated yet.
-    """
-    if settings.trusted_network:
+    """Raises SystemExit where anybody could come in and nobody has to show a key."""
+    if settings.trusted_network or Keys(settings.resolved_keys_file).required:
         return
     host = "127.0.0.1" if settings.host == "localhost" else settings.host
     try:
@@ -23,8 +21,8 @@ def check_host(settings: Settings) -> None:
         loopback = False
     if not loopback:
         sys.exit(
-            f"FINESERVE_HOST={settings.host} would let anybody in: without API keys the service "
-            "listens on 127.0.0.1 only; put an authenticating proxy before it"
+            f"FINESERVE_HOST={settings.host} would let anybody in: make an API key with `fineserve "
+            "keys create`; without one the service listens on 127.0.0.1 only"
         )
 
 
@@ -37,6 +35,9 @@ def main() -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=30,
     )
 

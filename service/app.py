@@ -9,8 +9,9 @@ from fastapi_offline import FastAPIOffline
 from registry import tracing
 from registry.logs import configure_logging
 from registry.settings import Settings, get_settings
-from service import generations, metrics, models, page, problems, sizing, status
+from service import generations, metrics, models, page, problems, session, sizing, status
 from service.deps import State
+from service.guard import Guard
 
 DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
 
@@ -36,10 +37,9 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     metrics.instrument(app)
     _trace(app)
-    for router in (sizing.router, models.router, generations.router, status.router, metrics.router):
-        app.include_router(router)
-
-    app.include_router(page.router)
+    app.add_middleware(Guard)
+    for part in (sizing, models, generations, status, session, metrics, page):
+        app.include_router(part.router)
     app.mount("/page", page.files)
     return app
 

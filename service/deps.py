@@ -1,15 +1,16 @@
 """What routes ask for: `Annotated` aliases, so that a route says only what it does."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
 import redis.asyncio
 from fastapi import Depends, Header, Query, Request
+from limits.storage import RedisStorage
+from limits.strategies import MovingWindowRateLimiter
 
 from registry.events import connect_async
+from registry.keys import Keys
 from registry.queue import Queue, make_celery
-from registry.records import GenerationRecord, ModelRecord
 from registry.repository import Repository, connect
 from registry.settings import Settings
 from registry.store import ArtifactStore
@@ -24,6 +25,8 @@ class State:
     events: "redis.asyncio.Redis"
     store: ArtifactStore
     queue: Queue
+    keys: Keys
+    limiter: MovingWindowRateLimiter
 
     @classmethod
     def start(cls, settings: Settings) -> "State":
@@ -33,12 +36,20 @@ class State:
             events=connect_async(settings.resolved_redis_url),
             store=ArtifactStore(settings.resolved_store_dir),
             queue=Queue(make_celery(settings)),
+            keys=Keys(settings.resolved_keys_file),
+            limiter=MovingWindowRateLimiter(_counters(settings.resolved_redis_url)),
         )
 
     def waiting(self, queue: str) -> int:
         """Messages of a queue that no worker has taken, for any class of device."""
         device_classes = {worker.device_class for worker in self.repository.workers()}
         return sum(self.queue.length(queue, device_class) for device_class in device_classes)
+
+
+def _counters(redis_url: str) -> RedisStorage:
+    """Where calls are counted, for all processes of the service together."""
+    url = f"redis+{redis_url}" if redis_url.startswith("unix:") else redis_url
+    return RedisStorage(url, socket_timeout=10, socket_connect_timeout=3)
 
 
 async def _state(request: Request) -> State:
@@ -50,22 +61,6 @@ async def _state(request: Request) -> State:
 StateDep = Annotated[State, Depends(_state)]
 
 
-def _model(model_id: str, state: StateDep) -> ModelRecord:
-    return state.repository.models.get(model_id)
-
-
-def _generation(generation_id: str, state: StateDep) -> GenerationRecord:
-    return state.repository.generations.get(generation_id)
-
-
-async def _owner(authorization: Annotated[str, Header()] = "") -> str:
-    """Nobody is authenticated yet: whoever sends the same key shares a place in the queue."""
-    return hashlib.sha256(authorization.encode()).hexdigest()[:16] if authorization else ""
-
-
-OwnerDep = Annotated[str, Depends(_owner)]
-ModelDep = Annotated[ModelRecord, Depends(_model)]
-GenerationDep = Annotated[GenerationRecord, Depends(_generation)]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
 LastEventId = Annotated[str, Header(alias="Last-Event-ID", pattern=r"^\d{1,18}(-\d{1,18})?$")]
 Offset = Annotated[int, Query(ge=0, le=10**9)]

@@ -24,7 +24,8 @@ from registry.events import follow, stream_key
 from registry.queue import SAMPLE_TASK
 from registry.records import GenerationRecord, GenerationStatus
 from registry.store import generation_name, image_file
-from service.deps import GenerationDep, IdempotencyKey, LastEventId, OwnerDep, State, StateDep
+from service.access import Caller, GenerationDep, Sampler
+from service.deps import IdempotencyKey, LastEventId, State, StateDep
 from service.models import require_servable
 from service.problems import Problem, no_family
 from service.schemas import (
@@ -53,7 +54,7 @@ async def generate(
     request: GenerateRequest,
     connection: Request,
     state: StateDep,
-    owner: OwnerDep,
+    caller: Sampler,
     accept: Accept = "application/json",
     prefer: Prefer = "",
     key: IdempotencyKey = None,
@@ -64,7 +65,7 @@ async def generate(
     that closes the connection cancels its request, unless it can come back for it with the same
     Idempotency-Key.
     """
-    record = await run_in_threadpool(_accept, state, request, key, owner)
+    record = await run_in_threadpool(_accept, state, request, key, caller)
     if "respond-async" in prefer:
         return _accepted(record, {"Preference-Applied": "respond-async"})
     if not await _wait(state, record, connection) and key is None:
@@ -75,7 +76,7 @@ async def generate(
 
 @router.get("/generations/{generation_id}", response_model=GenerationResponse)
 def get_generation(
-    record: GenerationDep, state: StateDep, accept: Accept = "application/json"
+    record: GenerationDep, state: StateDep, _: Sampler, accept: Accept = "application/json"
 ) -> Response:
     """The images once it is done; until then its status."""
     if record.status == GenerationStatus.DONE:
@@ -85,7 +86,7 @@ def get_generation(
 
 @router.get("/generations/{generation_id}/events", response_class=EventSourceResponse)
 async def generation_events(
-    record: GenerationDep, state: StateDep, after: LastEventId = "0"
+    record: GenerationDep, state: StateDep, _: Sampler, after: LastEventId = "0"
 ) -> AsyncIterator[ServerSentEvent]:
     """Status changes and denoising steps, from the first to the last."""
     async for event in events(state, record, after):
@@ -93,26 +94,28 @@ async def generation_events(
 
 
 @router.post("/generations/{generation_id}/cancel")
-def cancel_generation(record: GenerationDep, state: StateDep) -> GenerationResponse:
+def cancel_generation(record: GenerationDep, state: StateDep, _: Sampler) -> GenerationResponse:
     """Stop sampling between two steps."""
     cancelled = state.repository.generations.change(record.id, status=GenerationStatus.CANCELLED)
     return _response(cancelled, [])
 
 
 def _accept(
-    state: State, request: GenerateRequest, key: str | None, owner: str
+    state: State, request: GenerateRequest, key: str | None, caller: Caller
 ) -> GenerationRecord:
-    body = request.model_dump_json()
-    earlier = state.repository.generations.replay(key, body)
-    stored = earlier or state.repository.generations.create(
-        _new_generation(state, request, owner), key, body
+    generations, body = state.repository.generations, request.model_dump_json()
+    stored = generations.replay(caller.owner, key, body) or generations.create(
+        _new_generation(state, request, caller),
+        key,
+        body,
+        caller.room(state.settings.max_active_generations),
     )
     submit(state, SAMPLE_TASK, stored)
     return stored
 
 
-def _new_generation(state: State, request: GenerateRequest, owner: str) -> GenerationRecord:
-    model = require_servable(state, request.model)
+def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> GenerationRecord:
+    model = require_servable(state, request.model, caller)
     family = state.repository.family(model.family)
     if family is None:
         raise no_family(model.family)
@@ -134,7 +137,7 @@ def _new_generation(state: State, request: GenerateRequest, owner: str) -> Gener
         guidance_scale=request.guidance_scale,
         scheduler=request.scheduler,
         previews=request.previews,
-        owner=owner,
+        owner=caller.owner,
     )
 
 

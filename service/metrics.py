@@ -16,13 +16,14 @@ from prometheus_fastapi_instrumentator.metrics import default
 from registry.metrics import NAMESPACE, WORKER_GAUGES
 from registry.metrics import registry as counted
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE
+from service.access import Operator
 from service.deps import State, StateDep
 
 router = APIRouter()
 
 
 @router.get("/metrics", include_in_schema=False)
-def metrics(state: StateDep) -> Response:
+def metrics(state: StateDep, _: Operator) -> Response:
     present = CollectorRegistry()
     present.register(Present(state))
     body = generate_latest(present) + generate_latest(counted())

@@ -15,7 +15,8 @@ from registry.errors import ArtifactError
 from registry.queue import BUILD_TASK, EXPORT_TASK
 from registry.records import ModelRecord, ModelStatus, PlanRecord, Refinement
 from registry.store import EXPORT_FILE, export_name, revision_name
-from service.deps import IdempotencyKey, LastEventId, Limit, ModelDep, Offset, State, StateDep
+from service.access import Anybody, Caller, Deployer, ModelDep, visible
+from service.deps import IdempotencyKey, LastEventId, Limit, Offset, State, StateDep
 from service.problems import Problem, no_family, unavailable
 from service.schemas import ModelList, ModelRequest, ModelResponse
 from service.sizing import choose_site, solve_budget
@@ -29,24 +30,32 @@ EXPORT_POLL_SECONDS = 0.1
 
 @router.post("", status_code=202)
 def create_model(
-    request: ModelRequest, response: Response, state: StateDep, key: IdempotencyKey = None
+    request: ModelRequest,
+    response: Response,
+    state: StateDep,
+    caller: Deployer,
+    key: IdempotencyKey = None,
 ) -> ModelResponse:
     """Solve the budget and queue the model that fits."""
-    earlier = state.repository.models.replay(key, request.model_dump_json())
-    stored = earlier or state.repository.models.create(
-        _new_model(state, request), key, request.model_dump_json()
+    models, body = state.repository.models, request.model_dump_json()
+    stored = models.replay(caller.owner, key, body) or models.create(
+        _new_model(state, request, caller.owner),
+        key,
+        body,
+        caller.room(state.settings.max_active_models),
     )
     submit(state, BUILD_TASK, stored)
     response.headers["Location"] = f"/models/{stored.id}"
     return ModelResponse.of(stored)
 
 
-def _new_model(state: State, request: ModelRequest) -> ModelRecord:
+def _new_model(state: State, request: ModelRequest, owner: str) -> ModelRecord:
     site = choose_site(state, request, live=True)
     plan = PlanRecord.model_validate(dataclasses.asdict(solve_budget(state, request, site).plan))
     model_id = ModelRecord.new_id()
     return ModelRecord(
         id=model_id,
+        owner=owner,
         name=request.name or f"{site.family.name} {model_id}",
         family=site.family.name,
         device_class=site.profile.device_class,
@@ -57,21 +66,23 @@ def _new_model(state: State, request: ModelRequest) -> ModelRecord:
 
 
 @router.get("")
-def list_models(state: StateDep, offset: Offset = 0, limit: Limit = 50) -> ModelList:
+def list_models(
+    state: StateDep, caller: Anybody, offset: Offset = 0, limit: Limit = 50
+) -> ModelList:
     """Newest first; deleted ones are left out."""
-    page = state.repository.models.page(offset, limit)
+    page = state.repository.models.page(offset, limit, caller.sees)
     return ModelList(
         models=[ModelResponse.of(record) for record in page.items], next_offset=page.next_offset
     )
 
 
 @router.get("/{model_id}")
-def get_model(record: ModelDep) -> ModelResponse:
+def get_model(record: ModelDep, _: Anybody) -> ModelResponse:
     return ModelResponse.of(record)
 
 
 @router.delete("/{model_id}", status_code=204)
-def delete_model(record: ModelDep, state: StateDep) -> None:
+def delete_model(record: ModelDep, state: StateDep, _: Deployer) -> None:
     """Stop its build if there is one, and remove what it stored."""
     if record.status != ModelStatus.DELETED:
         state.repository.models.change(record.id, status=ModelStatus.DELETED)
@@ -80,7 +91,7 @@ def delete_model(record: ModelDep, state: StateDep) -> None:
 
 
 @router.post("/{model_id}/cancel")
-def cancel_model(record: ModelDep, state: StateDep) -> ModelResponse:
+def cancel_model(record: ModelDep, state: StateDep, _: Deployer) -> ModelResponse:
     """Stop a build between two steps. A model that is being refined keeps the best so far."""
 
     def cancelled(current: ModelRecord) -> dict[str, object]:
@@ -93,7 +104,7 @@ def cancel_model(record: ModelDep, state: StateDep) -> ModelResponse:
 
 @router.get("/{model_id}/events", response_class=EventSourceResponse)
 async def model_events(
-    record: ModelDep, state: StateDep, after: LastEventId = "0"
+    record: ModelDep, state: StateDep, _: Anybody, after: LastEventId = "0"
 ) -> AsyncIterator[ServerSentEvent]:
     """Status changes and retraining loss, from the first to the last."""
     async for event in events(state, record, after):
@@ -105,7 +116,7 @@ async def model_events(
     response_class=FileResponse,
     responses={200: {"content": {"application/x-tar": {}}}},
 )
-async def export_model(record: ModelDep, state: StateDep) -> FileResponse:
+async def export_model(record: ModelDep, state: StateDep, caller: Deployer) -> FileResponse:
     """The revision that is served now as a tar of a directory that plain diffusers loads.
 
     A worker writes the weights out when they are first asked for; later answers are at once.
@@ -114,7 +125,7 @@ async def export_model(record: ModelDep, state: StateDep) -> FileResponse:
     deadline = time.monotonic() + state.settings.wait_seconds
     asked = False
     while True:
-        record = await run_in_threadpool(require_servable, state, model_id)
+        record = await run_in_threadpool(require_servable, state, model_id, caller)
         assert record.revision is not None
         path = state.store.path(export_name(model_id, record.revision), EXPORT_FILE)
         if path is not None:
@@ -149,9 +160,9 @@ def _require_exportable(state: State, record: ModelRecord, revision: int) -> Non
         raise Problem(410, "model-gone", str(error)) from error
 
 
-def require_servable(state: State, model_id: str) -> ModelRecord:
-    """The model, if images can be sampled from it now."""
-    record = state.repository.models.get(model_id)
+def require_servable(state: State, model_id: str, caller: Caller) -> ModelRecord:
+    """The caller's model, if images can be sampled from it now."""
+    record = visible(state.repository.models.get(model_id), caller)
     if record.servable:
         return record
     if record.status == ModelStatus.DELETED:

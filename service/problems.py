@@ -10,7 +10,14 @@ from fastapi.responses import JSONResponse
 from redis import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 
-from registry.errors import ArtifactError, IdempotencyConflict, IllegalTransition, RecordNotFound
+from registry.errors import (
+    ArtifactError,
+    IdempotencyConflict,
+    IllegalTransition,
+    KeysError,
+    QueueFull,
+    RecordNotFound,
+)
 
 log = structlog.get_logger()
 
@@ -91,6 +98,16 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(IdempotencyConflict)
     async def conflict(_: Request, error: IdempotencyConflict) -> JSONResponse:
         return Problem(422, "idempotency-conflict", f"{error}; use a new key").response()
+
+    @app.exception_handler(QueueFull)
+    async def full(_: Request, error: QueueFull) -> JSONResponse:
+        headers = {"Retry-After": str(error.retry_seconds)}
+        return Problem(429, "queue-full", str(error), headers).response()
+
+    @app.exception_handler(KeysError)
+    async def no_keys(_: Request, error: KeysError) -> JSONResponse:
+        log.error("API keys cannot be read", error=str(error))
+        return unavailable("the API keys cannot be read; tell the operator").response()
 
     @app.exception_handler(ArtifactError)
     async def artifact(_: Request, error: ArtifactError) -> JSONResponse:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from learngenes.sizing.solver import Plan, Slack
+from registry.keys import Scope
 from registry.records import (
     Budget,
     Cost,
@@ -199,7 +200,15 @@ class WorkerResponse(BaseModel):
         return cls(name=worker.name, **worker.model_dump(exclude={"id"}))
 
 
+class CallerResponse(BaseModel):
+    key: str
+    owner: str
+    scopes: tuple[Scope, ...]
+
+
 class Status(BaseModel):
+    caller: CallerResponse | None
+    """Whose key asked; None while there are no keys."""
     missing: list[str]
     """Why /readyz says no; empty when it says yes."""
     families: list[str]

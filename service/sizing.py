@@ -21,6 +21,7 @@ from registry import metrics
 from registry.queue import BUILD_QUEUE
 from registry.records import FamilyRecord
 from registry.repository import Repository
+from service.access import Anybody
 from service.deps import State, StateDep
 from service.problems import Problem, unavailable
 from service.schemas import PlanRequest, PlanResponse
@@ -30,7 +31,7 @@ router = APIRouter(tags=["sizing"])
 
 
 @router.post("/plan")
-def plan(request: PlanRequest, state: StateDep) -> PlanResponse:
+def plan(request: PlanRequest, state: StateDep, _: Anybody) -> PlanResponse:
     """A dry run: the size that a budget would give, what binds it, and the Pareto front."""
     site = choose_site(state, request, live=False)
     solution = solve_budget(state, request, site)

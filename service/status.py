@@ -10,12 +10,22 @@ from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from registry.keys import Scope
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE
 from registry.records import FamilyRecord
 from registry.store import PREVIEWS_FILE, family_name
+from service.access import Anybody, Caller
 from service.deps import State, StateDep
 from service.problems import Problem
-from service.schemas import FamilyList, ModelResponse, Readiness, Snapshot, Status, WorkerResponse
+from service.schemas import (
+    CallerResponse,
+    FamilyList,
+    ModelResponse,
+    Readiness,
+    Snapshot,
+    Status,
+    WorkerResponse,
+)
 from service.sizing import missing_profiles
 
 log = structlog.get_logger()
@@ -27,13 +37,17 @@ SNAPSHOT_MODELS = 50
 
 
 @router.get("/families")
-def list_families(state: StateDep) -> FamilyList:
+def list_families(state: StateDep, _: Anybody) -> FamilyList:
     """What the workers hold."""
     return FamilyList(families=state.repository.families())
 
 
 @router.get("/families/{name}")
-def get_family(name: str, state: StateDep) -> FamilyRecord:
+def get_family(name: str, state: StateDep, _: Anybody) -> FamilyRecord:
+    return _family(state, name)
+
+
+def _family(state: State, name: str) -> FamilyRecord:
     for family in state.repository.families():
         if family.name == name:
             return family
@@ -41,9 +55,9 @@ def get_family(name: str, state: StateDep) -> FamilyRecord:
 
 
 @router.get("/families/{name}/previews.png", response_class=Response)
-def get_previews(name: str, state: StateDep) -> Response:
+def get_previews(name: str, state: StateDep, _: Anybody) -> Response:
     """What every size samples before retraining: a row each, by depth and then rank."""
-    family = get_family(name, state)
+    family = _family(state, name)
     sheet = state.store.read(family_name(family.fingerprint), PREVIEWS_FILE)
     return Response(sheet, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
 
@@ -63,30 +77,36 @@ def readyz(response: Response, state: StateDep) -> Readiness:
 
 
 @router.get("/status")
-def status(state: StateDep) -> Status:
-    """What an operator wants to know at a glance."""
+def get_status(state: StateDep, caller: Anybody) -> Status:
+    """What an operator wants to know at a glance; of failures, with the scope `admin`."""
+    return _status(state, caller)
+
+
+def _status(state: State, caller: Caller) -> Status:
     repository = state.repository
     workers = repository.workers()
+    key = caller.key
     return Status(
+        caller=key and CallerResponse(key=key.id, owner=key.owner, scopes=key.scopes),
         missing=_missing(state),
         families=[family.name for family in repository.families()],
         workers=[WorkerResponse.of(worker) for worker in workers],
         queues={queue: state.waiting(queue) for queue in (BUILD_QUEUE, SAMPLE_QUEUE)},
         active_models=repository.models.count_active(),
         active_generations=repository.generations.count_active(),
-        failures=repository.failures(),
+        failures=repository.failures() if caller.may(Scope.ADMIN) else [],
         redis_memory_bytes=repository.memory_bytes(),
         store_disk_free_bytes=shutil.disk_usage(state.store.root).free,
     )
 
 
 @router.get("/status/events", response_class=EventSourceResponse)
-async def status_events(state: StateDep) -> AsyncIterator[ServerSentEvent]:
+async def status_events(state: StateDep, caller: Anybody) -> AsyncIterator[ServerSentEvent]:
     """`snapshot` events: the status and the newest models, whenever they change."""
     told = None
     while True:
         try:
-            snapshot = await run_in_threadpool(_snapshot, state)
+            snapshot = await run_in_threadpool(_snapshot, state, caller)
         except redis.RedisError as error:
             log.warning("Redis cannot be reached", error=str(error))
             snapshot = Snapshot(status=None, models=[], images={}).model_dump_json()
@@ -96,12 +116,13 @@ async def status_events(state: StateDep) -> AsyncIterator[ServerSentEvent]:
         await asyncio.sleep(SNAPSHOT_SECONDS)
 
 
-def _snapshot(state: State) -> str:
-    newest = state.repository.models.page(0, SNAPSHOT_MODELS)
+def _snapshot(state: State, caller: Caller) -> str:
+    newest = state.repository.models.page(0, SNAPSHOT_MODELS, caller.sees).items
+    made = state.repository.images_made()
     return Snapshot(
-        status=status(state),
-        models=[ModelResponse.of(record) for record in newest.items],
-        images=state.repository.images_made(),
+        status=_status(state, caller),
+        models=[ModelResponse.of(record) for record in newest],
+        images={record.id: made[record.id] for record in newest if record.id in made},
     ).model_dump_json()
 
 

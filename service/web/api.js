@@ -7,6 +7,7 @@ export async function request(method, path, body, headers = {}) {
     body: body === undefined ? undefined : JSON.stringify(body),
   });
   if (answer.status === 204) return null;
+  if (answer.status === 401) dispatchEvent(new Event("unauthenticated"));
   const content = await answer.json();
   if (!answer.ok) throw Object.assign(new Error(content.detail ?? answer.statusText), content);
   return content;

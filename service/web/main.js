@@ -1,10 +1,11 @@
 // The four views, by the part of the address after #.
 import { html, render, useEffect, useState } from "./vendor/preact.js";
-import { follow, get } from "./api.js";
+import { follow, get, request } from "./api.js";
 import { Budgets } from "./budgets.js";
 import { Health } from "./health.js";
 import { Model, Models } from "./models.js";
 import { Playground } from "./playground.js";
+import { SignIn } from "./signin.js";
 
 const VIEWS = { budgets: Budgets, models: Models, playground: Playground, health: Health };
 const address = () => location.hash.slice(1).split("/");
@@ -13,6 +14,7 @@ function App() {
   const [[view, id], setAddress] = useState(address());
   const [live, setLive] = useState({ models: [], images: {}, status: null });
   const [families, setFamilies] = useState([]);
+  const [locked, setLocked] = useState(false);
   const familyNames = (live.status?.families ?? []).join();
 
   useEffect(() => {
@@ -21,6 +23,7 @@ function App() {
       document.querySelector("main")?.focus();
     };
     addEventListener("hashchange", changed);
+    addEventListener("unauthenticated", () => setLocked(true));
     return () => removeEventListener("hashchange", changed);
   }, []);
   useEffect(() => follow("status/events", {
@@ -30,6 +33,12 @@ function App() {
     get("families").then((answer) => setFamilies(answer.families), () => {});
   }, [familyNames]);
 
+  async function signOut() {
+    await request("DELETE", "session");
+    location.reload();
+  }
+
+  if (locked) return html`<main class="container"><${SignIn} /></main>`;
   const name = view in VIEWS ? view : "budgets";
   const View = name === "models" && id ? Model : VIEWS[name];
   return html`
@@ -47,6 +56,11 @@ function App() {
             </a>
           </li>`)}
           <li><a href="docs">API</a></li>
+          ${live.status?.caller && html`<li>
+            <button class="plain" onClick=${signOut} title=${`${live.status.caller.key}: ${live.status.caller.scopes.join(", ")}`}>
+              Sign out ${live.status.caller.owner}
+            </button>
+          </li>`}
         </ul>
       </nav>
     </header>

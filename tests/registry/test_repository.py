@@ -6,9 +6,15 @@ import pytest
 import redis
 from redis.exceptions import LockError
 
-from registry.errors import IdempotencyConflict, IllegalTransition, RecordNotFound, Superseded
+from registry.errors import (
+    IdempotencyConflict,
+    IllegalTransition,
+    QueueFull,
+    RecordNotFound,
+    Superseded,
+)
 from registry.records import FamilyRecord, ModelRecord, WorkerRecord
-from registry.repository import Records, Repository
+from registry.repository import Records, Repository, Room
 from tests.records import queued_model
 
 
@@ -151,6 +157,63 @@ def test_pages_are_newest_first(models: Records[ModelRecord]) -> None:
     last = models.page(4, 2)
     assert [record.id for record in last.items] == [ids[0]]
     assert last.next_offset is None
+
+
+def test_owners_have_pages_and_idempotency_keys_of_their_own(
+    models: Records[ModelRecord],
+) -> None:
+    mine, other = (
+        models.create(queued_model().replace(owner=owner), "key", "body") for owner in ("me", "you")
+    )
+    assert mine.id != other.id
+    assert [record.id for record in models.page(0, 10, "me").items] == [mine.id]
+    assert models.replay("you", "key", "body") == other
+    models.change(mine.id, status="deleted")
+    assert models.page(0, 10, "me").items == []
+    assert [record.id for record in models.page(0, 10).items] == [other.id]
+
+
+@pytest.mark.parametrize(
+    ("room", "whose"), [(Room(all=2), "here"), (Room(all=9, of_owner=2), "of yours")]
+)
+def test_there_is_room_for_so_many_at_once(
+    models: Records[ModelRecord], room: Room, whose: str
+) -> None:
+    first, _ = (models.create(queued_model(), room=room) for _ in range(2))
+    with pytest.raises(QueueFull, match=f"2 models {whose} are not finished") as full:
+        models.create(queued_model(), "key", "body", room)
+    assert full.value.retry_seconds == 1
+    assert len(models.page(0, 10).items) == 2
+    for status in ("assembling", "retraining", "verifying", "ready"):
+        models.change(first.id, status=status)
+    assert models.create(queued_model(), "key", "body", room).status == "queued"
+
+
+def test_many_at_once_do_not_overfill(models: Records[ModelRecord]) -> None:
+    def create(_: int) -> bool:
+        try:
+            models.create(queued_model(), room=Room(of_owner=3))
+        except QueueFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(create, range(20))) == 3
+
+
+def test_retrying_is_advised_at_the_pace_of_the_last_ones(
+    models: Records[ModelRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.time()
+    monkeypatch.setattr("registry.repository.time.time", lambda: clock)
+    for _ in range(4):
+        record = models.create(queued_model())
+        for status in ("assembling", "retraining", "verifying", "ready"):
+            models.change(record.id, status=status)
+        clock += 20
+    models.create(queued_model())
+    with pytest.raises(QueueFull, match="retry in 20 s"):
+        models.create(queued_model(), room=Room(all=1))
 
 
 def test_an_idempotency_key_gives_the_same_record(models: Records[ModelRecord]) -> None:

@@ -12,6 +12,7 @@ from registry.repository import MAX_FAILURES
 from registry.settings import Settings
 from registry.store import PREVIEWS_FILE, family_name
 from service.__main__ import check_host
+from service.access import Caller
 from service.app import make_app
 from service.schemas import Snapshot
 from service.status import status_events
@@ -137,7 +138,7 @@ def test_snapshots_come_when_something_has_changed(
 
     async def two() -> list[Snapshot]:
         told: list[Snapshot] = []
-        async for event in status_events(stack.api.app.state.fineserve):
+        async for event in status_events(stack.api.app.state.fineserve, Caller("", None)):
             told.append(Snapshot.model_validate_json(event.raw_data))
             if len(told) == 2:
                 break

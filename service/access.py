@@ -1,0 +1,149 @@
+"""Who calls, and what they may do.
+
+Without API keys everybody may do everything: the service then listens on this host alone. With
+keys each route says what it needs by one of the types below; what belongs to another owner is not
+found.
+"""
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from limits import RateLimitItemPerMinute
+
+from registry.errors import RecordNotFound
+from registry.keys import ApiKey, Scope
+from registry.records import GenerationRecord, ModelRecord, Record
+from registry.repository import Room
+from service.deps import State, StateDep
+from service.problems import Problem
+
+COOKIE = "fineserve_key"
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: `fineserve keys create`")
+_cookie = APIKeyCookie(
+    name=COOKIE, auto_error=False, description="The same, set by POST /session for the page"
+)
+
+
+@dataclass(frozen=True)
+class Caller:
+    owner: str
+    key: ApiKey | None
+    """None where there are no keys, and everybody may do everything."""
+
+    def may(self, scope: Scope) -> bool:
+        return self.key is None or scope in self.key.scopes or Scope.ADMIN in self.key.scopes
+
+    @property
+    def sees(self) -> str | None:
+        """The owner whose things the caller sees; None is everybody's."""
+        return None if self.may(Scope.ADMIN) else self.owner
+
+    def room(self, most_of_all: int) -> Room:
+        return Room(all=most_of_all, of_owner=self.key.max_active if self.key else None)
+
+
+def identify(
+    request: Request,
+    state: StateDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    cookie: Annotated[str | None, Depends(_cookie)],
+) -> Caller:
+    """Once for each request. Raises Problem 401, or 429 when the key's calls are used up."""
+    if not state.keys.required:
+        sent = request.headers.get("authorization", "")
+        return Caller(hashlib.sha256(sent.encode()).hexdigest()[:16] if sent else "", None)
+    key = authenticate(state, bearer.credentials if bearer else cookie)
+    request.state.key = key  # for the audit log
+    if key.requests_per_minute is not None:
+        _count(state, key, key.requests_per_minute)
+    return Caller(key.owner, key)
+
+
+def authenticate(state: State, sent: str | None) -> ApiKey:
+    """Raises Problem 401 that says what is wrong with what was sent."""
+    key = state.keys.find(sent) if sent else None
+    if key is not None and key.state == "valid":
+        return key
+    if not sent:
+        wrong = "this service needs an API key: send `Authorization: Bearer KEY`"
+    elif key is None:
+        wrong = "no such API key: check that it was copied whole"
+    else:
+        wrong = f"the API key {key.id} is {key.state}"
+    raise Problem(
+        401,
+        "unauthenticated",
+        f"{wrong}; whoever runs the service makes one with `fineserve keys create`",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _count(state: State, key: ApiKey, per_minute: int) -> None:
+    limit = RateLimitItemPerMinute(per_minute)
+    if state.limiter.hit(limit, key.id):
+        return
+    reset = state.limiter.get_window_stats(limit, key.id).reset_time
+    seconds = max(1, math.ceil(reset - time.time()))
+    raise Problem(
+        429,
+        "too-many-requests",
+        f"the API key {key.id} may make {per_minute} requests a minute; retry in {seconds} s",
+        headers={"Retry-After": str(seconds)},
+    )
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a route needs; as a dependency it gives the caller. Raises Problem 403."""
+
+    scope: Scope | None
+
+    def __call__(self, caller: Annotated[Caller, Depends(identify)]) -> Caller:
+        if self.scope is None or caller.may(self.scope):
+            return caller
+        assert caller.key is not None
+        raise Problem(
+            403,
+            "forbidden",
+            f"this needs a key with the scope {self.scope}; {caller.key.id} has "
+            f"{', '.join(caller.key.scopes)}",
+        )
+
+
+Anybody = Annotated[Caller, Depends(Access(None))]
+"""With any valid key."""
+Sampler = Annotated[Caller, Depends(Access(Scope.GENERATE))]
+Deployer = Annotated[Caller, Depends(Access(Scope.DEPLOY))]
+Operator = Annotated[Caller, Depends(Access(Scope.ADMIN))]
+
+
+R = TypeVar("R", bound=Record)
+
+
+def visible(record: R, caller: Caller) -> R:
+    """Raises RecordNotFound for another owner's: nobody learns that it is there."""
+    if caller.sees not in (None, record.owner):
+        raise RecordNotFound(f"no {record.NAME} {record.id!r}")
+    return record
+
+
+def _model(
+    model_id: str, state: StateDep, caller: Annotated[Caller, Depends(identify)]
+) -> ModelRecord:
+    return visible(state.repository.models.get(model_id), caller)
+
+
+def _generation(
+    generation_id: str, state: StateDep, caller: Annotated[Caller, Depends(identify)]
+) -> GenerationRecord:
+    return visible(state.repository.generations.get(generation_id), caller)
+
+
+ModelDep = Annotated[ModelRecord, Depends(_model)]
+GenerationDep = Annotated[GenerationRecord, Depends(_generation)]

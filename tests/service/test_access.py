@@ -1,0 +1,254 @@
+"""Every route against every kind of caller, as the routes themselves declare it."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import httpx
+import pytest
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+from starlette.routing import BaseRoute
+from structlog.testing import capture_logs
+
+from learngenes.sizing.profile import DeviceProfile
+from registry.keys import Keys, Scope
+from registry.repository import Repository
+from registry.settings import Settings
+from service.access import COOKIE, Access
+from service.app import make_app
+from tests.devices import keep_profile
+from tests.service.conftest import beat
+from worker.runtime import Runtime
+
+PUBLIC_RULE = "public"
+PUBLIC = {"/", "/docs", "/docs/oauth2-redirect", "/healthz", "/readyz", "/session"}
+"""The page's frame, the documentation, probes, and where a key is handed in."""
+BODIES = {
+    "/plan": {"max_mem_gb": 4},
+    "/models": {"max_mem_gb": 4},
+    "/generate": {"n": 1, "num_inference_steps": 2},
+    "/session": {"key": "none"},
+}
+CALLERS = ("no key", "wrong", "expired", "revoked", "wrong scope", "other owner", "right")
+
+
+def _accesses(dependant: Dependant) -> Iterator[Access]:
+    for inner in dependant.dependencies:
+        if isinstance(inner.call, Access):
+            yield inner.call
+        yield from _accesses(inner)
+
+
+def _routes(routes: Iterable[BaseRoute]) -> Iterator[APIRoute]:
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield route
+        yield from _routes(getattr(getattr(route, "original_router", None), "routes", ()))
+
+
+def _rules() -> list[tuple[str, str, Access | str | None]]:
+    """Method, path, and what the route needs; None where nobody has said."""
+    return [
+        (
+            method,
+            route.path,
+            PUBLIC_RULE if route.path in PUBLIC else next(_accesses(route.dependant), None),
+        )
+        for route in _routes(make_app(Settings()).routes)
+        for method in sorted(route.methods)
+    ]
+
+
+RULES = _rules()
+
+
+def test_every_route_has_a_rule() -> None:
+    assert [path for _, path, rule in RULES if rule is None] == []
+    assert set(make_app(Settings()).openapi()["paths"]) <= {path for _, path, _ in RULES}
+
+
+@dataclass
+class Guarded:
+    """A service with keys, and somebody's model and generation."""
+
+    api: TestClient
+    records: Repository
+    keys: Keys
+    model: str
+    generation: str
+
+    def key(self, *scopes: Scope, owner: str = "owner", **limits: object) -> str:
+        return self.keys.create(owner, scopes, **limits)[1]  # type: ignore[arg-type]
+
+    def ask(self, method: str, path: str, key: str | None) -> httpx.Response:
+        content = BODIES.get(path)
+        if path == "/generate":
+            content = {"model": self.model, **BODIES[path]}
+        path = path.format(model_id=self.model, generation_id=self.generation, name="tiny")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers["prefer"] = "respond-async"
+        return self.api.request(method, path, json=content, headers=headers)
+
+
+@pytest.fixture
+def guarded(api: TestClient, settings: Settings, profile: DeviceProfile) -> Guarded:
+    runtime = Runtime.start(settings)
+    runtime.announce_families()
+    keep_profile(runtime.repository, profile)
+    beat(runtime)
+    keys = Keys(settings.resolved_keys_file)
+    _, key = keys.create("owner", [Scope.DEPLOY, Scope.GENERATE])
+    headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
+    made = api.post("/models", json={"max_mem_gb": 4}, headers=headers)
+    runtime.repository.models.change(made.json()["id"], status="assembling", revision=0)
+    body = {"model": made.json()["id"], **BODIES["/generate"]}
+    sampled = api.post("/generate", json=body, headers=headers)
+    assert sampled.status_code == 202, sampled.text
+    return Guarded(api, runtime.repository, keys, made.json()["id"], sampled.json()["id"])
+
+
+def expected(caller: str, path: str, rule: Access | str | None) -> set[int]:
+    """Status codes; empty for any that is no refusal."""
+    if rule == PUBLIC_RULE or caller == "right":
+        return set()
+    if caller in {"no key", "wrong", "expired", "revoked"}:
+        return {401}
+    assert isinstance(rule, Access)
+    if caller == "wrong scope":
+        return {403} if rule.scope is not None else set()
+    own = "{model_id}" in path or "{generation_id}" in path or path == "/generate"
+    return {404} if own else set()
+
+
+@pytest.mark.parametrize(("method", "path", "rule"), RULES)
+def test_access(guarded: Guarded, method: str, path: str, rule: Access | str | None) -> None:
+    if path.endswith("/events"):  # else neither stream ends
+        guarded.records.models.change(guarded.model, status="cancelled")
+        guarded.records.generations.change(guarded.generation, status="cancelled")
+    for caller in CALLERS:
+        codes = expected(caller, path, rule)
+        if path == "/status/events" and not codes:
+            continue  # it has no end
+        answer = guarded.ask(method, path, key_of(guarded, caller, rule))
+        if codes:
+            assert answer.status_code in codes, (caller, answer.text)
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert len(answer.json()["detail"]) > 10
+        elif path == "/session":
+            assert answer.status_code in {204, 401}, "its body has a wrong key"
+        else:
+            assert answer.status_code not in {401, 403, 404}, (caller, answer.text)
+
+
+def key_of(guarded: Guarded, caller: str, rule: Access | str | None) -> str | None:
+    scope = (isinstance(rule, Access) and rule.scope) or Scope.GENERATE
+    others = [other for other in Scope if other not in (scope, Scope.ADMIN)]
+    if caller == "revoked":
+        return revoked(guarded)
+    return {
+        "no key": lambda: None,
+        "wrong": lambda: "fsk-1-2",
+        "expired": lambda: guarded.key(Scope.ADMIN, valid_for=timedelta(0)),
+        "wrong scope": lambda: guarded.key(*others),
+        "other owner": lambda: guarded.key(scope, owner="other"),
+        "right": lambda: guarded.key(scope),
+    }[caller]()
+
+
+def revoked(guarded: Guarded) -> str:
+    made, key = guarded.keys.create("owner", [Scope.ADMIN])
+    guarded.keys.revoke(made.id)
+    return key
+
+
+def test_an_operator_sees_everybodys(guarded: Guarded) -> None:
+    admin = guarded.key(Scope.ADMIN, owner="operator")
+    other = guarded.key(Scope.DEPLOY, owner="other")
+    listed = {
+        key: [m["id"] for m in guarded.ask("GET", "/models", key).json()["models"]]
+        for key in (admin, other)
+    }
+    assert listed == {admin: [guarded.model], other: []}
+    assert guarded.ask("GET", "/models/{model_id}", admin).status_code == 200
+
+
+def test_failures_are_told_to_operators(guarded: Guarded) -> None:
+    guarded.records.models.change(guarded.model, status="failed", error="secret")
+    told = {
+        scope: guarded.ask("GET", "/status", guarded.key(scope)).json()["failures"]
+        for scope in (Scope.ADMIN, Scope.DEPLOY)
+    }
+    assert [f["error"] for f in told[Scope.ADMIN]] == ["secret"]
+    assert told[Scope.DEPLOY] == []
+
+
+def test_a_key_may_call_so_often(guarded: Guarded) -> None:
+    key = guarded.key(Scope.ADMIN, requests_per_minute=2)
+    answers = [guarded.ask("GET", "/models", key) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert 1 <= int(answers[2].headers["retry-after"]) <= 60
+    assert guarded.ask("GET", "/models", guarded.key(Scope.ADMIN)).status_code == 200
+
+
+def test_a_key_may_have_so_many_under_way(guarded: Guarded) -> None:
+    key = guarded.key(Scope.GENERATE, max_active=2)
+    answers = [guarded.ask("POST", "/generate", key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 429], "its owner has one already"
+    assert "2 generations of yours" in answers[1].json()["detail"]
+    assert int(answers[1].headers["retry-after"]) >= 1
+
+
+def test_the_page_has_its_key_in_a_cookie(guarded: Guarded) -> None:
+    key = guarded.key(Scope.DEPLOY)
+    entered = guarded.api.post("/session", json={"key": key})
+    assert entered.status_code == 204
+    cookie = entered.headers["set-cookie"]
+    assert re.search("HttpOnly", cookie)
+    assert re.search("SameSite=strict", cookie)
+    assert guarded.api.cookies[COOKIE] == key
+    status = guarded.api.get("/status").json()
+    assert (status["caller"]["owner"], status["caller"]["scopes"]) == ("owner", ["deploy"])
+    assert guarded.api.delete("/session").status_code == 204
+    assert guarded.api.get("/status").status_code == 401
+
+
+def test_without_keys_there_is_nothing_to_sign_in_to(api: TestClient) -> None:
+    answer = api.post("/session", json={"key": "any"})
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:fineserve:problem:no-keys")
+
+
+def test_keys_that_cannot_be_read_let_nobody_in(guarded: Guarded) -> None:
+    key = guarded.key(Scope.ADMIN)
+    guarded.keys.path.unlink()
+    answer = guarded.ask("GET", "/models", key)
+    assert answer.status_code == 503
+    assert "tell the operator" in answer.json()["detail"]
+
+
+def test_changes_and_refusals_are_audited(guarded: Guarded) -> None:
+    made, key = guarded.keys.create("owner", [Scope.DEPLOY])
+    with capture_logs() as logs:
+        guarded.ask("GET", "/models", key)
+        guarded.ask("POST", "/plan", key)
+        guarded.ask("DELETE", "/models/{model_id}", key)
+        guarded.ask("POST", "/models", None)
+    told = [log for log in logs if log["event"] == "audit"]
+    assert [(log["method"], log["status"], log["key"]) for log in told] == [
+        ("DELETE", 204, made.id),
+        ("POST", 401, None),
+    ]
+    assert told[0]["path"] == f"/models/{guarded.model}"
+    assert (told[0]["owner"], told[0]["client"]) == ("owner", "testclient")
+    assert not any(key in str(log) for log in logs)
+
+
+def test_browsers_are_told_to_trust_nothing_else(api: TestClient) -> None:
+    for path in ("/", "/healthz", "/nothing", "/page/main.js"):
+        headers = api.get(path).headers
+        assert "script-src" not in headers["content-security-policy"]
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+    assert "'unsafe-inline'" in api.get("/docs").headers["content-security-policy"]
