@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.fineserve.conftest import runtime, url
 from tests.integration.conftest import Deployment, shipped
 
-__all__ = ["shipped"]  # for pytest to find it here
+__all__ = ["runtime", "shipped", "url"]  # for pytest to find them here
 
 CHROMIUM = "/usr/bin/chromium"
 

@@ -7,8 +7,10 @@ import tarfile
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+from registry.keys import Keys, Scope
+from registry.settings import Settings
 from tests.integration.conftest import Deployment, wait
 
 pytestmark = pytest.mark.browser
@@ -46,6 +48,22 @@ def test_a_budget_is_dragged_and_deployed(page: Page) -> None:
     expect(page.get_by_role("img", name=re.compile("Held-out loss from"))).to_be_visible()
     page.get_by_role("button", name="Sample every class").click()
     expect(page.locator(".images img")).to_have_count(10)
+
+
+def test_a_key_lets_the_page_in(url: str, settings: Settings, browser: Browser) -> None:
+    _, key = Keys(settings.resolved_keys_file).create("shop", [Scope.DEPLOY])
+    page = browser.new_page(base_url=url)
+    page.goto("/")
+    heading(page, "API key")
+    page.get_by_label("Key").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("no such API key")
+    page.get_by_label("Key").fill(key)
+    page.get_by_role("button", name="Sign in").click()
+    heading(page, "Budgets")
+    page.get_by_role("button", name="Sign out shop").click()
+    heading(page, "API key")
+    page.close()
 
 
 def test_a_model_is_refined_until_it_is_stopped(page: Page) -> None:
