@@ -83,6 +83,11 @@ class ArtifactStore:
                 f"{name} was made for another version of the family {family}; make another model"
             )
 
+    def models(self) -> list[Path]:
+        """The directory of each model that has an artifact; its name is the model's id."""
+        folder = self.root / "models"
+        return sorted(folder.iterdir()) if folder.exists() else []
+
     def delete(self, name: str) -> None:
         shutil.rmtree(self.root / name, ignore_errors=True)
 
@@ -104,6 +109,11 @@ class ArtifactStore:
 
 def revision_name(model_id: str, revision: int) -> str:
     return f"models/{model_id}/revision-{revision}"
+
+
+def record_name(model_id: str) -> str:
+    """Of a finished model's record; it outlives Redis."""
+    return f"models/{model_id}/record"
 
 
 def export_name(model_id: str, revision: int) -> str:

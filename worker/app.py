@@ -32,6 +32,7 @@ from registry.store import PREVIEWS_FILE, family_name
 from worker.build import build
 from worker.export import export
 from worker.profiles import ensure_profile
+from worker.restore import restore
 from worker.runtime import Housekeeping, Runtime
 from worker.sample import Sampler
 from worker.verify import VerificationError
@@ -68,6 +69,7 @@ class Worker:
                 lambda: engine.gauges,
             ).start()
         if BUILD_QUEUE in queues:
+            restore(self.runtime.store, repository.models)
             Housekeeping(self.runtime, repository.models, BUILD_QUEUE, BUILD_TASK).start()
             for name, family in self.runtime.families.items():
                 if family.quality is not None:  # else nothing can be planned for it

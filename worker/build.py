@@ -31,7 +31,7 @@ from registry import metrics
 from registry.errors import ArtifactError, RecordNotFound, Superseded
 from registry.queue import BUILD_TASK
 from registry.records import Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
-from registry.store import ArtifactStore, revision_name
+from registry.store import ArtifactStore, record_name, revision_name
 from worker.profiles import candidates, correct_profile, ensure_profile
 from worker.runtime import GivingWay, Reporter, Runtime
 from worker.verify import Request, verify
@@ -100,7 +100,17 @@ class _Build:
             self._change(status=ModelStatus.REFINING, **served)
             with metrics.timed(metrics.BUILD_PHASE.labels("refining")):
                 served = self._refine(scales)
-        self._change(status=ModelStatus.READY, ready_at=now(), **served)
+        self._finish({"status": ModelStatus.READY, "ready_at": now(), **served})
+
+    def _finish(self, changes: dict[str, object]) -> None:
+        """First in the store, from where it comes back if Redis should lose it."""
+        ready = self.record.replace(**changes).model_dump(mode="json")
+        self.runtime.store.put(record_name(self.record.id), {}, {"record": ready})
+        try:
+            self._change(**changes)
+        except (Superseded, RecordNotFound):
+            self.runtime.store.delete(record_name(self.record.id))
+            raise
 
     def _fit(self) -> tuple[Scales, Cost]:
         """Retrained, and measured to keep the budget: smaller than was planned, if need be."""

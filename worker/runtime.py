@@ -36,6 +36,7 @@ from registry.records import FamilyRecord, GenerationRecord, ModelRecord, Worker
 from registry.repository import Records, Repository, connect
 from registry.settings import Settings
 from registry.store import ArtifactStore
+from worker.restore import restore
 
 log = structlog.get_logger()
 
@@ -300,6 +301,7 @@ class Housekeeping(Generic[R]):
         self.requeue_lost()
         if runtime.repository.once("sweep", SWEEP_SECONDS):
             runtime.store.sweep(runtime.settings.image_ttl_seconds)
+            restore(runtime.store, runtime.repository.models)
 
     def requeue_lost(self) -> None:
         """Enqueue again what is under way without a lease, or waits without a message.

@@ -1,0 +1,55 @@
+"""The records of finished models, made again from the store when Redis has lost them."""
+
+import time
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from registry.errors import ArtifactError, RecordNotFound
+from registry.records import ModelRecord, ModelStatus
+from registry.repository import Records
+from registry.store import ArtifactStore, record_name
+
+log = structlog.get_logger()
+
+ABANDONED_SECONDS = 7 * 24 * 3600.0
+"""What an unfinished build has left is deleted after it, if nobody knows of the model any more."""
+
+
+def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
+    """Gives how many there were. What was deleted stays so, and what it has left goes, too."""
+    restored = 0
+    for directory in store.models():
+        try:
+            known: ModelRecord | None = models.get(directory.name)
+        except RecordNotFound:
+            known = None
+        if known is not None:
+            if known.status == ModelStatus.DELETED:
+                store.delete(f"models/{directory.name}")
+            continue
+        record = _finished(store, directory.name)
+        if record is not None:
+            models.create(record)
+            restored += 1
+        elif time.time() - _last_written(directory) > ABANDONED_SECONDS:
+            log.warning("deleting what an unfinished build has left", model=directory.name)
+            store.delete(f"models/{directory.name}")
+    if restored:
+        log.warning("records restored from the store", models=restored)
+    return restored
+
+
+def _finished(store: ArtifactStore, model_id: str) -> ModelRecord | None:
+    try:
+        return ModelRecord.model_validate(store.describe(record_name(model_id))["record"])
+    except (ArtifactError, KeyError):
+        return None  # it was not finished
+    except ValidationError as error:
+        log.error("a record that this version cannot read", model=model_id, error=str(error))
+        return None
+
+
+def _last_written(directory: Path) -> float:
+    return max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
