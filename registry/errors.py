@@ -6,6 +6,7 @@ RegistryError
 ├── IdempotencyConflict the same key was used for another request
 ├── QueueFull           as much is unfinished as may be; says when to ask again
 ├── KeysError           the file of API keys is missing or unreadable, or has no such key
+├── StorageFull         there is no room on the disk of the artifacts
 ├── ModelGone           the model was deleted, cancelled or failed after the request was accepted
 └── ArtifactError       an artifact is missing, corrupt, or of another family
 """
@@ -35,6 +36,10 @@ class QueueFull(RegistryError):
     def __init__(self, message: str, retry_seconds: int) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class StorageFull(RegistryError):
+    pass
 
 
 class KeysError(RegistryError):

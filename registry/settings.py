@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     max_active_models: PositiveInt = 200
     """Accepted and not finished, of everybody together; more are told to come back later."""
     max_active_generations: PositiveInt = 2000
+
+    min_free_disk_gb: NonNegativeFloat = 0.2
+    """Of 10^9 bytes, where the artifacts are: with less nothing new is accepted."""
 
     log_format: str = Field("json", pattern="^(json|console)$")
 

@@ -5,6 +5,7 @@ holds the SHA-256 of its files.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,12 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from registry.errors import ArtifactError
+from registry.errors import ArtifactError, StorageFull
 
 PREVIEWS_FILE = "previews.png"
 """What every size of a family samples, by the family's artifact."""
 EXPORT_FILE = "model.tar"
 MANIFEST = "manifest.json"
+FULL = {errno.ENOSPC, errno.EDQUOT}
 TEMPORARY = ("generations", "exports")
 """Kinds of artifacts that can be made again."""
 
@@ -32,16 +34,21 @@ class ArtifactStore:
         self._incoming = root / "incoming"
 
     def put(self, name: str, files: Mapping[str, bytes], description: Mapping[str, Any]) -> None:
-        """Store an artifact; one that is already there is whole and stays."""
+        """Store an artifact; one that is already there is whole and stays.
+
+        Raises StorageFull, and then leaves nothing behind.
+        """
         target = self.root / name
         if target.exists():
             return
         temporary = self._incoming / uuid.uuid4().hex
-        temporary.mkdir(parents=True)
-        sha256 = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-        manifest = json.dumps({"sha256": sha256, **description}, indent=2).encode()
-        for file, content in {**files, MANIFEST: manifest}.items():
-            _write_durably(temporary / file, content)
+        try:
+            self._write(temporary, files, description)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if error.errno in FULL:
+                raise StorageFull(f"no room for {name} on the disk of {self.root}") from error
+            raise
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.rename(target)
@@ -50,6 +57,19 @@ class ArtifactStore:
                 raise
             shutil.rmtree(temporary)  # another worker was first
         _flush_directory(target.parent)
+
+    def _write(
+        self, directory: Path, files: Mapping[str, bytes], description: Mapping[str, Any]
+    ) -> None:
+        directory.mkdir(parents=True)
+        sha256 = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        manifest = json.dumps({"sha256": sha256, **description}, indent=2).encode()
+        for file, content in {**files, MANIFEST: manifest}.items():
+            _write_durably(directory / file, content)
+
+    def free_bytes(self) -> int:
+        """On the disk of the artifacts."""
+        return shutil.disk_usage(self.root).free
 
     def read(self, name: str, file: str) -> bytes:
         """One file, checked against its hash. Raises ArtifactError."""

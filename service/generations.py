@@ -27,7 +27,7 @@ from registry.store import generation_name, image_file
 from service.access import Caller, GenerationDep, Sampler
 from service.deps import IdempotencyKey, LastEventId, State, StateDep
 from service.models import require_servable
-from service.problems import Problem, no_family
+from service.problems import Problem, no_family, storage_full
 from service.schemas import (
     MAX_SEED,
     GenerateRequest,
@@ -36,7 +36,7 @@ from service.schemas import (
     Seconds,
 )
 from service.streams import events
-from service.submission import check_limits, submit
+from service.submission import check_limits, require_disk, submit
 
 log = structlog.get_logger()
 
@@ -115,6 +115,7 @@ def _accept(
 
 
 def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> GenerationRecord:
+    require_disk(state)
     model = require_servable(state, request.model, caller)
     family = state.repository.family(model.family)
     if family is None:
@@ -213,6 +214,8 @@ def _answer(state: State, record: GenerationRecord, accept: str) -> Response:
         raise Problem(409, "generation-cancelled", f"generation {record.id} was cancelled")
     if record.problem == "model-gone":
         raise Problem(410, "model-gone", f"{record.error}; nothing can be sampled from it")
+    if record.problem == "storage-full":
+        raise storage_full()
     if record.status == GenerationStatus.FAILED:
         raise Problem(500, "generation-failed", f"generation {record.id} failed: {record.error}")
     pictures = [

@@ -1,7 +1,6 @@
 """/metrics: what every process here counted, and what is there now, by Redis and the store."""
 
 import functools
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 
@@ -51,8 +50,8 @@ class Present(Collector):
 
     def collect(self) -> Iterator[Metric]:
         state = self._state
-        disk = shutil.disk_usage(state.store.root)
-        yield _gauge("store_disk_free_bytes", "Free where the artifacts are.", disk.free)
+        free = state.store.free_bytes()
+        yield _gauge("store_disk_free_bytes", "Free where the artifacts are.", free)
         try:
             gauges = [*self._queues(), *self._models(), *self._workers()]
             memory = state.repository.memory_bytes()

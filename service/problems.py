@@ -59,6 +59,16 @@ def unavailable(detail: str, kind: str = "unavailable") -> Problem:
     return Problem(503, kind, detail, headers={"Retry-After": RETRY_SECONDS})
 
 
+def storage_full() -> Problem:
+    return Problem(
+        507,
+        "storage-full",
+        "the disk of the artifacts is full; retry when there is room: delete models that nobody "
+        "uses, or tell the operator",
+        headers={"Retry-After": "60"},
+    )
+
+
 def no_family(name: str) -> Problem:
     return unavailable(
         f"no worker has the family {name} now; start one, or wait for it", "no-family"

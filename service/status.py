@@ -1,7 +1,6 @@
 """/families, /healthz, /readyz and /status."""
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 
 import redis
@@ -27,6 +26,7 @@ from service.schemas import (
     WorkerResponse,
 )
 from service.sizing import missing_profiles
+from service.submission import short_of_disk
 
 log = structlog.get_logger()
 
@@ -96,7 +96,7 @@ def _status(state: State, caller: Caller) -> Status:
         active_generations=repository.generations.count_active(),
         failures=repository.failures() if caller.may(Scope.ADMIN) else [],
         redis_memory_bytes=repository.memory_bytes(),
-        store_disk_free_bytes=shutil.disk_usage(state.store.root).free,
+        store_disk_free_bytes=state.store.free_bytes(),
     )
 
 
@@ -127,7 +127,7 @@ def _snapshot(state: State, caller: Caller) -> str:
 
 
 def _missing(state: State) -> list[str]:
-    missing = []
+    missing = ["room on the disk of the artifacts"] if short_of_disk(state) else []
     try:
         queues = {worker.queue for worker in state.repository.workers()}
         missing += [

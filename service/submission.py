@@ -7,7 +7,7 @@ from redis import RedisError
 from registry.records import GenerationRecord, ModelRecord
 from registry.settings import Settings
 from service.deps import State
-from service.problems import Problem
+from service.problems import Problem, storage_full
 
 log = structlog.get_logger()
 
@@ -24,6 +24,16 @@ def submit(state: State, task: str, record: ModelRecord | GenerationRecord) -> N
         state.queue.enqueue(task, record.id, record.device_class)
     except (OperationalError, RedisError) as error:
         log.warning("left to housekeeping", record=record.id, error=str(error))
+
+
+def short_of_disk(state: State) -> bool:
+    return state.store.free_bytes() < state.settings.min_free_disk_gb * 1e9
+
+
+def require_disk(state: State) -> None:
+    """Raises Problem 507 when what is accepted now could not be stored."""
+    if short_of_disk(state):
+        raise storage_full()
 
 
 def check_limits(settings: Settings, n: int, num_inference_steps: int) -> None:

@@ -30,7 +30,7 @@ from learngenes.device import (
 )
 from learngenes.family import Family, FamilyError, load_family
 from learngenes.tuning import Pause
-from registry.errors import ModelGone, Superseded
+from registry.errors import ModelGone, StorageFull, Superseded
 from registry.queue import Queue, make_celery
 from registry.records import FamilyRecord, GenerationRecord, ModelRecord, WorkerRecord, now
 from registry.repository import Records, Repository, connect
@@ -45,6 +45,8 @@ R = TypeVar("R", bound=ModelRecord | GenerationRecord)
 PROGRESS_SECONDS = 0.5
 SWEEP_SECONDS = 600.0
 LONG_WAIT_SECONDS = 600.0
+PROBLEMS: dict[type[Exception], str] = {ModelGone: "model-gone", StorageFull: "storage-full"}
+"""What a caller is told of, not just that it failed."""
 ORPHAN_SECONDS = 10.0
 """A queued record that is older, in no lease, while the queue is empty, has lost its message."""
 
@@ -215,7 +217,7 @@ class Runtime:
                 raise
             except Exception as error:
                 log.exception("failed", record=record_id)
-                problem = "model-gone" if isinstance(error, ModelGone) else None
+                problem = PROBLEMS.get(type(error))
                 with contextlib.suppress(Superseded):
                     records.change(
                         record_id,

@@ -1,11 +1,13 @@
 import json
 import os
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from registry.errors import ArtifactError
+from registry.errors import ArtifactError, StorageFull
 from registry.store import ArtifactStore
 
 
@@ -56,3 +58,27 @@ def test_old_and_unfinished_artifacts_are_swept(store: ArtifactStore, tmp_path: 
     assert store.read("generations/new", "a") == b"1"
     assert not (tmp_path / "generations/old").exists()
     assert store.sweep(500) == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 kB."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def test_a_full_disk_is_told_and_left_as_it_was(small_disk: Path) -> None:
+    store = ArtifactStore(small_disk)
+    store.put("x/small", {"a": b"abc"}, {})
+    with pytest.raises(StorageFull, match="no room for x/large"):
+        store.put("x/large", {"a": b"abc", "b": bytes(10**6)}, {})
+    assert store.path("x/large", "a") is None
+    assert list((small_disk / "incoming").iterdir()) == []
+    assert 0 < store.free_bytes() < 256_000
+    store.put("x/another", {"a": bytes(1000)}, {})
+    assert store.read("x/small", "a") == b"abc"

@@ -7,6 +7,7 @@ import pytest
 import redis
 from PIL import Image
 
+from registry.errors import StorageFull
 from tests.service.conftest import Stack
 
 SMALL = {"num_inference_steps": 2, "seed": 5}
@@ -253,3 +254,33 @@ def test_whoever_sends_the_same_key_is_the_same_owner(stack: Stack, model: str) 
     assert len(set(owners)) == 3
     assert owners[3] == ""
     assert not any("one" in owner for owner in owners)
+
+
+def test_a_full_disk_is_507_until_there_is_room(
+    stack: Stack, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = stack.api.app.state.fineserve.settings  # type: ignore[attr-defined]
+    enough, settings.min_free_disk_gb = settings.min_free_disk_gb, 1e9
+    bodies = {"/generate": {"model": model, **SMALL}, "/models": {"max_mem_gb": 4}}
+    for path, body in bodies.items():
+        answer = stack.api.post(path, json=body)
+        assert answer.status_code == 507, answer.text
+        assert answer.headers["retry-after"]
+    assert "room on the disk" in stack.api.get("/readyz").text
+    settings.min_free_disk_gb = enough
+    headers, key = {"prefer": "respond-async"}, {"Idempotency-Key": "k"}
+    accepted = stack.api.post("/generate", json=bodies["/generate"], headers=headers | key)
+    assert accepted.status_code == 202
+
+    def full(name: str, *_: object) -> None:
+        raise StorageFull(f"no room for {name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stack.runtime.store, "put", full)
+        stack.sampler.generate(accepted.json()["id"])
+    answer = stack.api.post("/generate", json=bodies["/generate"], headers=key)
+    assert answer.status_code == 507
+    again = stack.api.post("/generate", json=bodies["/generate"], headers=headers)
+    stack.sampler.generate(again.json()["id"])
+    done = stack.api.get(f"/generations/{again.json()['id']}").json()
+    assert done["status"] == "done"
