@@ -17,7 +17,7 @@ export function SignIn() {
     }
   }
 
-  return html`
+  return html`<div class="signin">
     <h1>API key</h1>
     <p>This service lets nobody in without one. <code>fineserve keys create</code> makes one.</p>
     <form onSubmit=${signIn}>
@@ -27,5 +27,6 @@ export function SignIn() {
       </label>
       <${Problem} of=${problem} />
       <button type="submit">Sign in</button>
-    </form>`;
+    </form>
+  </div>`;
 }
