@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItemPerMinute
 
@@ -48,7 +49,7 @@ class Caller:
         return Room(all=most_of_all, of_owner=self.key.max_active if self.key else None)
 
 
-def identify(
+async def identify(
     request: Request,
     state: StateDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -61,7 +62,7 @@ def identify(
     key = authenticate(state, bearer.credentials if bearer else cookie)
     request.state.key = key  # for the audit log
     if key.requests_per_minute is not None:
-        _count(state, key, key.requests_per_minute)
+        await run_in_threadpool(_count, state, key, key.requests_per_minute)
     return Caller(key.owner, key)
 
 
@@ -104,7 +105,7 @@ class Access:
 
     scope: Scope | None
 
-    def __call__(self, caller: Annotated[Caller, Depends(identify)]) -> Caller:
+    async def __call__(self, caller: Annotated[Caller, Depends(identify)]) -> Caller:
         if self.scope is None or caller.may(self.scope):
             return caller
         assert caller.key is not None
