@@ -21,7 +21,7 @@ from registry.settings import Settings
 
 BIN = Path(sys.executable).parent
 MAX_SOCKET_PATH_BYTES = 100
-READY_TIMEOUT_SECONDS = 180.0
+READY_TIMEOUT_SECONDS = 600.0
 DOWN_TIMEOUT_SECONDS = 90.0
 
 VALKEY_OPTIONS = {

@@ -13,9 +13,10 @@ from learngenes.tuning import OnProgress, Tuned, Tuning, TuningConfig
 
 class RetrainingConfig(TuningConfig):
     steps: int = 300
-    batch_size: int = 16
+    batch_size: int = 8
     learning_rate: float = 3e-3
     max_seconds: float = 60.0
+    heldout_every_steps: int = 50
     patience: int = 3
 
 
