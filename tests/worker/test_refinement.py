@@ -75,7 +75,8 @@ def test_it_is_published_retrained_then_refined(
     phases = [event["status"] for event in told(client, record.id, "progress")]
     assert list(dict.fromkeys(phases)) == ["retraining", "refining"]
     folder = runtime.store.root / "models" / record.id
-    assert sorted(p.name for p in folder.iterdir()) == ["revision-0", "revision-1", "revision-2"]
+    artifacts = ["record", "revision-0", "revision-1", "revision-2"]
+    assert sorted(p.name for p in folder.iterdir()) == artifacts
 
 
 def test_it_is_sampled_with_its_own_weights(
