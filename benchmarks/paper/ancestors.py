@@ -32,7 +32,7 @@ AVERAGE_DECAY = 0.999
 FORMS = ("fixed-depth", "any-size")
 """Of FINE's phase 1."""
 WARMUP_STEPS = 200
-DENSE_MATRIX_LEARNING_RATE = 0.05
+DENSE_MATRIX_LEARNING_RATE = 0.02
 
 
 class LinearDiT(nn.Module):

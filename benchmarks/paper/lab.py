@@ -1,5 +1,6 @@
 """What every table measures with."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,10 +31,16 @@ class Lab:
         return self.rows.get(key, lambda: {**figures, **(judge or self.judge)(model)})
 
     def best_rate(self, key: Row, rates: Sequence[float], loss: Callable[[float], float]) -> float:
-        """The learning rate of least loss; each is tried once."""
+        """The learning rate of least loss; each is tried once, and may be too large to train."""
+
+        def outcome(rate: float) -> Row:
+            try:
+                return {"loss": loss(rate)}
+            except FloatingPointError as error:
+                return {"diverged": str(error)}
 
         def tried(rate: float) -> float:
-            row = self.rows.get({**key, "rate": rate}, lambda: {"loss": loss(rate)})
-            return float(row["loss"])
+            row = self.rows.get({**key, "rate": rate}, lambda: outcome(rate))
+            return float(row.get("loss", math.inf))
 
         return min(rates, key=tried)

@@ -37,7 +37,7 @@ def train(
     """Train all of `model` in place; gives it, or the average of its weights.
 
     `matrix_learning_rate`: Muon's for the layers' matrices; AdamW trains them where it is None.
-    Goes on from `checkpoint_file` if it is there.
+    Goes on from `checkpoint_file` if it is there. Raises FloatingPointError when it diverges.
     """
     process = noise_process(setting.diffusion)
     optimizer = _optimizer(model, learning_rate, matrix_learning_rate)
@@ -62,7 +62,10 @@ def train(
             group["lr"] = group["peak_lr"] * min(1, (step + 1) / warmup_steps) * cosine
         with training_precision(CPU):
             prediction = model(noisy, timesteps, labels)
-        F.mse_loss(prediction.float(), target).backward()
+        loss = F.mse_loss(prediction.float(), target)
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

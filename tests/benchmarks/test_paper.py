@@ -12,10 +12,11 @@ from PIL import Image
 
 from benchmarks.paper import budget, cost, report, tables
 from benchmarks.paper.ancestors import Ancestors
-from benchmarks.paper.methods import FINE, METHODS, OURS
+from benchmarks.paper.methods import FINE, METHODS, OURS, first_stage
 from benchmarks.paper.rows import Row, Rows
 from benchmarks.paper.run import make_lab, prepare, run
 from benchmarks.paper.setting import REFERENCE, SMOKE, load_splits
+from benchmarks.paper.training import denoising_loss
 from learngenes import frechet
 from learngenes.config import Kind
 
@@ -113,6 +114,19 @@ def test_a_killed_run_goes_on_with_the_next_row(tmp_path: Path) -> None:
     again = Rows(directory)
     assert again.has({"b": 2, "a": 1})
     assert again.get({"a": 1, "b": 2}, lambda: pytest.fail("measured twice"))["fd"] == 3.0
+
+
+def test_a_learning_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
+    lab = make_lab(SMOKE, tmp_path)
+
+    def loss(rate: float) -> float:
+        model = first_stage(lab.ancestors, "scratch", SMOKE.searched_depth, 0, rate)
+        return denoising_loss(model, lab.ancestors.splits.choosing, SMOKE)
+
+    assert lab.best_rate({"search": "a test"}, (1e30, 1e-3), loss) == 1e-3
+    diverged, trained = lab.rows.all()[::-1]
+    assert math.isfinite(trained["loss"])
+    assert "at step 1" in diverged["diverged"]
 
 
 def test_best_or_within_one_spread_of_best_is_a_win() -> None:
