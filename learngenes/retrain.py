@@ -1,6 +1,7 @@
 """Phase 2: U, V and the stem frozen, train one model's Sigma and biases on limited data."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -31,13 +32,15 @@ def retrain(
     config: RetrainingConfig,
     on_progress: OnProgress | None = None,
     data: LabelledImages | None = None,
+    checkpoint_file: Path | None = None,
 ) -> Retrained:
     """Train `scales` (changed in place) on `data`, by default the family's own.
 
     `on_progress` is called after every step and may raise to cancel. Training stops after
     `steps`, after `max_seconds`, or when the held-out loss stops falling; the learning rate
     falls along a cosine to whichever of the first two ends is nearer. The scales with the best
-    held-out loss are kept: the given ones if nothing was better.
+    held-out loss are kept: the given ones if nothing was better. What `checkpoint_file` holds is
+    gone on with.
     """
 
     def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
@@ -46,5 +49,6 @@ def retrain(
             prediction: Tensor = family.stem(x, timesteps, class_labels, layers)
         return prediction.float()
 
-    tuning = Tuning(family, scales, predict, config, data or family.limited_data)
+    data = data or family.limited_data
+    tuning = Tuning(family, scales, predict, config, data, checkpoint_file=checkpoint_file)
     return Retrained(**vars(tuning.run(on_progress)), scales=scales)

@@ -7,6 +7,7 @@ RegistryError
 ├── QueueFull           as much is unfinished as may be; says when to ask again
 ├── KeysError           the file of API keys is missing or unreadable, or has no such key
 ├── StorageFull         there is no room on the disk of the artifacts
+├── DeadlineMissed      nobody waits for the images any more
 ├── ModelGone           the model was deleted, cancelled or failed after the request was accepted
 └── ArtifactError       an artifact is missing, corrupt, or of another family
 """
@@ -43,6 +44,10 @@ class StorageFull(RegistryError):
 
 
 class KeysError(RegistryError):
+    pass
+
+
+class DeadlineMissed(RegistryError):
     pass
 
 

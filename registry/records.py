@@ -195,6 +195,8 @@ class GenerationRecord(Record):
     guidance_scale: float
     scheduler: str
     previews: bool = False
+    deadline: datetime | None = None
+    """After it nobody wants the images any more."""
     started_at: datetime | None = None
     """When the engine got it; `finished_at`, when it had the images."""
     finished_at: datetime | None = None

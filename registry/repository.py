@@ -48,6 +48,7 @@ FAILURES = f"{PREFIX}:failures"
 MAX_FAILURES = 20
 IMAGES = f"{PREFIX}:images"
 """How many each model has made."""
+STORE = f"{PREFIX}:store"
 IDEMPOTENCY_SECONDS = 24 * 3600
 DELETED_SECONDS = 24 * 3600
 """How long a deleted record still says so."""
@@ -448,6 +449,14 @@ class Repository:
     def memory_bytes(self) -> int:
         """What Redis holds."""
         return int(self._redis.info("memory")["used_memory"])
+
+    def announce_store(self, used_bytes: dict[str, int]) -> None:
+        """What the artifacts take, by kind."""
+        self._redis.set(STORE, json.dumps(used_bytes))
+
+    def store_bytes(self) -> dict[str, int]:
+        """As a worker has counted a minute ago; empty before the first has."""
+        return cast(dict[str, int], json.loads(cast(str | None, self._redis.get(STORE)) or "{}"))
 
     def lock(self, name: str, seconds: float) -> Lock:
         """Waits for whoever has it; it is free again after `seconds` at the latest."""

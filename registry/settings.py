@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     min_free_disk_gb: NonNegativeFloat = 0.2
     """Of 10^9 bytes, where the artifacts are: with less nothing new is accepted."""
 
+    max_store_gb: PositiveFloat | None = None
+    """Of 10^9 bytes that artifacts may take in all: with more nothing new is accepted."""
+
     log_format: str = Field("json", pattern="^(json|console)$")
 
     max_images_per_request: PositiveInt = 128
@@ -67,6 +70,8 @@ class Settings(BaseSettings):
     max_attempts: PositiveInt = 3
     lease_seconds: PositiveFloat = 15.0
     """A worker that has not been heard of for so long has lost its task."""
+    stuck_seconds: PositiveFloat = 300.0
+    """A worker whose work has not moved for so long ends, for its supervisor to start another."""
     visibility_timeout_seconds: PositiveInt = 3600
     """Longer than the longest task: the broker delivers again after it."""
     image_ttl_seconds: PositiveInt = 24 * 3600

@@ -71,6 +71,10 @@ class ArtifactStore:
         """On the disk of the artifacts."""
         return shutil.disk_usage(self.root).free
 
+    def used_bytes(self) -> dict[str, int]:
+        """By kind of artifact: what its files hold. It looks at each of them."""
+        return {folder.name: _bytes_in(folder) for folder in self.root.iterdir() if folder.is_dir()}
+
     def read(self, name: str, file: str) -> bytes:
         """One file, checked against its hash. Raises ArtifactError."""
         directory = self.root / name
@@ -150,6 +154,15 @@ def generation_name(generation_id: str) -> str:
 
 def image_file(index: int) -> str:
     return f"{index:04d}.png"
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for directory, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                total += Path(directory, file).stat().st_size
+    return total
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import structlog
@@ -22,7 +22,7 @@ from PIL import Image
 from registry.errors import IllegalTransition
 from registry.events import follow, stream_key
 from registry.queue import SAMPLE_TASK
-from registry.records import GenerationRecord, GenerationStatus
+from registry.records import GenerationRecord, GenerationStatus, now
 from registry.store import generation_name, image_file
 from service.access import Caller, GenerationDep, Sampler
 from service.deps import IdempotencyKey, LastEventId, State, StateDep
@@ -36,7 +36,7 @@ from service.schemas import (
     Seconds,
 )
 from service.streams import events
-from service.submission import check_limits, require_disk, submit
+from service.submission import check_limits, require_room, submit
 
 log = structlog.get_logger()
 
@@ -115,7 +115,7 @@ def _accept(
 
 
 def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> GenerationRecord:
-    require_disk(state)
+    require_room(state)
     model = require_servable(state, request.model, caller)
     family = state.repository.family(model.family)
     if family is None:
@@ -138,6 +138,7 @@ def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> G
         guidance_scale=request.guidance_scale,
         scheduler=request.scheduler,
         previews=request.previews,
+        deadline=request.deadline_seconds and now() + timedelta(seconds=request.deadline_seconds),
         owner=caller.owner,
     )
 
@@ -214,6 +215,13 @@ def _answer(state: State, record: GenerationRecord, accept: str) -> Response:
         raise Problem(409, "generation-cancelled", f"generation {record.id} was cancelled")
     if record.problem == "model-gone":
         raise Problem(410, "model-gone", f"{record.error}; nothing can be sampled from it")
+    if record.problem == "deadline-missed":
+        raise Problem(
+            504,
+            "deadline-missed",
+            f"generation {record.id} was not done within its deadline_seconds; allow more, ask for "
+            "less, or come back when less is asked for",
+        )
     if record.problem == "storage-full":
         raise storage_full()
     if record.status == GenerationStatus.FAILED:

@@ -55,11 +55,16 @@ class Present(Collector):
         try:
             gauges = [*self._queues(), *self._models(), *self._workers()]
             memory = state.repository.memory_bytes()
+            store = state.repository.store_bytes()
         except redis.RedisError:
             yield _gauge("redis_up", "Whether Redis answers.", 0)
             return
         yield _gauge("redis_up", "Whether Redis answers.", 1)
         yield _gauge("redis_memory_bytes", "What Redis holds.", memory)
+        used = GaugeMetricFamily(f"{NAMESPACE}_store_bytes", "Of artifacts.", labels=["kind"])
+        for kind, size in sorted(store.items()):
+            used.add_metric([kind], size)
+        yield used
         yield from gauges
 
     def _queues(self) -> Iterator[Metric]:

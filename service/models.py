@@ -21,7 +21,7 @@ from service.problems import Problem, no_family, unavailable
 from service.schemas import ModelList, ModelRequest, ModelResponse
 from service.sizing import choose_site, solve_budget
 from service.streams import events
-from service.submission import require_disk, submit
+from service.submission import require_room, submit
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -50,7 +50,7 @@ def create_model(
 
 
 def _new_model(state: State, request: ModelRequest, owner: str) -> ModelRecord:
-    require_disk(state)
+    require_room(state)
     site = choose_site(state, request, live=True)
     plan = PlanRecord.model_validate(dataclasses.asdict(solve_budget(state, request, site).plan))
     model_id = ModelRecord.new_id()

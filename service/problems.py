@@ -59,12 +59,11 @@ def unavailable(detail: str, kind: str = "unavailable") -> Problem:
     return Problem(503, kind, detail, headers={"Retry-After": RETRY_SECONDS})
 
 
-def storage_full() -> Problem:
+def storage_full(why: str = "the disk of the artifacts is full") -> Problem:
     return Problem(
         507,
         "storage-full",
-        "the disk of the artifacts is full; retry when there is room: delete models that nobody "
-        "uses, or tell the operator",
+        f"{why}; retry when there is room: delete models that nobody uses, or tell the operator",
         headers={"Retry-After": "60"},
     )
 

@@ -160,6 +160,8 @@ class GenerateRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     """Image i has seed + i; drawn when left out."""
     format: Literal["png"] = "png"
+    deadline_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    """After which nobody wants the images any more: it then fails, and takes no more time."""
     previews: bool = False
     """Whether progress events carry a small picture of the first image as it is by then."""
 
@@ -221,6 +223,8 @@ class Status(BaseModel):
     """The last ones, newest first."""
     redis_memory_bytes: int
     store_disk_free_bytes: int
+    store_bytes: dict[str, int]
+    """What artifacts take, by kind; counted every minute."""
 
 
 class Snapshot(BaseModel):

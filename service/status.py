@@ -26,7 +26,7 @@ from service.schemas import (
     WorkerResponse,
 )
 from service.sizing import missing_profiles
-from service.submission import short_of_disk
+from service.submission import no_room
 
 log = structlog.get_logger()
 
@@ -97,6 +97,7 @@ def _status(state: State, caller: Caller) -> Status:
         failures=repository.failures() if caller.may(Scope.ADMIN) else [],
         redis_memory_bytes=repository.memory_bytes(),
         store_disk_free_bytes=state.store.free_bytes(),
+        store_bytes=repository.store_bytes(),
     )
 
 
@@ -127,8 +128,10 @@ def _snapshot(state: State, caller: Caller) -> str:
 
 
 def _missing(state: State) -> list[str]:
-    missing = ["room on the disk of the artifacts"] if short_of_disk(state) else []
+    missing: list[str] = []
     try:
+        if why := no_room(state):
+            missing.append(f"room for artifacts: {why}")
         queues = {worker.queue for worker in state.repository.workers()}
         missing += [
             f"a worker for the queue {queue!r}"

@@ -26,14 +26,22 @@ def submit(state: State, task: str, record: ModelRecord | GenerationRecord) -> N
         log.warning("left to housekeeping", record=record.id, error=str(error))
 
 
-def short_of_disk(state: State) -> bool:
-    return state.store.free_bytes() < state.settings.min_free_disk_gb * 1e9
+def no_room(state: State) -> str | None:
+    """Why what is accepted now could not be stored."""
+    settings = state.settings
+    if state.store.free_bytes() < settings.min_free_disk_gb * 1e9:
+        return "the disk of the artifacts is full"
+    if settings.max_store_gb is not None:
+        used_bytes = sum(state.repository.store_bytes().values())
+        if used_bytes > settings.max_store_gb * 1e9:
+            return f"the artifacts take {used_bytes / 1e9:.2f} GB of {settings.max_store_gb} GB"
+    return None
 
 
-def require_disk(state: State) -> None:
+def require_room(state: State) -> None:
     """Raises Problem 507 when what is accepted now could not be stored."""
-    if short_of_disk(state):
-        raise storage_full()
+    if why := no_room(state):
+        raise storage_full(why)
 
 
 def check_limits(settings: Settings, n: int, num_inference_steps: int) -> None:

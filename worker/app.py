@@ -66,11 +66,18 @@ class Worker:
                 repository.generations,
                 SAMPLE_QUEUE,
                 SAMPLE_TASK,
+                engine.stuck_seconds,
                 lambda: engine.gauges,
             ).start()
         if BUILD_QUEUE in queues:
             restore(self.runtime.store, repository.models)
-            Housekeeping(self.runtime, repository.models, BUILD_QUEUE, BUILD_TASK).start()
+            Housekeeping(
+                self.runtime,
+                repository.models,
+                BUILD_QUEUE,
+                BUILD_TASK,
+                self.runtime.stuck_seconds,
+            ).start()
             for name, family in self.runtime.families.items():
                 if family.quality is not None:  # else nothing can be planned for it
                     ensure_profile(self.runtime, name)

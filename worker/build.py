@@ -58,13 +58,14 @@ class OverBudget(Exception):
 def build(runtime: Runtime, model_id: str) -> None:
     """Make a queued model ready."""
     models = runtime.repository.models
-    runtime.attempt(models, model_id, lambda record: _Build(runtime, record).run())
+    with runtime.watched():
+        runtime.attempt(models, model_id, lambda record: _Build(runtime, record).run())
     with contextlib.suppress(RecordNotFound):
         record = models.get(model_id)
         if record.status == ModelStatus.DELETED:
             runtime.store.delete(f"models/{model_id}")
         elif record.finished:
-            for left in (runtime.store.root / "models" / model_id).glob("refinement-*"):
+            for left in (runtime.store.root / "models" / model_id).glob("checkpoint-*"):
                 left.unlink(missing_ok=True)
 
 
@@ -149,10 +150,9 @@ class _Build:
     def _retrained_revision(self) -> int:
         return self._unretrained_revision + 1
 
-    @property
-    def _refinement_file(self) -> Path:
-        """Of these learngenes and this plan alone."""
-        name = f"refinement-{self._retrained_revision}-{self.family.fingerprint}.safetensors"
+    def _checkpoint_file(self, revision: int) -> Path:
+        """Of what becomes this revision, from these learngenes alone."""
+        name = f"checkpoint-{revision}-{self.family.fingerprint}.safetensors"
         return self.runtime.store.root / "models" / self.record.id / name
 
     def _candidates(self) -> Candidates:
@@ -190,7 +190,7 @@ class _Build:
                 scales,
                 RefinementConfig(max_seconds=self.record.refine.max_seconds),
                 self._until_enough(self.record.refine.max_seconds),
-                self._refinement_file,
+                self._checkpoint_file(self._retrained_revision + 1),
             )
             figures = {
                 "steps": refined.steps,
@@ -255,6 +255,7 @@ class _Build:
                 steps=settings.retraining_steps, max_seconds=settings.retraining_max_seconds
             ),
             self._on_progress,
+            checkpoint_file=self._checkpoint_file(self._retrained_revision),
         )
         metrics.RETRAINING_LOSS.labels("before").observe(retrained.initial_heldout_loss)
         metrics.RETRAINING_LOSS.labels("after").observe(retrained.heldout_loss)

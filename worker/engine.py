@@ -65,6 +65,8 @@ class Engine:
         self._cancelled: list[Ticket] = []
         self._previews: list[Preview] = []
         self._stopping = False
+        self._moved_at: float | None = None
+        """When the last step ended; None while there is nothing to step."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -108,6 +110,11 @@ class Engine:
             self._changed.notify()
         preview.done.wait(max_seconds)
         return preview.pixels
+
+    def stuck_seconds(self) -> float:
+        """For how long nothing has moved though there was something to do."""
+        moved_at = self._moved_at
+        return 0.0 if moved_at is None else time.monotonic() - moved_at
 
     # From here on all is done by the engine's own thread.
 
@@ -161,7 +168,9 @@ class Engine:
         """Let come and go who does, then step until somebody does; False at the end."""
         with self._changed:
             while not (self._wanted or self._parts):
+                self._moved_at = None
                 self._changed.wait()
+            self._moved_at = time.monotonic()
             if self._stopping:
                 return False
             arrived, self._arrived = self._arrived, []
@@ -325,6 +334,7 @@ class Engine:
             ):
                 batch.step()
                 synchronise(self._device)
+            self._moved_at = time.monotonic()
         except Exception:
             log.exception("a step failed", parts=len(batch.parts))
             self._isolate([part for part in self._running if part.state in batch.parts])

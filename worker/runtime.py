@@ -6,6 +6,7 @@ the record decides which of two workers may go on, and how often it is tried.
 """
 
 import contextlib
+import faulthandler
 import functools
 import os
 import socket
@@ -30,7 +31,7 @@ from learngenes.device import (
 )
 from learngenes.family import Family, FamilyError, load_family
 from learngenes.tuning import Pause
-from registry.errors import ModelGone, StorageFull, Superseded
+from registry.errors import DeadlineMissed, ModelGone, StorageFull, Superseded
 from registry.queue import Queue, make_celery
 from registry.records import FamilyRecord, GenerationRecord, ModelRecord, WorkerRecord, now
 from registry.repository import Records, Repository, connect
@@ -44,8 +45,13 @@ R = TypeVar("R", bound=ModelRecord | GenerationRecord)
 
 PROGRESS_SECONDS = 0.5
 SWEEP_SECONDS = 600.0
+COUNT_SECONDS = 60.0
 LONG_WAIT_SECONDS = 600.0
-PROBLEMS: dict[type[Exception], str] = {ModelGone: "model-gone", StorageFull: "storage-full"}
+PROBLEMS: dict[type[Exception], str] = {
+    DeadlineMissed: "deadline-missed",
+    ModelGone: "model-gone",
+    StorageFull: "storage-full",
+}
 """What a caller is told of, not just that it failed."""
 ORPHAN_SECONDS = 10.0
 """A queued record that is older, in no lease, while the queue is empty, has lost its message."""
@@ -77,6 +83,8 @@ class Runtime:
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     )
     stopping: threading.Event = field(default_factory=threading.Event)
+    moved_at: float | None = None
+    """When what is watched last told that it moves; None while nothing is."""
     _kept_locks: dict[Lock, None] = field(default_factory=dict)
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -169,7 +177,9 @@ class Runtime:
         """Who measures a device waits for who compiles on it, and the other way round."""
         name = f"device:{self.device_class}"
         lock = self.repository.lock(name, self.settings.lease_seconds)
+        moved_at, self.moved_at = self.moved_at, None  # who waits for another is not stuck
         with lock, self.kept(lock):
+            self.moved_at = moved_at and time.monotonic()
             yield
 
     @functools.cached_property
@@ -189,6 +199,20 @@ class Runtime:
                 # away, the next renewal may succeed
                 with contextlib.suppress(LockError, redis.RedisError):
                     lock.reacquire()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """What goes on inside tells now and then that it moves, or is taken to be stuck."""
+        self.moved_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self.moved_at = None
+
+    def stuck_seconds(self) -> float:
+        """For how long what is watched has told nothing."""
+        moved_at = self.moved_at
+        return 0.0 if moved_at is None else time.monotonic() - moved_at
 
     def attempt(self, records: Records[R], record_id: str, work: Callable[[R], None]) -> None:
         """Work on a record under a lease, and see to it that it ends in a state that is true.
@@ -248,6 +272,8 @@ class Reporter(Generic[R]):
         Raises Stopping, or Superseded by a cancellation.
         """
         self._runtime.check_stopping()
+        if self._runtime.moved_at is not None:
+            self._runtime.moved_at = time.monotonic()
         if not now and time.monotonic() - self._last < PROGRESS_SECONDS:
             return None
         self._last = time.monotonic()
@@ -268,11 +294,13 @@ class Housekeeping(Generic[R]):
         records: Records[R],
         queue: str,
         task: str,
+        stuck_seconds: Callable[[], float],
         gauges: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        """`gauges`: what a heartbeat tells besides; see registry.metrics.WORKER_GAUGES."""
+        """`stuck_seconds`: for how long its work has not moved. `gauges`: what a heartbeat tells
+        besides; see registry.metrics.WORKER_GAUGES."""
         self._runtime, self._records, self._queue, self._task = runtime, records, queue, task
-        self._gauges = gauges
+        self._stuck_seconds, self._gauges = stuck_seconds, gauges
         self._period_seconds = runtime.settings.lease_seconds / 3
 
     def start(self) -> None:
@@ -280,6 +308,7 @@ class Housekeeping(Generic[R]):
 
     def _run(self) -> None:
         while not self._runtime.stopping.is_set():
+            self.end_if_stuck()
             try:
                 self.tend()
             except Exception:  # the broker may be away for a while; work must not end with it
@@ -287,6 +316,14 @@ class Housekeeping(Generic[R]):
             self._runtime.stopping.wait(self._period_seconds)
         with contextlib.suppress(redis.RedisError):  # it expires
             self._runtime.repository.take_back_heartbeat(self._runtime.worker_id)
+
+    def end_if_stuck(self) -> None:
+        """Its supervisor starts another process."""
+        seconds = self._stuck_seconds()
+        if seconds > self._runtime.settings.stuck_seconds:
+            log.critical("stuck: this worker ends, its work is taken up again", seconds=seconds)
+            faulthandler.dump_traceback()  # where each thread is
+            os._exit(1)
 
     def tend(self) -> None:
         runtime = self._runtime
@@ -301,6 +338,8 @@ class Housekeeping(Generic[R]):
         runtime.repository.heartbeat(beat, 3 * self._period_seconds)
         runtime.announce_families()
         self.requeue_lost()
+        if runtime.repository.once("count", COUNT_SECONDS):
+            runtime.repository.announce_store(runtime.store.used_bytes())
         if runtime.repository.once("sweep", SWEEP_SECONDS):
             runtime.store.sweep(runtime.settings.image_ttl_seconds)
             restore(runtime.store, runtime.repository.models)

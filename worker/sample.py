@@ -16,7 +16,7 @@ from PIL import Image
 from learngenes.config import DType, Mode
 from learngenes.device import capacity_bytes
 from registry import metrics
-from registry.errors import ModelGone
+from registry.errors import DeadlineMissed, ModelGone
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
 from worker.build import load_own
@@ -56,6 +56,7 @@ class Sampler:
         self.runtime.attempt(self.runtime.repository.generations, generation_id, self._run)
 
     def _run(self, record: GenerationRecord) -> None:
+        _require_wanted(record)
         runtime = self.runtime
         generations = runtime.repository.generations
         model = runtime.repository.models.get(record.model)
@@ -108,6 +109,7 @@ class Sampler:
         try:
             while not ticket.wait(PROGRESS_SECONDS):
                 reporter.tell(lambda: self._progress(ticket, record), now=True)
+                _require_wanted(record)
         except BaseException:
             self.engine.cancel(ticket)
             raise
@@ -128,13 +130,23 @@ class Sampler:
             os._exit(1)
 
 
+def _require_wanted(record: GenerationRecord) -> None:
+    """Raises DeadlineMissed."""
+    if record.deadline is not None and now() > record.deadline:
+        raise DeadlineMissed(f"{record.id} was not done by {record.deadline:%H:%M:%S} UTC")
+
+
 def _target_seconds(record: GenerationRecord, model: ModelRecord) -> float | None:
-    """The model's latency budget, for as many steps and images as are asked for."""
+    """The model's latency budget, for as many steps and images as are asked for; or what is left
+    until the request's deadline."""
+    targets = []
+    if record.deadline is not None:
+        targets.append((record.deadline - now()).total_seconds())
     budget = model.budget
-    if budget.max_latency_ms is None:
-        return None
-    steps = record.num_inference_steps / budget.num_inference_steps
-    return budget.max_latency_ms / 1000 * steps * max(1, len(record.seeds) / budget.n)
+    if budget.max_latency_ms is not None:
+        steps = record.num_inference_steps / budget.num_inference_steps
+        targets.append(budget.max_latency_ms / 1000 * steps * max(1, len(record.seeds) / budget.n))
+    return min(targets, default=None)
 
 
 def encode_png(image: Pixels, most_pixels: int | None = None) -> bytes:

@@ -117,10 +117,10 @@ HEALTH = (
         "With `noeviction` a full Redis refuses new work.",
     ),
     Panel(
-        "Disk free for artifacts",
+        "Disk of the artifacts",
         "bytes",
-        {"free": "fineserve_store_disk_free_bytes"},
-        "A full disk fails builds and generations.",
+        {"free": "fineserve_store_disk_free_bytes", "{{kind}}": "fineserve_store_bytes"},
+        "What is free, and what artifacts take. With too little free nothing new is accepted.",
     ),
 )
 MODELS = (

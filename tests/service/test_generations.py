@@ -1,6 +1,7 @@
 import base64
 import io
 import threading
+import time
 
 import httpx
 import pytest
@@ -256,6 +257,33 @@ def test_whoever_sends_the_same_key_is_the_same_owner(stack: Stack, model: str) 
     assert not any("one" in owner for owner in owners)
 
 
+def test_what_misses_its_deadline_is_504(stack: Stack, model: str) -> None:
+    body, later = {"model": model, **SMALL}, {"prefer": "respond-async", "Idempotency-Key": "k"}
+    late = stack.api.post("/generate", json={**body, "deadline_seconds": 0.01}, headers=later)
+    assert late.status_code == 202
+    time.sleep(0.02)
+    stack.sampler.generate(late.json()["id"])
+    answer = stack.api.post(
+        "/generate", json={**body, "deadline_seconds": 0.01}, headers={"Idempotency-Key": "k"}
+    )
+    assert answer.status_code == 504
+    assert answer.json()["type"] == "urn:fineserve:problem:deadline-missed"
+
+
+def test_more_artifacts_than_the_quota_are_507(stack: Stack, model: str) -> None:
+    settings = stack.api.app.state.fineserve.settings  # type: ignore[attr-defined]
+    used_bytes = stack.runtime.store.used_bytes()
+    stack.runtime.repository.announce_store(used_bytes)
+    assert stack.api.get("/status").json()["store_bytes"] == used_bytes
+    settings.max_store_gb = used_bytes["models"] / 2 / 1e9
+    answer = stack.api.post("/generate", json={"model": model, **SMALL})
+    assert answer.status_code == 507
+    assert "the artifacts take" in answer.json()["detail"]
+    stack.api.delete(f"/models/{model}")
+    stack.runtime.repository.announce_store(stack.runtime.store.used_bytes())
+    assert stack.api.post("/models", json={"max_mem_gb": 4}).status_code == 202
+
+
 def test_a_full_disk_is_507_until_there_is_room(
     stack: Stack, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +294,7 @@ def test_a_full_disk_is_507_until_there_is_room(
         answer = stack.api.post(path, json=body)
         assert answer.status_code == 507, answer.text
         assert answer.headers["retry-after"]
-    assert "room on the disk" in stack.api.get("/readyz").text
+    assert "the disk of the artifacts is full" in stack.api.get("/readyz").text
     settings.min_free_disk_gb = enough
     headers, key = {"prefer": "respond-async"}, {"Idempotency-Key": "k"}
     accepted = stack.api.post("/generate", json=bodies["/generate"], headers=headers | key)

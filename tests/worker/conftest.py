@@ -12,7 +12,7 @@ from tests.devices import keep_profile
 from tests.engines import AMPLE, Gate, made_up_costs
 from tests.records import queued_model
 from worker.engine import Engine
-from worker.runtime import Runtime
+from worker.runtime import Housekeeping, Runtime
 from worker.sample import Sampler
 
 
@@ -22,6 +22,11 @@ def runtime(settings: Settings, profile: DeviceProfile, quick_verification: None
     runtime = Runtime.start(settings)
     keep_profile(runtime.repository, profile)
     return runtime
+
+
+def build_housekeeping(runtime: Runtime) -> Housekeeping[ModelRecord]:
+    models = runtime.repository.models
+    return Housekeeping(runtime, models, "build", "fineserve.build", runtime.stuck_seconds)
 
 
 @pytest.fixture

@@ -4,18 +4,20 @@ import json
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
 
 import worker.build
 import worker.runtime
+from learngenes.tuning import Progress
 from registry.errors import ArtifactError
 from registry.events import stream_key
 from registry.records import ModelStatus
-from tests.worker.conftest import MakeGeneration, MakeModel
+from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
 from worker.build import build, load_own
-from worker.runtime import Housekeeping, Runtime
+from worker.runtime import Runtime
 
 
 def statuses(client: redis.Redis, model_id: str) -> list[str]:
@@ -250,7 +252,7 @@ def test_a_long_wait_is_ended_even_in_a_busy_queue(
     lost, other = make_model().id, make_model().id
     runtime.queue.enqueue("fineserve.build", other, runtime.device_class)
     time.sleep(0.06)
-    Housekeeping(runtime, runtime.repository.models, "build", "fineserve.build").requeue_lost()
+    build_housekeeping(runtime).requeue_lost()
     assert lost in enqueued(client, f"build.{runtime.device_class}")
 
 
@@ -279,7 +281,7 @@ def test_lost_work_is_enqueued_again(
     models.claim(alive, 3, 60)
     while models.leased(dead):
         pass
-    keeper = Housekeeping(runtime, models, "build", "fineserve.build")
+    keeper = build_housekeeping(runtime)
     keeper.requeue_lost()
     assert enqueued(client, queue) == [dead]
     client.delete(queue)
@@ -289,6 +291,39 @@ def test_lost_work_is_enqueued_again(
     keeper.requeue_lost()
     assert enqueued(client, queue) == [waiting]
     assert client.keys("build.*") == [queue]
+
+
+def test_retraining_goes_on_from_its_checkpoint(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    model_id = make_model().id
+    original = worker.build.retrain
+
+    def shut_down_in_the_middle(*arguments: Any, **more: Any) -> object:
+        family, scales, config, tell = arguments
+
+        def told(progress: Progress) -> None:
+            if progress.step == 2:
+                runtime.stopping.set()
+            tell(progress)
+
+        return original(family, scales, config, told, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.build, "retrain", shut_down_in_the_middle)
+        build(runtime, model_id)
+    runtime.stopping.clear()
+    assert runtime.repository.models.get(model_id).status == "retraining"
+    build(runtime, model_id)
+    assert runtime.repository.models.get(model_id).status == "ready"
+    steps = [
+        json.loads(fields["data"])["step"]
+        for _, fields in client.xrange(stream_key("model", model_id))
+        if fields["event"] == "progress"
+    ]
+    assert steps == [1, 3, 4]  # the second was done, and not told
+    assert not [*(runtime.store.root / "models" / model_id).glob("checkpoint-*")]
 
 
 def test_a_corrupt_revision_is_noticed(runtime: Runtime, make_model: MakeModel) -> None:

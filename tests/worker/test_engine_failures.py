@@ -1,5 +1,6 @@
 """What an engine does about what cannot be done."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,6 +62,22 @@ def test_what_is_gone_when_it_is_to_be_loaded_again_fails_alone(
     with pytest.raises(Lost):
         images_of(gone)
     assert same(images_of(running), alone(engine, running.request))
+
+
+def test_it_knows_for_how_long_nothing_has_moved(
+    engine: Engine, gate: Gate, family: Family
+) -> None:
+    gate.close()
+    ticket = engine.submit(ask(family))
+    gate.reached()
+    before = engine.stuck_seconds()
+    time.sleep(0.1)
+    assert engine.stuck_seconds() >= before + 0.1
+    gate.open()
+    images_of(ticket)
+    deadline = time.monotonic() + SECONDS
+    while engine.stuck_seconds():
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("mode", Mode)

@@ -20,10 +20,10 @@ from registry.events import stream_key
 from registry.records import ModelRecord, Refinement
 from registry.store import generation_name, image_file
 from tests.records import queued_model
-from tests.worker.conftest import MakeGeneration, MakeModel
+from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
 from tests.worker.test_build import enqueued, statuses
 from worker.build import build, load_own
-from worker.runtime import Housekeeping, Runtime
+from worker.runtime import Runtime
 from worker.sample import Sampler, encode_png
 
 
@@ -158,7 +158,7 @@ def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
     assert (halfway.status, halfway.revision, halfway.attempts) == ("refining", 1, 0)
     assert sorted(enqueued(client, queue)) == sorted([other, refinable.id])
     assert not models.leased(refinable.id)
-    Housekeeping(runtime, models, "build", "fineserve.build").requeue_lost()
+    build_housekeeping(runtime).requeue_lost()
     assert enqueued(client, queue).count(refinable.id) == 1
     build(runtime, other)
     client.delete(queue)

@@ -1,3 +1,5 @@
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -7,8 +9,8 @@ import torch
 from learngenes.family import FamilyError
 from learngenes.sizing.quality import QualityTable
 from registry.settings import Settings
-from tests.worker.conftest import MakeModel
-from worker.runtime import Housekeeping, Runtime
+from tests.worker.conftest import MakeModel, build_housekeeping
+from worker.runtime import Runtime
 
 
 def test_families_are_announced_with_what_the_solver_needs(runtime: Runtime) -> None:
@@ -22,7 +24,7 @@ def test_families_are_announced_with_what_the_solver_needs(runtime: Runtime) -> 
 
 
 def test_housekeeping_shows_that_the_worker_is_alive(runtime: Runtime) -> None:
-    keeper = Housekeeping(runtime, runtime.repository.models, "build", "fineserve.build")
+    keeper = build_housekeeping(runtime)
     keeper.start()
     deadline = time.monotonic() + 5
     while not (workers := runtime.repository.workers()):
@@ -33,6 +35,40 @@ def test_housekeeping_shows_that_the_worker_is_alive(runtime: Runtime) -> None:
     runtime.stopping.set()
     while runtime.repository.workers():  # nobody is to wait for one that has ended
         assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("silent_seconds", [0.05, 60.0])
+def test_a_worker_that_is_stuck_ends(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, silent_seconds: float
+) -> None:
+    runtime.settings.stuck_seconds = 10
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    keeper = build_housekeeping(runtime)
+    keeper.end_if_stuck()
+    with runtime.watched():
+        assert runtime.moved_at is not None
+        runtime.moved_at -= silent_seconds
+        keeper.end_if_stuck()
+    assert ended == ([1] if silent_seconds > 10 else [])
+
+
+def test_whoever_waits_for_another_is_not_stuck(runtime: Runtime) -> None:
+    with runtime.watched():
+        lock = runtime.repository.lock(f"device:{runtime.device_class}", 0.3)
+        assert lock.acquire()
+        waiting = threading.Thread(target=_use_device, args=(runtime,))
+        waiting.start()
+        while runtime.moved_at is not None:
+            assert waiting.is_alive()
+        assert runtime.stuck_seconds() == 0
+        waiting.join(timeout=20)
+        assert runtime.moved_at is not None
+
+
+def _use_device(runtime: Runtime) -> None:
+    with runtime.device_alone():
+        pass
 
 
 def test_a_lease_outlives_its_first_period(runtime: Runtime, make_model: MakeModel) -> None:

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import worker.sample
 from learngenes.config import DType, Mode
 from learngenes.sampling import sample
 from registry.events import stream_key
-from registry.records import GenerationRecord
+from registry.records import GenerationRecord, now
 from registry.store import generation_name, image_file
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.build import build, load_own
@@ -133,6 +134,24 @@ def test_a_model_deleted_meanwhile_fails_its_requests(
     failed = runtime.repository.generations.get(record.id)
     assert (failed.status, failed.problem) == ("failed", "model-gone")
     assert failed.error == f"ModelGone: model {ready} is deleted"
+
+
+def test_images_that_nobody_waits_for_any_more_are_not_made(
+    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration, often: None
+) -> None:
+    generations = runtime.repository.generations
+    late = make_generation(ready, deadline=now() - timedelta(seconds=1))
+    never = make_generation(
+        ready, n=60, num_inference_steps=1000, deadline=now() + timedelta(seconds=0.2)
+    )
+    in_time = make_generation(ready, deadline=now() + timedelta(hours=1))
+    for record in (late, never, in_time):
+        sampler.generate(record.id)
+    for record in (late, never):
+        failed = generations.get(record.id)
+        assert (failed.status, failed.problem) == ("failed", "deadline-missed")
+    assert generations.get(late.id).started_at is None
+    assert generations.get(in_time.id).status == "done"
 
 
 def test_progress_is_told_with_a_preview_if_it_was_asked_for(
