@@ -4,7 +4,6 @@ import base64
 import io
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,13 +15,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from benchmarks.local import free_port
+
 REPOSITORY = Path(__file__).parent.parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Deployment:

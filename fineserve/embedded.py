@@ -21,8 +21,13 @@ from registry.settings import Settings
 
 BIN = Path(sys.executable).parent
 MAX_SOCKET_PATH_BYTES = 100
+ENDED = {"EXITED", "FATAL"}
 READY_TIMEOUT_SECONDS = 600.0
 DOWN_TIMEOUT_SECONDS = 90.0
+MOST_RESTARTS = 1_000_000
+"""Each a second later than the one before: what a program needs may be away for long."""
+FAILING_SECONDS = 30.0
+"""A program that ends again and again for so long is not going to start."""
 
 VALKEY_OPTIONS = {
     "port": "0",  # a unix socket, so that only this user can reach it
@@ -108,7 +113,7 @@ priority={priority}
 autorestart=unexpected
 exitcodes={os.EX_CONFIG}
 startsecs=3
-startretries=5
+startretries={MOST_RESTARTS}
 stopwaitsecs=60
 stopasgroup=false
 killasgroup=true
@@ -151,16 +156,21 @@ class Embedded:
     def wait_ready(self) -> Iterator[str]:
         """What is still missing, now and then, until everything is ready. Raises EmbeddedError."""
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        failing: dict[str, float] = {}
         while True:
             ready, missing = self._readiness()
             if ready:
                 return
             yield missing
-            failed = [
-                line.split()[0]
-                for line in self._control("status")
-                if "FATAL" in line or "EXITED" in line
-            ]
+            now = time.monotonic()
+            states = dict(line.split()[:2] for line in self._control("status"))
+            for program, state in states.items():
+                if state == "BACKOFF":
+                    failing.setdefault(program, now)
+                elif state == "RUNNING":
+                    failing.pop(program, None)
+            failed = [program for program, state in states.items() if state in ENDED]
+            failed += [p for p, since in failing.items() if now - since > FAILING_SECONDS]
             if failed or time.monotonic() > deadline:
                 if not failed:
                     raise EmbeddedError(f"still {missing}; see {self.var / 'logs'}")

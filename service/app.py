@@ -12,6 +12,7 @@ from registry.settings import Settings, get_settings
 from service import generations, metrics, models, page, problems, session, sizing, status
 from service.deps import State
 from service.guard import Guard
+from service.openapi import describe_problems
 
 DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
 
@@ -41,6 +42,7 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     for part in (sizing, models, generations, status, session, metrics, page):
         app.include_router(part.router)
     app.mount("/page", page.files)
+    describe_problems(app)
     return app
 
 

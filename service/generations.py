@@ -49,7 +49,14 @@ Accept = Annotated[str, Header()]
 Prefer = Annotated[str, Header()]
 
 
-@router.post("/generate", response_model=GenerationResponse)
+PICTURE = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@router.post(
+    "/generate",
+    response_model=GenerationResponse,
+    responses={200: PICTURE, 202: {"model": GenerationResponse}},
+)
 async def generate(
     request: GenerateRequest,
     connection: Request,
@@ -74,7 +81,11 @@ async def generate(
     return await run_in_threadpool(_answer_now, state, record.id, accept)
 
 
-@router.get("/generations/{generation_id}", response_model=GenerationResponse)
+@router.get(
+    "/generations/{generation_id}",
+    response_model=GenerationResponse,
+    responses={200: PICTURE},
+)
 def get_generation(
     record: GenerationDep, state: StateDep, _: Sampler, accept: Accept = "application/json"
 ) -> Response:
@@ -217,7 +228,7 @@ def _answer(state: State, record: GenerationRecord, accept: str) -> Response:
         raise Problem(410, "model-gone", f"{record.error}; nothing can be sampled from it")
     if record.problem == "deadline-missed":
         raise Problem(
-            504,
+            409,
             "deadline-missed",
             f"generation {record.id} was not done within its deadline_seconds; allow more, ask for "
             "less, or come back when less is asked for",

@@ -21,6 +21,7 @@ from registry.errors import (
 
 log = structlog.get_logger()
 
+MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = "2"
 
 
@@ -51,7 +52,7 @@ class Problem(Exception):
             jsonable_encoder(body),
             self.status,
             headers=self.headers,
-            media_type="application/problem+json",
+            media_type=MEDIA_TYPE,
         )
 
 

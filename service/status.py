@@ -68,7 +68,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={503: {"model": Readiness}})
 def readyz(response: Response, state: StateDep) -> Readiness:
     """Whether a budget sent now would become images; 503 and what is missing if not."""
     missing = _missing(state)

@@ -22,7 +22,8 @@ import httpx
 import yaml
 from PIL import Image
 
-from benchmarks.deployment import REPOSITORY, free_port
+from benchmarks.deployment import REPOSITORY
+from benchmarks.local import free_port
 from benchmarks.operate.engine import Engine, engine, stand_in
 from benchmarks.parts import Figures
 

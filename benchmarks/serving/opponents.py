@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.deployment import free_port
+from benchmarks.local import free_port
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"

@@ -9,9 +9,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from benchmarks.local import wait
 from registry.keys import Keys, Scope
 from registry.settings import Settings
-from tests.integration.conftest import Deployment, wait
+from tests.integration.conftest import Deployment
 
 pytestmark = pytest.mark.browser
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Deployment, wait
+from benchmarks.local import wait
+from tests.integration.conftest import Deployment
 
 pytestmark = pytest.mark.integration
 

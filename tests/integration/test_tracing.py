@@ -8,7 +8,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.integration.conftest import Deployment, wait
+from benchmarks.local import wait
+from tests.integration.conftest import Deployment
 
 pytestmark = pytest.mark.integration
 

@@ -1,0 +1,182 @@
+"""Too much at once, for long, and after Redis has lost everything."""
+
+import shutil
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from benchmarks.local import Local, started, wait
+from benchmarks.parts import Figures
+from benchmarks.serving.load import MakeRequest, closed_loop, open_loop
+from benchmarks.trust.faults import VICTIMS
+from benchmarks.trust.site import FASHION, Account, Load, settle
+
+CAPACITY_SECONDS = 60.0
+CLIENTS = 16
+OVERLOAD_SECONDS = 300.0
+OVERLOAD = 10
+MOST_ACTIVE = 64
+"""As many as a sampling worker takes at once; 2,000 by default, for clients with patience."""
+SOAK_MINUTES = 60
+SETTLED_MINUTES = 10
+"""Growth counts from then on: by then everything has been used."""
+SAMPLE_SECONDS = 10.0
+SOAK_TTL_SECONDS = 120
+"""Of images, so that an hour sees as many go as come."""
+SOAK_MODEL_SECONDS = 300.0
+SETTINGS: dict[str, object] = {"profile_seconds": 5, "verify_seconds": 2}
+STORED_MODELS = 5
+
+
+@dataclass
+class Usage:
+    """Of each process, at times: resident bytes, open files; and Redis's keys."""
+
+    resident_bytes: dict[str, list[int]] = field(default_factory=dict)
+    files: dict[str, list[int]] = field(default_factory=dict)
+    keys: list[int] = field(default_factory=list)
+
+    def look(self, local: Local) -> None:
+        for program, text in VICTIMS.items():
+            for pid in local.pids(text)[:1]:
+                with suppress(OSError):
+                    status = Path(f"/proc/{pid}/status").read_text()
+                    resident = int(status.partition("VmRSS:")[2].split()[0]) * 1024
+                    self.resident_bytes.setdefault(program, []).append(resident)
+                    files = len([*Path(f"/proc/{pid}/fd").iterdir()])
+                    self.files.setdefault(program, []).append(files)
+        with redis.Redis(unix_socket_path=str(local.var / "valkey.sock")) as client:
+            self.keys.append(int(client.dbsize()))
+
+    def growth(self, settled_share: float) -> Figures:
+        """From the median of the first tenth after settling to that of the last tenth."""
+
+        def grown(values: list[int]) -> int:
+            values = values[int(len(values) * settled_share) :]
+            tenth = max(1, len(values) // 10)
+            return round(statistics.median(values[-tenth:]) - statistics.median(values[:tenth]))
+
+        return {
+            "rss_growth_bytes": {p: grown(v) for p, v in self.resident_bytes.items()},
+            "file_growth": {p: grown(v) for p, v in self.files.items()},
+            "redis_key_growth": grown(self.keys),
+            "rss_bytes": {p: v[-1] for p, v in self.resident_bytes.items()},
+            "files": {p: v[-1] for p, v in self.files.items()},
+            "redis_keys": self.keys[-1],
+        }
+
+
+@contextmanager
+def _watched(local: Local) -> Iterator[Usage]:
+    usage, ending = Usage(), threading.Event()
+
+    def watch() -> None:
+        while not ending.wait(SAMPLE_SECONDS):
+            usage.look(local)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield usage
+    finally:
+        ending.set()
+        thread.join()
+
+
+def overload(families: Path = FASHION, seconds: float = OVERLOAD_SECONDS) -> Figures:
+    """What the service can do, and what it does when ten times as much is asked for.
+
+    Clients do not heed Retry-After: what is refused is gone, and others come.
+    """
+    with started(families, max_active_generations=MOST_ACTIVE, **SETTINGS) as local:
+        request = _request(local.ready_model())
+        alone = closed_loop(local.url, request, CLIENTS, CAPACITY_SECONDS, 15.0)
+        capacity = alone.images_per_second
+        sys.stdout.write(f"  {capacity:.2f} requests a second can be done\n")
+        with _watched(local) as usage:
+            crowd = open_loop(local.url, request, OVERLOAD * capacity, seconds, seed=0)
+        ready = local.ready()
+    return {
+        "capacity_requests_per_second": round(capacity, 2),
+        "capacity_p95_seconds": round(alone.latency_p95, 2),
+        "asked_requests_per_second": round(OVERLOAD * capacity, 2),
+        "overload_seconds": round(crowd.seconds),
+        "max_active_generations": MOST_ACTIVE,
+        "overload_requests": crowd.requests,
+        "overload_refused": crowd.failures,
+        "first_refusal": crowd.first_failure,
+        "overload_goodput_share": round(crowd.images_per_second / capacity, 3),
+        "overload_accepted_p50_seconds": round(crowd.latency_p50, 2),
+        "overload_accepted_p95_seconds": round(crowd.latency_p95, 2),
+        "ready_afterwards": ready,
+        **usage.growth(0.1),
+    }
+
+
+def _request(model: str) -> MakeRequest:
+    """It is answered with a picture, or with why not."""
+    body = {"model": model, "n": 4, "num_inference_steps": 20}
+
+    def make(number: int) -> tuple[str, dict[str, object], dict[str, str]]:
+        return "/generate", {**body, "seed": number}, {"accept": "image/png"}
+
+    return make
+
+
+def soak(families: Path = FASHION, minutes: float = SOAK_MINUTES) -> Figures:
+    """Images that are waited for and that are not, plans, and now and then a model."""
+    account = Account()
+    with started(families, image_ttl_seconds=SOAK_TTL_SECONDS, **SETTINGS) as local:
+        load = Load(local, [local.ready_model()], account)
+        with _watched(local) as usage, load.running(model_seconds=SOAK_MODEL_SECONDS):
+            time.sleep(minutes * 60)
+        made = len(account.finished_at)
+        account.generations.clear()  # most of their images have gone, as they should
+        figures = settle(local, account)
+    growth = usage.growth(SETTLED_MINUTES / minutes if minutes > SETTLED_MINUTES else 0.1)
+    return {
+        "soak_minutes": minutes,
+        "soak_rss_growth_bytes": sum(growth["rss_growth_bytes"].values()),
+        "generations_waited_for": made,
+        **growth,
+        **{name: figures[name] for name in ("accepted_models", "lost", "answers", "corrupt")},
+    }
+
+
+def lost_registry(families: Path = FASHION) -> Figures:
+    """Everything that Redis holds is deleted; how long until every ready model samples again."""
+    with started(families, **SETTINGS) as local:
+        models = [
+            local.ready_model(max_mem_gb=4, depth=2 * i, rank=32 * i)
+            for i in range(1, STORED_MODELS + 1)
+        ]
+        before = {model: _images(local, model) for model in models}
+        local.run("down")
+        shutil.rmtree(local.var / "valkey")
+        begun = time.monotonic()
+        local.up()
+        up_seconds = time.monotonic() - begun
+        wait(lambda: all(_images(local, model) == before[model] for model in models), 300)
+        seconds = time.monotonic() - begun
+        names = {model["id"] for model in local.http.get("/models").json()["models"]}
+    return {
+        "registry_models": len(models),
+        "registry_models_back": len(names & set(models)),
+        "up_seconds": round(up_seconds, 1),
+        "registry_rebuild_seconds": round(seconds, 1),
+    }
+
+
+def _images(local: Local, model: str) -> list[str] | None:
+    body = {"model": model, "n": 2, "num_inference_steps": 5, "seed": 1}
+    answer = local.http.post("/generate", json=body)
+    if answer.status_code != 200:
+        return None
+    return [image["b64_png"] for image in answer.json()["images"]]

@@ -1,0 +1,212 @@
+"""Processes killed under load, and what they need taken away, for real."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.local import Local, started, wait
+from benchmarks.parts import Figures
+from benchmarks.trust.site import FASHION, Account, Load, settle
+from fineserve.embedded import valkey_command
+
+KILLS = 100
+VICTIMS = {
+    "valkey": "valkey-server",
+    "api": "-m service",
+    "build-worker": "-m worker build",
+    "sample-worker": "-m worker sample",
+}
+ATTEMPTS = 30
+"""By default three, so that a request that kills its worker ends: here nothing but us does."""
+RECOVERY_SECONDS = 300.0
+OUTAGE_SECONDS = 30.0
+CLOCK_JUMP_SECONDS = 3600.0
+SETTINGS: dict[str, object] = {"profile_seconds": 5, "verify_seconds": 2, "max_attempts": ATTEMPTS}
+
+
+def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
+    """SIGKILL to one of four at random, when all are well again after the last one."""
+    chance, account = random.Random(0), Account()
+    killed = dict.fromkeys(VICTIMS, 0)
+    recoveries = []
+    with started(families, **SETTINGS) as local:
+        with Load(local, [local.ready_model()], account).running():
+            for i in range(number):
+                time.sleep(chance.uniform(0, 4))
+                victim = chance.choice([*VICTIMS])
+                for pid in local.pids(VICTIMS[victim]):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                killed[victim] += 1
+                recoveries.append(_recovery_seconds(local))
+                sys.stdout.write(f"  {i + 1}: {victim}, well after {recoveries[-1]:.1f} s\n")
+                sys.stdout.flush()
+        figures = settle(local, account)
+    return {
+        "kills": number,
+        "killed": killed,
+        "max_attempts": ATTEMPTS,
+        "longest_recovery_seconds": round(max(recoveries), 1),
+        **figures,
+    }
+
+
+def _recovery_seconds(local: Local) -> float:
+    """Until everything runs and is ready. Raises TimeoutError."""
+    begun = time.monotonic()
+
+    def well() -> bool:
+        states = [line.split()[1] for line in local.control("status").splitlines()]
+        return states == ["RUNNING"] * len(VICTIMS) and local.ready()
+
+    wait(well, RECOVERY_SECONDS)
+    return time.monotonic() - begun
+
+
+def full_broker_disk(families: Path = FASHION) -> Figures:
+    """Valkey's append-only file on a file system of 32 MB that fills up for a while."""
+    return _outage(families, lambda local: _filled(local.var / "valkey", 32))
+
+
+def full_store_disk(families: Path = FASHION) -> Figures:
+    """The artifacts on one of 64 MB; without the guard that refuses in time."""
+    settings = {"min_free_disk_gb": 0}
+    return _outage(families, lambda local: _filled(local.var / "store", 64), **settings)
+
+
+def clock_jump(families: Path = FASHION) -> Figures:
+    """This machine's clock an hour ahead, and after a while right again."""
+
+    @contextlib.contextmanager
+    def ahead(_: Local) -> Iterator[None]:
+        _set_clock(CLOCK_JUMP_SECONDS)
+        try:
+            yield
+        finally:
+            _set_clock(-CLOCK_JUMP_SECONDS)
+
+    return _outage(families, lambda local: contextlib.nullcontext(ahead(local)))
+
+
+def _set_clock(ahead_seconds: float) -> None:
+    time.clock_settime(time.CLOCK_REALTIME, time.time() + ahead_seconds)
+
+
+def killed_for_memory(families: Path = FASHION) -> Figures:
+    """The sampling worker in a control group without room: the kernel kills it."""
+
+    @contextlib.contextmanager
+    def cramped(local: Local) -> Iterator[None]:
+        group = Path("/sys/fs/cgroup/memory") / local.var.name
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(8_000_000))
+        (pid,) = local.pids(VICTIMS["sample-worker"])
+        (group / "cgroup.procs").write_text(str(pid))
+        try:
+            yield
+            wait(lambda: pid not in local.pids(VICTIMS["sample-worker"]), 120)
+        finally:
+            group.rmdir()
+
+    return _outage(families, lambda local: contextlib.nullcontext(cramped(local)))
+
+
+def cut_network(families: Path = FASHION) -> Figures:
+    """Valkey behind a network of its own, whose cable is pulled: packets vanish."""
+    name, inside, outside = "fineserve-trust", "10.231.0.2", "10.231.0.1"
+    for command in (
+        f"ip netns add {name}",
+        f"ip link add fs-outside type veth peer name fs-inside netns {name}",
+        f"ip addr add {outside}/30 dev fs-outside",
+        "ip link set fs-outside up",
+        f"ip -n {name} addr add {inside}/30 dev fs-inside",
+        f"ip -n {name} link set fs-inside up",
+    ):
+        subprocess.run(command.split(), check=True)
+
+    @contextlib.contextmanager
+    def pulled(_: Local) -> Iterator[None]:
+        subprocess.run(["ip", "link", "set", "fs-outside", "down"], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["ip", "link", "set", "fs-outside", "up"], check=True)
+
+    directory = Path("/tmp/fineserve-trust-valkey")
+    directory.mkdir(exist_ok=True)
+    valkey = valkey_command(directory / "socket", directory)
+    listening = ["--port", "6379", "--bind", inside, "--protected-mode", "no"]
+    broker = subprocess.Popen(
+        ["ip", "netns", "exec", name, *valkey, *listening], stdout=subprocess.DEVNULL
+    )
+    try:
+        settings = {"redis_url": f"redis://{inside}:6379/0"}
+        return _outage(families, lambda local: contextlib.nullcontext(pulled(local)), **settings)
+    finally:
+        broker.kill()
+        broker.wait()
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+Trouble = Callable[
+    [Local], contextlib.AbstractContextManager[contextlib.AbstractContextManager[None]]
+]
+"""Gives, before the start, what makes the trouble."""
+
+
+def _outage(families: Path, prepare: Trouble, **settings: object) -> Figures:
+    """Under load: half a minute without trouble, as much with it, then until all is well."""
+    account, local = Account(), Local(families, **SETTINGS, **settings)
+    try:
+        with prepare(local) as trouble:
+            local.up()
+            with Load(local, [local.ready_model()], account).running():
+                time.sleep(OUTAGE_SECONDS)
+                with trouble:
+                    time.sleep(OUTAGE_SECONDS)
+                recovered = _healthy_seconds(local)
+                time.sleep(OUTAGE_SECONDS)
+            figures = settle(local, account)
+    finally:
+        local.remove()
+    return {
+        "outage_seconds": OUTAGE_SECONDS,
+        "recovery_seconds": round(recovered, 1),
+        **figures,
+    }
+
+
+def _healthy_seconds(local: Local) -> float:
+    begun = time.monotonic()
+    wait(local.ready, RECOVERY_SECONDS)
+    return time.monotonic() - begun
+
+
+@contextlib.contextmanager
+def _filled(directory: Path, megabytes: int) -> Iterator[contextlib.AbstractContextManager[None]]:
+    """A file system of its own at `directory`; gives what fills it."""
+
+    @contextlib.contextmanager
+    def full() -> Iterator[None]:
+        filling = directory / "filling"
+        with contextlib.suppress(OSError), filling.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"\0" * 4096)
+        try:
+            yield
+        finally:
+            filling.unlink()
+
+    directory.mkdir(parents=True)
+    size = f"size={megabytes}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(directory)], check=True)
+    try:
+        yield full()
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)

@@ -1,0 +1,95 @@
+"""Requests that a hostile or careless client makes up, by the service's own OpenAPI document."""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.local import BIN, Local, started
+from benchmarks.parts import Figures
+from benchmarks.trust.site import FASHION
+
+EXAMPLES = 600
+"""Of each route, in the phase that makes them up: 10,000 cases in all, and some."""
+PHASES = ("coverage", "fuzzing", "stateful")
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+    "use_after_free",
+)
+ENDLESS = "/status/events"
+"""It has no last byte to wait for."""
+BUILDS_ARE_BRIEF = {
+    "retraining_steps": 4,
+    "profile_seconds": 2,
+    "verify_seconds": 1,
+    "compile": "false",
+}
+
+
+def measure(
+    families: Path = FASHION, examples: int = EXAMPLES, phases: Sequence[str] = PHASES
+) -> Figures:
+    with started(families, **BUILDS_ARE_BRIEF) as local:
+        before = _ended(local)
+        report = run(local, examples, phases)
+        ended = _ended(local) - before
+        ready = local.ready()
+    return {
+        "fuzz_cases": report["test_cases"]["generated"],
+        "fuzz_failures": report["test_cases"]["with_failures"] + report["test_cases"]["errored"],
+        "failures": [failure.get("title") for failure in report["failures"]][:20],
+        "operations": report["operations"]["tested"],
+        "left_out": [ENDLESS],
+        "checks": CHECKS,
+        "ended_processes": ended,
+        "ready_afterwards": ready,
+    }
+
+
+def _ended(local: Local) -> int:
+    """How many processes have ended so far."""
+    return (local.var / "logs" / "supervisord.log").read_text().count(" exited: ")
+
+
+def run(local: Local, examples: int, phases: Sequence[str]) -> Figures:
+    """Schemathesis' own report."""
+    model = local.ready_model()
+    body = {"model": model, "n": 1, "num_inference_steps": 2}
+    generation = local.http.post("/generate", json=body).raise_for_status().json()["id"]
+    with tempfile.TemporaryDirectory() as directory:
+        config, report = Path(directory) / "config.toml", Path(directory) / "report.json"
+        config.write_text(_known(model, generation))
+        subprocess.run(
+            [
+                *(str(BIN / "schemathesis"), "--config-file", str(config), "run"),
+                *(f"{local.url}/openapi.json", "--phases", ",".join(phases), "--seed", "1"),
+                *("--max-examples", str(examples), "--checks", ",".join(CHECKS)),
+                *("--exclude-path", ENDLESS, "--request-timeout", "120", "--no-color"),
+                *("--continue-on-failure", "--generation-database", "none", "--no-shrink"),
+                *("--report", "json", "--report-json-path", str(report)),
+            ],
+            check=False,  # it tells of failures by its status, and in the report
+        )
+        content: Figures = json.loads(report.read_text())
+    return content
+
+
+def _known(model: str, generation: str) -> str:
+    """Half of the requests name something that there is; else nearly all were 404."""
+    return f"""
+[dictionaries.models]
+values = ["{model}"]
+[dictionaries.generations]
+values = ["{generation}"]
+[parameters]
+"body.model" = {{ dictionary = "models", probability = 0.5 }}
+"path.model_id" = {{ dictionary = "models", probability = 0.5 }}
+"path.generation_id" = {{ dictionary = "generations", probability = 0.5 }}
+"""

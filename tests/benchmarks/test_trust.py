@@ -1,0 +1,39 @@
+"""What `make bench-trust` measures for hours, for a minute."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.trust import faults, fuzz
+from benchmarks.trust.site import corrupt
+from registry.store import ArtifactStore
+
+pytestmark = pytest.mark.integration
+
+
+def test_nothing_is_lost_with_a_process(
+    families_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "SETTINGS", {**faults.SETTINGS, "compile": "false"})
+    figures = faults.kills(4, families_dir)
+    assert figures["kills"] == sum(figures["killed"].values()) == 4
+    assert figures["accepted_generations"] > 0
+    for what in ("lost", "duplicated", "corrupt"):
+        assert figures[what] == 0, figures
+
+
+def test_no_request_that_can_be_made_up_is_answered_with_a_5xx(families_dir: Path) -> None:
+    figures = fuzz.measure(families_dir, examples=10, phases=("fuzzing", "stateful"))
+    assert figures["fuzz_cases"] > 100
+    assert figures["fuzz_failures"] == 0, figures["failures"]
+    assert figures["ended_processes"] == 0
+    assert figures["ready_afterwards"]
+
+
+def test_a_corrupt_artifact_is_found(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    store.put("x/whole", {"file": b"content"}, {})
+    store.put("x/broken", {"file": b"content"}, {})
+    (tmp_path / "x/broken/file").write_bytes(b"contenT")
+    (found,) = corrupt(store)
+    assert found.startswith("x/broken: ")
