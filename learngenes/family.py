@@ -182,6 +182,8 @@ def _check_hashes(directory: Path, manifest: FamilyManifest) -> None:
     if missing := required - manifest.sha256.keys():
         raise FamilyError(f"{directory / MANIFEST} lists no hash for {', '.join(sorted(missing))}")
     for name, expected in manifest.sha256.items():
+        if Path(name).name != name:
+            raise FamilyError(f"{directory / MANIFEST} names a file outside the family: {name!r}")
         path = directory / name
         if not path.is_file():
             raise FamilyError(f"{path} is missing; restore it from the family's source")

@@ -44,11 +44,14 @@ class ArtifactStore:
         temporary = self._incoming / uuid.uuid4().hex
         try:
             self._write(temporary, files, description)
+            self._publish(temporary, target)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if error.errno in FULL:
                 raise StorageFull(f"no room for {name} on the disk of {self.root}") from error
             raise
+
+    def _publish(self, temporary: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.rename(target)

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 from redis import RedisError
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -402,4 +403,8 @@ def load_own(store: ArtifactStore, family: Family, model_id: str, revision: int)
     name = revision_name(model_id, revision)
     store.require_family(name, family.manifest.name, family.fingerprint)
     content = store.read(name, OWN_FILE)
-    return own_from_stacked(load_tensors(content)).to(family.stem.positions.device)
+    try:
+        own = own_from_stacked(load_tensors(content))
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise ArtifactError(f"{name}/{OWN_FILE} is not a model's: {error}") from error
+    return own.to(family.stem.positions.device)
