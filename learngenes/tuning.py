@@ -187,8 +187,12 @@ class Tuning:
         return heldout_loss(self.predict, self.process, self.held_images, self.held_labels)
 
     def _save(self, figures: dict[str, float]) -> None:
-        if self.checkpoint_file is not None:
+        if self.checkpoint_file is None:
+            return
+        try:
             checkpoint.write(self.checkpoint_file, figures, self.model, self.optimizer, self.best)
+        except (OSError, SafetensorError) as error:  # what is trained now does not need it
+            log.warning("no checkpoint", file=str(self.checkpoint_file), error=str(error))
 
     def _resume(self) -> dict[str, float]:
         if self.checkpoint_file is None:

@@ -27,7 +27,7 @@ from registry.store import generation_name, image_file
 from service.access import Caller, GenerationDep, Sampler
 from service.deps import IdempotencyKey, LastEventId, State, StateDep
 from service.models import require_servable
-from service.problems import Problem, no_family, storage_full
+from service.problems import Problem, no_family
 from service.schemas import (
     MAX_SEED,
     GenerateRequest,
@@ -233,8 +233,6 @@ def _answer(state: State, record: GenerationRecord, accept: str) -> Response:
             f"generation {record.id} was not done within its deadline_seconds; allow more, ask for "
             "less, or come back when less is asked for",
         )
-    if record.problem == "storage-full":
-        raise storage_full()
     if record.status == GenerationStatus.FAILED:
         raise Problem(500, "generation-failed", f"generation {record.id} failed: {record.error}")
     pictures = [

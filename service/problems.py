@@ -60,7 +60,7 @@ def unavailable(detail: str, kind: str = "unavailable") -> Problem:
     return Problem(503, kind, detail, headers={"Retry-After": RETRY_SECONDS})
 
 
-def storage_full(why: str = "the disk of the artifacts is full") -> Problem:
+def storage_full(why: str) -> Problem:
     return Problem(
         507,
         "storage-full",

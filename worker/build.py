@@ -29,7 +29,7 @@ from learngenes.sizing.cost import Workload
 from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
 from learngenes.tuning import Enough, Pause, Progress
 from registry import metrics
-from registry.errors import ArtifactError, RecordNotFound, Superseded
+from registry.errors import ArtifactError, RecordNotFound, StorageFull, Superseded
 from registry.queue import BUILD_TASK
 from registry.records import Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, record_name, revision_name
@@ -207,7 +207,7 @@ class _Build:
             if over:
                 return {}
             self._store(self._retrained_revision + 1, refined.layers)
-        except (Pause, Superseded, RecordNotFound, RedisError):
+        except (Pause, Superseded, RecordNotFound, StorageFull, RedisError):
             raise
         except Exception as error:  # the retrained model is there, and stays
             log.exception("not refined", model=self.record.id)

@@ -50,7 +50,6 @@ LONG_WAIT_SECONDS = 600.0
 PROBLEMS: dict[type[Exception], str] = {
     DeadlineMissed: "deadline-missed",
     ModelGone: "model-gone",
-    StorageFull: "storage-full",
 }
 """What a caller is told of, not just that it failed."""
 ORPHAN_SECONDS = 10.0
@@ -214,6 +213,11 @@ class Runtime:
         moved_at = self.moved_at
         return 0.0 if moved_at is None else time.monotonic() - moved_at
 
+    def _give_back(self, records: Records[R], record: R) -> None:
+        """As it was: what stopped it is not the work's fault, and it is taken up again."""
+        with contextlib.suppress(Superseded):
+            records.change(record.id, attempt=record.attempts, attempts=record.attempts - 1)
+
     def attempt(self, records: Records[R], record_id: str, work: Callable[[R], None]) -> None:
         """Work on a record under a lease, and see to it that it ends in a state that is true.
 
@@ -231,12 +235,13 @@ class Runtime:
                 log.info("superseded", record=record_id, reason=str(reason))
             except Stopping:
                 log.info("interrupted by shutdown", record=record_id)
-                with contextlib.suppress(Superseded):  # a shutdown is not the work's fault
-                    records.change(record_id, attempt=record.attempts, attempts=record.attempts - 1)
+                self._give_back(records, record)
+            except StorageFull as reason:
+                log.warning("waiting for room", record=record_id, reason=str(reason))
+                self._give_back(records, record)
             except GivingWay as reason:
                 next_task = reason.task
-                with contextlib.suppress(Superseded):
-                    records.change(record_id, attempt=record.attempts, attempts=record.attempts - 1)
+                self._give_back(records, record)
             except redis.RedisError:
                 raise
             except Exception as error:

@@ -26,6 +26,7 @@ ATTEMPTS = 30
 """By default three, so that a request that kills its worker ends: here nothing but us does."""
 RECOVERY_SECONDS = 300.0
 OUTAGE_SECONDS = 30.0
+SPARE_BYTES = 8_000_000
 CLOCK_JUMP_SECONDS = 3600.0
 SETTINGS: dict[str, object] = {"profile_seconds": 5, "verify_seconds": 2, "max_attempts": ATTEMPTS}
 
@@ -99,19 +100,22 @@ def _set_clock(ahead_seconds: float) -> None:
 
 
 def killed_for_memory(families: Path = FASHION) -> Figures:
-    """The sampling worker in a control group without room: the kernel kills it."""
+    """The sampling worker in a control group with little room: the kernel kills it."""
 
     @contextlib.contextmanager
     def cramped(local: Local) -> Iterator[None]:
         group = Path("/sys/fs/cgroup/memory") / local.var.name
         group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(8_000_000))
+        (group / "memory.limit_in_bytes").write_text(str(SPARE_BYTES))
         (pid,) = local.pids(VICTIMS["sample-worker"])
-        (group / "cgroup.procs").write_text(str(pid))
+        (group / "cgroup.procs").write_text(str(pid))  # what it holds already does not count
         try:
             yield
-            wait(lambda: pid not in local.pids(VICTIMS["sample-worker"]), 120)
+            wait(lambda: pid not in local.pids(VICTIMS["sample-worker"]), RECOVERY_SECONDS)
         finally:
+            for left in (group / "cgroup.procs").read_text().split():
+                os.kill(int(left), signal.SIGKILL)
+            wait(lambda: not (group / "cgroup.procs").read_text(), 10)
             group.rmdir()
 
     return _outage(families, lambda local: contextlib.nullcontext(cramped(local)))

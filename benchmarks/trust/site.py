@@ -79,6 +79,8 @@ class Load:
 
     def __init__(self, local: Local, models: list[str], account: Account) -> None:
         self._local, self._models, self._account = local, models, account
+        for model in models:
+            account.accept("models", model, model)
         self._ending = threading.Event()
         self._chance = random.Random(0)
         sizes = local.http.get("/families").json()["families"][0]["sizes"]
