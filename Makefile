@@ -14,7 +14,7 @@ TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint bench-main-job bench-sizing bench-serving bench-operate compose-test paper paper-report paper-smoke pretrain pretrain-emoji docs lock clean
+.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -25,7 +25,7 @@ down: $(INSTALLED)  ## stop everything
 logs: $(INSTALLED)  ## follow the logs
 	@$(BIN)/fineserve logs
 
-test: $(INSTALLED_DEV) $(PROMETHEUS) $(FASHION_MNIST) $(TASKS) lint  ## every check and every test
+test: $(INSTALLED_DEV) $(PROMETHEUS) $(FASHION_MNIST) $(TASKS) lint audit  ## every check and every test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadfile -m "not slow and not browser"
 	$(BIN)/coverage combine --quiet
@@ -44,6 +44,10 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+audit: $(INSTALLED_DEV)  ## known vulnerabilities of what is pinned; needs PyPI's own address
+	mkdir -p var
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip --format json --output var/audit.json || (cat var/audit.json; exit 1)
+
 bench-main-job: $(INSTALLED_DEV) $(FASHION_MNIST)  ## the figures of the README
 	$(BIN)/python -m benchmarks.main_job
 	$(BIN)/python -m benchmarks.readme
@@ -55,6 +59,16 @@ bench-sizing: $(INSTALLED_DEV)  ## predicted and measured, of 200 random budgets
 bench-serving: $(INSTALLED_DEV) $(PEERS)  ## against other servers, with the same weights; half an hour
 	$(BIN)/python -m benchmarks.serving $(PARTS)
 	$(BIN)/python -m benchmarks.readme
+
+bench-trust: $(INSTALLED_DEV)  ## all of the following, and what takes longer; three hours, as root
+	$(BIN)/python -m benchmarks.trust $(PARTS)
+	$(BIN)/python -m benchmarks.readme
+
+faults: PARTS := kills broker_disk store_disk clock network memory  ## what can break, broken under load
+faults: bench-trust
+
+fuzz: PARTS := fuzz  ## 10,000 requests made up from the OpenAPI document
+fuzz: bench-trust
 
 compose-test: $(INSTALLED_DEV) $(DOCKERD)  ## the images, and the whole stack through the main job
 	$(BIN)/python -m benchmarks.operate compose

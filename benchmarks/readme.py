@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper import tables
+from benchmarks.trust import report as trust
 
 REPOSITORY = Path(__file__).parent.parent
 README = REPOSITORY / "README.md"
@@ -266,6 +267,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "serving": ("serving", serving),
     "serving_aims": ("serving", serving_aims),
     "operate": ("operate", operate),
+    "trust_faults": ("trust", trust.faults),
+    "trust_endurance": ("trust", trust.endurance),
     "paper_depth": ("paper", tables.depth),
     "paper_cost": ("paper", tables.cost),
     "paper_totals": ("paper", tables.totals),
