@@ -82,6 +82,20 @@ class Stem(nn.Module):
         self.final = nn.Linear(d, config.patch_values)
         self._initialise()
 
+    def with_classes(self, table: Tensor) -> "Stem":
+        """A stem that has everything in common with this one but its classes.
+
+        table: (num_classes + 1, D), the null class last; a Parameter is trained.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        num_classes, width = len(table) - 1, table.shape[1]
+        other.classes = nn.Embedding(num_classes + 1, width, _weight=table)
+        if isinstance(table, nn.Parameter):  # itself, and not another one of the same data
+            other.classes.weight = table
+        other.config = self.config.model_copy(update={"num_classes": num_classes})
+        return other
+
     def _initialise(self) -> None:
         """DiT's own: small embeddings, and a final layer that starts at zero."""
         for embedding in (self.classes, self.time_in, self.time_out):

@@ -17,6 +17,8 @@ from learngenes.device import release_memory
 
 Linear = Callable[[Tensor], Tensor]
 Layer = Mapping[Kind, Linear]
+CLASSES = "classes"
+"""On disk: the class embeddings of a model whose task is not its family's."""
 
 
 class Learngenes(nn.Module):
@@ -41,9 +43,16 @@ class Scales(nn.Module):
     stacked parameter would be as large as the stack.
     """
 
-    def __init__(self, sigma: Mapping[Kind, Tensor], bias: Mapping[Kind, Tensor]) -> None:
-        """sigma[k]: (L, r); bias[k]: (L, m_k)."""
+    def __init__(
+        self,
+        sigma: Mapping[Kind, Tensor],
+        bias: Mapping[Kind, Tensor],
+        classes: Tensor | None = None,
+    ) -> None:
+        """sigma[k]: (L, r); bias[k]: (L, m_k); classes: (C + 1, D) of a task that
+        is not the family's, the null class last."""
         super().__init__()
+        self.classes = None if classes is None else nn.Parameter(classes.detach().clone())
         self.sigma = nn.ModuleDict(_per_layer(sigma))
         self.bias = nn.ModuleDict(_per_layer(bias))
 
@@ -66,11 +75,12 @@ class Scales(nn.Module):
 
     def stacked(self) -> dict[str, Tensor]:
         """Flat names to (L, r) and (L, m_k) tensors, as they are kept on disk."""
-        return {
+        layers = {
             f"{name}.{kind}": torch.stack([*self._list(group, kind)]).detach().contiguous()
             for name, group in (("sigma", self.sigma), ("bias", self.bias))
             for kind in Kind
         }
+        return layers if self.classes is None else {**layers, CLASSES: self.classes.detach()}
 
     @classmethod
     def from_stacked(cls, tensors: Mapping[str, Tensor]) -> "Scales":
@@ -78,6 +88,7 @@ class Scales(nn.Module):
         return cls(
             {kind: tensors[f"sigma.{kind}"] for kind in Kind},
             {kind: tensors[f"bias.{kind}"] for kind in Kind},
+            tensors.get(CLASSES),
         )
 
     @staticmethod
@@ -109,13 +120,20 @@ class DenseLayers:
     """(L, m, n)"""
     bias: Mapping[Kind, Tensor]
     """(L, m)"""
+    classes: Tensor | None = None
+    """(C + 1, D) of a task that is not the family's, the null class last."""
 
     @classmethod
-    def of(cls, layers: Sequence[Mapping[Kind, tuple[Tensor, Tensor]]]) -> "DenseLayers":
+    def of(
+        cls,
+        layers: Sequence[Mapping[Kind, tuple[Tensor, Tensor]]],
+        classes: Tensor | None = None,
+    ) -> "DenseLayers":
         """From W (m, n) and bias (m,) of each kind, layer by layer."""
         return cls(
             {kind: torch.stack([layer[kind][0] for layer in layers]) for kind in Kind},
             {kind: torch.stack([layer[kind][1] for layer in layers]) for kind in Kind},
+            classes,
         )
 
     @property
@@ -124,11 +142,12 @@ class DenseLayers:
 
     def stacked(self) -> dict[str, Tensor]:
         """Flat names to tensors, as they are kept on disk."""
-        return {
+        layers = {
             f"{name}.{kind}": group[kind].contiguous()
             for name, group in (("weight", self.weight), ("bias", self.bias))
             for kind in Kind
         }
+        return layers if self.classes is None else {**layers, CLASSES: self.classes}
 
     @classmethod
     def from_stacked(cls, tensors: Mapping[str, Tensor]) -> "DenseLayers":
@@ -136,6 +155,7 @@ class DenseLayers:
         return cls(
             {kind: tensors[f"weight.{kind}"] for kind in Kind},
             {kind: tensors[f"bias.{kind}"] for kind in Kind},
+            tensors.get(CLASSES),
         )
 
     def to(self, device: torch.device) -> "DenseLayers":

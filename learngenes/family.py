@@ -14,7 +14,7 @@ from torch import Tensor
 from learngenes.config import DiffusionConfig, DType, Frozen, Mode, NetworkConfig, Size, SizeSpace
 from learngenes.data import LabelledImages
 from learngenes.dit import DiT, Stem
-from learngenes.factors import Learngenes, Own, Scales
+from learngenes.factors import CLASSES, Learngenes, Own, Scales
 from learngenes.sizing.quality import QualityTable
 
 SCHEMA_VERSION = 1
@@ -55,7 +55,17 @@ class Family:
 
     def assemble(self, own: Own, mode: Mode, dtype: DType = DType.FLOAT32) -> DiT:
         """A model ready to sample, from this family and what is the model's own."""
-        return DiT(self.stem, self.genes, own, mode, dtype)
+        return DiT(self.stem_of(own), self.genes, own, mode, dtype)
+
+    def stem_of(self, own: Own) -> Stem:
+        """This family's, but for the classes of another task."""
+        return self.stem if own.classes is None else self.stem.with_classes(own.classes)
+
+    def for_task(self, scales: Scales, num_classes: int) -> Scales:
+        """`scales` for other classes: each begins as what is common to all, the null class."""
+        null = self.stem.classes.weight.detach()[-1]
+        stacked = {**scales.stacked(), CLASSES: null.repeat(num_classes + 1, 1)}
+        return Scales.from_stacked(stacked)
 
     def to(self, device: torch.device) -> "Family":
         """Networks moved in place; the limited data stay where they are."""

@@ -45,7 +45,7 @@ def refine(
     kept, those of `scales` if nothing was better. A run that was killed goes on from
     `checkpoint_file`, where it is kept now and then and whenever `on_progress` raises Pause.
     """
-    model = DenseDiT(family.stem, materialised(family.genes, scales))
+    model = DenseDiT(family.stem_of(scales), materialised(family.genes, scales))
 
     def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
         with training_precision(x.device):
@@ -54,7 +54,8 @@ def refine(
 
     layers: nn.Module = model.layers
     smaller = (scales.depth, scales.rank) != (family.full_size.depth, family.full_size.rank)
-    teacher = family.assemble(family.scales, Mode.MATERIALISED) if smaller else None
+    taught = smaller and scales.classes is None  # the family knows its own classes alone
+    teacher = family.assemble(family.scales, Mode.MATERIALISED) if taught else None
     tuning = Tuning(
         family,
         layers,
@@ -65,4 +66,4 @@ def refine(
         checkpoint_file=checkpoint_file,
     )
     tuned = tuning.run(on_progress)
-    return Refined(**vars(tuned), layers=DenseLayers.of(model.weights()))
+    return Refined(**vars(tuned), layers=DenseLayers.of(model.weights(), scales.classes))

@@ -21,6 +21,12 @@ class RetrainingConfig(TuningConfig):
     patience: int = 3
 
 
+TASK_RETRAINING = RetrainingConfig(
+    steps=1000, batch_size=16, learning_rate=1e-2, heldout_every_steps=50, patience=10
+)
+"""Of other images than the family's own: there is more to learn."""
+
+
 @dataclass(frozen=True)
 class Retrained(Tuned):
     scales: Scales
@@ -36,6 +42,8 @@ def retrain(
 ) -> Retrained:
     """Train `scales` (changed in place) on `data`, by default the family's own.
 
+    Those of another task have class embeddings of their own (`Family.for_task`).
+
     `on_progress` is called after every step and may raise to cancel. Training stops after
     `steps`, after `max_seconds`, or when the held-out loss stops falling; the learning rate
     falls along a cosine to whichever of the first two ends is nearer. The scales with the best
@@ -46,7 +54,7 @@ def retrain(
     def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
         layers = [training_layer(family.genes, layer) for layer in scales.layers()]
         with training_precision(x.device):
-            prediction: Tensor = family.stem(x, timesteps, class_labels, layers)
+            prediction: Tensor = family.stem_of(scales)(x, timesteps, class_labels, layers)
         return prediction.float()
 
     data = data or family.limited_data

@@ -50,7 +50,7 @@ def _between(source: list[LayerScales], position: float, rank: int) -> LayerScal
 
 def interpolated(scales: Scales, size: Size) -> Scales:
     """The `linear` initialisation; from another model's Scales it is `from a given model`."""
-    return _stack(interpolated_layers(scales, size))
+    return _stack(interpolated_layers(scales, size), scales.classes)
 
 
 def identical(scales: Scales, size: Size) -> Scales:
@@ -72,9 +72,10 @@ def _no_bias(config: NetworkConfig, depth: int) -> dict[Kind, Tensor]:
     return {kind: torch.zeros(depth, kind.shape(config.width)[0]) for kind in Kind}
 
 
-def _stack(layers: list[LayerScales]) -> Scales:
+def _stack(layers: list[LayerScales], classes: Tensor | None = None) -> Scales:
     with torch.no_grad():
         return Scales(
             {kind: torch.stack([layer.sigma[kind] for layer in layers]) for kind in Kind},
             {kind: torch.stack([layer.bias[kind] for layer in layers]) for kind in Kind},
+            classes,
         )

@@ -169,7 +169,7 @@ class Tuning:
         indices = torch.randint(len(self.train), (config.batch_size,), generator=generator)
         labels = self.train.labels[indices].clone()
         dropped = torch.rand(len(labels), generator=generator) < config.null_class_probability
-        labels[dropped] = self.family.manifest.network.num_classes
+        labels[dropped] = len(self.train.class_names)
         images, labels = self.train.normalised(indices).to(self.device), labels.to(self.device)
         noisy, timesteps, target = training_batch(self.process, images, generator)
         if self.teacher is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from learngenes.config import DType, Kind, NetworkConfig
 from learngenes.device import compute_dtype
 from learngenes.dit import sinusoidal_timesteps
-from learngenes.factors import DenseLayers, Own, Scales, materialise, stored
+from learngenes.factors import CLASSES, DenseLayers, Own, Scales, materialise, stored
 from learngenes.family import Family
 from learngenes.mixed import BLOCK_KINDS
 
@@ -21,6 +21,10 @@ SPARE_RANKS = 8
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _given(tensor: Tensor | None) -> tuple[Tensor, ...]:
+    return () if tensor is None else (tensor,)
 
 
 class SharedWeights:
@@ -88,6 +92,8 @@ class ModelWeights(ABC):
         bias = {kind: tensors[f"bias.{kind}"].to(shared.device, shared.compute) for kind in Kind}
         self.bias = torch.cat([bias[kind] for kind in BLOCK_KINDS], dim=1)
         self.adaln_bias = bias[Kind.ADALN]
+        self.classes = None if own.classes is None else own.classes.detach().to(shared.device)
+        """Of another task than the family's."""
         self.used_at = 0
         """For whoever has to choose which model is to go."""
 
@@ -100,7 +106,8 @@ class ModelWeights(ABC):
     @staticmethod
     def bytes_of(shared: SharedWeights, own: Own) -> int:
         """What `of` would hold."""
-        return sum(t.numel() for t in own.stacked().values()) * shared.compute.itemsize
+        layers = sum(t.numel() for k, t in own.stacked().items() if k != CLASSES)
+        return layers * shared.compute.itemsize + nbytes(_given(own.classes))
 
     @property
     @abstractmethod
@@ -114,11 +121,20 @@ class ModelWeights(ABC):
         The last entry of a step is the final layer's, 2D.
         """
 
+    @property
+    def class_table(self) -> Tensor:
+        """(C + 1, D), the null class last."""
+        return self.shared.family.stem.classes.weight if self.classes is None else self.classes
+
+    @property
+    def null_class(self) -> int:
+        return len(self.class_table) - 1
+
     def _conditioning(self, timesteps: Tensor, class_label: int) -> Tensor:
         """(S, D), through SiLU."""
         stem = self.shared.family.stem
         times = stem.time_out(F.silu(stem.time_in(sinusoidal_timesteps(timesteps))))
-        return F.silu(times + stem.classes.weight[class_label])
+        return F.silu(times + self.class_table[class_label])
 
     def _with_final(self, layers: Tensor, conditioning: Tensor) -> Tensor:
         final = self.shared.family.stem.final_modulation(conditioning)
@@ -140,7 +156,7 @@ class FactoredWeights(ModelWeights):
     @property
     def nbytes(self) -> int:
         own = self.sigma, self.bias, self.adaln_sigma, self.adaln_bias
-        return nbytes(own) + nbytes(self.materialised or ())
+        return nbytes(own) + nbytes(self.materialised or ()) + nbytes(_given(self.classes))
 
     @property
     def materialised_nbytes(self) -> int:
@@ -191,7 +207,8 @@ class DenseWeights(ModelWeights):
 
     @property
     def nbytes(self) -> int:
-        return nbytes((self.bias, self.adaln_bias, self._adaln, *self.materialised))
+        own = self.bias, self.adaln_bias, self._adaln, *self.materialised
+        return nbytes(own) + nbytes(_given(self.classes))
 
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
         conditioning = self._conditioning(timesteps, class_label)

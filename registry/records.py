@@ -12,6 +12,8 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+DEFAULT_TASK = "default"
+"""The family's own images; any other is an id."""
 GIVEN_UP = {"failed", "cancelled", "deleted"}
 
 
@@ -139,7 +141,9 @@ class ModelRecord(Record):
     name: str
     family: str
     device_class: str
-    task: str = "default"
+    task: str = DEFAULT_TASK
+    class_names: list[str] | None = None
+    """Of another task; None is the family's."""
     status: ModelStatus = ModelStatus.QUEUED
     revision: int | None = None
     """None until there is something to sample from; 0 interpolated Sigma, 1 retrained, 2 refined.

@@ -49,6 +49,14 @@ class Settings(BaseSettings):
 
     log_format: str = Field("json", pattern="^(json|console)$")
 
+    max_upload_mb: PositiveFloat = 256.0
+    """Of an archive of images, of 10^6 bytes; and so many when it is unpacked:"""
+    max_unpacked_mb: PositiveFloat = 1024.0
+    max_task_images: PositiveInt = 20_000
+    max_task_classes: PositiveInt = 1000
+    max_tasks: PositiveInt = 50
+    """Of one owner."""
+
     max_images_per_request: PositiveInt = 128
     max_inference_steps: PositiveInt = 250
     wait_seconds: PositiveFloat = 300.0
@@ -80,6 +88,8 @@ class Settings(BaseSettings):
     verify_seconds: PositiveFloat = 20.0
     """No batch beyond the first ones is timed after it when a model is verified."""
     retraining_steps: PositiveInt = 300
+    task_retraining_steps: PositiveInt = 1000
+    """Of a task that is not the family's own; both end at the latest after"""
     retraining_max_seconds: PositiveFloat = 60.0
 
     @property

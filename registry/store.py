@@ -110,9 +110,9 @@ class ArtifactStore:
                 f"{name} was made for another version of the family {family}; make another model"
             )
 
-    def models(self) -> list[Path]:
-        """The directory of each model that has an artifact; its name is the model's id."""
-        folder = self.root / "models"
+    def directories(self, kind: str) -> list[Path]:
+        """Of everything of a kind ("models", "tasks") that has an artifact, named by its id."""
+        folder = self.root / kind
         return sorted(folder.iterdir()) if folder.exists() else []
 
     def delete(self, name: str) -> None:

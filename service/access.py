@@ -20,6 +20,7 @@ from registry.errors import RecordNotFound
 from registry.keys import ApiKey, Scope
 from registry.records import GenerationRecord, ModelRecord, Record
 from registry.repository import Room
+from registry.tasks import Task
 from service.deps import State, StateDep
 from service.problems import Problem
 
@@ -124,7 +125,7 @@ Deployer = Annotated[Caller, Depends(Access(Scope.DEPLOY))]
 Operator = Annotated[Caller, Depends(Access(Scope.ADMIN))]
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Record | Task)
 
 
 def visible(record: R, caller: Caller) -> R:

@@ -14,6 +14,7 @@ from registry.queue import Queue, make_celery
 from registry.repository import Repository, connect
 from registry.settings import Settings
 from registry.store import ArtifactStore
+from registry.tasks import Tasks
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class State:
     queue: Queue
     keys: Keys
     limiter: MovingWindowRateLimiter
+
+    @property
+    def tasks(self) -> Tasks:
+        return Tasks(self.store)
 
     @classmethod
     def start(cls, settings: Settings) -> "State":

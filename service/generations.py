@@ -131,7 +131,7 @@ def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> G
     family = state.repository.family(model.family)
     if family is None:
         raise no_family(model.family)
-    labels = resolve_classes(request.class_labels, family.class_names)
+    labels = resolve_classes(request.class_labels, model.class_names or family.class_names)
     n = request.n or len(labels)
     check_limits(state.settings, n, request.num_inference_steps)
     if request.class_labels and n < len(labels):

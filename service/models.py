@@ -13,8 +13,9 @@ from kombu.exceptions import OperationalError
 
 from registry.errors import ArtifactError
 from registry.queue import BUILD_TASK, EXPORT_TASK
-from registry.records import ModelRecord, ModelStatus, PlanRecord, Refinement
+from registry.records import DEFAULT_TASK, ModelRecord, ModelStatus, PlanRecord, Refinement
 from registry.store import EXPORT_FILE, export_name, revision_name
+from registry.tasks import Task
 from service.access import Anybody, Caller, Deployer, ModelDep, visible
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, State, StateDep
 from service.problems import Problem, no_family, unavailable
@@ -22,6 +23,7 @@ from service.schemas import ModelList, ModelRequest, ModelResponse
 from service.sizing import choose_site, solve_budget
 from service.streams import events
 from service.submission import require_room, submit
+from service.tasks import find_task
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -39,7 +41,7 @@ def create_model(
     """Solve the budget and queue the model that fits."""
     models, body = state.repository.models, request.model_dump_json()
     stored = models.replay(caller.owner, key, body) or models.create(
-        _new_model(state, request, caller.owner),
+        _new_model(state, request, caller),
         key,
         body,
         caller.room(state.settings.max_active_models),
@@ -49,17 +51,39 @@ def create_model(
     return ModelResponse.of(stored)
 
 
-def _new_model(state: State, request: ModelRequest, owner: str) -> ModelRecord:
+def _task(state: State, request: ModelRequest, caller: Caller) -> Task | None:
+    """Raises Problem."""
+    if request.task == DEFAULT_TASK:
+        return None
+    task = find_task(request.task, state, caller)
+    if request.family not in (None, task.family):
+        raise Problem(
+            422,
+            "other-family",
+            f"task {task.id} is for the family {task.family}; leave family out, or upload its "
+            f"images for {request.family}",
+        )
+    return task
+
+
+def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelRecord:
     require_room(state)
+    task = _task(state, request, caller)
+    if task is not None:
+        request = request.model_copy(update={"family": task.family})
     site = choose_site(state, request, live=True)
-    plan = PlanRecord.model_validate(dataclasses.asdict(solve_budget(state, request, site).plan))
+    class_names = None if task is None else task.class_names
+    solution = solve_budget(state, request, site, len(class_names) if class_names else None)
+    plan = PlanRecord.model_validate(dataclasses.asdict(solution.plan))
     model_id = ModelRecord.new_id()
     return ModelRecord(
         id=model_id,
-        owner=owner,
-        name=request.name or f"{site.family.name} {model_id}",
+        owner=caller.owner,
+        name=request.name or f"{task.name if task else site.family.name} {model_id}",
         family=site.family.name,
         device_class=site.profile.device_class,
+        task=request.task,
+        class_names=class_names,
         budget=request.budget,
         refine=request.refine and Refinement(max_seconds=request.refine.max_seconds),
         plan=plan,

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from learngenes.sizing.solver import Plan, Slack
 from registry.keys import Scope
 from registry.records import (
+    DEFAULT_TASK,
     Budget,
     Cost,
     Failure,
@@ -18,8 +19,10 @@ from registry.records import (
     Verified,
     WorkerRecord,
 )
+from registry.tasks import Task
 
 MAX_SEED = 2**63 - 1
+NAME = r"^[\w .-]{1,64}$"
 MAX_REFINEMENT_SECONDS = 24 * 3600
 
 
@@ -85,7 +88,10 @@ class RefineRequest(BaseModel):
 
 
 class ModelRequest(PlanRequest):
-    name: Annotated[str, Field(pattern=r"^[\w .-]{1,64}$")] | None = None
+    name: Annotated[str, Field(pattern=NAME)] | None = None
+    task: Text = DEFAULT_TASK
+    """A task's id: Σ and class embeddings are then retrained on its images instead of the family's
+    own, and its classes are what the model samples."""
     refine: RefineRequest | None = None
     """Train every weight further, after Σ: the model then shares none with its family, so its
     mode is materialised."""
@@ -117,6 +123,8 @@ class ModelResponse(BaseModel):
     family: str
     device_class: str
     task: str
+    class_names: list[str] | None
+    """Of its task; None: the family's."""
     status: str
     revision: int | None
     budget: Budget
@@ -140,6 +148,24 @@ class ModelList(BaseModel):
 
 class FamilyList(BaseModel):
     families: list[FamilyRecord]
+
+
+class TaskResponse(BaseModel):
+    id: str
+    name: str
+    family: str
+    class_names: list[str]
+    counts: list[int]
+    """Images of each class."""
+    created_at: datetime
+
+    @classmethod
+    def of(cls, task: Task) -> "TaskResponse":
+        return cls.model_validate(task.model_dump(exclude={"owner"}))
+
+
+class TaskList(BaseModel):
+    tasks: list[TaskResponse]
 
 
 class GenerateRequest(BaseModel):

@@ -161,16 +161,21 @@ def missing_profiles(repository: Repository) -> list[str]:
     return sorted(set(missing))
 
 
-def solve_budget(state: State, request: PlanRequest, site: Site) -> Solution:
-    """Raises Problem: over the limits, contradictory, infeasible."""
+def solve_budget(
+    state: State, request: PlanRequest, site: Site, num_classes: int | None = None
+) -> Solution:
+    """`num_classes`: of a task. Raises Problem: over the limits, contradictory, infeasible."""
     check_limits(state.settings, request.n, request.num_inference_steps)
     workload = Workload(
         n=request.n,
         num_inference_steps=request.num_inference_steps,
         guided=request.guidance_scale > 1,
     )
+    network = NetworkConfig.model_validate(site.family.network)
+    if num_classes is not None:
+        network = network.model_copy(update={"num_classes": num_classes})
     candidates = Candidates.of(
-        NetworkConfig.model_validate(site.family.network),
+        network,
         SizeSpace.model_validate(site.family.sizes),
         site.quality,
         site.profile,

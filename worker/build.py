@@ -19,20 +19,24 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from learngenes.config import DType, Mode, Size
+from learngenes.data import LabelledImages
 from learngenes.device import release_memory
 from learngenes.factors import Own, Scales, own_from_stacked
 from learngenes.family import Family
 from learngenes.refine import RefinementConfig, refine
-from learngenes.retrain import RetrainingConfig, retrain
+from learngenes.retrain import TASK_RETRAINING, RetrainingConfig, retrain
 from learngenes.sigma import interpolated
+from learngenes.sizing import profile as sizing
 from learngenes.sizing.cost import Workload
+from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
 from learngenes.tuning import Enough, Pause, Progress
 from registry import metrics
 from registry.errors import ArtifactError, RecordNotFound, StorageFull, Superseded
 from registry.queue import BUILD_TASK
-from registry.records import Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
+from registry.records import DEFAULT_TASK, Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, record_name, revision_name
+from registry.tasks import IMAGES_FILE, Tasks
 from worker.profiles import candidates, correct_profile, ensure_profile
 from worker.runtime import GivingWay, Reporter, Runtime
 from worker.verify import Request, verify
@@ -84,14 +88,17 @@ class _Build:
         sampling = {"n", "num_inference_steps", "guidance_scale"}
         self.constraints = Constraints.stated(**budget.model_dump(exclude=sampling))
         self.reporter = Reporter(runtime, runtime.repository.models, record)
+        self.data, self._source = None, self.family.scales
+        if record.task != DEFAULT_TASK:
+            self.data = load_task(runtime.store, record.task)
+            self._source = self.family.for_task(self._source, len(self.data.class_names))
 
     def run(self) -> None:
         ensure_profile(self.runtime, self.record.family)
         if self.record.revision is None:
             with metrics.timed(metrics.BUILD_PHASE.labels("assembling")):
                 self._replan()
-                self._store(0, interpolated(self.family.scales, self._size))
-                self._change(revision=0)
+                self._publish_unretrained(interpolated(self._source, self._size))
         served: dict[str, object] = {}
         scales = self._served_retrained()
         if scales is None:
@@ -116,7 +123,7 @@ class _Build:
 
     def _fit(self) -> tuple[Scales, Cost]:
         """Retrained, and measured to keep the budget: smaller than was planned, if need be."""
-        scales = interpolated(self.family.scales, self._size)
+        scales = interpolated(self._source, self._size)
         while True:
             self._change(status=ModelStatus.RETRAINING)
             with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
@@ -128,15 +135,20 @@ class _Build:
 
     def _replace(self, plan: PlanRecord, measured: Cost, scales: Scales) -> Scales:
         """Begin again with a smaller plan: its first revision, and then what says so, at once."""
-        source = scales if plan.rank <= scales.rank else self.family.scales
+        source = scales if plan.rank <= scales.rank else self._source
         smaller = interpolated(source, Size(depth=plan.depth, rank=plan.rank))
         tried = Verified(plan=self.record.plan, measured=measured)
         over_budget = [*self.record.over_budget, tried]
         self.record = self.record.replace(plan=plan, over_budget=over_budget)
-        revision = self._unretrained_revision
-        self._store(revision, smaller)
-        self._change(plan=plan, over_budget=over_budget, revision=revision)
+        self._publish_unretrained(smaller, plan=plan, over_budget=over_budget)
         return smaller
+
+    def _publish_unretrained(self, scales: Scales, **changes: Any) -> None:
+        """Of a task that is not its family's there is nothing to show before it is retrained."""
+        if self.data is None:
+            self._store(self._unretrained_revision, scales)
+            changes["revision"] = self._unretrained_revision
+        self._change(**changes)
 
     @property
     def _size(self) -> Size:
@@ -152,13 +164,18 @@ class _Build:
         return self._unretrained_revision + 1
 
     def _checkpoint_file(self, revision: int) -> Path:
-        """Of what becomes this revision, from these learngenes alone."""
-        name = f"checkpoint-{revision}-{self.family.fingerprint}.safetensors"
+        """Of what becomes this revision, of this size and from these learngenes alone."""
+        size, fingerprint = self._size, self.family.fingerprint
+        name = f"checkpoint-{revision}-L{size.depth}r{size.rank}-{fingerprint}.safetensors"
         return self.runtime.store.root / "models" / self.record.id / name
 
     def _candidates(self) -> Candidates:
         profile = ensure_profile(self.runtime, self.record.family)
-        return candidates(self.family, profile, self.workload)
+        return self._candidates_by(profile)
+
+    def _candidates_by(self, profile: DeviceProfile) -> Candidates:
+        num_classes = None if self.data is None else len(self.data.class_names)
+        return candidates(self.family, profile, self.workload, num_classes)
 
     def _replan(self) -> None:
         """The decision is this device's: its profile may have changed since the request."""
@@ -192,6 +209,7 @@ class _Build:
                 RefinementConfig(max_seconds=self.record.refine.max_seconds),
                 self._until_enough(self.record.refine.max_seconds),
                 self._checkpoint_file(self._retrained_revision + 1),
+                self.data,
             )
             figures = {
                 "steps": refined.steps,
@@ -249,13 +267,15 @@ class _Build:
 
     def _retrain(self, scales: Scales) -> Scales:
         settings = self.runtime.settings
+        config = RetrainingConfig(steps=settings.retraining_steps)
+        if self.data is not None:
+            config = TASK_RETRAINING.model_copy(update={"steps": settings.task_retraining_steps})
         retrained = retrain(
             self.family,
             scales,
-            RetrainingConfig(
-                steps=settings.retraining_steps, max_seconds=settings.retraining_max_seconds
-            ),
+            config.model_copy(update={"max_seconds": settings.retraining_max_seconds}),
             self._on_progress,
+            self.data,
             checkpoint_file=self._checkpoint_file(self._retrained_revision),
         )
         metrics.RETRAINING_LOSS.labels("before").observe(retrained.initial_heldout_loss)
@@ -299,9 +319,12 @@ class _Build:
             own,
             self.reporter.tell,
         )
-        correct_profile(
-            self.runtime, self.family, self.workload, Constraints(**_choice(plan)), measurement.cost
-        )
+        size = Constraints(**_choice(plan))
+
+        def predicted(profile: DeviceProfile) -> sizing.Cost:
+            return solve(self._candidates_by(profile), size).plan.predicted
+
+        correct_profile(self.runtime, self.family, predicted, measurement.cost)
         measured = Cost.model_validate(dataclasses.asdict(measurement.cost))
         for quantity in ("memory_bytes", "process_memory_bytes", "latency_p95_seconds"):
             ratio = getattr(measured, quantity) / getattr(plan.predicted, quantity)
@@ -396,6 +419,17 @@ def _record(plan: Plan) -> PlanRecord:
 
 def _choice(plan: PlanRecord) -> dict[str, object]:
     return plan.model_dump(include={"depth", "rank", "mode", "dtype"})
+
+
+def load_task(store: ArtifactStore, task_id: str) -> LabelledImages:
+    """Raises ArtifactError."""
+    tasks = Tasks(store)
+    try:
+        class_names = tasks.get(task_id).class_names
+        tensors = load_tensors(tasks.read(task_id, IMAGES_FILE))
+    except RecordNotFound as error:
+        raise ArtifactError(f"{error}; it was deleted: upload its images again") from error
+    return LabelledImages(tensors["images"], tensors["labels"], tuple(class_names))
 
 
 def load_own(store: ArtifactStore, family: Family, model_id: str, revision: int) -> Own:

@@ -296,7 +296,7 @@ class Engine:
             return at
 
         conditional = [modulations(label) for label in request.class_labels[part.images]]
-        unconditional = modulations(shared.network.num_classes) if request.guided else None
+        unconditional = modulations(model.null_class) if request.guided else None
         noise = initial_noise(shared.network, part.seeds).to(self._device)
         return Part(
             model,

@@ -73,7 +73,8 @@ def export(runtime: Runtime, model_id: str) -> None:
 def model_card(record: ModelRecord, family: Family) -> str:
     """What the exported directory says of itself."""
     manifest, plan, measured = family.manifest, record.plan, record.measured
-    classes = ", ".join(f"{number} {name}" for number, name in enumerate(manifest.class_names))
+    class_names = record.class_names or manifest.class_names
+    classes = ", ".join(f"{number} {name}" for number, name in enumerate(class_names))
     return CARD.format(
         family=record.family,
         name=record.name,

@@ -1,5 +1,6 @@
 """Device profiles: measured when there is none that fits, corrected by what is built."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -11,7 +12,7 @@ from learngenes.family import Family
 from learngenes.profile import OnProgress, execution_on, measure_profile
 from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes
 from learngenes.sizing.profile import Cost, DeviceProfile
-from learngenes.sizing.solver import Candidates, Constraints, Impossible, solve
+from learngenes.sizing.solver import Candidates, Impossible
 from worker.runtime import Runtime
 from worker.verify import Request, verify
 
@@ -82,25 +83,35 @@ def process_base_bytes(family: Family, directory: Path) -> int:
     return round(PROCESS_MARGIN * (measured.cost.process_memory_bytes - int(own) + int(shared)))
 
 
-def candidates(family: Family, profile: DeviceProfile, workload: Workload) -> Candidates:
-    """Every size of a family on this device. Raises Impossible when it is not calibrated."""
+def candidates(
+    family: Family, profile: DeviceProfile, workload: Workload, num_classes: int | None = None
+) -> Candidates:
+    """Every size of a family on this device; `num_classes`: of a task.
+
+    Raises Impossible when the family is not calibrated.
+    """
     manifest = family.manifest
+    network = manifest.network
+    if num_classes is not None:
+        network = network.model_copy(update={"num_classes": num_classes})
     if family.quality is None:
         raise Impossible(f"the family {manifest.name} is not calibrated")
-    return Candidates.of(manifest.network, manifest.sizes, family.quality, profile, workload)
+    return Candidates.of(network, manifest.sizes, family.quality, profile, workload)
 
 
 def correct_profile(
-    runtime: Runtime, family: Family, workload: Workload, size: Constraints, measured: Cost
+    runtime: Runtime,
+    family: Family,
+    predict: Callable[[DeviceProfile], Cost],
+    measured: Cost,
 ) -> None:
-    """Learn from one size that was measured: of what the profile now says, for it may have
-    learned from the same size before.
+    """Learn from one size that was measured: of what the profile now says of it (`predict`), for
+    it may have learned from the same size before.
     """
 
     def correct(raw: str | None) -> str:
         assert raw is not None
         profile = DeviceProfile.model_validate_json(raw)
-        predicted = solve(candidates(family, profile, workload), size).plan.predicted
-        return profile.corrected(predicted, measured).model_dump_json()
+        return profile.corrected(predict(profile), measured).model_dump_json()
 
     runtime.repository.change_profile(runtime.device_class, family.manifest.name, correct)

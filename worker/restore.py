@@ -20,7 +20,7 @@ ABANDONED_SECONDS = 7 * 24 * 3600.0
 def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
     """Gives how many there were. What was deleted stays so, and what it has left goes, too."""
     restored = 0
-    for directory in store.models():
+    for directory in store.directories("models"):
         try:
             known: ModelRecord | None = models.get(directory.name)
         except RecordNotFound:

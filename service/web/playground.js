@@ -11,7 +11,7 @@ export function Playground({ live, families }) {
   const [form, setForm] = useState({ label: "", steps: 25, guidance: 2, seed: 1, scheduler: "ddim" });
   const [runs, setRuns] = useState([]);
   const models = chosen ?? servable.slice(0, 1).map((model) => model.id);
-  const classesOf = (model) => families.find((f) => f.name === model?.family)?.class_names ?? [];
+  const classesOf = (model) => model?.class_names ?? families.find((f) => f.name === model?.family)?.class_names ?? [];
   const classes = classesOf(servable.find((m) => models.includes(m.id)));
   const label = classes.includes(form.label) ? form.label : "";
   const set = (name, number) => (event) =>

@@ -152,11 +152,17 @@ def test_the_process_is_what_a_model_in_int8_needs_beside_itself(
 SIZE = Constraints(depth=3, rank=24, mode=Mode.MATERIALISED, dtype=DType.FLOAT32)
 
 
+def predict(runtime: Runtime) -> Callable[[DeviceProfile], Cost]:
+    """Of SIZE."""
+    family = runtime.family("tiny")
+    return lambda profile: solve(candidates(family, profile, WORKLOAD), SIZE).plan.predicted
+
+
 def missed(
     runtime: Runtime, profile: DeviceProfile, *, more_bytes: int, times_slower: float
 ) -> tuple[Cost, Cost]:
     """What is predicted for SIZE, and a measurement that is so much more."""
-    predicted = solve(candidates(runtime.family("tiny"), profile, WORKLOAD), SIZE).plan.predicted
+    predicted = predict(runtime)(profile)
     measured = Cost(
         predicted.memory_bytes + more_bytes,
         predicted.process_memory_bytes + 3 * more_bytes,
@@ -169,7 +175,7 @@ def missed(
 def test_a_correction_is_stored(runtime: Runtime, profile: DeviceProfile) -> None:
     keep_profile(runtime.repository, profile)
     predicted, measured = missed(runtime, profile, more_bytes=100, times_slower=4)
-    correct_profile(runtime, runtime.family("tiny"), WORKLOAD, SIZE, measured)
+    correct_profile(runtime, runtime.family("tiny"), predict(runtime), measured)
     corrected = stored_profile(runtime, "tiny")
     assert corrected == profile.corrected(predicted, measured)
     assert corrected.memory_overhead_bytes == profile.memory_overhead_bytes + 100
@@ -185,7 +191,7 @@ def test_what_several_workers_measure_is_learned_once(
     _, measured = missed(runtime, profile, more_bytes=100, times_slower=1)
     with ThreadPoolExecutor(4) as pool:
         for _ in range(4):
-            pool.submit(correct_profile, runtime, family, WORKLOAD, SIZE, measured)
+            pool.submit(correct_profile, runtime, family, predict(runtime), measured)
     corrected = stored_profile(runtime, "tiny")
     assert corrected is not None
     assert corrected.memory_overhead_bytes == profile.memory_overhead_bytes + 100

@@ -48,7 +48,7 @@ def test_a_ready_model_outlives_redis(
 def test_what_was_deleted_stays_so(runtime: Runtime, ready: ModelRecord) -> None:
     runtime.repository.models.change(ready.id, status="deleted")
     assert restored(runtime) == 0
-    assert runtime.store.models() == []
+    assert runtime.store.directories("models") == []
 
 
 def test_what_was_cancelled_at_the_last_moment_does_not_come_back(
@@ -76,7 +76,7 @@ def test_a_record_that_cannot_be_read_is_left_alone(
     assert restored(runtime) == 0
     with pytest.raises(RecordNotFound):
         runtime.repository.models.get(ready.id)
-    assert len(runtime.store.models()) == 1
+    assert len(runtime.store.directories("models")) == 1
 
 
 def test_what_an_unfinished_build_has_left_goes_after_a_while(
@@ -86,9 +86,9 @@ def test_what_an_unfinished_build_has_left_goes_after_a_while(
     runtime.store.put(f"models/{model_id}/revision-0", {"own.safetensors": b""}, {})
     client.flushall()
     assert restored(runtime) == 0
-    (directory,) = runtime.store.models()
+    (directory,) = runtime.store.directories("models")
     long_ago = time.time() - ABANDONED_SECONDS - 1
     for path in (directory, *directory.iterdir()):
         os.utime(path, (long_ago, long_ago))
     restored(runtime)
-    assert runtime.store.models() == []
+    assert runtime.store.directories("models") == []

@@ -1,0 +1,148 @@
+"""/tasks: images of other classes, that models can be retrained on."""
+
+import hashlib
+import tempfile
+from typing import IO, Annotated
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from safetensors.numpy import save
+
+from registry.tasks import IMAGES_FILE, SHEET_FILE, Task
+from service.access import Anybody, Caller, Deployer, visible
+from service.deps import State, StateDep
+from service.problems import Problem
+from service.schemas import NAME, TaskList, TaskResponse, Text
+from service.sizing import choose_family
+from service.submission import require_room
+from service.uploads import Limits, Upload, UploadError, preview, read_upload
+
+router = APIRouter(prefix="/tasks", tags=["tasks"])
+
+IN_MEMORY_BYTES = 8_000_000
+"""A larger upload waits in a temporary file."""
+ARCHIVES = {
+    kind: {"schema": {"type": "string", "format": "binary"}}
+    for kind in ("application/zip", "application/x-tar", "application/gzip")
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra={"requestBody": {"required": True, "content": ARCHIVES}},
+)
+async def create_task(
+    connection: Request,
+    response: Response,
+    state: StateDep,
+    caller: Deployer,
+    name: Annotated[str | None, Query(pattern=NAME)] = None,
+    family: Annotated[Text | None, Query()] = None,
+) -> TaskResponse:
+    """The body is a zip or tar of images, in folders that are named after their classes.
+
+    The same images sent twice by one owner, under one name, are one task.
+    """
+    await run_in_threadpool(require_room, state)
+    most_bytes = int(state.settings.max_upload_mb * 1e6)
+    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
+        digest = hashlib.sha256()
+        async for chunk in connection.stream():
+            digest.update(chunk)
+            if file.tell() + len(chunk) > most_bytes:
+                raise Problem(
+                    413,
+                    "upload-too-large",
+                    f"the upload has more than {state.settings.max_upload_mb} MB; send fewer or "
+                    "smaller images: they are scaled to the family's size anyway",
+                    limit=most_bytes,
+                )
+            file.write(chunk)
+        file.seek(0)
+        task = await run_in_threadpool(
+            _store, state, caller, name, family, file, digest.hexdigest()
+        )
+    response.headers["Location"] = f"/tasks/{task.id}"
+    return TaskResponse.of(task)
+
+
+def _store(
+    state: State, caller: Caller, name: str | None, family: str | None, file: IO[bytes], sha256: str
+) -> Task:
+    record, settings, tasks = choose_family(state, family), state.settings, state.tasks
+    of_whom = "\n".join((caller.owner, name or "", record.name, sha256))
+    task_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
+    mine = tasks.of(caller.owner)
+    for task in mine:
+        if task.id == task_id:
+            return task
+    if len(mine) >= settings.max_tasks:
+        raise Problem(
+            409,
+            "too-many-tasks",
+            f"there are {len(mine)} tasks of yours, as many as may be; delete one first",
+            limit=settings.max_tasks,
+        )
+    limits = Limits(
+        unpacked_bytes=int(settings.max_unpacked_mb * 1e6),
+        images=settings.max_task_images,
+        classes=settings.max_task_classes,
+    )
+    try:
+        upload = read_upload(
+            file, limits, record.network["in_channels"], record.network["sample_size"]
+        )
+    except UploadError as error:
+        raise Problem(422, "unusable-upload", str(error)) from error
+    return _kept(
+        state,
+        upload,
+        Task(
+            id=task_id,
+            owner=caller.owner,
+            name=name or f"{len(upload.class_names)} classes",
+            family=record.name,
+            class_names=upload.class_names,
+            counts=np.bincount(upload.labels).tolist(),
+        ),
+    )
+
+
+def _kept(state: State, upload: Upload, task: Task) -> Task:
+    images = {"images": np.ascontiguousarray(upload.images), "labels": upload.labels}
+    state.tasks.put(task, {IMAGES_FILE: save(images), SHEET_FILE: preview(upload)})
+    return task
+
+
+@router.get("")
+def list_tasks(state: StateDep, caller: Anybody) -> TaskList:
+    """Newest first."""
+    return TaskList(tasks=[TaskResponse.of(task) for task in state.tasks.of(caller.sees)])
+
+
+def find_task(task_id: str, state: StateDep, caller: Anybody) -> Task:
+    """Raises RecordNotFound for another owner's, too."""
+    return visible(state.tasks.get(task_id), caller)
+
+
+TaskDep = Annotated[Task, Depends(find_task)]
+
+
+@router.get("/{task_id}")
+def get_task(task: TaskDep, _: Anybody) -> TaskResponse:
+    return TaskResponse.of(task)
+
+
+@router.get("/{task_id}/preview.png", response_class=Response)
+def get_preview(task: TaskDep, state: StateDep, _: Anybody) -> Response:
+    """Some images of each class, a row each, as a model will see them."""
+    sheet = state.tasks.read(task.id, SHEET_FILE)
+    return Response(sheet, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
+
+
+@router.delete("/{task_id}", status_code=204)
+def delete_task(task: TaskDep, state: StateDep, _: Deployer) -> None:
+    """Models that were made for it stay; one that is still being built fails."""
+    state.tasks.delete(task.id)

@@ -1,0 +1,181 @@
+"""Archives that clients send: what is in order is read, and nothing else does any harm."""
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.uploads import Limits, UploadError, preview, read_upload
+
+LIMITS = Limits(unpacked_bytes=200_000, images=20, classes=3, image_pixels=10_000)
+Files = dict[str, bytes]
+
+
+def png(shade: int = 100, side: int = 8, mode: str = "RGB", kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (side, side), shade if mode == "L" else (shade, 0, 0)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def zipped(files: Files) -> io.BytesIO:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer
+
+
+def tarred(files: Files, compression: str = "") -> io.BytesIO:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    buffer.seek(0)
+    return buffer
+
+
+def read(file: IO[bytes], limits: Limits = LIMITS, channels: int = 3) -> list[str]:
+    return read_upload(file, limits, channels, 4).class_names
+
+
+GOOD: Files = {
+    "mine/cat/1.png": png(10),
+    "mine/cat/2.jpg": png(20, kind="JPEG"),
+    "mine/dog/a.PNG": png(30, side=30),
+    "mine/dog/b.webp": png(40, kind="WEBP"),
+    "mine/readme.txt": b"not an image",
+    "__MACOSX/mine/cat/._1.png": b"junk",
+}
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [zipped(GOOD), *(tarred(GOOD, compression) for compression in ("", "gz", "bz2", "xz"))],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folders_are_classes(archive: io.BytesIO, channels: int) -> None:
+    upload = read_upload(archive, LIMITS, channels, 4)
+    assert upload.class_names == ["cat", "dog"]
+    assert upload.images.shape == (4, channels, 4, 4)
+    assert [*upload.labels] == [0, 0, 1, 1]
+    if channels == 3:
+        assert upload.images[2, 0].max() == 30
+        assert upload.images[2, 1].max() == 0
+    sheet = Image.open(io.BytesIO(preview(upload)))
+    assert sheet.size == (40, 8)
+
+
+@pytest.mark.parametrize("name", ["../cat/1.png", "/cat/1.png", "a/../../cat/1.png", "a\\b/1.png"])
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_a_path_out_of_the_archive_is_refused(name: str, pack: "type") -> None:
+    with pytest.raises(UploadError, match="not a path inside"):
+        read(pack({**GOOD, name: png()}))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_in_a_tar_are_refused(kind: bytes) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("cat/1.png")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    buffer.seek(0)
+    with pytest.raises(UploadError, match="link or a device"):
+        read(buffer)
+
+
+def test_links_in_a_zip_are_refused() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        member = zipfile.ZipInfo("cat/1.png")
+        member.external_attr = 0o120777 << 16
+        archive.writestr(member, "/etc/passwd")
+    with pytest.raises(UploadError, match="link or a device"):
+        read(buffer)
+
+
+@pytest.mark.parametrize("pack", [zipped, lambda files: tarred(files, "gz")])
+def test_bombs_are_refused(pack: "type") -> None:
+    bomb = pack({"cat/1.png": bytes(50_000_000)})
+    assert len(bomb.getvalue()) < 100_000
+    with pytest.raises(UploadError, match="more than 0 MB"):
+        read(bomb)
+
+
+def test_a_bomb_in_a_tars_header_is_refused() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("cat/1.png")
+        member.pax_headers = {"comment": "x" * 50_000_000}
+        archive.addfile(member)
+    buffer.seek(0)
+    with pytest.raises(UploadError, match="more than 0 MB"):
+        read(buffer)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(UploadError, match="has 200 x 200 pixels"):
+        read(zipped({"cat/1.png": png(side=200)}))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "there are no images"),
+        ({"1.png": png()}, "is in no folder"),
+        ({"cat/1.png": png()}, "class 'cat' has one image"),
+        ({"cat/1.png": b"GIF89a"}, "'cat/1.png' is not a readable PNG"),
+        ({f"cat/{i}.png": png() for i in range(21)}, "more than 20 images"),
+        ({f"{c}/{i}.png": png() for c in "abcd" for i in range(2)}, "send at most 3"),
+        ({"c\x01t/1.png": png()}, "no name for a class"),
+    ],
+)
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_what_is_wrong_is_said(files: Files, message: str, pack: "type") -> None:
+    with pytest.raises(UploadError, match=message):
+        read(pack(files))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x1f\x8b garbage", b"BZh9x", bytes(512)])
+def test_what_is_no_archive_is_refused(content: bytes) -> None:
+    with pytest.raises(UploadError):
+        read(io.BytesIO(content))
+
+
+ARCHIVES = [zipped(GOOD).getvalue(), tarred(GOOD).getvalue(), tarred(GOOD, "gz").getvalue()]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    archive=st.sampled_from(ARCHIVES),
+    edits=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=9)), max_size=5),
+    length=st.none() | st.floats(0, 1),
+)
+def test_whatever_the_bytes_it_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    archive: bytes,
+    edits: list[tuple[float, bytes]],
+    length: float | None,
+) -> None:
+    content = bytearray(archive)
+    for share, replacement in edits:
+        at = int(share * len(content))
+        content[at : at + len(replacement)] = replacement
+    if length is not None:
+        content = content[: int(length * len(content))]
+    try:
+        upload = read_upload(io.BytesIO(bytes(content)), LIMITS, 3, 4)
+    except UploadError:
+        return
+    assert upload.images.dtype == np.uint8
+    assert len(upload.images) == len(upload.labels) <= LIMITS.images
+    assert all(Path(name).name == name for name in upload.class_names)
