@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fineserve import keys, models
+from fineserve import keys, models, tasks
 from fineserve import plan as planning
 from fineserve.doctor import examine
 from fineserve.embedded import Embedded, EmbeddedError
@@ -27,6 +27,7 @@ MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "broken": ("✗", "
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 cli.add_typer(models.cli, name="models")
+cli.add_typer(tasks.cli, name="tasks")
 cli.add_typer(keys.cli, name="keys")
 cli.command()(models.generate)
 

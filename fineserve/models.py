@@ -37,6 +37,9 @@ def create(
     max_latency_ms: Annotated[float | None, typer.Option(help="95th percentile of a batch")] = None,
     name: Annotated[str | None, typer.Option()] = None,
     family: Annotated[str | None, typer.Option()] = None,
+    task: Annotated[
+        str | None, typer.Option(help="of `fineserve tasks create`: images of other classes")
+    ] = None,
     n: Annotated[int | None, typer.Option(help="images in one batch")] = None,
     num_inference_steps: Annotated[int | None, typer.Option()] = None,
     refine_seconds: Annotated[
@@ -52,6 +55,7 @@ def create(
         "max_latency_ms": max_latency_ms,
         "name": name,
         "family": family,
+        "task": task,
         "n": n,
         "num_inference_steps": num_inference_steps,
     }

@@ -5,7 +5,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
 from httpx_sse import connect_sse
@@ -51,6 +51,11 @@ class Remote:
         content = json.dumps(body)  # NaN, too: the service's refusal says more than httpx's
         headers = {"content-type": "application/json", **headers}
         return self._call("POST", path, content=content, headers=headers)
+
+    def upload(self, path: str, file: IO[bytes], **query: str | None) -> Answer:
+        given = {name: value for name, value in query.items() if value is not None}
+        headers = {"content-type": "application/octet-stream"}
+        return self._call("POST", path, params=given, content=file, headers=headers)
 
     def delete(self, path: str) -> None:
         self._call("DELETE", path)

@@ -147,5 +147,10 @@ def _generation(
     return visible(state.repository.generations.get(generation_id), caller)
 
 
+def _task(task_id: str, state: StateDep, caller: Annotated[Caller, Depends(identify)]) -> Task:
+    return visible(state.tasks.get(task_id), caller)
+
+
+TaskDep = Annotated[Task, Depends(_task)]
 ModelDep = Annotated[ModelRecord, Depends(_model)]
 GenerationDep = Annotated[GenerationRecord, Depends(_generation)]

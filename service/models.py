@@ -23,7 +23,6 @@ from service.schemas import ModelList, ModelRequest, ModelResponse
 from service.sizing import choose_site, solve_budget
 from service.streams import events
 from service.submission import require_room, submit
-from service.tasks import find_task
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -55,7 +54,7 @@ def _task(state: State, request: ModelRequest, caller: Caller) -> Task | None:
     """Raises Problem."""
     if request.task == DEFAULT_TASK:
         return None
-    task = find_task(request.task, state, caller)
+    task = visible(state.tasks.get(request.task), caller)
     if request.family not in (None, task.family):
         raise Problem(
             422,

@@ -5,12 +5,12 @@ import tempfile
 from typing import IO, Annotated
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from safetensors.numpy import save
 
 from registry.tasks import IMAGES_FILE, SHEET_FILE, Task
-from service.access import Anybody, Caller, Deployer, visible
+from service.access import Anybody, Caller, Deployer, TaskDep
 from service.deps import State, StateDep
 from service.problems import Problem
 from service.schemas import NAME, TaskList, TaskResponse, Text
@@ -120,14 +120,6 @@ def _kept(state: State, upload: Upload, task: Task) -> Task:
 def list_tasks(state: StateDep, caller: Anybody) -> TaskList:
     """Newest first."""
     return TaskList(tasks=[TaskResponse.of(task) for task in state.tasks.of(caller.sees)])
-
-
-def find_task(task_id: str, state: StateDep, caller: Anybody) -> Task:
-    """Raises RecordNotFound for another owner's, too."""
-    return visible(state.tasks.get(task_id), caller)
-
-
-TaskDep = Annotated[Task, Depends(find_task)]
 
 
 @router.get("/{task_id}")

@@ -21,6 +21,7 @@ from service.access import COOKIE, Access
 from service.app import make_app
 from tests.devices import keep_profile
 from tests.service.conftest import beat
+from tests.service.test_uploads import png, zipped
 from worker.runtime import Runtime
 
 PUBLIC_RULE = "public"
@@ -79,6 +80,7 @@ class Guarded:
     keys: Keys
     model: str
     generation: str
+    task: str
 
     def key(self, *scopes: Scope, owner: str = "owner", **limits: object) -> str:
         return self.keys.create(owner, scopes, **limits)[1]  # type: ignore[arg-type]
@@ -87,7 +89,9 @@ class Guarded:
         content = BODIES.get(path)
         if path == "/generate":
             content = {"model": self.model, **BODIES[path]}
-        path = path.format(model_id=self.model, generation_id=self.generation, name="tiny")
+        path = path.format(
+            model_id=self.model, generation_id=self.generation, task_id=self.task, name="tiny"
+        )
         headers = {"authorization": f"Bearer {key}"} if key else {}
         headers["prefer"] = "respond-async"
         return self.api.request(method, path, json=content, headers=headers)
@@ -107,7 +111,10 @@ def guarded(api: TestClient, settings: Settings, profile: DeviceProfile) -> Guar
     body = {"model": made.json()["id"], **BODIES["/generate"]}
     sampled = api.post("/generate", json=body, headers=headers)
     assert sampled.status_code == 202, sampled.text
-    return Guarded(api, runtime.repository, keys, made.json()["id"], sampled.json()["id"])
+    pictures = zipped({f"{name}/{i}.png": png() for name in "ab" for i in range(2)}).getvalue()
+    task = api.post("/tasks", content=pictures, headers=headers)
+    ids = (answer.json()["id"] for answer in (made, sampled, task))
+    return Guarded(api, runtime.repository, keys, *ids)
 
 
 def expected(caller: str, path: str, rule: Access | str | None) -> set[int]:
@@ -119,7 +126,8 @@ def expected(caller: str, path: str, rule: Access | str | None) -> set[int]:
     assert isinstance(rule, Access)
     if caller == "wrong scope":
         return {403} if rule.scope is not None else set()
-    own = "{model_id}" in path or "{generation_id}" in path or path == "/generate"
+    owned = ("{model_id}", "{generation_id}", "{task_id}")
+    own = any(name in path for name in owned) or path == "/generate"
     return {404} if own else set()
 
 

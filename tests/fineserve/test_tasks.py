@@ -1,0 +1,80 @@
+"""`fineserve tasks …` against a real server."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from tests.fineserve.test_models import alive, made, run
+from tests.service.test_uploads import Files, png, zipped
+
+__all__ = ["alive"]
+
+FILES: Files = {f"{name}/{i}.png": png(50 * i + 20) for name in ("cat", "dog") for i in range(3)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, content in FILES.items():
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path / "pets"
+
+
+def created(url: str, path: Path, *options: str) -> dict[str, object]:
+    result = run(url, "tasks", "create", str(path), "--json", *options)
+    assert result.exit_code == 0, result.output
+    (task,) = json.loads(result.stdout)
+    return dict(task)
+
+
+def test_a_folder_becomes_a_model_of_its_classes(url: str, folder: Path, working: None) -> None:
+    task = created(url, folder)
+    assert (task["name"], task["class_names"], task["counts"]) == ("pets", ["cat", "dog"], [3, 3])
+    model = made(url, "--task", str(task["id"]))
+    told = json.loads(run(url, "models", "show", model, "--json").stdout)
+    assert (told["status"], told["class_names"]) == ("ready", ["cat", "dog"])
+    sampled = run(
+        url, "generate", model, "--class", "dog", "--steps", "2", "--out", str(folder.parent)
+    )
+    assert sampled.exit_code == 0, sampled.output
+
+
+def test_what_datasets_has_saved(url: str, tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    pictures = [{"bytes": png(40 * i)} for i in range(4)]
+    data = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 0, 1]}, features)
+    data.save_to_disk(str(tmp_path / "saved"))
+    task = created(url, tmp_path / "saved", "--name", "hugging", "--family", "tiny")
+    assert (task["name"], task["class_names"], task["counts"]) == (
+        "hugging",
+        ["cat", "dog"],
+        [2, 2],
+    )
+
+
+def test_an_archive_and_a_list_of_all(url: str, tmp_path: Path) -> None:
+    (tmp_path / "pets.zip").write_bytes(zipped(FILES).getvalue())
+    task = created(url, tmp_path / "pets.zip")
+    listed = run(url, "tasks", "list")
+    assert "cat (3), dog (3)" in listed.stdout
+    deleted = run(url, "tasks", "delete", str(task["id"]))
+    assert deleted.stdout == f"{task['id']} is deleted\n"
+    assert json.loads(run(url, "tasks", "list", "--json").stdout) == []
+
+
+def test_refusals(url: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "state.json").write_text("{}")
+    for words, message in (
+        ((str(tmp_path / "empty"),), "not a whole zip or tar|no images"),
+        ((str(tmp_path / "broken"), "--family", "none"), "no family 'none'"),
+    ):
+        result = run(url, "tasks", "create", *words)
+        assert result.exit_code == 1
+        assert any(part in result.stderr for part in message.split("|")), result.stderr
