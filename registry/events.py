@@ -8,6 +8,8 @@ import redis.asyncio
 
 MAX_EVENTS = 2000
 BLOCK_SECONDS = 5.0
+MOST_FOLLOWERS = 20_000
+"""Each has a connection of its own; redis-py's default is 100."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def connect_async(redis_url: str) -> "redis.asyncio.Redis":
     return redis.asyncio.Redis.from_url(
         redis_url,
         decode_responses=True,
+        max_connections=MOST_FOLLOWERS,
         socket_timeout=BLOCK_SECONDS + 10,
         socket_connect_timeout=3,
         protocol=2,

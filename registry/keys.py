@@ -8,6 +8,7 @@ whenever it has changed, so a key that is created or revoked counts at once.
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import threading
 from collections.abc import Collection, Iterator
@@ -62,6 +63,10 @@ class _File(BaseModel):
     keys: list[ApiKey] = []
 
 
+OWNER = re.compile(r"[\w.@-]{1,64}")
+"""It becomes a part of keys in Redis, between colons."""
+
+
 class Keys:
     """The file at `path`; once there was one, nobody comes in without a key, even if it goes."""
 
@@ -83,6 +88,13 @@ class Keys:
             self._refresh()
             return self._by_sha256.get(_sha256(key))
 
+    def valid(self, key: ApiKey) -> bool:
+        """Still. Raises KeysError."""
+        with self._lock:
+            self._refresh()
+            now_known = self._by_sha256.get(key.sha256)
+        return now_known is not None and now_known.state == "valid"
+
     def all(self) -> list[ApiKey]:
         """Oldest first. Raises KeysError."""
         return self._read().keys if self.path.exists() else []
@@ -97,6 +109,8 @@ class Keys:
         valid_for: timedelta | None = None,
     ) -> tuple[ApiKey, str]:
         """A new one, and what its holder sends. Raises KeysError."""
+        if not OWNER.fullmatch(owner):
+            raise KeysError(f"{owner!r} is no owner: use up to 64 letters, digits, and . _ @ -")
         key_id = f"k-{secrets.token_hex(4)}"
         key = f"{PREFIX}-{key_id[2:]}-{secrets.token_urlsafe(32)}"
         created = ApiKey(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import redis
+import structlog
+from pydantic import ValidationError
 from redis.client import Pipeline
 from redis.lock import Lock
 
@@ -36,6 +38,8 @@ from registry.records import (
     now,
 )
 
+log = structlog.get_logger()
+
 R = TypeVar("R", bound=Record)
 Command = tuple[str, ...]
 
@@ -50,6 +54,10 @@ IMAGES = f"{PREFIX}:images"
 """How many each model has made."""
 STORE = f"{PREFIX}:store"
 IDEMPOTENCY_SECONDS = 24 * 3600
+EVENTS_SECONDS = 900
+"""How long the events of what expires can be read after its end: they are most of what it takes."""
+DEVICE_SECONDS = 6 * 3600
+"""How long work waits for a worker of its class of device."""
 DELETED_SECONDS = 24 * 3600
 """How long a deleted record still says so."""
 FAMILY_SECONDS = 600
@@ -165,8 +173,16 @@ class Records(Generic[R]):
         ids = cast(list[str], self._redis.zrevrange(index, offset, offset + limit))
         more = len(ids) > limit
         raws = cast(list[str | None], self._redis.mget([self._key(i) for i in ids[:limit]] or [""]))
-        records = [self._type.model_validate_json(raw) for raw in raws if raw is not None]
+        records = [record for raw in raws if raw is not None if (record := self._readable(raw))]
         return Page(records, offset + limit if more else None)
+
+    def _readable(self, raw: str) -> R | None:
+        """One that is not must not hide the others."""
+        try:
+            return self._type.model_validate_json(raw)
+        except ValidationError as error:
+            log.error("a record that this version cannot read", record=raw[:200], error=str(error))
+            return None
 
     def all(self) -> Iterator[R]:
         """Newest first, and as many as there are."""
@@ -184,8 +200,9 @@ class Records(Generic[R]):
         """Records that are not finished, oldest first."""
         found = []
         for record_id in cast(list[str], self._redis.zrange(self._active, 0, -1)):
-            with contextlib.suppress(RecordNotFound):
-                found.append(self.get(record_id))
+            raw = self._raw(record_id)
+            if raw is not None and (record := self._readable(raw)) is not None:
+                found.append(record)
         return found
 
     def change(
@@ -370,7 +387,9 @@ class Records(Generic[R]):
             kept_seconds = DELETED_SECONDS
             commands.append(("HDEL", IMAGES, record.id))
         if kept_seconds is not None:
-            commands += [("EXPIRE", name, str(kept_seconds)) for name in (key, stream)]
+            events_seconds = min(kept_seconds, EVENTS_SECONDS)
+            commands.append(("EXPIRE", key, str(kept_seconds)))
+            commands.append(("EXPIRE", stream, str(events_seconds)))
             commands += [("ZREM", index, record.id) for index in self._each(self._index, record)]
         return commands
 
@@ -458,6 +477,12 @@ class Repository:
         """As a worker has counted a minute ago; empty before the first has."""
         return cast(dict[str, int], json.loads(cast(str | None, self._redis.get(STORE)) or "{}"))
 
+    def memory_share(self) -> float:
+        """Of what Redis may hold; 0 where it may hold anything."""
+        memory = self._redis.info("memory")
+        most = int(memory["maxmemory"])
+        return int(memory["used_memory"]) / most if most else 0.0
+
     def lock(self, name: str, seconds: float) -> Lock:
         """Waits for whoever has it; it is free again after `seconds` at the latest."""
         lock: Lock = self._redis.lock(f"{PREFIX}:lock:{name}", seconds, thread_local=False)
@@ -465,6 +490,11 @@ class Repository:
 
     def heartbeat(self, worker: WorkerRecord, seconds: float) -> None:
         self._announce("worker", worker.id, worker.model_dump_json(), seconds)
+        self._redis.set(_seen(worker.queue, worker.device_class), "1", ex=DEVICE_SECONDS)
+
+    def served(self, queue: str, device_class: str) -> bool:
+        """Whether a worker of this queue and device class lived within DEVICE_SECONDS."""
+        return bool(self._redis.exists(_seen(queue, device_class)))
 
     def take_back_heartbeat(self, worker_id: str) -> None:
         """Of a worker that ends: nobody is to wait for it until its heartbeat expires."""
@@ -474,17 +504,19 @@ class Repository:
         return [WorkerRecord.model_validate_json(raw) for raw in self._announced("worker")]
 
     def _announce(self, kind: str, name: str, content: str, seconds: float) -> None:
-        index, now = f"{PREFIX}:{kind}:announced", time.time()
         with self._redis.pipeline() as pipe:
             pipe.set(f"{PREFIX}:{kind}:{name}", content, px=int(seconds * 1000))
-            pipe.zremrangebyscore(index, 0, now)
-            pipe.zadd(index, {name: now + seconds})
+            pipe.zadd(f"{PREFIX}:{kind}:announced", {name: 0})
             pipe.execute()
 
     def _announced(self, kind: str) -> list[str]:
-        names = cast(list[str], self._redis.zrange(f"{PREFIX}:{kind}:announced", 0, -1))
+        index = f"{PREFIX}:{kind}:announced"
+        names = cast(list[str], self._redis.zrange(index, 0, -1))
         keys = [f"{PREFIX}:{kind}:{name}" for name in names]
         raws = cast(list[str | None], self._redis.mget(keys)) if keys else []
+        # Redis's own clock decides what has expired: those of hosts differ
+        if expired := [name for name, raw in zip(names, raws, strict=True) if raw is None]:
+            self._redis.zrem(index, *expired)
         return [raw for raw in raws if raw is not None]
 
     def once(self, name: str, seconds: float) -> bool:
@@ -496,6 +528,10 @@ class Repository:
 def _family(raw: str) -> FamilyRecord:
     """It is long, asked for with every request, and nearly always the same."""
     return FamilyRecord.model_validate_json(raw)
+
+
+def _seen(queue: str, device_class: str) -> str:
+    return f"{PREFIX}:seen:{queue}:{device_class}"
 
 
 def _of(index: str, owner: str) -> str:

@@ -1,13 +1,20 @@
 """Around every request: headers that browsers heed, and the audit log of what was changed."""
 
+import re
 from typing import Any
 
 import structlog
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import Problem
 
 log = structlog.get_logger("audit")
 
+MOST_BODY_BYTES = 1_000_000
+UPLOADS = "/tasks"
+LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
+PORT = re.compile(r":\d+$")
 UNCHANGING = {"GET", "HEAD", "OPTIONS"}
 DRY_RUN = "/plan"
 POLICY = (
@@ -34,6 +41,12 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if foreign := _foreign_host(scope):
+            await _misdirected(foreign).response()(scope, receive, send)
+            return
+        if refusal := _unfit_body(scope):
+            await refusal.response()(scope, receive, send)
             return
         answer: dict[str, Any] = {}
 
@@ -65,3 +78,41 @@ class Guard:
             owner=key and key.owner,
             client=client and client[0],
         )
+
+
+def _foreign_host(scope: Scope) -> str | None:
+    """Where nobody has to show a key, this host is trusted: by its own names, and not by one that
+    another site's name has been pointed at it with (DNS rebinding)."""
+    state = scope["app"].state.fineserve
+    settings = state.settings
+    if settings.trusted_network or state.keys.required:
+        return None
+    host = Headers(scope=scope).get("host", "")
+    name = host.rpartition(":")[0] if PORT.search(host) else host
+    return None if name in {"", *LOOPBACK, settings.host} else host
+
+
+def _unfit_body(scope: Scope) -> Problem | None:
+    """Before it is read: nobody has shown a key yet."""
+    headers = Headers(scope=scope)
+    if scope["path"] == UPLOADS:  # counts what comes
+        return None
+    if "transfer-encoding" in headers:
+        return Problem(411, "length-required", "send the body with a Content-Length, not in chunks")
+    if int(headers.get("content-length", "0")) <= MOST_BODY_BYTES:
+        return None
+    return Problem(
+        413,
+        "body-too-large",
+        f"no request has more than {MOST_BODY_BYTES} bytes, but for images sent to {UPLOADS}",
+        limit=MOST_BODY_BYTES,
+    )
+
+
+def _misdirected(host: str) -> Problem:
+    return Problem(
+        421,
+        "foreign-host",
+        f"this service does not answer for the host {host[:200]!r}: without API keys it is for "
+        "this machine alone; call it by 127.0.0.1, or make a key with `fineserve keys create`",
+    )

@@ -155,13 +155,7 @@ async def export_model(record: ModelDep, state: StateDep, caller: Deployer) -> F
         if path is not None:
             return FileResponse(path, media_type="application/x-tar", filename=f"{model_id}.tar")
         if not asked:
-            await run_in_threadpool(_require_exportable, state, record, record.revision)
-            try:
-                await run_in_threadpool(
-                    state.queue.enqueue, EXPORT_TASK, model_id, record.device_class
-                )
-            except OperationalError as error:
-                raise unavailable("Redis cannot be reached; ask again shortly") from error
+            await run_in_threadpool(_ask_for_export, state, record, record.revision)
             asked = True
         if time.monotonic() > deadline:
             raise unavailable(
@@ -170,6 +164,18 @@ async def export_model(record: ModelDep, state: StateDep, caller: Deployer) -> F
                 "not-exported",
             )
         await asyncio.sleep(EXPORT_POLL_SECONDS)
+
+
+def _ask_for_export(state: State, record: ModelRecord, revision: int) -> None:
+    """Once, however many wait for it."""
+    require_room(state)
+    _require_exportable(state, record, revision)
+    name = export_name(record.id, revision)
+    if state.repository.once(name, state.settings.wait_seconds):
+        try:
+            state.queue.enqueue(EXPORT_TASK, record.id, record.device_class)
+        except OperationalError as error:
+            raise unavailable("Redis cannot be reached; ask again shortly") from error
 
 
 def _require_exportable(state: State, record: ModelRecord, revision: int) -> None:

@@ -17,6 +17,7 @@ from registry.errors import (
     KeysError,
     QueueFull,
     RecordNotFound,
+    StorageFull,
 )
 
 log = structlog.get_logger()
@@ -113,6 +114,10 @@ def install(app: FastAPI) -> None:
     async def full(_: Request, error: QueueFull) -> JSONResponse:
         headers = {"Retry-After": str(error.retry_seconds)}
         return Problem(429, "queue-full", str(error), headers).response()
+
+    @app.exception_handler(StorageFull)
+    async def no_room(_: Request, error: StorageFull) -> JSONResponse:
+        return storage_full(str(error)).response()
 
     @app.exception_handler(KeysError)
     async def no_keys(_: Request, error: KeysError) -> JSONResponse:

@@ -105,7 +105,7 @@ def _status(state: State, caller: Caller) -> Status:
 async def status_events(state: StateDep, caller: Anybody) -> AsyncIterator[ServerSentEvent]:
     """`snapshot` events: the status and the newest models, whenever they change."""
     told = None
-    while True:
+    while caller.key is None or state.keys.valid(caller.key):
         try:
             snapshot = await run_in_threadpool(_snapshot, state, caller)
         except redis.RedisError as error:

@@ -12,6 +12,10 @@ from service.problems import Problem, storage_full
 log = structlog.get_logger()
 
 
+MOST_MEMORY_SHARE = 0.9
+"""Of Redis's: what is accepted already needs the rest."""
+
+
 def submit(state: State, task: str, record: ModelRecord | GenerationRecord) -> None:
     """Enqueue a record that is already stored; a worker ignores what it has been told twice.
 
@@ -29,6 +33,8 @@ def submit(state: State, task: str, record: ModelRecord | GenerationRecord) -> N
 def no_room(state: State) -> str | None:
     """Why what is accepted now could not be stored."""
     settings = state.settings
+    if state.repository.memory_share() > MOST_MEMORY_SHARE:
+        return "Redis is full"
     if state.store.free_bytes() < settings.min_free_disk_gb * 1e9:
         return "the disk of the artifacts is full"
     if settings.max_store_gb is not None:

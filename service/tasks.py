@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+import threading
 from typing import IO, Annotated
 
 import numpy as np
@@ -20,6 +21,8 @@ from service.uploads import Limits, Upload, UploadError, preview, read_upload
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
+MOST_READ_AT_ONCE = 2
+_reading = threading.BoundedSemaphore(MOST_READ_AT_ONCE)
 IN_MEMORY_BYTES = 8_000_000
 """A larger upload waits in a temporary file."""
 ARCHIVES = {
@@ -91,9 +94,10 @@ def _store(
         classes=settings.max_task_classes,
     )
     try:
-        upload = read_upload(
-            file, limits, record.network["in_channels"], record.network["sample_size"]
-        )
+        with _reading:
+            upload = read_upload(
+                file, limits, record.network["in_channels"], record.network["sample_size"]
+            )
     except UploadError as error:
         raise Problem(422, "unusable-upload", str(error)) from error
     return _kept(

@@ -36,6 +36,7 @@ class Limits:
     images: int
     classes: int
     image_pixels: int = 64_000_000
+    file_bytes: int = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,11 @@ def _check_classes(class_names: list[str], names: list[str], limits: Limits) -> 
 
 
 def _files(file: IO[bytes], limits: Limits) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Images by their path, in the order of the archive."""
+    """Images by their path, in the order of the archive; what else there is, is skipped."""
     try:
         members = _zipped(file, limits) if zipfile.is_zipfile(file) else _tarred(file, limits)
         for name, content in members:
-            path = _safe(name)
-            if path.suffix.lower() in SUFFIXES and not _hidden(path):
-                yield path, content
+            yield _safe(name), content
     except UploadError:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, EOFError, OSError) as error:
@@ -102,13 +101,14 @@ def _zipped(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, bytes]]:
             mode = member.external_attr >> 16
             if mode and (mode & 0o170000) not in (0, 0o100000, 0o040000):
                 raise UploadError(f"{member.filename!r} is a link or a device; send plain files")
-            if member.is_dir():
+            if member.is_dir() or not _image(member.filename):
                 continue
             if member.flag_bits & 1:
                 raise UploadError(f"{member.filename!r} is encrypted; send it without a password")
-            with archive.open(member) as opened:
-                content = opened.read(left + 1)  # whatever size the archive says it has
+            with archive.open(member) as opened:  # whatever size the archive says it has
+                content = opened.read(min(left, limits.file_bytes) + 1)
             left -= len(content)
+            _check_file(member.filename, len(content), limits)
             if left < 0:
                 raise UploadError(_too_large(limits))
             yield member.filename, content
@@ -129,6 +129,9 @@ def _tarred(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, bytes]]:
                 continue
             if not member.isreg():
                 raise UploadError(f"{member.name!r} is a link or a device; send plain files")
+            if not _image(member.name):
+                continue
+            _check_file(member.name, member.size, limits)
             opened = archive.extractfile(member)
             assert opened is not None
             yield member.name, opened.read()
@@ -147,6 +150,16 @@ class _Bounded(io.RawIOBase):
         if self._left < 0:
             raise UploadError(_too_large(self._limits))
         return content
+
+
+def _image(name: str) -> bool:
+    path = _safe(name)
+    return path.suffix.lower() in SUFFIXES and not _hidden(path)
+
+
+def _check_file(name: str, size: int, limits: Limits) -> None:
+    if size > limits.file_bytes:
+        raise UploadError(f"{name!r} has more than {limits.file_bytes / 1e6:.0f} MB; scale it down")
 
 
 def _too_large(limits: Limits) -> str:

@@ -121,11 +121,11 @@ def make_app(settings: Settings) -> Celery:
             workers[0].serve(
                 {name.partition(".")[0] for name in sender.app.amqp.queues.consume_from}
             )
-        except (FamilyError, RedisError, VerificationError) as error:
-            log.critical("the worker cannot start", reason=str(error))
-            # Celery would go on after any other exception; a family does not heal by restarting
-            status = os.EX_CONFIG if isinstance(error, FamilyError) else 1
-            raise SystemExit(status) from error
+        except Exception as error:  # Celery would go on, and lose what it is told to do
+            known = isinstance(error, FamilyError | RedisError | VerificationError)
+            log.critical("the worker cannot start", reason=str(error), exc_info=not known)
+            # a family does not heal by restarting
+            raise SystemExit(os.EX_CONFIG if isinstance(error, FamilyError) else 1) from error
 
     @worker_shutting_down.connect(weak=False)
     def stop(**_: Any) -> None:

@@ -106,9 +106,13 @@ class _Build:
             self._store(self._retrained_revision, scales)
             served = {"revision": self._retrained_revision, "measured": measured}
         if self.record.refine is not None:
+            again = not served
             self._change(status=ModelStatus.REFINING, **served)
-            with metrics.timed(metrics.BUILD_PHASE.labels("refining")):
-                served = self._refine(scales)
+            if again and self.record.attempts >= self.runtime.settings.max_attempts:
+                self._tell("refined", error="it was interrupted too often")
+            else:
+                with metrics.timed(metrics.BUILD_PHASE.labels("refining")):
+                    served = self._refine(scales)
         self._finish({"status": ModelStatus.READY, "ready_at": now(), **served})
 
     def _finish(self, changes: dict[str, object]) -> None:
@@ -118,8 +122,15 @@ class _Build:
         try:
             self._change(**changes)
         except (Superseded, RecordNotFound):
-            self.runtime.store.delete(record_name(self.record.id))
+            self._delete_record_unless_ready()
             raise
+
+    def _delete_record_unless_ready(self) -> None:
+        """Another attempt may have been first."""
+        with contextlib.suppress(RecordNotFound):
+            if self.runtime.repository.models.get(self.record.id).status == ModelStatus.READY:
+                return
+        self.runtime.store.delete(record_name(self.record.id))
 
     def _fit(self) -> tuple[Scales, Cost]:
         """Retrained, and measured to keep the budget: smaller than was planned, if need be."""
@@ -209,7 +220,7 @@ class _Build:
                 RefinementConfig(max_seconds=self.record.refine.max_seconds),
                 self._until_enough(self.record.refine.max_seconds),
                 self._checkpoint_file(self._retrained_revision + 1),
-                self.data,
+                data=self.data,
             )
             figures = {
                 "steps": refined.steps,
@@ -275,7 +286,7 @@ class _Build:
             scales,
             config.model_copy(update={"max_seconds": settings.retraining_max_seconds}),
             self._on_progress,
-            self.data,
+            data=self.data,
             checkpoint_file=self._checkpoint_file(self._retrained_revision),
         )
         metrics.RETRAINING_LOSS.labels("before").observe(retrained.initial_heldout_loss)

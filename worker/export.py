@@ -55,19 +55,24 @@ def export(runtime: Runtime, model_id: str) -> None:
     if record.revision is None or not record.servable:
         log.info("nothing to export", model=model_id, status=record.status)
         return
-    name = export_name(model_id, record.revision)
+    with runtime.alone("export"):  # each takes as much memory as its model in float32, twice
+        _export(runtime, record, record.revision)
+
+
+def _export(runtime: Runtime, record: ModelRecord, revision: int) -> None:
+    name = export_name(record.id, revision)
     if runtime.store.path(name, EXPORT_FILE) is not None:
         return
     family = runtime.family(record.family)
-    own = load_own(runtime.store, family, model_id, record.revision)
+    own = load_own(runtime.store, family, record.id, revision)
     with tempfile.TemporaryDirectory(prefix="fineserve-export-") as temporary:
         directory = Path(temporary)
         export_model(family, own, directory)
         (directory / "README.md").write_text(model_card(record, family))
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
-            tar.add(directory, arcname=model_id)
-    runtime.store.put(name, {EXPORT_FILE: packed.getvalue()}, {"revision": record.revision})
+            tar.add(directory, arcname=record.id)
+    runtime.store.put(name, {EXPORT_FILE: packed.getvalue()}, {"revision": revision})
 
 
 def model_card(record: ModelRecord, family: Family) -> str:

@@ -33,7 +33,7 @@ def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
         if record is not None:
             models.create(record)
             restored += 1
-        elif time.time() - _last_written(directory) > ABANDONED_SECONDS:
+        elif _abandoned(store, directory):
             log.warning("deleting what an unfinished build has left", model=directory.name)
             store.delete(f"models/{directory.name}")
     if restored:
@@ -49,6 +49,11 @@ def _finished(store: ArtifactStore, model_id: str) -> ModelRecord | None:
     except ValidationError as error:
         log.error("a record that this version cannot read", model=model_id, error=str(error))
         return None
+
+
+def _abandoned(store: ArtifactStore, directory: Path) -> bool:
+    finished = (store.root / record_name(directory.name)).exists()  # readable or not
+    return not finished and time.time() - _last_written(directory) > ABANDONED_SECONDS
 
 
 def _last_written(directory: Path) -> float:

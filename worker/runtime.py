@@ -31,10 +31,10 @@ from learngenes.device import (
 )
 from learngenes.family import Family, FamilyError, load_family
 from learngenes.tuning import Pause
-from registry.errors import DeadlineMissed, ModelGone, StorageFull, Superseded
+from registry.errors import DeadlineMissed, IllegalTransition, ModelGone, StorageFull, Superseded
 from registry.queue import Queue, make_celery
 from registry.records import FamilyRecord, GenerationRecord, ModelRecord, WorkerRecord, now
-from registry.repository import Records, Repository, connect
+from registry.repository import DEVICE_SECONDS, Records, Repository, connect
 from registry.settings import Settings
 from registry.store import ArtifactStore
 from worker.restore import restore
@@ -174,12 +174,23 @@ class Runtime:
     @contextlib.contextmanager
     def device_alone(self) -> Iterator[None]:
         """Who measures a device waits for who compiles on it, and the other way round."""
-        name = f"device:{self.device_class}"
+        with self.alone(f"device:{self.device_class}"):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """One worker at a time, of all. Raises Stopping."""
         lock = self.repository.lock(name, self.settings.lease_seconds)
         moved_at, self.moved_at = self.moved_at, None  # who waits for another is not stuck
-        with lock, self.kept(lock):
-            self.moved_at = moved_at and time.monotonic()
-            yield
+        while not lock.acquire(blocking_timeout=self.settings.lease_seconds):
+            self.check_stopping()
+        try:
+            with self.kept(lock):
+                self.moved_at = moved_at and time.monotonic()
+                yield
+        finally:
+            with contextlib.suppress(LockError):  # it ran out
+                lock.release()
 
     @functools.cached_property
     def _renewing(self) -> threading.Thread:
@@ -309,18 +320,25 @@ class Housekeeping(Generic[R]):
         self._period_seconds = runtime.settings.lease_seconds / 3
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="housekeeping", daemon=True).start()
+        for name, work in (("housekeeping", self._live), ("store", self._keep_store)):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
-    def _run(self) -> None:
-        while not self._runtime.stopping.is_set():
-            self.end_if_stuck()
-            try:
-                self.tend()
-            except Exception:  # the broker may be away for a while; work must not end with it
-                log.exception("housekeeping failed", queue=self._queue)
-            self._runtime.stopping.wait(self._period_seconds)
+    def _live(self) -> None:
+        self._repeat(self.end_if_stuck, self.tend)
         with contextlib.suppress(redis.RedisError):  # it expires
             self._runtime.repository.take_back_heartbeat(self._runtime.worker_id)
+
+    def _keep_store(self) -> None:
+        self._repeat(self.tend_store)
+
+    def _repeat(self, *chores: Callable[[], None]) -> None:
+        while not self._runtime.stopping.is_set():
+            for chore in chores:
+                try:
+                    chore()
+                except Exception:  # the broker may be away for a while; work must not end with it
+                    log.exception("housekeeping failed", queue=self._queue)
+            self._runtime.stopping.wait(self._period_seconds)
 
     def end_if_stuck(self) -> None:
         """Its supervisor starts another process."""
@@ -343,6 +361,10 @@ class Housekeeping(Generic[R]):
         runtime.repository.heartbeat(beat, 3 * self._period_seconds)
         runtime.announce_families()
         self.requeue_lost()
+
+    def tend_store(self) -> None:
+        """It looks at every file, which takes long where there are many."""
+        runtime = self._runtime
         if runtime.repository.once("count", COUNT_SECONDS):
             runtime.repository.announce_store(runtime.store.used_bytes())
         if runtime.repository.once("sweep", SWEEP_SECONDS):
@@ -355,13 +377,15 @@ class Housekeeping(Generic[R]):
         A message too many does no harm, one too few would: what has waited very long is
         enqueued again even if the queue is not empty.
         """
-        device_class = self._runtime.device_class
-        active = [r for r in self._records.active() if r.device_class == device_class]
-        waiting = self._runtime.queue.length(self._queue, device_class) if active else 0
-        for record in active:
+        device_class, active = self._runtime.device_class, self._records.active()
+        ours = [record for record in active if record.device_class == device_class]
+        self._fail_unserved([record for record in active if record not in ours])
+        waiting = self._runtime.queue.length(self._queue, device_class) if ours else 0
+        for record in ours:
             age_seconds = (now() - record.created_at).total_seconds()
             patience = LONG_WAIT_SECONDS if waiting else ORPHAN_SECONDS
-            if record.status == "queued" and age_seconds < patience:
+            # an age below zero: the clock was set back
+            if record.status == "queued" and 0 <= age_seconds < patience:
                 continue
             if self._records.leased(record.id):
                 continue
@@ -369,3 +393,14 @@ class Housekeeping(Generic[R]):
             if self._runtime.repository.once(_requeued(record.id), period):
                 log.warning("requeueing lost work", record=record.id, status=record.status)
                 self._runtime.queue.enqueue(self._task, record.id, device_class)
+
+    def _fail_unserved(self, records: list[R]) -> None:
+        """Work for a class of device that has had no worker for hours would wait for ever."""
+        for record in records:
+            waited_seconds = (now() - record.created_at).total_seconds()
+            if waited_seconds < DEVICE_SECONDS or self._records.leased(record.id):
+                continue
+            if not self._runtime.repository.served(self._queue, record.device_class):
+                error = f"no worker of {record.device_class} for {DEVICE_SECONDS // 3600} hours"
+                with contextlib.suppress(IllegalTransition):
+                    self._records.change(record.id, status="failed", error=error)

@@ -4,11 +4,13 @@ Many of these tasks wait in one process; the engine steps what they asked for to
 """
 
 import base64
+import contextlib
 import gc
 import io
 import json
 import os
 import sys
+from typing import NoReturn
 
 import structlog
 from PIL import Image
@@ -16,7 +18,7 @@ from PIL import Image
 from learngenes.config import DType, Mode
 from learngenes.device import capacity_bytes
 from registry import metrics
-from registry.errors import DeadlineMissed, ModelGone
+from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
 from worker.build import load_own
@@ -52,8 +54,17 @@ class Sampler:
         gc.freeze()  # else each full collection walks all that torch and its compiler have made
 
     def generate(self, generation_id: str) -> None:
-        """Make the images of a queued generation."""
-        self.runtime.attempt(self.runtime.repository.generations, generation_id, self._run)
+        """Make the images of a queued generation.
+
+        One that has ended its worker twice has its last attempt alone: what ran beside it had
+        its attempts used up, too, and is not to end with it.
+        """
+        generations, most = self.runtime.repository.generations, self.runtime.settings.max_attempts
+        with contextlib.ExitStack() as alone:
+            with contextlib.suppress(RecordNotFound):
+                if 0 < most - 1 <= generations.get(generation_id).attempts:
+                    alone.enter_context(self.runtime.alone("last attempts"))
+            self.runtime.attempt(generations, generation_id, self._run)
 
     def _run(self, record: GenerationRecord) -> None:
         _require_wanted(record)
@@ -64,7 +75,7 @@ class Sampler:
         if revision is None or not model.servable:
             raise ModelGone(f"model {record.model} is {model.status}")
         started_at = now()
-        ticket = self.engine.submit(self._request(record, model, revision))
+        ticket = self._submit(self._request(record, model, revision))
         self._follow(ticket, record)
         finished_at = now()
         pictures = [encode_png(image) for image in self._images(ticket)]
@@ -121,13 +132,23 @@ class Sampler:
             progress["b64_png"] = base64.b64encode(encode_png(pixels, PREVIEW_PIXELS)).decode()
         return json.dumps(progress)
 
+    def _submit(self, request: Request) -> Ticket:
+        try:
+            return self.engine.submit(request)
+        except EngineStopped:
+            _end()
+
     def _images(self, ticket: Ticket) -> list[Pixels]:
         try:
             return ticket.images()
-        except EngineStopped:
-            # nobody cancelled it: the loop itself has failed, and only a new process helps
-            log.critical("the engine broke; this worker ends, its requests are taken up again")
-            os._exit(1)
+        except EngineStopped:  # nobody cancelled it
+            _end()
+
+
+def _end() -> NoReturn:
+    """The engine's loop itself has failed, and only a new process helps."""
+    log.critical("the engine broke; this worker ends, its requests are taken up again")
+    os._exit(1)
 
 
 def _require_wanted(record: GenerationRecord) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from learngenes.config import DType, Mode, Size
@@ -23,8 +24,11 @@ from learngenes.family import Family, load_family
 from learngenes.measure import Measurement, measure
 from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload
+from registry.errors import StorageFull
 
 POLL_SECONDS = 0.2
+MOST_SECONDS = 1800.0
+"""A process that takes longer hangs."""
 
 
 class VerificationError(RuntimeError):
@@ -55,7 +59,10 @@ def verify(
         if own is not None:
             request = request.model_copy(update={"own": Path(directory) / "own.safetensors"})
             tensors = {name: tensor.cpu() for name, tensor in own.stacked().items()}
-            save_file(tensors, str(request.own))
+            try:
+                save_file(tensors, str(request.own))
+            except (OSError, SafetensorError) as error:
+                raise StorageFull(f"the model cannot be written to {directory}: {error}") from error
         with (
             (Path(directory) / "errors").open("w+") as errors,
             subprocess.Popen(
@@ -66,6 +73,7 @@ def verify(
                 text=True,
             ) as process,
         ):
+            deadline = time.monotonic() + MOST_SECONDS
             assert process.stdin is not None
             assert process.stdout is not None
             try:
@@ -74,6 +82,8 @@ def verify(
                 while process.poll() is None:
                     on_wait()
                     time.sleep(POLL_SECONDS)
+                    if time.monotonic() > deadline:
+                        raise VerificationError(f"measuring took more than {MOST_SECONDS:.0f} s")
             except BaseException:
                 process.kill()
                 raise

@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -263,6 +264,18 @@ def test_workers_are_forgotten_when_their_heart_stops(
     assert repository.workers() == [a_worker("a")]
     repository.heartbeat(a_worker("a"), 60)
     assert client.zrange("fineserve:worker:announced", 0, -1) == ["a"]
+
+
+def test_a_record_that_cannot_be_read_hides_no_other(
+    repository: Repository, client: redis.Redis
+) -> None:
+    broken, whole = (repository.models.create(queued_model()) for _ in range(2))
+    client.set(f"fineserve:model:{broken.id}", '{"id": "m-1"}')
+    assert [record.id for record in repository.models.active()] == [whole.id]
+    assert [record.id for record in repository.models.page(0, 9).items] == [whole.id]
+    later = json.loads(whole.model_dump_json()) | {"of_a_later_release": 1}
+    client.set(f"fineserve:model:{whole.id}", json.dumps(later))
+    assert repository.models.get(whole.id) == whole
 
 
 def test_families_are_listed_by_name_and_announced_again_without_repeats(

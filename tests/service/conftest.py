@@ -15,6 +15,8 @@ from worker.build import build
 from worker.runtime import Runtime
 from worker.sample import Sampler
 
+LOCAL = "http://127.0.0.1"
+
 
 @dataclass
 class Stack:
@@ -57,7 +59,7 @@ def beat(runtime: Runtime, seconds: float = 60, **changes: object) -> None:
 @pytest.fixture
 def api(settings: Settings) -> Iterator[TestClient]:
     """The API alone: no worker has said anything."""
-    with TestClient(make_app(settings)) as api:
+    with TestClient(make_app(settings), LOCAL) as api:
         yield api
 
 

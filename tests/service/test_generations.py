@@ -9,7 +9,7 @@ import redis
 from PIL import Image
 
 from registry.errors import StorageFull
-from tests.service.conftest import Stack
+from tests.service.conftest import LOCAL, Stack
 
 SMALL = {"num_inference_steps": 2, "seed": 5}
 
@@ -207,7 +207,7 @@ def post_and_leave(
     stack: Stack, body: dict[str, object], **headers: str
 ) -> list[dict[str, object]]:
     """What a client is sent that closes its connection at once."""
-    request = httpx.Request("POST", "http://testserver/generate", json=body, headers=headers)
+    request = httpx.Request("POST", f"{LOCAL}/generate", json=body, headers=headers)
     messages = iter([{"type": "http.request", "body": request.read()}, {"type": "http.disconnect"}])
     sent: list[dict[str, object]] = []
 
@@ -268,6 +268,31 @@ def test_what_misses_its_deadline_says_so(stack: Stack, model: str) -> None:
     )
     assert answer.status_code == 409
     assert answer.json()["type"] == "urn:fineserve:problem:deadline-missed"
+
+
+def test_what_was_accepted_is_not_refused_when_redis_goes_away(
+    stack: Stack, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise redis.ConnectionError("gone")
+
+    monkeypatch.setattr("service.generations.follow", away)
+    answer = stack.api.post("/generate", json={"model": model, **SMALL})
+    assert answer.status_code == 202
+    generation = answer.json()["id"]
+    assert answer.headers["location"] == f"/generations/{generation}"
+    assert stack.runtime.repository.generations.get(generation).status == "queued"
+
+
+def test_a_model_of_a_device_that_nobody_samples_on_is_refused(stack: Stack, model: str) -> None:
+    stack.heartbeat(id="a:1:1", queue="sample", device_class="another")
+    answer = stack.api.post("/generate", json={"model": model, **SMALL})
+    assert answer.status_code == 503
+    assert "workers sample on another only" in answer.json()["detail"]
+    stack.heartbeat(id="b:1:1", queue="sample")
+    headers = {"prefer": "respond-async"}
+    accepted = stack.api.post("/generate", json={"model": model, **SMALL}, headers=headers)
+    assert accepted.status_code == 202
 
 
 def test_more_artifacts_than_the_quota_are_507(stack: Stack, model: str) -> None:

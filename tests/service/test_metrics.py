@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from registry.settings import Settings
 from service.app import make_app
-from tests.service.conftest import Stack
+from tests.service.conftest import LOCAL, Stack
 
 Labels = frozenset[tuple[str, str]]
 
@@ -116,7 +116,7 @@ def test_queues_and_the_gauges_of_workers_that_live(stack: Stack) -> None:
 
 def test_without_redis_it_still_answers(tmp_path: Path) -> None:
     settings = Settings(redis_url=f"unix://{tmp_path}/none.sock", var_dir=tmp_path)
-    with TestClient(make_app(settings)) as api:
+    with TestClient(make_app(settings), LOCAL) as api:
         samples = scraped(api)
     assert samples["fineserve_redis_up"] == {frozenset(): 0}
     assert samples["fineserve_store_disk_free_bytes"][frozenset()] > 0

@@ -8,6 +8,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from registry.keys import Keys, Scope
 from registry.repository import MAX_FAILURES
 from registry.settings import Settings
 from registry.store import PREVIEWS_FILE, family_name
@@ -16,7 +17,7 @@ from service.access import Caller
 from service.app import make_app
 from service.schemas import Snapshot
 from service.status import status_events
-from tests.service.conftest import Stack
+from tests.service.conftest import LOCAL, Stack
 
 
 def test_readiness_says_what_is_missing(api: TestClient) -> None:
@@ -64,7 +65,7 @@ def test_families(stack: Stack) -> None:
 
 def test_without_redis_nothing_is_accepted(tmp_path: Path) -> None:
     settings = Settings(redis_url=f"unix://{tmp_path}/none.sock", var_dir=tmp_path)
-    with TestClient(make_app(settings), raise_server_exceptions=False) as api:
+    with TestClient(make_app(settings), LOCAL, raise_server_exceptions=False) as api:
         assert api.get("/healthz").status_code == 200
         readiness = api.get("/readyz")
         assert readiness.status_code == 503
@@ -151,6 +152,55 @@ def test_snapshots_come_when_something_has_changed(
     assert after.status.active_models == 1
 
 
+def test_a_revoked_key_hears_no_more(
+    stack: Stack, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.status.SNAPSHOT_SECONDS", 0.01)
+    state = stack.api.app.state.fineserve  # type: ignore[attr-defined]
+    keys = Keys(settings.resolved_keys_file)
+    key, _ = keys.create("owner", [Scope.GENERATE])
+
+    async def heard() -> int:
+        told = 0
+        async for _ in status_events(state, Caller("owner", key)):
+            told += 1
+            await asyncio.to_thread(keys.revoke, key.id)
+        return told
+
+    assert asyncio.run(heard()) == 1
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example"])
+def test_without_keys_a_site_elsewhere_cannot_reach_it_by_its_own_name(
+    api: TestClient, settings: Settings, host: str
+) -> None:
+    answer = api.get("/families", headers={"host": host})
+    assert answer.status_code == 421
+    assert answer.json()["type"] == "urn:fineserve:problem:foreign-host"
+    for own in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert api.get("/healthz", headers={"host": own}).status_code == 200
+    Keys(settings.resolved_keys_file).create("owner", [Scope.ADMIN])
+    assert api.get("/families", headers={"host": host}).status_code == 401
+
+
+def test_a_body_larger_than_any_request_is_not_read(api: TestClient) -> None:
+    chunks = iter([b" " * 2_000_000])
+    for content, status in ((b" " * 2_000_000, 413), (chunks, 411)):
+        answer = api.post("/plan", content=content)
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_full_redis_takes_nothing_new(stack: Stack, client: redis.Redis) -> None:
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + 1000)
+    try:
+        answer = stack.api.post("/models", json={"max_mem_gb": 4})
+    finally:
+        client.config_set("maxmemory", 0)
+    assert answer.status_code == 507
+    assert "Redis is full" in answer.json()["detail"]
+
+
 def test_images_are_counted_for_each_model_until_it_is_deleted(stack: Stack) -> None:
     repository = stack.runtime.repository
     model, other = stack.ready_model(), stack.ready_model()
@@ -177,7 +227,7 @@ def test_an_unexpected_error_is_a_problem_without_details(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.models.solve_budget", lambda *_: 1 / 0)
-    api = TestClient(stack.api.app, raise_server_exceptions=False)
+    api = TestClient(stack.api.app, LOCAL, raise_server_exceptions=False)
     answer = api.post("/models", json={"max_mem_gb": 4})
     assert answer.status_code == 500
     assert "division" not in answer.text
@@ -201,7 +251,7 @@ def test_loopback_is_fine(host: str) -> None:
 def test_the_service_runs_where_there_is_no_torch() -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'diffusers', 'accelerate', 'safetensors', 'torchao'):\n"
+        "for name in ('torch', 'diffusers', 'accelerate', 'torchao'):\n"
         "    sys.modules[name] = None\n"
         "import service.__main__\n"
         "service.__main__.make_app()\n"

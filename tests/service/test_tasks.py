@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from registry.errors import StorageFull
 from registry.keys import Keys, Scope
 from registry.settings import Settings
 from tests.service.conftest import Stack
@@ -107,6 +108,17 @@ def test_what_cannot_be_used_is_said(stack: Stack) -> None:
     assert "is for the family tiny" in wrong.json()["detail"]
     for path in ("t-0", "t-0123456789abcdef", "..%2f..%2fmodels"):
         assert stack.api.get(f"/tasks/{path}").status_code == 404
+
+
+def test_a_full_disk_is_507(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(name: str, *_: object) -> None:
+        raise StorageFull(f"no room for {name}")
+
+    store = stack.api.app.state.fineserve.store  # type: ignore[attr-defined]
+    monkeypatch.setattr(store, "put", full)
+    answer = stack.api.post("/tasks", content=zipped(FILES).getvalue())
+    assert answer.status_code == 507
+    assert answer.headers["retry-after"]
 
 
 @pytest.mark.parametrize(

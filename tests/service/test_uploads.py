@@ -1,5 +1,6 @@
 """Archives that clients send: what is in order is read, and nothing else does any harm."""
 
+import dataclasses
 import io
 import tarfile
 import zipfile
@@ -109,6 +110,14 @@ def test_bombs_are_refused(pack: "type") -> None:
     assert len(bomb.getvalue()) < 100_000
     with pytest.raises(UploadError, match="more than 0 MB"):
         read(bomb)
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_a_file_too_large_for_a_picture_is_refused_and_others_are_not_read(pack: "type") -> None:
+    limits = dataclasses.replace(LIMITS, file_bytes=1000, unpacked_bytes=10**9)
+    with pytest.raises(UploadError, match="has more than 0 MB"):
+        read(pack({"cat/1.png": bytes(2000)}), limits)
+    assert read(pack({**GOOD, "mine/cat/notes.bin": bytes(2000)}), limits) == ["cat", "dog"]
 
 
 def test_a_bomb_in_a_tars_header_is_refused() -> None:

@@ -12,6 +12,7 @@ import worker.__main__
 from registry.settings import Settings
 from worker.app import Worker, make_app
 from worker.runtime import Runtime
+from worker.tickets import EngineStopped
 from worker.verify import VerificationError
 
 Serve = Callable[[set[str]], Worker]
@@ -127,6 +128,21 @@ def test_the_queues_that_celery_consumes_say_what_kind_of_worker_it_is(
     assert heard_of(runtime) == ["build"]
     signals.shutting_down.send(sender=None)
     assert runtime.stopping.is_set()
+
+
+@pytest.mark.parametrize("error", [EngineStopped("no memory"), OSError(28, "No space left")])
+def test_a_worker_that_cannot_start_ends(
+    settings: Settings, signals: Signals, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("worker.app.Sampler", fail)
+    app = make_app(settings)
+    app.amqp.queues.select(["sample.a-device"])
+    with pytest.raises(SystemExit) as ended:
+        signals.init.send(sender=Controller(app))
+    assert ended.value.code == 1
 
 
 def test_a_worker_that_cannot_profile_ends_and_is_started_again(

@@ -57,10 +57,10 @@ def test_revision_zero_is_published_before_retraining(
     model_id = make_model().id
     seen = []
 
-    def retrain_and_look(*args: object) -> object:
+    def retrain_and_look(*args: object, **more: object) -> object:
         record = runtime.repository.models.get(model_id)
         seen.append((record.status, record.revision, record.servable))
-        return original(*args)
+        return original(*args, **more)
 
     original = worker.build.retrain
     monkeypatch.setattr(worker.build, "retrain", retrain_and_look)

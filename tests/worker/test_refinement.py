@@ -32,9 +32,11 @@ def refinable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> ModelRecord:
     """A queued model whose refinement takes 30 steps."""
     original = refine
 
-    def briefly(family: object, scales: object, config: RefinementConfig, *rest: object) -> object:
+    def briefly(
+        family: object, scales: object, config: RefinementConfig, *rest: object, **more: object
+    ) -> object:
         brief = config.model_copy(update={"steps": 30, "learning_rate": 1e-3})
-        return original(family, scales, brief, *rest)  # type: ignore[arg-type]
+        return original(family, scales, brief, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker.build, "refine", briefly)
     wish = Refinement(max_seconds=600)
@@ -108,8 +110,8 @@ def test_a_refinement_that_gained_nothing_is_not_published(
 ) -> None:
     original = worker.build.refine
 
-    def in_vain(*arguments: object) -> object:
-        refined = original(*arguments)  # type: ignore[arg-type]
+    def in_vain(*arguments: object, **more: object) -> object:
+        refined = original(*arguments, **more)  # type: ignore[arg-type]
         return dataclasses.replace(refined, heldout_loss=refined.initial_heldout_loss)
 
     monkeypatch.setattr(worker.build, "refine", in_vain)
@@ -126,19 +128,38 @@ def test_a_caller_can_say_that_it_is_enough(
     original = worker.build.refine
 
     def without_end(
-        family: object, scales: object, config: object, tell: object, file: object
+        family: object, scales: object, config: object, tell: object, file: object, **more: object
     ) -> object:
         def stop(progress: Progress) -> None:
             if progress.step == 9:
                 models.change(refinable.id, refine=Refinement(max_seconds=600, stopped=True))
             tell(progress)  # type: ignore[operator]
 
-        return original(family, scales, config, stop, file)  # type: ignore[arg-type]
+        return original(family, scales, config, stop, file, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker.build, "refine", without_end)
     build(runtime, refinable.id)
     assert models.get(refinable.id).status == "ready"
     assert told(client, refinable.id, "refined")[0]["steps"] == 9
+
+
+def test_what_was_interrupted_too_often_is_served_as_it_was(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = runtime.repository.models
+
+    def away(*_: object, **__: object) -> None:
+        raise redis.ConnectionError
+
+    monkeypatch.setattr(worker.build, "refine", away)
+    for _ in range(runtime.settings.max_attempts - 1):
+        with pytest.raises(redis.ConnectionError):
+            build(runtime, refinable.id)
+    assert models.get(refinable.id).status == "refining"
+    build(runtime, refinable.id)
+    record = models.get(refinable.id)
+    assert (record.status, record.revision) == ("ready", 1)
+    assert told(client, refinable.id, "refined") == [{"error": "it was interrupted too often"}]
 
 
 def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
@@ -194,7 +215,7 @@ def test_it_goes_on_after_a_shutdown(
 def test_whatever_goes_wrong_the_retrained_model_stays(
     runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(*_: object) -> None:
+    def no_room(*_: object, **__: object) -> None:
         raise MemoryError("no room for Adam")
 
     monkeypatch.setattr(worker.build, "refine", no_room)
@@ -234,9 +255,9 @@ def test_a_model_deleted_while_it_is_refined_leaves_nothing(
     monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
     original = worker.build.refine
 
-    def delete_and_refine(*arguments: object) -> object:
+    def delete_and_refine(*arguments: object, **more: object) -> object:
         runtime.repository.models.change(refinable.id, status="deleted")
-        return original(*arguments)  # type: ignore[arg-type]
+        return original(*arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker.build, "refine", delete_and_refine)
     build(runtime, refinable.id)

@@ -76,7 +76,12 @@ def test_a_record_that_cannot_be_read_is_left_alone(
     assert restored(runtime) == 0
     with pytest.raises(RecordNotFound):
         runtime.repository.models.get(ready.id)
-    assert len(runtime.store.directories("models")) == 1
+    (directory,) = runtime.store.directories("models")
+    long_ago = time.time() - ABANDONED_SECONDS - 1
+    for path in (directory, *directory.iterdir()):
+        os.utime(path, (long_ago, long_ago))
+    restored(runtime)
+    assert runtime.store.directories("models") == [directory]  # it was finished, and stays
 
 
 def test_what_an_unfinished_build_has_left_goes_after_a_while(

@@ -1,6 +1,7 @@
 import os
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ import torch
 
 from learngenes.family import FamilyError
 from learngenes.sizing.quality import QualityTable
+from registry.records import now
 from registry.settings import Settings
+from tests.records import queued_model
+from tests.service.conftest import beat
 from tests.worker.conftest import MakeModel, build_housekeeping
 from worker.runtime import Runtime
 
@@ -51,6 +55,21 @@ def test_a_worker_that_is_stuck_ends(
         runtime.moved_at -= silent_seconds
         keeper.end_if_stuck()
     assert ended == ([1] if silent_seconds > 10 else [])
+
+
+def test_work_for_a_device_that_nobody_has_fails_some_time(
+    runtime: Runtime,
+) -> None:
+    models, long_ago = runtime.repository.models, now() - timedelta(hours=7)
+    gone, away, fresh = (
+        models.create(queued_model(device_class=name).replace(created_at=at)).id
+        for name, at in (("gone", long_ago), ("away", long_ago), ("gone", now()))
+    )
+    beat(runtime, device_class="away")
+    build_housekeeping(runtime).requeue_lost()
+    assert models.get(gone).status == "failed"
+    assert models.get(gone).error == "no worker of gone for 6 hours"
+    assert [models.get(model).status for model in (away, fresh)] == ["queued"] * 2
 
 
 def test_whoever_waits_for_another_is_not_stuck(runtime: Runtime) -> None:

@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import io
 import json
 import threading
@@ -136,6 +137,29 @@ def test_a_model_deleted_meanwhile_fails_its_requests(
     assert failed.error == f"ModelGone: model {ready} is deleted"
 
 
+def test_the_last_attempt_is_alone(
+    runtime: Runtime,
+    sampler: Sampler,
+    ready: str,
+    make_generation: MakeGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone: list[str] = []
+
+    @contextlib.contextmanager
+    def noted(name: str) -> Iterator[None]:
+        alone.append(name)
+        yield
+
+    monkeypatch.setattr(runtime, "alone", noted)
+    first, last = make_generation(ready), make_generation(ready, attempts=2)
+    sampler.generate(first.id)
+    assert alone == []
+    sampler.generate(last.id)
+    assert alone == ["last attempts"]
+    assert runtime.repository.generations.get(last.id).status == "done"
+
+
 def test_images_that_nobody_waits_for_any_more_are_not_made(
     runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration, often: None
 ) -> None:
@@ -232,6 +256,24 @@ def test_a_worker_whose_engine_broke_ends_so_that_its_work_is_taken_up_again(
         raise SystemExit(status)
 
     monkeypatch.setattr(sampler.engine, "submit", broken)
+    monkeypatch.setattr(worker.sample.os, "_exit", end)
+    record = make_generation(ready)
+    with pytest.raises(SystemExit):
+        sampler.generate(record.id)
+    assert runtime.repository.generations.get(record.id).status == "running"
+
+
+def test_an_engine_that_takes_nothing_any_more_ends_its_worker(
+    runtime: Runtime,
+    sampler: Sampler,
+    ready: str,
+    make_generation: MakeGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    sampler.engine.stop()
     monkeypatch.setattr(worker.sample.os, "_exit", end)
     record = make_generation(ready)
     with pytest.raises(SystemExit):

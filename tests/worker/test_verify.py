@@ -2,12 +2,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import worker.build
 from learngenes.config import DType, Mode, Size
 from learngenes.family import Family
 from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Execution, Workload, memory_bytes
+from registry.errors import StorageFull
 from tests.worker.conftest import MakeModel
 from worker.build import build
 from worker.runtime import Runtime
@@ -54,6 +56,26 @@ def test_a_model_is_measured_in_a_process_of_its_own(
     assert 0.9 < record.measured.memory_bytes / record.plan.predicted.memory_bytes <= 1
     assert 10**8 < record.measured.process_memory_bytes < 2 * 10**9
     assert 0 < record.measured.latency_seconds <= record.measured.latency_p95_seconds
+
+
+def test_a_process_that_hangs_is_ended(
+    request_for: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    a_process_that(monkeypatch, tmp_path, "exec sleep 100")
+    monkeypatch.setattr("worker.verify.MOST_SECONDS", 0.3)
+    with pytest.raises(VerificationError, match="more than"):
+        verify(request_for)
+
+
+def test_a_full_disk_is_no_fault_of_the_model(
+    request_for: Request, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("worker.verify.save_file", full)
+    with pytest.raises(StorageFull, match="No space left"):
+        verify(request_for, family.scales)
 
 
 def test_scales_may_be_left_to_the_family(request_for: Request, family: Family) -> None:
