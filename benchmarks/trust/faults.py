@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
+
 from benchmarks.local import Local, started, wait
 from benchmarks.parts import Figures
 from benchmarks.trust.site import FASHION, Account, Load, settle
@@ -64,10 +66,21 @@ def _recovery_seconds(local: Local) -> float:
 
     def well() -> bool:
         states = [line.split()[1] for line in local.control("status").splitlines()]
-        return states == ["RUNNING"] * len(VICTIMS) and local.ready()
+        return states == ["RUNNING"] * len(VICTIMS) and local.ready() and _beating(local)
 
     wait(well, RECOVERY_SECONDS)
     return time.monotonic() - begun
+
+
+def _beating(local: Local) -> bool:
+    """Whether the heartbeats are those of living workers: a dead one's lasts for seconds."""
+    alive = {str(pid) for pid in local.pids()}
+    try:
+        workers = local.http.get("/status").json()["workers"]
+    except httpx.HTTPError:
+        return False
+    beating = {w["queue"] for w in workers if w["name"].rpartition(":")[2] in alive}
+    return beating == {"build", "sample"}
 
 
 def full_broker_disk(families: Path = FASHION) -> Figures:
