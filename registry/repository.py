@@ -184,11 +184,11 @@ class Records(Generic[R]):
             log.error("a record that this version cannot read", record=raw[:200], error=str(error))
             return None
 
-    def all(self) -> Iterator[R]:
-        """Newest first, and as many as there are."""
+    def all(self, owner: str | None = None) -> Iterator[R]:
+        """Newest first, and as many as there are; of one owner or of all."""
         offset: int | None = 0
         while offset is not None:
-            page = self.page(offset, PAGE_RECORDS)
+            page = self.page(offset, PAGE_RECORDS, owner)
             yield from page.items
             offset = page.next_offset
 

@@ -9,7 +9,18 @@ from fastapi_offline import FastAPIOffline
 from registry import tracing
 from registry.logs import configure_logging
 from registry.settings import Settings, get_settings
-from service import generations, metrics, models, page, problems, session, sizing, status, tasks
+from service import (
+    generations,
+    metrics,
+    models,
+    openai,
+    page,
+    problems,
+    session,
+    sizing,
+    status,
+    tasks,
+)
 from service.deps import State
 from service.guard import Guard
 from service.openapi import describe_problems
@@ -39,7 +50,7 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     metrics.instrument(app)
     _trace(app)
     app.add_middleware(Guard)
-    for part in (sizing, models, tasks, generations, status, session, metrics, page):
+    for part in (sizing, models, tasks, generations, openai, status, session, metrics, page):
         app.include_router(part.router)
     app.mount("/page", page.files)
     describe_problems(app)

@@ -73,18 +73,12 @@ async def generate(
     that closes the connection cancels its request, unless it can come back for it with the same
     Idempotency-Key.
     """
-    record = await run_in_threadpool(_accept, state, request, key, caller)
+    record = await run_in_threadpool(accept_generation, state, request, key, caller)
     if "respond-async" in prefer:
         return _accepted(record, {"Preference-Applied": "respond-async"})
-    try:
-        stayed = await _wait(state, record, connection)
-    except RedisError as error:  # what was accepted is not to be asked for again
-        log.warning("cannot wait for it", record=record.id, error=str(error))
-        return _accepted(record, {})
-    if not stayed and key is None:
-        await run_in_threadpool(_abandon, state, record)
+    if not await stay_for(state, record, connection, may_leave=key is not None):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return await run_in_threadpool(_answer_now, state, record.id, accept)
+    return await run_in_threadpool(_answer_now, state, record, accept)
 
 
 @router.get(
@@ -117,7 +111,7 @@ def cancel_generation(record: GenerationDep, state: StateDep, _: Sampler) -> Gen
     return _response(cancelled, [])
 
 
-def _accept(
+def accept_generation(
     state: State, request: GenerateRequest, key: str | None, caller: Caller
 ) -> GenerationRecord:
     generations, body = state.repository.generations, request.model_dump_json()
@@ -197,6 +191,23 @@ def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) ->
     return resolved
 
 
+async def stay_for(
+    state: State, record: GenerationRecord, connection: Request, *, may_leave: bool
+) -> bool:
+    """Wait for its end, or as long as the settings say.
+
+    False when the client has left, and the work with it, unless it may come back for it.
+    """
+    try:
+        stayed = await _wait(state, record, connection)
+    except RedisError as error:  # what was accepted is not to be asked for again
+        log.warning("cannot wait for it", record=record.id, error=str(error))
+        return True
+    if not stayed and not may_leave:
+        await run_in_threadpool(_abandon, state, record)
+    return stayed or may_leave
+
+
 async def _wait(state: State, record: GenerationRecord, connection: Request) -> bool:
     """Until the end, or for as long as the settings say; False when the client has left."""
 
@@ -236,13 +247,26 @@ def _accepted(record: GenerationRecord, headers: dict[str, str]) -> Response:
     return JSONResponse(_response(record, []).model_dump(), 202, headers={**location, **headers})
 
 
-def _answer_now(state: State, generation_id: str, accept: str) -> Response:
-    record = state.repository.generations.get(generation_id)
+def _answer_now(state: State, record: GenerationRecord, accept: str) -> Response:
+    with contextlib.suppress(RedisError):
+        record = state.repository.generations.get(record.id)
     return _answer(state, record, accept) if record.finished else _accepted(record, {})
 
 
 def _answer(state: State, record: GenerationRecord, accept: str) -> Response:
-    """The images of a finished generation, or the problem that ended it."""
+    """The images of a finished generation. Raises the Problem that ended it."""
+    pictures = pictures_of(state, record)
+    if "image/png" in accept:
+        return Response(grid_png(pictures), media_type="image/png")
+    images = [
+        ImageResponse(b64_png=base64.b64encode(png).decode(), class_label=label, seed=seed)
+        for png, label, seed in zip(pictures, record.class_labels, record.seeds, strict=True)
+    ]
+    return JSONResponse(_response(record, images).model_dump())
+
+
+def pictures_of(state: State, record: GenerationRecord) -> list[bytes]:
+    """PNGs of a finished generation. Raises the Problem that ended it."""
     if record.status == GenerationStatus.CANCELLED:
         raise Problem(409, "generation-cancelled", f"generation {record.id} was cancelled")
     if record.problem == "model-gone":
@@ -256,17 +280,10 @@ def _answer(state: State, record: GenerationRecord, accept: str) -> Response:
         )
     if record.status == GenerationStatus.FAILED:
         raise Problem(500, "generation-failed", f"generation {record.id} failed: {record.error}")
-    pictures = [
+    return [
         state.store.read(generation_name(record.id), image_file(i))
         for i in range(len(record.seeds))
     ]
-    if "image/png" in accept:
-        return Response(grid_png(pictures), media_type="image/png")
-    images = [
-        ImageResponse(b64_png=base64.b64encode(png).decode(), class_label=label, seed=seed)
-        for png, label, seed in zip(pictures, record.class_labels, record.seeds, strict=True)
-    ]
-    return JSONResponse(_response(record, images).model_dump())
 
 
 def _response(record: GenerationRecord, images: list[ImageResponse]) -> GenerationResponse:

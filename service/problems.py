@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem details, each with a stable `type`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -76,70 +77,79 @@ def no_family(name: str) -> Problem:
     )
 
 
+def _invalid(error: RequestValidationError) -> Problem:
+    errors = [
+        {"field": ".".join(str(part) for part in e["loc"][1:]), "message": e["msg"]}
+        for e in error.errors()
+    ]
+    detail = "; ".join(f"{e['field'] or 'body'}: {e['message']}" for e in errors)
+    return Problem(422, "invalid-request", detail, errors=errors)
+
+
+def _http(error: HTTPException) -> Problem:
+    kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
+    headers = dict(error.headers) if error.headers else None
+    return Problem(error.status_code, kind, str(error.detail), headers)
+
+
+def _full(error: QueueFull) -> Problem:
+    return Problem(429, "queue-full", str(error), {"Retry-After": str(error.retry_seconds)})
+
+
+def _no_keys(error: KeysError) -> Problem:
+    log.error("API keys cannot be read", error=str(error))
+    return unavailable("the API keys cannot be read; tell the operator")
+
+
+def _refused(error: ResponseError) -> Problem:
+    log.error("Redis refused a command", error=str(error))
+    return unavailable(f"Redis refuses to work: {error}; tell the operator")
+
+
+def _away(error: RedisError) -> Problem:
+    log.warning("Redis cannot be reached", error=str(error))
+    return unavailable(
+        "Redis cannot be reached; retry shortly, with the same Idempotency-Key if the request had "
+        "one, and see /readyz and FINESERVE_REDIS_URL if it lasts"
+    )
+
+
+PROBLEMS: dict[type[Exception], Callable[[Any], Problem]] = {
+    Problem: lambda error: error,
+    RequestValidationError: _invalid,
+    HTTPException: _http,
+    RecordNotFound: lambda error: Problem(404, "not-found", str(error)),
+    IllegalTransition: lambda error: Problem(409, "illegal-transition", str(error)),
+    IdempotencyConflict: lambda error: Problem(
+        422, "idempotency-conflict", f"{error}; use a new key"
+    ),
+    QueueFull: _full,
+    StorageFull: lambda error: storage_full(str(error)),
+    KeysError: _no_keys,
+    ArtifactError: lambda error: Problem(410, "artifact-gone", f"{error}; make the request again"),
+    ResponseError: _refused,
+    RedisError: _away,
+}
+"""What becomes of an error that a route raises; of its subclasses, too, the nearest first."""
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """None: nobody's fault but ours."""
+    made = (PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
+    make = next(made, None)
+    return None if make is None else make(error)
+
+
 def install(app: FastAPI) -> None:
     """Turn every error into a problem document."""
 
-    @app.exception_handler(Problem)
-    async def problem(_: Request, error: Problem) -> JSONResponse:
-        return error.response()
+    async def known(_: Request, error: Exception) -> JSONResponse:
+        problem = problem_of(error)
+        assert problem is not None
+        return problem.response()
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [
-            {"field": ".".join(str(part) for part in e["loc"][1:]), "message": e["msg"]}
-            for e in error.errors()
-        ]
-        detail = "; ".join(f"{e['field'] or 'body'}: {e['message']}" for e in errors)
-        return Problem(422, "invalid-request", detail, errors=errors).response()
-
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
-        headers = dict(error.headers) if error.headers else None
-        return Problem(error.status_code, kind, str(error.detail), headers).response()
-
-    @app.exception_handler(RecordNotFound)
-    async def missing(_: Request, error: RecordNotFound) -> JSONResponse:
-        return Problem(404, "not-found", str(error)).response()
-
-    @app.exception_handler(IllegalTransition)
-    async def illegal(_: Request, error: IllegalTransition) -> JSONResponse:
-        return Problem(409, "illegal-transition", str(error)).response()
-
-    @app.exception_handler(IdempotencyConflict)
-    async def conflict(_: Request, error: IdempotencyConflict) -> JSONResponse:
-        return Problem(422, "idempotency-conflict", f"{error}; use a new key").response()
-
-    @app.exception_handler(QueueFull)
-    async def full(_: Request, error: QueueFull) -> JSONResponse:
-        headers = {"Retry-After": str(error.retry_seconds)}
-        return Problem(429, "queue-full", str(error), headers).response()
-
-    @app.exception_handler(StorageFull)
-    async def no_room(_: Request, error: StorageFull) -> JSONResponse:
-        return storage_full(str(error)).response()
-
-    @app.exception_handler(KeysError)
-    async def no_keys(_: Request, error: KeysError) -> JSONResponse:
-        log.error("API keys cannot be read", error=str(error))
-        return unavailable("the API keys cannot be read; tell the operator").response()
-
-    @app.exception_handler(ArtifactError)
-    async def artifact(_: Request, error: ArtifactError) -> JSONResponse:
-        return Problem(410, "artifact-gone", f"{error}; make the request again").response()
-
-    @app.exception_handler(ResponseError)
-    async def refused(_: Request, error: ResponseError) -> JSONResponse:
-        log.error("Redis refused a command", error=str(error))
-        return unavailable(f"Redis refuses to work: {error}; tell the operator").response()
-
-    @app.exception_handler(RedisError)
-    async def broker(_: Request, error: Exception) -> JSONResponse:
-        log.warning("Redis cannot be reached", error=str(error))
-        return unavailable(
-            "Redis cannot be reached; retry shortly, with the same Idempotency-Key if the "
-            "request had one, and see /readyz and FINESERVE_REDIS_URL if it lasts"
-        ).response()
+    for kind in PROBLEMS:
+        app.exception_handler(kind)(known)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

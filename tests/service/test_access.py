@@ -31,8 +31,10 @@ BODIES = {
     "/plan": {"max_mem_gb": 4},
     "/models": {"max_mem_gb": 4},
     "/generate": {"n": 1, "num_inference_steps": 2},
+    "/v1/images/generations": {"prompt": "star", "num_inference_steps": 2},
     "/session": {"key": "none"},
 }
+SAMPLING = {"/generate", "/v1/images/generations"}
 CALLERS = ("no key", "wrong", "expired", "revoked", "wrong scope", "other owner", "right")
 
 
@@ -87,7 +89,7 @@ class Guarded:
 
     def ask(self, method: str, path: str, key: str | None) -> httpx.Response:
         content = BODIES.get(path)
-        if path == "/generate":
+        if path in SAMPLING:
             content = {"model": self.model, **BODIES[path]}
         path = path.format(
             model_id=self.model, generation_id=self.generation, task_id=self.task, name="tiny"
@@ -127,7 +129,7 @@ def expected(caller: str, path: str, rule: Access | str | None) -> set[int]:
     if caller == "wrong scope":
         return {403} if rule.scope is not None else set()
     owned = ("{model_id}", "{generation_id}", "{task_id}")
-    own = any(name in path for name in owned) or path == "/generate"
+    own = any(name in path for name in owned) or path in SAMPLING
     return {404} if own else set()
 
 
@@ -136,6 +138,8 @@ def test_access(guarded: Guarded, method: str, path: str, rule: Access | str | N
     if path.endswith("/events"):  # else neither stream ends
         guarded.records.models.change(guarded.model, status="cancelled")
         guarded.records.generations.change(guarded.generation, status="cancelled")
+    settings = guarded.api.app.state.fineserve.settings  # type: ignore[attr-defined]
+    settings.wait_seconds = 0.1  # nobody samples here
     for caller in CALLERS:
         codes = expected(caller, path, rule)
         if path == "/status/events" and not codes:
