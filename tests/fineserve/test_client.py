@@ -1,0 +1,106 @@
+"""The Python client against a real server."""
+
+import asyncio
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import fineserve
+from fineserve import AsyncClient, Client
+from fineserve.client import FineserveError, NotReady
+from registry.settings import Settings
+from tests.fineserve.test_models import alive
+from tests.service.test_uploads import Files, png, zipped
+from worker.runtime import Runtime
+
+__all__ = ["alive"]
+
+PETS: Files = {f"{name}/{i}.png": png(50 * i + 20) for name in ("cat", "dog") for i in range(3)}
+FEW = {"num_inference_steps": 2, "seed": 3}
+
+
+def test_from_a_budget_to_images(url: str, working: None, tmp_path: Path) -> None:
+    heard: list[str] = []
+    with Client(url) as client:
+        assert client.plan(max_mem_gb=4).plan.quality == 1
+        made = client.create_model(max_mem_gb=4, name="mine")
+        model = client.wait(made.id, lambda name, _: heard.append(name))
+        assert (model.status, model.name) == ("ready", "mine")
+        assert "status" in heard
+        images = client.generate(model.id, class_labels=["star", 0], n=3, **FEW)  # type: ignore[typeddict-item]
+        assert [(image.class_label, image.seed) for image in images] == [(3, 3), (0, 4), (3, 5)]
+        images[0].save(tmp_path / "one.png")
+        assert Image.open(io.BytesIO(images[0].png)).size == (8, 8)
+        assert (tmp_path / "one.png").read_bytes() == images[0].png
+        assert [m.id for m in client.models()] == [model.id]
+        task = client.create_task(io.BytesIO(zipped(PETS).getvalue()), name="pets")
+        assert [t.class_names for t in client.tasks()] == [["cat", "dog"]]
+        of_pets = client.wait(client.create_model(max_mem_gb=4, task=task.id).id)
+        assert of_pets.class_names == ["cat", "dog"]
+        client.delete_task(task.id)
+        client.delete_model(model.id)
+        with pytest.raises(NotReady, match="deleted"):
+            client.wait(model.id)
+
+
+def test_both_clients_get_the_same_images(url: str, working: None) -> None:
+    async def all_of_it() -> tuple[list[Any], list[str], list[str]]:
+        heard: list[str] = []
+        async with AsyncClient(url) as client:
+            plan = await client.plan(max_mem_gb=4)
+            made = await client.create_model(max_mem_gb=4, depth=plan.plan.depth)
+            model = await client.wait(made.id, lambda name, _: heard.append(name))
+            task = await client.create_task(io.BytesIO(zipped(PETS).getvalue()))
+            listed = [t.id for t in await client.tasks()]
+            await client.delete_task(task.id)
+            images = await client.generate(model.id, class_labels=["star"], **FEW)  # type: ignore[typeddict-item]
+            ids = [m.id async for m in client.models()]
+            with pytest.raises(FineserveError, match="cannot be cancelled"):
+                await client.cancel_model(model.id)
+        assert listed == [task.id]
+        return images, heard, ids
+
+    images, heard, (model,) = asyncio.run(all_of_it())
+    assert "status" in heard
+    with Client(url) as client:
+        assert client.generate(model, class_labels=["star"], **FEW) == images  # type: ignore[typeddict-item]
+        asyncio.run(_delete(url, model))
+        assert list(client.models()) == []
+
+
+async def _delete(url: str, model: str) -> None:
+    async with AsyncClient(url) as client:
+        await client.delete_model(model)
+
+
+def test_what_there_is_no_room_for_is_asked_for_again(
+    url: str, settings: Settings, working: None
+) -> None:
+    settings.max_active_models = 1
+    with Client(url) as client:
+        made = [client.create_model(max_mem_gb=4).id for _ in range(3)]
+        assert len(set(made)) == 3
+        assert all(client.wait(model).status == "ready" for model in made)
+
+
+def test_a_refusal_says_what_it_is(url: str, runtime: Runtime) -> None:
+    with Client(url) as client:
+        with pytest.raises(FineserveError) as refused:
+            client.create_model(max_mem_gb=1e-6)
+        assert (refused.value.status, refused.value.kind) == (422, "infeasible-budget")
+        assert refused.value.problem["nearest_feasible"]
+        model = client.create_model(max_mem_gb=4).id
+        assert client.cancel_model(model).status == "cancelled"
+        with pytest.raises(NotReady) as ended:
+            client.wait(model)
+        assert ended.value.model.status == "cancelled"
+    with Client(f"{url}/nowhere") as client, pytest.raises(FineserveError, match="Not Found"):
+        client.tasks()
+
+
+def test_the_package_has_nothing_else() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Server'"):
+        _ = fineserve.Server
