@@ -198,12 +198,19 @@ class Records(Generic[R]):
 
     def active(self) -> list[R]:
         """Records that are not finished, oldest first."""
-        found = []
-        for record_id in cast(list[str], self._redis.zrange(self._active, 0, -1)):
-            raw = self._raw(record_id)
-            if raw is not None and (record := self._readable(raw)) is not None:
-                found.append(record)
-        return found
+        ids = cast(list[str], self._redis.zrange(self._active, 0, -1))
+        raws = self._many([self._key(record_id) for record_id in ids])
+        return [record for raw in raws if raw is not None if (record := self._readable(raw))]
+
+    def unleased(self, records: Sequence[R]) -> list[R]:
+        """Those that nobody works on."""
+        leases = self._many([self._lease(record.id) for record in records])
+        return [record for record, lease in zip(records, leases, strict=True) if lease is None]
+
+    def _many(self, keys: Sequence[str]) -> list[str | None]:
+        """Their values, so many at a time that Redis does not keep others waiting."""
+        parts = (keys[i : i + PAGE_RECORDS] for i in range(0, len(keys), PAGE_RECORDS))
+        return [raw for part in parts for raw in cast(list[str | None], self._redis.mget(part))]
 
     def change(
         self, record_id: str, *, attempt: int | None = None, known: R | None = None, **changes: Any

@@ -52,6 +52,8 @@ PROBLEMS: dict[type[Exception], str] = {
     ModelGone: "model-gone",
 }
 """What a caller is told of, not just that it failed."""
+MOST_REQUEUED = 100
+"""At a time."""
 ORPHAN_SECONDS = 10.0
 """A queued record that is older, in no lease, while the queue is empty, has lost its message."""
 
@@ -267,12 +269,14 @@ class Runtime:
                         problem=problem,
                     )
         if next_task is not None:  # after its lease has ended, or nobody could take it
-            self.repository.once(_requeued(record_id), LONG_WAIT_SECONDS)  # it is not lost
+            given_back = _requeued(record_id, record.attempts - 1)
+            self.repository.once(given_back, LONG_WAIT_SECONDS)  # it is not lost
             self.queue.enqueue(next_task, record_id, record.device_class)
 
 
-def _requeued(record_id: str) -> str:
-    return f"requeue:{record_id}"
+def _requeued(record_id: str, attempts: int) -> str:
+    """Once for each attempt, and again if that lasts."""
+    return f"requeue:{record_id}:{attempts}"
 
 
 class Reporter(Generic[R]):
@@ -302,7 +306,7 @@ class Reporter(Generic[R]):
 
 
 class Housekeeping(Generic[R]):
-    """Heartbeat, and a search for lost work, every few seconds in a thread of its own."""
+    """Heartbeat, a search for lost work, and the store, every few seconds."""
 
     def __init__(
         self,
@@ -320,16 +324,18 @@ class Housekeeping(Generic[R]):
         self._period_seconds = runtime.settings.lease_seconds / 3
 
     def start(self) -> None:
-        for name, work in (("housekeeping", self._live), ("store", self._keep_store)):
+        """Each chore in a thread of its own: a heart beats, however much there is to tidy up."""
+        for name, work in (
+            ("heartbeat", self._live),
+            ("lost work", lambda: self._repeat(self.requeue_lost)),
+            ("store", lambda: self._repeat(self.tend_store)),
+        ):
             threading.Thread(target=work, name=name, daemon=True).start()
 
     def _live(self) -> None:
-        self._repeat(self.end_if_stuck, self.tend)
+        self._repeat(self.end_if_stuck, self.beat)
         with contextlib.suppress(redis.RedisError):  # it expires
             self._runtime.repository.take_back_heartbeat(self._runtime.worker_id)
-
-    def _keep_store(self) -> None:
-        self._repeat(self.tend_store)
 
     def _repeat(self, *chores: Callable[[], None]) -> None:
         while not self._runtime.stopping.is_set():
@@ -348,7 +354,7 @@ class Housekeeping(Generic[R]):
             faulthandler.dump_traceback()  # where each thread is
             os._exit(1)
 
-    def tend(self) -> None:
+    def beat(self) -> None:
         runtime = self._runtime
         beat = WorkerRecord(
             id=runtime.worker_id,
@@ -360,7 +366,6 @@ class Housekeeping(Generic[R]):
         )
         runtime.repository.heartbeat(beat, 3 * self._period_seconds)
         runtime.announce_families()
-        self.requeue_lost()
 
     def tend_store(self) -> None:
         """It looks at every file, which takes long where there are many."""
@@ -375,24 +380,27 @@ class Housekeeping(Generic[R]):
         """Enqueue again what is under way without a lease, or waits without a message.
 
         A message too many does no harm, one too few would: what has waited very long is
-        enqueued again even if the queue is not empty.
+        enqueued again even if the queue is not empty. Thousands too many would: a few at a time.
         """
         device_class, active = self._runtime.device_class, self._records.active()
         ours = [record for record in active if record.device_class == device_class]
-        self._fail_unserved([record for record in active if record not in ours])
+        self._fail_unserved([record for record in active if record.device_class != device_class])
         waiting = self._runtime.queue.length(self._queue, device_class) if ours else 0
-        for record in ours:
-            age_seconds = (now() - record.created_at).total_seconds()
-            patience = LONG_WAIT_SECONDS if waiting else ORPHAN_SECONDS
-            # an age below zero: the clock was set back
-            if record.status == "queued" and 0 <= age_seconds < patience:
-                continue
-            if self._records.leased(record.id):
-                continue
-            period = patience if record.status == "queued" else ORPHAN_SECONDS
-            if self._runtime.repository.once(_requeued(record.id), period):
+        patience = LONG_WAIT_SECONDS if waiting else ORPHAN_SECONDS
+        requeued = 0
+        for record in self._records.unleased([r for r in ours if self._may_be_lost(r, patience)]):
+            if requeued < MOST_REQUEUED and self._runtime.repository.once(
+                _requeued(record.id, record.attempts), patience
+            ):
+                requeued += 1
                 log.warning("requeueing lost work", record=record.id, status=record.status)
                 self._runtime.queue.enqueue(self._task, record.id, device_class)
+
+    @staticmethod
+    def _may_be_lost(record: R, patience: float) -> bool:
+        """Of what is queued only if it is old; an age below zero: the clock was set back."""
+        age_seconds = (now() - record.created_at).total_seconds()
+        return record.status != "queued" or not 0 <= age_seconds < patience
 
     def _fail_unserved(self, records: list[R]) -> None:
         """Work for a class of device that has had no worker for hours would wait for ever."""

@@ -25,6 +25,8 @@ from registry.store import MANIFEST, ArtifactStore
 FASHION = REPOSITORY / "var" / "trust" / "families"
 """The shipped family `fashion` alone: a worker starts in seconds."""
 GENERATION = {"n": 4, "num_inference_steps": 10}
+LATER_SECONDS = 4.0
+"""Between requests that are not waited for: load that can be done in time, faults included."""
 PATIENCE_SECONDS = 900.0
 """How long what was accepted may take once the faults are over."""
 
@@ -87,12 +89,11 @@ class Load:
         self._sizes = [*itertools.product(sizes["depths"][:3], sizes["ranks"][:3])]
 
     @contextmanager
-    def running(self, samplers: int = 2, model_seconds: float | None = 20.0) -> Iterator[None]:
+    def running(self, samplers: int = 2, model_seconds: float = 60.0) -> Iterator[None]:
         """`samplers` wait for their images, one more does not; a model every `model_seconds`."""
         work: list[Callable[[httpx.Client], None]] = [self._sample] * samplers
         work += [self._sample_later, self._probe]
-        if model_seconds is not None:
-            work.append(lambda http: self._build(http, model_seconds))
+        work.append(lambda http: self._build(http, model_seconds))
         threads = [threading.Thread(target=self._repeat, args=(w,), daemon=True) for w in work]
         for thread in threads:
             thread.start()
@@ -115,7 +116,7 @@ class Load:
 
     def _sample_later(self, http: httpx.Client) -> None:
         self._insist(http, "/generate", self._generation(), {"Prefer": "respond-async"})
-        self._ending.wait(1.0)
+        self._ending.wait(LATER_SECONDS)
 
     def _build(self, http: httpx.Client, every_seconds: float) -> None:
         depth, rank = self._chance.choice(self._sizes)

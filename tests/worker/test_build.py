@@ -293,6 +293,29 @@ def test_lost_work_is_enqueued_again(
     assert client.keys("build.*") == [queue]
 
 
+def test_lost_work_does_not_flood_the_queue(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "MOST_REQUEUED", 3)
+    models, queue = runtime.repository.models, f"build.{runtime.device_class}"
+    dead = [make_model().id for _ in range(5)]
+    for model in dead:
+        models.claim(model, 3, 0.01)
+    while any(models.leased(model) for model in dead):
+        pass
+    keeper = build_housekeeping(runtime)
+    keeper.requeue_lost()
+    assert sorted(enqueued(client, queue)) == sorted(dead[:3])
+    for _ in range(3):
+        keeper.requeue_lost()
+    assert sorted(enqueued(client, queue)) == sorted(dead)
+    models.claim(dead[0], 3, 0.01)  # dies again: it is lost again, at once
+    while models.leased(dead[0]):
+        pass
+    keeper.requeue_lost()
+    assert enqueued(client, queue).count(dead[0]) == 2
+
+
 def test_retraining_goes_on_from_its_checkpoint(
     runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
