@@ -91,7 +91,7 @@ def test_what_is_refused_is_said_and_is_no_success(url: str) -> None:
 def test_a_build_that_fails_is_no_success(
     url: str, working: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.build.retrain", lambda *_: 1 / 0)
+    monkeypatch.setattr("worker.build.retrain", lambda *_, **__: 1 / 0)
     result = run(url, "models", "create", "--max-mem-gb", "4")
     assert result.exit_code == 1
     assert "is failed: ZeroDivisionError" in result.stderr
