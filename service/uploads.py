@@ -10,6 +10,7 @@ import lzma
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -75,8 +76,8 @@ def _check_classes(class_names: list[str], names: list[str], limits: Limits) -> 
         raise UploadError(
             f"there are {len(class_names)} class folders; send at most {limits.classes}"
         )
-    for name in class_names:
-        if names.count(name) < LEAST_OF_A_CLASS:
+    for name, count in Counter(names).items():
+        if count < LEAST_OF_A_CLASS:
             raise UploadError(f"class {name!r} has one image; send {LEAST_OF_A_CLASS} or more")
 
 

@@ -206,6 +206,7 @@ def settle(local: Local, account: Account) -> Figures:
         "lost": len(lost),
         "lost_why": dict(list(lost.items())[:20]),
         "duplicated": len(twice) + len(account.contradictions),
+        "ends_not_seen": len([i for i, times in ends.items() if not times and i not in lost]),
         "models_nobody_was_told_of": unasked,
         "corrupt": len(corrupt(ArtifactStore(local.var / "store"))),
         "answers": dict(account.answers),
@@ -226,7 +227,7 @@ def _whole(generation: dict[str, Any]) -> bool:
 
 
 def _ends(local: Local, path: str, good: str) -> int:
-    """How often its events say that it ended well."""
+    """How often its events say that it ended well; 0, which proves nothing, once they expired."""
     text = local.http.get(path).text
     data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     return [json.loads(line).get("status") for line in data].count(good)
