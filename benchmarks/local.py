@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import redis
 
 BIN = Path(sys.executable).parent
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Local:
             **{f"FINESERVE_{name.upper()}": str(value) for name, value in given.items()},
         }
         self.url = f"http://127.0.0.1:{self.port}"
+        self.redis_url = str(settings.get("redis_url", f"unix://{self.var}/valkey.sock"))
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -69,6 +71,9 @@ class Local:
             if f"FINESERVE_VAR_DIR={self.var}\0".encode() in environment and text in command:
                 found.append(int(entry.name))
         return found
+
+    def redis(self) -> redis.Redis:
+        return redis.Redis.from_url(self.redis_url, decode_responses=True)
 
     def ready(self) -> bool:
         try:

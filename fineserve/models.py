@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fineserve.remote import REFUSED, Answer, Remote, RemoteError
+from registry.exports import ExportFormat
 
 cli = typer.Typer(no_args_is_help=True, help="Make, watch and delete models.")
 
@@ -106,10 +107,13 @@ def watch(model: ModelId, as_json: AsJson = False, url: Url = None) -> None:
 def export(
     model: ModelId,
     out: Annotated[Path, typer.Option(help="its directory is made in here")] = Path(),
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="see the API's documentation")
+    ] = ExportFormat.DIFFUSERS,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
-    """Fetch a model as a directory that plain diffusers loads."""
+    """Fetch a model as a directory that plain diffusers loads, or in another format."""
     directory = out / model
     with refusals(), Remote(url) as remote, _bar("writing it out", quiet=as_json) as (bar, task):
         if directory.exists():
@@ -119,7 +123,7 @@ def export(
             bar.update(task, description="fetching", completed=done, total=total)
 
         out.mkdir(parents=True, exist_ok=True)
-        remote.unpack(f"/models/{model}/export", out, on_bytes)
+        remote.unpack(f"/models/{model}/export?format={form}", out, on_bytes)
     typer.echo(json.dumps({"directory": str(directory)}) if as_json else str(directory))
 
 

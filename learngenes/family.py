@@ -37,6 +37,8 @@ class FamilyManifest(Frozen):
     class_names: tuple[str, ...]
     licence: str
     trained_steps: int
+    seed: int | None = None
+    """Of everything random in its training; older families do not tell."""
     form: str
     sha256: dict[str, str]
 

@@ -54,6 +54,7 @@ def write_family(
             "class_names": images.class_names,
             "licence": config.data.licence,
             "trained_steps": trained_steps,
+            "seed": config.training.seed,
             "form": config.training.form,
         },
         network.genes,

@@ -49,10 +49,13 @@ class Queue:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def enqueue(self, task: str, record_id: str, device_class: str) -> None:
-        """Raises kombu.exceptions.OperationalError when the broker cannot be reached."""
+    def enqueue(self, task: str, record_id: str, device_class: str, *more: str) -> None:
+        """`more`: the task's further arguments.
+
+        Raises kombu.exceptions.OperationalError when the broker cannot be reached.
+        """
         queue = queue_name(QUEUES[task], device_class)
-        self._app.send_task(task, args=[record_id], queue=queue, retry=False)
+        self._app.send_task(task, args=[record_id, *more], queue=queue, retry=False)
 
     def length(self, queue: str, device_class: str) -> int:
         """Messages that no worker has taken."""

@@ -20,7 +20,6 @@ from registry.errors import ArtifactError, StorageFull
 
 PREVIEWS_FILE = "previews.png"
 """What every size of a family samples, by the family's artifact."""
-EXPORT_FILE = "model.tar"
 MANIFEST = "manifest.json"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 TEMPORARY = ("generations", "exports")
@@ -141,10 +140,6 @@ def revision_name(model_id: str, revision: int) -> str:
 def record_name(model_id: str) -> str:
     """Of a finished model's record; it outlives Redis."""
     return f"models/{model_id}/record"
-
-
-def export_name(model_id: str, revision: int) -> str:
-    return f"exports/{model_id}/revision-{revision}"
 
 
 def family_name(fingerprint: str) -> str:

@@ -4,17 +4,19 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from kombu.exceptions import OperationalError
 
 from registry.errors import ArtifactError
+from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.queue import BUILD_TASK, EXPORT_TASK
 from registry.records import DEFAULT_TASK, ModelRecord, ModelStatus, PlanRecord, Refinement
-from registry.store import EXPORT_FILE, export_name, revision_name
+from registry.store import revision_name
 from registry.tasks import Task
 from service.access import Anybody, Caller, Deployer, ModelDep, visible
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, State, StateDep
@@ -140,10 +142,17 @@ async def model_events(
     response_class=FileResponse,
     responses={200: {"content": {"application/x-tar": {}}}},
 )
-async def export_model(record: ModelDep, state: StateDep, caller: Deployer) -> FileResponse:
-    """The revision that is served now as a tar of a directory that plain diffusers loads.
+async def export_model(
+    record: ModelDep,
+    state: StateDep,
+    caller: Deployer,
+    form: Annotated[ExportFormat, Query(alias="format")] = ExportFormat.DIFFUSERS,
+) -> FileResponse:
+    """The revision that is served now as a tar of one directory.
 
-    A worker writes the weights out when they are first asked for; later answers are at once.
+    `diffusers` is loaded by plain diffusers and `onnx` run by ONNX runtimes, with every weight
+    written out; `native` and `adapter` are loaded by `learngenes`, and hold U, V and Sigma, or
+    Sigma alone. A worker makes it when it is first asked for; later answers are at once.
     """
     model_id = record.id
     deadline = time.monotonic() + state.settings.wait_seconds
@@ -151,11 +160,11 @@ async def export_model(record: ModelDep, state: StateDep, caller: Deployer) -> F
     while True:
         record = await run_in_threadpool(require_servable, state, model_id, caller)
         assert record.revision is not None
-        path = state.store.path(export_name(model_id, record.revision), EXPORT_FILE)
+        path = state.store.path(export_name(model_id, record.revision, form), EXPORT_FILE)
         if path is not None:
             return FileResponse(path, media_type="application/x-tar", filename=f"{model_id}.tar")
         if not asked:
-            await run_in_threadpool(_ask_for_export, state, record, record.revision)
+            await run_in_threadpool(_ask_for_export, state, record, record.revision, form)
             asked = True
         if time.monotonic() > deadline:
             raise unavailable(
@@ -166,14 +175,14 @@ async def export_model(record: ModelDep, state: StateDep, caller: Deployer) -> F
         await asyncio.sleep(EXPORT_POLL_SECONDS)
 
 
-def _ask_for_export(state: State, record: ModelRecord, revision: int) -> None:
+def _ask_for_export(state: State, record: ModelRecord, revision: int, form: ExportFormat) -> None:
     """Once, however many wait for it."""
     require_room(state)
     _require_exportable(state, record, revision)
-    name = export_name(record.id, revision)
+    name = export_name(record.id, revision, form)
     if state.repository.once(name, state.settings.wait_seconds):
         try:
-            state.queue.enqueue(EXPORT_TASK, record.id, record.device_class)
+            state.queue.enqueue(EXPORT_TASK, record.id, record.device_class, form)
         except OperationalError as error:
             raise unavailable("Redis cannot be reached; ask again shortly") from error
 

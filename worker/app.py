@@ -17,6 +17,7 @@ from redis import RedisError
 
 from learngenes.family import FamilyError
 from registry import tracing
+from registry.exports import ExportFormat
 from registry.logs import configure_logging
 from registry.metrics import serve as serve_metrics
 from registry.queue import (
@@ -101,8 +102,8 @@ def make_app(settings: Settings) -> Celery:
         build(workers[0].runtime, model_id)
 
     @app.task(name=EXPORT_TASK)
-    def export_task(model_id: str) -> None:
-        export(workers[0].runtime, model_id)
+    def export_task(model_id: str, form: str = ExportFormat.DIFFUSERS) -> None:
+        export(workers[0].runtime, model_id, ExportFormat(form))
 
     @app.task(name=SAMPLE_TASK)
     def sample_task(generation_id: str) -> None:

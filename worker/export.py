@@ -1,4 +1,4 @@
-"""The export task: the revision of a model that is served now, for plain diffusers."""
+"""The export task: the revision of a model that is served now, to be taken elsewhere."""
 
 import io
 import tarfile
@@ -7,17 +7,20 @@ from pathlib import Path
 
 import structlog
 
-from learngenes.export import export_model
+from learngenes.config import DType, Mode
+from learngenes.export import PIPELINE_NULL_CLASS, export_model
+from learngenes.factors import Own
 from learngenes.family import Family
+from learngenes.standalone import save_model
+from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.records import ModelRecord
-from registry.store import EXPORT_FILE, export_name
 from worker.build import load_own
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
 
 CARD = """---
-library_name: diffusers
+library_name: {library}
 pipeline_tag: unconditional-image-generation
 tags: [fineserve, FINE, {family}]
 license: other
@@ -25,28 +28,60 @@ license: other
 
 # {name}
 
-A diffusion transformer that fineserve sized for a budget, weights written out in float32.
-
-    from diffusers import DDIMScheduler, DiTTransformer2DModel
-
-    transformer = DiTTransformer2DModel.from_pretrained(".", subfolder="transformer")
-    scheduler = DDIMScheduler.from_pretrained(".", subfolder="scheduler")
+A diffusion transformer that fineserve sized for a budget. {usage}
 
 | | |
 |---|---|
-| family | {family} (learngenes {fingerprint}), trained for {trained_steps} steps |
+| family | {family} (learngenes {fingerprint}), trained for {trained_steps} steps{seed} |
 | model | {id}, revision {revision} |
 | size | depth {depth}, rank {rank}; served as {mode}, {dtype} |
 | budget | {budget} |
 | measured when served | {measured} |
 | image | {channels} x {pixels} x {pixels}, values from -1 to 1 |
-| classes | {classes}; 1000 is the null class, as in diffusers' `DiTPipeline` |
+| classes | {classes}; {null_class} is the null class |
 
 Method: FINE (arXiv 2409.19289). {licence}
 """
 
 
-def export(runtime: Runtime, model_id: str) -> None:
+DIFFUSERS_USAGE = """Its weights are written out in float32:
+
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+    transformer = DiTTransformer2DModel.from_pretrained(".", subfolder="transformer")
+    scheduler = DDIMScheduler.from_pretrained(".", subfolder="scheduler")"""
+ONNX_USAGE = """Its weights are written out in float32; the loop over the scheduler's
+timesteps is the caller's:
+
+    session = onnxruntime.InferenceSession("model.onnx")
+    (prediction,) = session.run(
+        None, {"sample": x, "timestep": timesteps, "class_labels": labels}
+    )  # float32 (N, C, H, W), int64 (N,), int64 (N,) -> float32 (N, C, H, W)"""
+NATIVE_USAGE = """It holds U and V of its rank, Sigma and the stem:
+
+    from learngenes.sampling import sample
+    from learngenes.standalone import load_model
+
+    model = load_model(Path("."))
+    images = sample(model.network, model.manifest.diffusion, class_labels=[0], seeds=[0])"""
+ADAPTER_USAGE = """It holds what is its own alone, and needs its family beside it:
+
+    from learngenes.family import load_family
+    from learngenes.sampling import sample
+    from learngenes.standalone import load_model
+
+    model = load_model(Path("."), load_family(Path("families/NAME")))
+    images = sample(model.network, model.manifest.diffusion, class_labels=[0], seeds=[0])"""
+USAGES = {
+    ExportFormat.DIFFUSERS: ("diffusers", DIFFUSERS_USAGE),
+    ExportFormat.ONNX: ("onnx", ONNX_USAGE),
+    ExportFormat.NATIVE: ("fineserve", NATIVE_USAGE),
+    ExportFormat.ADAPTER: ("fineserve", ADAPTER_USAGE),
+}
+"""Library, as Hugging Face's model cards name it, and how to load it there."""
+
+
+def export(runtime: Runtime, model_id: str, form: ExportFormat) -> None:
     """Write the tar that `GET /models/{id}/export` waits for; it stays for a day.
 
     A model that is gone, or cannot be read, leaves nothing: who waits is told by its record.
@@ -56,31 +91,59 @@ def export(runtime: Runtime, model_id: str) -> None:
         log.info("nothing to export", model=model_id, status=record.status)
         return
     with runtime.alone("export"):  # each takes as much memory as its model in float32, twice
-        _export(runtime, record, record.revision)
+        _export(runtime, record, record.revision, form)
 
 
-def _export(runtime: Runtime, record: ModelRecord, revision: int) -> None:
-    name = export_name(record.id, revision)
+def _export(runtime: Runtime, record: ModelRecord, revision: int, form: ExportFormat) -> None:
+    name = export_name(record.id, revision, form)
     if runtime.store.path(name, EXPORT_FILE) is not None:
         return
     family = runtime.family(record.family)
     own = load_own(runtime.store, family, record.id, revision)
     with tempfile.TemporaryDirectory(prefix="fineserve-export-") as temporary:
         directory = Path(temporary)
-        export_model(family, own, directory)
-        (directory / "README.md").write_text(model_card(record, family))
+        _write(form, directory, record, family, own)
+        (directory / "README.md").write_text(model_card(record, family, form))
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
             tar.add(directory, arcname=record.id)
     runtime.store.put(name, {EXPORT_FILE: packed.getvalue()}, {"revision": revision})
 
 
-def model_card(record: ModelRecord, family: Family) -> str:
+def _write(
+    form: ExportFormat, directory: Path, record: ModelRecord, family: Family, own: Own
+) -> None:
+    if form is ExportFormat.DIFFUSERS:
+        export_model(family, own, directory)
+    elif form is ExportFormat.ONNX:
+        from learngenes.export_onnx import export_onnx  # seconds to import
+
+        export_onnx(family, own, directory)
+    else:
+        save_model(
+            directory,
+            family,
+            own,
+            Mode(record.plan.mode),
+            DType(record.plan.dtype),
+            record.class_names or family.manifest.class_names,
+            whole=form is ExportFormat.NATIVE,
+        )
+
+
+def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
     """What the exported directory says of itself."""
     manifest, plan, measured = family.manifest, record.plan, record.measured
     class_names = record.class_names or manifest.class_names
+    library, usage = USAGES[form]
+    seed = "" if manifest.seed is None else f", seed {manifest.seed}"
+    null_class = PIPELINE_NULL_CLASS if form is ExportFormat.DIFFUSERS else len(class_names)
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(class_names))
     return CARD.format(
+        library=library,
+        usage=usage,
+        seed=seed,
+        null_class=null_class,
         family=record.family,
         name=record.name,
         fingerprint=family.fingerprint[:12],

@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import redis
-
 from benchmarks.local import Local, started, wait
 from benchmarks.parts import Figures
 from benchmarks.serving.load import MakeRequest, closed_loop, open_loop
@@ -52,7 +50,7 @@ class Usage:
                     self.resident_bytes.setdefault(program, []).append(resident)
                     files = len([*Path(f"/proc/{pid}/fd").iterdir()])
                     self.files.setdefault(program, []).append(files)
-        with redis.Redis(unix_socket_path=str(local.var / "valkey.sock")) as client:
+        with local.redis() as client:
             self.keys.append(int(client.dbsize()))
 
     def growth(self, settled_share: float) -> Figures:

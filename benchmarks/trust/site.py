@@ -1,6 +1,7 @@
 """What the parts have in common: families to serve, and load that keeps account."""
 
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -10,11 +11,11 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httpx
+import redis
 from PIL import Image
 
 from benchmarks.deployment import REPOSITORY
@@ -27,6 +28,8 @@ FASHION = REPOSITORY / "var" / "trust" / "families"
 GENERATION = {"n": 4, "num_inference_steps": 10}
 LATER_SECONDS = 4.0
 """Between requests that are not waited for: load that can be done in time, faults included."""
+GOOD = {"ready", "done"}
+EVENTS_READ_EVERY_SECONDS = 60.0
 PATIENCE_SECONDS = 900.0
 """How long what was accepted may take once the faults are over."""
 
@@ -56,6 +59,8 @@ class Account:
     """Of generations that a client waited for, by time.monotonic()."""
     answered_at: list[float] = field(default_factory=list)
     """Of /plan, asked for ten times a second."""
+    ends: dict[str, set[str]] = field(default_factory=dict)
+    """Of each record, the events that say that it ended well."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def accept(self, kind: str, key: str, record_id: str) -> None:
@@ -70,6 +75,14 @@ class Account:
             if told:
                 self.told[answer] = told
                 self.slowest_refusal_seconds = max(self.slowest_refusal_seconds, seconds)
+
+    def read_ends(self, client: redis.Redis) -> None:
+        """Of all event streams that Redis has: they expire a while after the end."""
+        for stream in client.scan_iter("fineserve:*:events", count=1000):
+            record_id = stream.split(":")[2]
+            for event_id, fields in cast(list[Any], client.xrange(stream)):
+                if fields["event"] == "status" and json.loads(fields["data"])["status"] in GOOD:
+                    self.ends.setdefault(record_id, set()).add(event_id)
 
     @property
     def answered_5xx(self) -> int:
@@ -88,11 +101,11 @@ class Load:
         sizes = local.http.get("/families").json()["families"][0]["sizes"]
         self._sizes = [*itertools.product(sizes["depths"][:3], sizes["ranks"][:3])]
 
-    @contextmanager
+    @contextlib.contextmanager
     def running(self, samplers: int = 2, model_seconds: float = 60.0) -> Iterator[None]:
         """`samplers` wait for their images, one more does not; a model every `model_seconds`."""
         work: list[Callable[[httpx.Client], None]] = [self._sample] * samplers
-        work += [self._sample_later, self._probe]
+        work += [self._sample_later, self._probe, self._read_ends]
         work.append(lambda http: self._build(http, model_seconds))
         threads = [threading.Thread(target=self._repeat, args=(w,), daemon=True) for w in work]
         for thread in threads:
@@ -131,6 +144,11 @@ class Load:
         except httpx.HTTPError:
             pass
         self._ending.wait(0.1)
+
+    def _read_ends(self, _: httpx.Client) -> None:
+        with contextlib.suppress(redis.RedisError), self._local.redis() as client:
+            self._account.read_ends(client)
+        self._ending.wait(EVENTS_READ_EVERY_SECONDS)
 
     def _generation(self) -> dict[str, Any]:
         return {"model": self._chance.choice(self._models), **GENERATION}
@@ -191,11 +209,11 @@ def settle(local: Local, account: Account) -> Figures:
 
     models = {i: outcome(f"/models/{i}", "ready") for i in account.models.values()}
     generations = {i: outcome(f"/generations/{i}", "done") for i in account.generations.values()}
-    ends = {
-        **{i: _ends(local, f"/models/{i}/events", "ready") for i in models},
-        **{i: _ends(local, f"/generations/{i}/events", "done") for i in generations},
-    }
-    lost = {i: o for i, o in {**models, **generations}.items() if o not in ("ready", "done")}
+    with local.redis() as client:
+        account.read_ends(client)
+    outcomes = {**models, **generations}
+    ends = {i: len(account.ends.get(i, ())) for i in outcomes}
+    lost = {i: outcome for i, outcome in outcomes.items() if outcome not in GOOD}
     twice = [i for i, times in ends.items() if times > 1]
     known = {model["id"] for model in _all_models(local)}
     unasked = sorted(known - set(models))
@@ -224,13 +242,6 @@ def _whole(generation: dict[str, Any]) -> bool:
     for image in images:
         Image.open(io.BytesIO(base64.b64decode(image["b64_png"]))).load()
     return len(images) == GENERATION["n"]
-
-
-def _ends(local: Local, path: str, good: str) -> int:
-    """How often its events say that it ended well; 0, which proves nothing, once they expired."""
-    text = local.http.get(path).text
-    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
-    return [json.loads(line).get("status") for line in data].count(good)
 
 
 def _all_models(local: Local) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fineserve.cli import cli
+from learngenes.standalone import load_model
+from registry.exports import ExportFormat
 from registry.records import ModelStatus
 from tests.service.conftest import beat
 from worker.export import export
@@ -132,7 +134,7 @@ def test_a_model_is_exported_into_a_directory(
     url: str, working: None, runtime: Runtime, tmp_path: Path
 ) -> None:
     model = made(url)
-    export(runtime, model)
+    export(runtime, model, ExportFormat.DIFFUSERS)
     out = tmp_path / "exports"
     told = run(url, "models", "export", model, "--out", str(out), "--json")
     assert json.loads(told.stdout) == {"directory": str(out / model)}
@@ -143,6 +145,12 @@ def test_a_model_is_exported_into_a_directory(
         "transformer/config.json",
         "transformer/diffusion_pytorch_model.safetensors",
     }
+    export(runtime, model, ExportFormat.NATIVE)
+    run(url, "models", "export", model, "--out", str(tmp_path), "--format", "native")
+    assert (
+        load_model(tmp_path / model).manifest.depth
+        == runtime.repository.models.get(model).plan.depth
+    )
     again = run(url, "models", "export", model, "--out", str(out))
     assert (again.exit_code, "exists" in again.stderr) == (1, True)
     unknown = run(url, "models", "export", "m-0123456789abcdef", "--out", str(out))

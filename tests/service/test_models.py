@@ -11,6 +11,7 @@ from kombu.exceptions import OperationalError
 
 import worker.build
 from learngenes.measure import Measurement
+from registry.exports import ExportFormat
 from tests.records import A_COST, queued_model
 from tests.service.conftest import Stack
 from worker.build import build
@@ -277,18 +278,23 @@ def test_a_model_is_exported_when_it_is_asked_for(
     model_id = stack.ready_model()
     asked = []
 
-    def enqueue(_: object, task: str, record_id: str, device_class: str) -> None:
-        asked.append((task, record_id, device_class))
-        threading.Timer(0.3, export, (stack.runtime, record_id)).start()
+    def enqueue(_: object, task: str, record_id: str, device_class: str, form: str) -> None:
+        asked.append((task, record_id, device_class, form))
+        threading.Timer(0.3, export, (stack.runtime, record_id, ExportFormat(form))).start()
 
     monkeypatch.setattr("registry.queue.Queue.enqueue", enqueue)
     answers = [stack.api.get(f"/models/{model_id}/export") for _ in range(2)]
-    assert asked == [("fineserve.export", model_id, stack.runtime.device_class)]
+    assert asked == [("fineserve.export", model_id, stack.runtime.device_class, "diffusers")]
     assert answers[0].headers["content-type"] == "application/x-tar"
     assert f'{model_id}.tar"' in answers[0].headers["content-disposition"]
     assert answers[0].content == answers[1].content
     with tarfile.open(fileobj=io.BytesIO(answers[0].content)) as tar:
         assert f"{model_id}/transformer/config.json" in tar.getnames()
+    adapter = stack.api.get(f"/models/{model_id}/export?format=adapter")
+    with tarfile.open(fileobj=io.BytesIO(adapter.content)) as tar:
+        assert f"{model_id}/own.safetensors" in tar.getnames()
+    refused = stack.api.get(f"/models/{model_id}/export?format=pickle")
+    assert (refused.status_code, "'native'" in refused.text) == (422, True)
     stack.api.delete(f"/models/{model_id}")
     assert stack.api.get(f"/models/{model_id}/export").status_code == 410
     assert not (stack.runtime.store.root / "exports" / model_id).exists()

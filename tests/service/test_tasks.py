@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from registry.errors import StorageFull
+from registry.exports import ExportFormat
 from registry.keys import Keys, Scope
 from registry.settings import Settings
 from tests.service.conftest import Stack
@@ -69,7 +70,7 @@ def test_a_model_of_a_task_samples_its_classes(stack: Stack) -> None:
     assert wrong.status_code == 422
     assert wrong.json()["classes"] == ["a", "b"]
     record = stack.runtime.repository.models.get(model["id"])
-    assert "0 a, 1 b" in model_card(record, stack.runtime.family("tiny"))
+    assert "0 a, 1 b" in model_card(record, stack.runtime.family("tiny"), ExportFormat.NATIVE)
 
 
 def test_a_refined_model_of_a_task_keeps_its_classes(stack: Stack) -> None:
