@@ -294,6 +294,27 @@ def pretrain(
         _fail(error)
 
 
+@cli.command()
+def condense(
+    teacher: Annotated[str, typer.Argument(help="a DiT's directory, or a hub's name")],
+    config: Annotated[Path, typer.Argument(help="a TOML file, see configs/", exists=True)],
+    work: Annotated[Path, typer.Option(help="checkpoints and the loss log; resumes from it")],
+    family: Annotated[Path, typer.Option(help="where the family is written")],
+) -> None:
+    """A family from a DiT of diffusers: factors fitted to its weights, then distillation."""
+    from learngenes.condense import REPORT
+    from learngenes.condense import condense as make
+    from learngenes.data import DataError
+    from learngenes.family import FamilyError
+    from learngenes.teacher import TeacherError
+
+    try:
+        make(teacher, config, work, family)
+    except (DataError, FamilyError, TeacherError) as error:
+        _fail(error)
+    typer.echo((family / REPORT).read_text())
+
+
 def _fail(error: Exception) -> NoReturn:
     typer.secho(str(error), err=True, fg="red")
     raise typer.Exit(1)

@@ -10,6 +10,7 @@ Everything random in step s is drawn from a generator seeded with (seed, s): a r
 killed resumes from its last checkpoint as if it had not been.
 """
 
+import functools
 import json
 import math
 import shutil
@@ -31,7 +32,13 @@ from tqdm import tqdm
 from learngenes import checkpoint, data
 from learngenes.config import DiffusionConfig, Frozen, NetworkConfig, Size, SizeSpace
 from learngenes.device import default_device, native_bfloat16
-from learngenes.diffusion import heldout_loss, noise_process, step_generator, training_batch
+from learngenes.diffusion import (
+    Predict,
+    heldout_loss,
+    noise_process,
+    step_generator,
+    training_batch,
+)
 from learngenes.dit import Stem
 from learngenes.factors import Learngenes, training_layer
 from learngenes.family import FamilyError, load_family
@@ -66,7 +73,8 @@ class TrainingConfig(Frozen):
     clip_norm: PositiveFloat = 1.0
     null_class_probability: float = Field(0.1, ge=0, le=1)
     distillation: float = Field(1.0, ge=0, le=1)
-    """Share of the full size's prediction in what a drawn size learns; the rest is the data's."""
+    """Share of the full size's prediction in what a drawn size learns, or of a teacher's in what
+    every size does; the rest is the data's."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     seed: int = 0
     log_every_steps: PositiveInt = 50
@@ -150,9 +158,16 @@ class Pretraining:
     """One run in one working directory: checkpoints and `log.jsonl` live there."""
 
     def __init__(
-        self, config: PretrainingConfig, directory: Path, start: Path | None = None
+        self,
+        config: PretrainingConfig,
+        directory: Path,
+        start: Path | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
-        """`start`: a family to go on with. Raises FamilyError when it has another network."""
+        """`start`: a family to go on with; `teacher`: what predicts what all sizes learn.
+
+        Raises FamilyError when `start` has another network.
+        """
         self.config = config
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -177,6 +192,7 @@ class Pretraining:
             self.model, self.optimizer
         )
         self.process = noise_process(config.diffusion)
+        self.teacher = None if teacher is None else teacher.to(self.accelerator.device)
         self._load_data()
 
     def _load_data(self) -> None:
@@ -246,13 +262,18 @@ class Pretraining:
             self.accelerator.backward(loss)
             return loss.detach(), prediction.detach().float()
 
+        if self.teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                taught = self.teacher(noisy, timesteps, labels).float()
+            target = torch.lerp(target, taught, training.distillation)
         if training.form == "fixed-depth":
             loss, _ = backward(full, target)
         else:
             with self.accelerator.no_sync(self.prepared):  # the second sends both gradients
                 loss, prediction = backward(full, target)
-            wanted = torch.lerp(target, prediction, training.distillation)
-            backward(draw_size(self.config, shared), wanted)
+            if self.teacher is None:
+                target = torch.lerp(target, prediction, training.distillation)
+            backward(draw_size(self.config, shared), target)
         self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip_norm)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
@@ -268,16 +289,16 @@ class Pretraining:
             Size(depth=middle[0], rank=middle[1]),
             Size(depth=sizes.depths[0], rank=sizes.ranks[0]),
         ]
-        losses = {}
-        for size in watched:
-            with self.accelerator.autocast():
-                losses[f"L{size.depth} r{size.rank}"] = heldout_loss(
-                    lambda x, t, y, size=size: self.ema(x, t, y, size),  # type: ignore[misc]
-                    self.process,
-                    self.heldout.images,
-                    self.heldout.labels,
-                )
-        return losses
+        return {
+            f"L{size.depth} r{size.rank}": self.heldout_loss_of(
+                functools.partial(self.ema, size=size)
+            )
+            for size in watched
+        }
+
+    def heldout_loss_of(self, predict: Predict) -> float:
+        with self.accelerator.autocast():
+            return heldout_loss(predict, self.process, self.heldout.images, self.heldout.labels)
 
     def _write_log(self, figures: dict[str, object]) -> None:
         if self.accelerator.is_main_process:

@@ -24,12 +24,13 @@ def pretrain_family(
     network = pretraining.run().cpu().eval().requires_grad_(False)
     if pretraining.accelerator.is_main_process:
         steps = pretraining.before.steps + pretraining.step
-        write_family(config_file, work, network, pretraining.images, steps, directory)
+        write_family(config, config_file, work, network, pretraining.images, steps, directory)
     pretraining.accelerator.wait_for_everyone()
     return load_family(directory)
 
 
 def write_family(
+    config: PretrainingConfig,
     config_file: Path,
     work: Path,
     network: FactorisedDiT,
@@ -38,7 +39,6 @@ def write_family(
     directory: Path,
 ) -> None:
     """Network, limited data, configuration, training log and sample grid, hashed together."""
-    config = PretrainingConfig.read(config_file)
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(config_file, directory / "config.toml")
     shutil.copy(work / LOG, directory / LOG)

@@ -48,14 +48,18 @@ checkpoint_every_steps = 5
 
 @pytest.fixture
 def config_file(tmp_path: Path, limited_data: LabelledImages) -> Path:
+    path = image_folder(limited_data, tmp_path / "images")
+    return write_config(tmp_path / "config.toml", path, steps=10)
+
+
+def image_folder(data: LabelledImages, path: Path) -> Path:
+    """The same images as a training and as a test split."""
     for split in ("train", "test"):
-        for index, (image, label) in enumerate(
-            zip(limited_data.images, limited_data.labels, strict=True)
-        ):
-            folder = tmp_path / "images" / split / limited_data.class_names[label]
+        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            folder = path / split / data.class_names[label]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
-    return write_config(tmp_path / "config.toml", tmp_path / "images", steps=10)
+    return path
 
 
 def write_config(file: Path, path: Path, steps: int, extra: str = "") -> Path:

@@ -1,0 +1,92 @@
+"""DiTs of diffusers, read as networks of ours."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+from structlog.testing import capture_logs
+
+from learngenes.config import Mode
+from learngenes.export import export_model
+from learngenes.family import Family
+from learngenes.teacher import TeacherError, from_diffusers, read_teacher
+
+GIVEN = (
+    torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([3, 700]),
+)
+
+
+def diffusers_dit(**changes: object) -> DiTTransformer2DModel:
+    torch.manual_seed(0)
+    config = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "in_channels": 3,
+        "num_layers": 3,
+        "sample_size": 8,
+        "patch_size": 2,
+        "num_embeds_ada_norm": 5,
+    }
+    network = DiTTransformer2DModel(**{**config, **changes}).eval()
+    for block in network.transformer_blocks:  # one embedder, as DiT is trained
+        block.norm1.emb = network.transformer_blocks[0].norm1.emb
+    return network
+
+
+@torch.no_grad()
+def test_it_predicts_what_diffusers_does() -> None:
+    theirs = diffusers_dit()
+    labels = torch.tensor([2, 5])
+    expected = theirs(*GIVEN, labels).sample
+    torch.testing.assert_close(from_diffusers(theirs)(*GIVEN, labels), expected)
+
+
+@torch.no_grad()
+def test_a_predicted_variance_is_left_out() -> None:
+    theirs = diffusers_dit(out_channels=6)
+    labels = torch.tensor([2, 5])
+    expected = theirs(*GIVEN, labels).sample[:, :3]
+    torch.testing.assert_close(from_diffusers(theirs)(*GIVEN, labels), expected)
+
+
+@torch.no_grad()
+def test_what_was_exported_comes_back(family: Family, tmp_path: Path) -> None:
+    """With its noise process, and as many of the 1,000 classes as there are."""
+    export_model(family, family.scales, tmp_path)
+    teacher = read_teacher(str(tmp_path)).with_classes(5)
+    assert teacher.diffusion == family.manifest.diffusion
+    ours = family.assemble(family.scales, Mode.MATERIALISED)
+    labels = torch.tensor([4, 5])
+    torch.testing.assert_close(teacher.network(*GIVEN, labels), ours(*GIVEN, labels))
+    alone = read_teacher(str(tmp_path / "transformer"))
+    assert alone.diffusion == family.manifest.diffusion
+    with pytest.raises(TeacherError, match="knows 1000 classes, not 1001"):
+        alone.with_classes(1001)
+
+
+def test_embedders_that_differ_are_told_of() -> None:
+    theirs = diffusers_dit()
+    with capture_logs() as quiet:
+        from_diffusers(theirs)
+    apart = DiTTransformer2DModel(**theirs.config)
+    with capture_logs() as logs:
+        from_diffusers(apart)
+    assert (len(quiet), len(logs)) == (0, 1)
+    assert "embedders differ" in logs[0]["event"]
+
+
+def test_what_cannot_be_condensed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="activation_fn is 'geglu'"):
+        from_diffusers(diffusers_dit(activation_fn="geglu"))
+    with pytest.raises(TeacherError, match="not a DiT that diffusers loads"):
+        read_teacher(str(tmp_path))
+    DiTTransformer2DModel(**diffusers_dit().config).save_pretrained(tmp_path / "transformer")
+    assert read_teacher(str(tmp_path)).diffusion is None
+    DDIMScheduler(prediction_type="sample").save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(TeacherError, match="cannot be taken over"):
+        read_teacher(str(tmp_path))
+    stated = json.loads((tmp_path / "scheduler/scheduler_config.json").read_text())
+    assert stated["prediction_type"] == "sample"
