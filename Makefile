@@ -14,7 +14,7 @@ TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji docs lock clean
+.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -69,6 +69,10 @@ faults: bench-trust
 
 fuzz: PARTS := fuzz  ## 10,000 requests made up from the OpenAPI document
 fuzz: bench-trust
+
+bench-interop: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS)  ## exports, clients, tasks, condensation; an hour
+	$(BIN)/python -m benchmarks.interop $(PARTS)
+	$(BIN)/python -m benchmarks.readme
 
 compose-test: $(INSTALLED_DEV) $(DOCKERD)  ## the images, and the whole stack through the main job
 	$(BIN)/python -m benchmarks.operate compose

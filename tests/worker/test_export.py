@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from benchmarks.interop.exports import PLAIN_DIFFUSERS
 from learngenes.export_onnx import INPUTS
 from learngenes.sampling import initial_noise, sample, to_pixels
 from learngenes.standalone import load_model
@@ -25,34 +26,6 @@ from worker.build import build
 from worker.export import export
 from worker.runtime import Runtime
 from worker.sample import Sampler
-
-PLAIN_DIFFUSERS = """
-import sys
-
-sys.modules.update(dict.fromkeys(["learngenes", "worker", "registry", "service", "fineserve"]))
-import json
-import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel
-
-directory, out, wanted = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-transformer = DiTTransformer2DModel.from_pretrained(directory, subfolder="transformer").eval()
-scheduler = DDIMScheduler.from_pretrained(directory, subfolder="scheduler")
-scheduler.set_timesteps(wanted["steps"])
-shape = (transformer.config.in_channels, *[transformer.config.sample_size] * 2)
-x = torch.stack(
-    [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in wanted["seeds"]]
-)
-labels = torch.tensor(wanted["labels"] + [1000] * len(wanted["labels"]))
-with torch.inference_mode():
-    for t in scheduler.timesteps:
-        rows = torch.cat([x, x])
-        prediction = transformer(rows, t.expand(len(rows)), labels).sample
-        conditional, unconditional = prediction.chunk(2)
-        guided = unconditional + wanted["guidance"] * (conditional - unconditional)
-        x = scheduler.step(guided, t, x).prev_sample
-pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-open(out, "wb").write(pixels.numpy().tobytes())
-"""
 
 
 def unpacked(
@@ -81,7 +54,7 @@ def test_plain_diffusers_samples_the_same_images(
     generation = make_generation(model.id)
     ours = served(runtime, sampler, generation)
 
-    directory, out = unpacked(runtime, model.id, tmp_path), tmp_path / "images"
+    directory, out = unpacked(runtime, model.id, tmp_path), tmp_path / "images.npy"
     wanted = {
         "steps": generation.num_inference_steps,
         "seeds": generation.seeds,
@@ -89,10 +62,9 @@ def test_plain_diffusers_samples_the_same_images(
         "guidance": generation.guidance_scale,
     }
     subprocess.run(
-        [sys.executable, "-I", "-c", PLAIN_DIFFUSERS, directory, out, json.dumps(wanted)],
-        check=True,
+        [sys.executable, "-I", PLAIN_DIFFUSERS, directory, out, json.dumps(wanted)], check=True
     )
-    theirs = np.frombuffer(out.read_bytes(), np.uint8).reshape(ours.shape)
+    theirs = to_pixels(torch.from_numpy(np.load(out))).permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - theirs).max() <= 1
 
 

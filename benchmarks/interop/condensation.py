@@ -1,0 +1,180 @@
+"""Check 2: a dense teacher, trained with diffusers' own classes, and what is made of it.
+
+At the scale of the paper's tables (`benchmarks/paper/PROTOCOL.md`), and judged as there.
+"""
+
+import copy
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.deployment import REPOSITORY
+from benchmarks.paper.lab import Lab
+from benchmarks.paper.methods import written_out
+from benchmarks.paper.run import make_lab
+from benchmarks.paper.setting import REFERENCE, Setting
+from benchmarks.paper.training import denoising_loss, train
+from benchmarks.parts import Figures
+from learngenes.condense import REPORT, condense
+from learngenes.config import Size
+from learngenes.data import LabelledImages
+from learngenes.dense import DenseDiT
+from learngenes.sigma import interpolated
+from learngenes.teacher import read_teacher
+
+WORK = REPOSITORY / "var" / "interop"
+TRAIN = REPOSITORY / "examples" / "train_diffusers.py"
+TEACHER_LEARNING_RATE = 5e-3
+PRUNED_LEARNING_RATES = (3e-3, 1e-2)
+"""The best of them counts; of the condensed family none was looked for."""
+CONFIG = """
+name = "condensed"
+rank = {rank}
+[data]
+path = "{path}"
+licence = "{licence}"
+[sizes]
+depths = {depths}
+ranks = {ranks}
+[training]
+steps = {steps}
+batch_size = {batch}
+learning_rate = 3e-3
+sigma_learning_rate = 1e-2
+"""
+
+
+def measure(setting: Setting = REFERENCE, steps: int = 4000) -> Figures:
+    lab = make_lab(setting, REPOSITORY / "var" / "paper" / setting.name)
+    directory = _trained_teacher(lab)
+    teacher = read_teacher(str(directory)).with_classes(setting.network.num_classes).network
+    started = time.process_time()
+    family = condense(str(directory), _config(lab, steps), WORK / "work", WORK / "family")
+    seconds = time.process_time() - started
+    full, half = setting.network.depth, setting.network.depth // 2
+    sizes = {
+        f"condensed, L{depth}": written_out(
+            family, interpolated(family.scales, Size(depth=depth, rank=setting.network.rank))
+        )
+        for depth in (full, half)
+    }
+    pruned, rate = _pruned(lab, teacher, half, seconds)
+    judged = {
+        name: lab.judge(model)
+        for name, model in {"teacher": teacher, **sizes, f"pruned, L{half}": pruned}.items()
+    }
+    report = json.loads((WORK / "family" / REPORT).read_text())
+    return {
+        "judged": judged,
+        "fit_error": report["fit_error"],
+        "distillation_steps": steps,
+        "condense_seconds": round(seconds, 1),
+        "pruned_learning_rate": rate,
+        "condense_loss_gap": round(
+            judged[f"condensed, L{full}"]["loss"] / judged["teacher"]["loss"] - 1, 4
+        ),
+        "condense_half_depth_fd": judged[f"condensed, L{half}"]["fd"],
+        "prune_half_depth_fd": judged[f"pruned, L{half}"]["fd"],
+    }
+
+
+def _trained_teacher(lab: Lab) -> Path:
+    """Kept once it is trained."""
+    setting, directory = lab.setting, WORK / "teacher"
+    dataset = WORK / "data"
+    if not dataset.exists():
+        _save(lab, dataset)
+    if not (directory / "scheduler").exists():
+        network = setting.network
+        shape = {"depth": network.depth, "width": network.width, "patch-size": network.patch_size}
+        options = {"steps": setting.ancestor_steps, "learning-rate": TEACHER_LEARNING_RATE, **shape}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, str(TRAIN), str(dataset), str(directory), *words]
+        subprocess.run(command, check=True)
+    return directory
+
+
+def _save(lab: Lab, directory: Path) -> None:
+    """The splits of the paper's tables, as a Hugging Face dataset."""
+
+    def split(images: LabelledImages) -> datasets.Dataset:
+        names = list(images.class_names)
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+        columns = {"image": list(images.images[:, 0].numpy()), "label": images.labels.tolist()}
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    splits = lab.ancestors.splits
+    parts = {"train": split(splits.training), "test": split(splits.test)}
+    datasets.DatasetDict(parts).save_to_disk(str(directory))
+
+
+def _config(lab: Lab, steps: int) -> Path:
+    setting = lab.setting
+    file = WORK / "condense.toml"
+    file.write_text(
+        CONFIG.format(
+            rank=setting.network.rank,
+            path=WORK / "data",
+            licence="Fashion-MNIST, MIT",
+            depths=list(setting.trained_depths),
+            ranks=list(setting.trained_ranks),
+            steps=steps,
+            batch=setting.batch_size,
+        )
+    )
+    return file
+
+
+def _pruned(lab: Lab, teacher: DenseDiT, depth: int, seconds: float) -> tuple[DenseDiT, float]:
+    """The teacher without the layers that matter least, trained for as long; and how fast."""
+    file = WORK / f"pruned-L{depth}.safetensors"
+    model = _cut(lab, teacher, depth)
+    if file.exists():
+        model.load_state_dict(load_file(file))
+        return model, json.loads(file.with_suffix(".json").read_text())
+    started = time.process_time()
+    _train(lab, copy.deepcopy(model), 50, PRUNED_LEARNING_RATES[0])
+    steps = round(50 * seconds / (time.process_time() - started))
+    trained = {
+        rate: _train(lab, copy.deepcopy(model), steps, rate) for rate in PRUNED_LEARNING_RATES
+    }
+    choosing = lab.ancestors.splits.choosing
+    best = min(trained, key=lambda rate: denoising_loss(trained[rate], choosing, lab.setting))
+    save_file(trained[best].state_dict(), file)
+    file.with_suffix(".json").write_text(json.dumps(best))
+    return trained[best], best
+
+
+def _cut(lab: Lab, teacher: DenseDiT, depth: int) -> DenseDiT:
+    """Greedy, as in the paper's tables."""
+    judged = lab.ancestors.splits.choosing.subset(torch.arange(0, lab.setting.chosen_by_images, 4))
+    layers = teacher.weights()
+    while len(layers) > depth:
+
+        def without(index: int) -> float:
+            rest = layers[:index] + layers[index + 1 :]
+            return denoising_loss(DenseDiT(teacher.stem, rest), judged, lab.setting)
+
+        with torch.no_grad():
+            layers.pop(min(range(len(layers)), key=without))
+    stem = copy.deepcopy(teacher.stem).requires_grad_(True)
+    return DenseDiT(stem, layers)
+
+
+def _train(lab: Lab, model: DenseDiT, steps: int, rate: float) -> DenseDiT:
+    train(
+        model,
+        lab.ancestors.splits.training,
+        lab.setting,
+        steps=steps,
+        learning_rate=rate,
+        seed=0,
+        warmup_steps=max(1, steps // 20),
+    )
+    return model

@@ -1,0 +1,113 @@
+"""Check 1: exported models, sampled elsewhere, beside what the engine samples."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import onnxruntime
+import torch
+from diffusers import DDIMScheduler
+
+from benchmarks.deployment import REPOSITORY
+from benchmarks.parts import Figures
+from learngenes.config import DType, Mode, Size
+from learngenes.export import export_model
+from learngenes.export_onnx import FILE, INPUTS, export_onnx
+from learngenes.factors import Scales
+from learngenes.family import Family, load_family
+from learngenes.sampling import initial_noise
+from learngenes.sigma import interpolated
+from worker.engine import Engine
+from worker.tickets import Request
+
+PLAIN_DIFFUSERS = Path(__file__).with_name("plain_diffusers.py")
+SIZES = [
+    Size(depth=d, rank=r) for d, r in ((2, 16), (3, 96), (5, 256), (8, 64), (10, 160), (12, 256))
+]
+STEPS, GUIDANCE, IMAGES = 20, 2.0, 10
+SEEDS = list(range(IMAGES))
+ENGINE_BYTES = 10**9
+
+
+def measure(family: Family | None = None, sizes: Sequence[Size] = SIZES) -> Figures:
+    """The largest difference of any value, of about -1 to 1, in float32."""
+    family = family or load_family(REPOSITORY / "families" / "fashion")
+    labels = [seed % len(family.manifest.class_names) for seed in SEEDS]
+    figures = {}
+    for size in sizes:
+        own = interpolated(family.scales, size)
+        ours = by_engine(family, own, labels)
+        with tempfile.TemporaryDirectory() as directory:
+            theirs = by_diffusers(family, own, labels, Path(directory))
+            onnx = by_onnx(family, own, labels, Path(directory))
+        figures[f"L{size.depth} r{size.rank}"] = {
+            "diffusers": float(np.abs(ours - theirs).max()),
+            "onnx": float(np.abs(ours - onnx).max()),
+        }
+        sys.stdout.write(
+            f"  L{size.depth} r{size.rank}: {figures[f'L{size.depth} r{size.rank}']}\n"
+        )
+    return {
+        "sizes": figures,
+        "export_max_abs_diff": max(f["diffusers"] for f in figures.values()),
+        "onnx_max_abs_diff": max(f["onnx"] for f in figures.values()),
+    }
+
+
+def by_engine(family: Family, own: Scales, labels: list[int]) -> np.ndarray:
+    """What the service samples, before it becomes whole numbers."""
+    request = Request(
+        family=family,
+        model="exported",
+        revision=0,
+        rank=own.rank,
+        mode=Mode.MATERIALISED,
+        dtype=DType.FLOAT32,
+        load=lambda: own,
+        class_labels=labels,
+        seeds=SEEDS,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+    )
+    with patch("worker.engine.to_pixels", lambda x: x.cpu().clone()):  # not rounded
+        engine = Engine([family], ENGINE_BYTES)
+        engine.start()
+        try:
+            ticket = engine.submit(request)
+            ticket.wait(600)
+            return np.stack(ticket.images()).astype(np.float32)
+        finally:
+            engine.stop()
+
+
+def by_diffusers(family: Family, own: Scales, labels: list[int], directory: Path) -> np.ndarray:
+    """In a process that cannot import this project."""
+    export_model(family, own, directory)
+    asked = {"steps": STEPS, "seeds": SEEDS, "labels": labels, "guidance": GUIDANCE}
+    out = directory / "images.npy"
+    command = [sys.executable, "-I", str(PLAIN_DIFFUSERS), str(directory), str(out)]
+    subprocess.run([*command, json.dumps(asked)], check=True)
+    images: np.ndarray = np.load(out)
+    return images
+
+
+def by_onnx(family: Family, own: Scales, labels: list[int], directory: Path) -> np.ndarray:
+    export_onnx(family, own, directory)
+    session = onnxruntime.InferenceSession(directory / FILE)
+    scheduler = DDIMScheduler.from_pretrained(directory, subfolder="scheduler")
+    scheduler.set_timesteps(STEPS)
+    x = initial_noise(family.manifest.network, SEEDS)
+    null_class = len(family.manifest.class_names)
+    both = np.array([*labels, *[null_class] * len(labels)])
+    for t in scheduler.timesteps:
+        given = (torch.cat([x, x]).numpy(), np.full(len(both), int(t)), both)
+        (prediction,) = session.run(None, dict(zip(INPUTS, given, strict=True)))
+        conditional, unconditional = torch.from_numpy(prediction).chunk(2)
+        guided = unconditional + GUIDANCE * (conditional - unconditional)
+        x = scheduler.step(guided, t, x).prev_sample
+    return x.numpy()

@@ -1,0 +1,81 @@
+"""Check 5: a task of 50 images a class, by the service; FD before and after Sigma."""
+
+import io
+import time
+import zipfile
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.deployment import REPOSITORY
+from benchmarks.local import started, wait
+from benchmarks.parts import Figures
+from fineserve import Client
+from learngenes import data
+from learngenes.data import LabelledImages
+from learngenes.frechet import frechet_distance, gaussian
+
+TASKS = {"animal-mnist": "silhouettes", "mnist": "digits"}
+SHOTS = 50
+SAMPLES, AT_ONCE, STEPS = 2000, 100, 10
+CLASSES = [str(i) for i in range(10)]
+
+
+def measure() -> Figures:
+    with started(REPOSITORY / "families", profile_seconds=5, verify_seconds=2) as local:
+        figures = {task: _of(task, Client(local.url)) for task in TASKS}
+    first = figures[next(iter(TASKS))]
+    return {"tasks": figures, **{f"few_shot_{name}": first[name] for name in first}}
+
+
+def _of(task: str, client: Client) -> Figures:
+    path = REPOSITORY / "var" / "data" / task
+    train, test = (data.load(path, split, CLASSES, 28) for split in ("train", "test"))
+    real = gaussian(test.images)
+    few = train.balanced(SHOTS * len(CLASSES))
+    created = client.create_task(_archive(few), name=task)
+    started_at = time.monotonic()
+    model = client.create_model(max_mem_gb=4, task=created.id)
+    first = wait(lambda: client.model(model.id).revision is not None, 60)
+    assert first
+    before = _sampled(client, model.id)
+    client.wait(model.id)
+    seconds = time.monotonic() - started_at
+    after = _sampled(client, model.id)
+    rest = train.subset(torch.arange(len(train)).flip(0)).balanced(SAMPLES)
+    return {
+        "fd_before": round(frechet_distance(gaussian(before), real), 1),
+        "fd_after": round(frechet_distance(gaussian(after), real), 1),
+        "fd_of_real_images": round(frechet_distance(gaussian(rest.images), real), 1),
+        "fd_of_the_few": round(frechet_distance(gaussian(few.images), real), 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _archive(images: LabelledImages) -> io.BytesIO:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for index, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
+            png = io.BytesIO()
+            Image.fromarray(image[0].numpy()).save(png, "PNG")
+            archive.writestr(f"{images.class_names[label]}/{index}.png", png.getvalue())
+    packed.seek(0)
+    return packed
+
+
+def _sampled(client: Client, model: str) -> torch.Tensor:
+    """(SAMPLES, 1, 28, 28), as many of each class."""
+    images = []
+    for start in range(0, SAMPLES, AT_ONCE):
+        made = client.generate(
+            model,
+            class_labels=[i % len(CLASSES) for i in range(AT_ONCE)],
+            n=AT_ONCE,
+            seed=start,
+            num_inference_steps=STEPS,
+            scheduler="dpmsolver++",
+            guidance_scale=1.0,
+        )
+        images += [np.asarray(Image.open(io.BytesIO(image.png))) for image in made]
+    return torch.from_numpy(np.stack(images))[:, None]
