@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.deployment import REPOSITORY
 from benchmarks.local import Local, started, wait
 from benchmarks.parts import Figures
 from benchmarks.trust.site import FASHION, Account, Load, settle
@@ -27,6 +29,9 @@ VICTIMS = {
 ATTEMPTS = 30
 """By default three, so that a request that kills its worker ends: here nothing but us does."""
 RECOVERY_SECONDS = 300.0
+SLOW_RECOVERY_SECONDS = 60.0
+SLOW = REPOSITORY / "var" / "trust" / "slow"
+"""Logs of kills after which it took that long."""
 OUTAGE_SECONDS = 30.0
 SPARE_BYTES = 8_000_000
 CLOCK_JUMP_SECONDS = 3600.0
@@ -48,6 +53,8 @@ def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
                         os.kill(pid, signal.SIGKILL)
                 killed[victim] += 1
                 recoveries.append(_recovery_seconds(local))
+                if recoveries[-1] > SLOW_RECOVERY_SECONDS:
+                    shutil.copytree(local.var / "logs", SLOW / f"{i + 1}", dirs_exist_ok=True)
                 sys.stdout.write(f"  {i + 1}: {victim}, well after {recoveries[-1]:.1f} s\n")
                 sys.stdout.flush()
         figures = settle(local, account)
