@@ -14,7 +14,7 @@ TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji docs lock clean
+.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji autoencoder-emoji docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -101,6 +101,9 @@ pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, re
 
 pretrain-emoji: $(INSTALLED) $(EMOJI)  ## train the family `emoji`, resuming from var/
 	$(BIN)/fineserve pretrain configs/emoji.toml --work var/pretrain/emoji --family families/emoji $(START:%=--start %)
+
+autoencoder-emoji: $(INSTALLED_DEV) $(EMOJI)  ## train an autoencoder for a family of latents
+	$(BIN)/python examples/train_autoencoder.py var/data/emoji-64 var/autoencoder/emoji --flip
 
 $(EMOJI): configs/emoji_images.py | $(INSTALLED) $(NPM)
 	mkdir -p $(@D)

@@ -7,7 +7,7 @@ makes `emoji` (Noto, Apache-2.0), which the family is trained on, and the tasks 
 (Twemoji, CC-BY-4.0) and `emoji-fluent` (Fluent 3D, MIT). Classes are the data's own categories;
 skin tones are images of their own. Every tenth emoji, with all its skin tones, is in `test` and
 the others in `train`, in every style alike, so that no face is in both. Images are laid on white:
-32 x 32, RGB.
+32 x 32, RGB; `emoji-64` are those of `emoji`, 64 x 64, for a family of latents.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-SIDE = 32
+SIDE, LARGE_SIDE = 32, 64
 TEST_SHARE = 10
 
 
@@ -40,7 +40,13 @@ def code_points(file: str) -> str:
     return Path(file).stem.lower().replace("-fe0f", "")
 
 
-def write(index: tarfile.TarFile, package: tarfile.TarFile, folder: str, directory: Path) -> None:
+def write(
+    index: tarfile.TarFile,
+    package: tarfile.TarFile,
+    folder: str,
+    directory: Path,
+    side: int = SIDE,
+) -> None:
     """Every emoji of `index` that `package` has an image of in its `folder`."""
     drawings = {
         code_points(name): name
@@ -56,7 +62,7 @@ def write(index: tarfile.TarFile, package: tarfile.TarFile, folder: str, directo
         white.alpha_composite(drawn)
         target = directory / split / category
         target.mkdir(parents=True, exist_ok=True)
-        small = white.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        small = white.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
         small.save((target / file).with_suffix(".png"), optimize=True)
 
 
@@ -69,6 +75,7 @@ def _read(package: tarfile.TarFile, name: str) -> bytes:
 def main(google: Path, twitter: Path, fluent: Path, directory: Path) -> None:
     with tarfile.open(google) as index:
         write(index, index, "img/google/64", directory / "emoji")
+        write(index, index, "img/google/64", directory / "emoji-64", LARGE_SIDE)
         for archive, folder, name in (
             (twitter, "img/twitter/64", "emoji-twitter"),
             (fluent, "assets", "emoji-fluent"),

@@ -8,7 +8,8 @@ or from scratch, which makes a teacher for `fineserve condense`:
 
     accelerate launch --mixed_precision bf16 examples/train_diffusers.py DATASET OUT --depth 12
 
-DATASET is a directory of `datasets.save_to_disk` with the columns `image` and `label`.
+DATASET is a directory of class folders of images, or one of `datasets.save_to_disk` with the
+columns `image` and `label`.
 """
 
 import argparse
@@ -66,6 +67,13 @@ def new_network(images: datasets.Dataset, options: argparse.Namespace) -> DiTTra
     return network
 
 
+def load(path: Path) -> datasets.Dataset:
+    if any((path / file).exists() for file in ("dataset_dict.json", "state.json")):
+        saved = datasets.load_from_disk(str(path))
+        return saved["train"] if isinstance(saved, datasets.DatasetDict) else saved
+    return datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
+
+
 def collate(rows: list[dict[str, object]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, C, H, W) in [-1, 1], and (N,)."""
     pictures = [np.atleast_3d(np.asarray(row["image"])) for row in rows]
@@ -77,9 +85,7 @@ def main() -> None:
     options = parse()
     set_seed(options.seed)
     accelerator = Accelerator()
-    images = datasets.load_from_disk(str(options.dataset))
-    if isinstance(images, datasets.DatasetDict):
-        images = images["train"]
+    images = load(options.dataset)
     if options.model:
         network = DiTTransformer2DModel.from_pretrained(options.model, subfolder="transformer")
         noise = DDPMScheduler.from_pretrained(options.model, subfolder="scheduler")

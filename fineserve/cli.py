@@ -286,11 +286,12 @@ def pretrain(
     """Phase 1: train a family's learngenes. `accelerate launch -m fineserve` uses several GPUs."""
     from learngenes.data import DataError
     from learngenes.family import FamilyError
+    from learngenes.latents import AutoencoderError
     from learngenes.publish import pretrain_family
 
     try:
         pretrain_family(config, work, family, start)
-    except (DataError, FamilyError) as error:
+    except (AutoencoderError, DataError, FamilyError) as error:
         _fail(error)
 
 
@@ -306,11 +307,12 @@ def condense(
     from learngenes.condense import condense as make
     from learngenes.data import DataError
     from learngenes.family import FamilyError
+    from learngenes.latents import AutoencoderError
     from learngenes.teacher import TeacherError
 
     try:
         make(teacher, config, work, family)
-    except (DataError, FamilyError, TeacherError) as error:
+    except (AutoencoderError, DataError, FamilyError, TeacherError) as error:
         _fail(error)
     typer.echo((family / REPORT).read_text())
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fineserve.models import AsJson, Url, refusals
 from fineserve.remote import Answer, Remote, RemoteError
+from learngenes.config import NetworkConfig
 
 cli = typer.Typer(
     no_args_is_help=True, help="Upload images of other classes, list and delete them."
@@ -49,7 +50,7 @@ def create(
 def _pack(directory: Path, into: IO[bytes], remote: Remote, family: str | None) -> None:
     with tarfile.open(fileobj=into, mode="w") as tar:
         if any((directory / file).exists() for file in HUGGING_FACE):
-            _add_dataset(directory, tar, _sample_size(remote, family))
+            _add_dataset(directory, tar, _image_size(remote, family))
         else:
             for path in sorted(directory.rglob("*")):
                 if path.is_file():
@@ -57,14 +58,14 @@ def _pack(directory: Path, into: IO[bytes], remote: Remote, family: str | None) 
     into.seek(0)
 
 
-def _sample_size(remote: Remote, family: str | None) -> int:
+def _image_size(remote: Remote, family: str | None) -> int:
     families = remote.get("/families")["families"]
     chosen = [f for f in families if family in (None, f["name"])]
     if not chosen:
         raise RemoteError(
             f"no family {family!r}; there is {', '.join(f['name'] for f in families)}"
         )
-    return max(int(f["network"]["sample_size"]) for f in chosen)
+    return max(NetworkConfig.model_validate(f["network"]).image_size for f in chosen)
 
 
 def _add_dataset(directory: Path, tar: tarfile.TarFile, side: int) -> None:

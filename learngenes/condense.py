@@ -64,6 +64,7 @@ class CondensationConfig(Frozen):
         return PretrainingConfig(
             name=self.name,
             data=self.data,
+            autoencoder=teacher.autoencoder,
             network=teacher.network.config.model_copy(update={"rank": self.rank}),
             diffusion=diffusion,
             sizes=self.sizes,
@@ -194,13 +195,14 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
     """
     config = CondensationConfig.read(config_file)
     teacher = read_teacher(source)
-    side, chosen = teacher.network.config.sample_size, config.data
+    side, chosen = teacher.image_size, config.data
     images = data.load(chosen.path, "train", chosen.class_names, side)
     teacher = teacher.with_classes(len(images.class_names))
     pretraining = config.pretraining(teacher)
     fitted = work / "fitted"
     if not (fitted / MANIFEST).exists():
-        write_fitted(teacher, images, pretraining, config.fit_iterations, fitted)
+        limited = images.balanced(config.data.limited_images)
+        write_fitted(teacher, limited, pretraining, config.fit_iterations, fitted)
     run = Pretraining(pretraining, work, fitted, teacher.network)
     network = run.run().cpu().eval().requires_grad_(False)
     if run.accelerator.is_main_process:
@@ -209,14 +211,14 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
         figures |= {"heldout_loss": run.heldout_losses(), "steps": run.step}
         figures["teacher_heldout_loss"] = run.heldout_loss_of(teacher.network)
         (directory / REPORT).write_text(json.dumps(figures, indent=2) + "\n")
-        write_family(pretraining, config_file, work, network, run.images, run.step, directory)
+        write_family(run, config_file, network, run.step, directory)
     run.accelerator.wait_for_everyone()
     return load_family(directory)
 
 
 def write_fitted(
     teacher: Teacher,
-    images: data.LabelledImages,
+    limited: data.LabelledImages,
     config: PretrainingConfig,
     iterations: int,
     directory: Path,
@@ -230,7 +232,7 @@ def write_fitted(
         directory,
         {
             **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
-            "class_names": images.class_names,
+            "class_names": limited.class_names,
             "licence": config.data.licence,
             "trained_steps": 0,
             "form": config.training.form,
@@ -238,5 +240,6 @@ def write_fitted(
         genes,
         teacher.network.stem,
         scales,
-        images.balanced(config.data.limited_images),
+        limited if teacher.encoder is None else teacher.encoder.encoded(limited),
+        teacher.encoder,
     )

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 TIME_FREQUENCIES = 256
 """Sines and cosines that a timestep is embedded with."""
@@ -39,10 +39,25 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class AutoencoderConfig(Frozen):
+    """What makes images of a network's latents: diffusers' `AutoencoderKL`, in its words."""
+
+    image_channels: PositiveInt = 3
+    block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    layers_per_block: PositiveInt = 1
+    norm_num_groups: PositiveInt = 32
+    scaling_factor: PositiveFloat
+    """Latents are multiplied by it, for a variance of about one."""
+    decoder_parameters: PositiveInt
+    decode_bytes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    """At most alive while one image is decoded, two, and as many as are at once; as measured."""
+
+
 class NetworkConfig(Frozen):
     """Shape of a family's diffusion transformer at its reference size."""
 
     sample_size: PositiveInt
+    """Of what it denoises, images or latents: height and width."""
     in_channels: PositiveInt
     patch_size: PositiveInt
     width: PositiveInt
@@ -50,6 +65,8 @@ class NetworkConfig(Frozen):
     num_classes: PositiveInt
     depth: Annotated[int, Field(ge=2)]
     rank: PositiveInt
+    autoencoder: AutoencoderConfig | None = Field(default=None, repr=False)
+    """Of a network of latents."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -67,6 +84,18 @@ class NetworkConfig(Frozen):
     @property
     def tokens(self) -> int:
         return (self.sample_size // self.patch_size) ** 2
+
+    @property
+    def image_size(self) -> int:
+        """Height and width, in pixels."""
+        if self.autoencoder is None:
+            return self.sample_size
+        return self.sample_size << (len(self.autoencoder.block_out_channels) - 1)
+
+    @property
+    def image_channels(self) -> int:
+        """1 or 3."""
+        return self.in_channels if self.autoencoder is None else self.autoencoder.image_channels
 
     @property
     def patch_values(self) -> int:

@@ -20,7 +20,8 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """images: uint8 (N, C, H, W); labels: int64 (N,), indices into class_names."""
+    """images: uint8 (N, C, H, W), or latents in float16; labels: int64 (N,), indices into
+    class_names."""
 
     images: Tensor
     labels: Tensor
@@ -30,8 +31,9 @@ class LabelledImages:
         return len(self.labels)
 
     def normalised(self, indices: Tensor) -> Tensor:
-        """Chosen images as float32 in [-1, 1]."""
-        return self.images[indices].float() / 127.5 - 1
+        """Chosen images as float32 in [-1, 1]; latents as they are."""
+        chosen = self.images[indices].float()
+        return chosen / 127.5 - 1 if self.images.dtype == torch.uint8 else chosen
 
     def subset(self, indices: Tensor) -> "LabelledImages":
         return LabelledImages(self.images[indices], self.labels[indices], self.class_names)

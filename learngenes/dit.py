@@ -18,6 +18,7 @@ from learngenes import device
 from learngenes.config import TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
 from learngenes.device import compute_dtype
 from learngenes.factors import Layer, Learngenes, Own, serving_layers
+from learngenes.latents import LatentDecoder, to_pixels
 
 
 def sinusoidal_positions(width: int, grid: int) -> Tensor:
@@ -80,6 +81,7 @@ class Stem(nn.Module):
         self.classes = nn.Embedding(config.num_classes + 1, d)  # the last one is the null class
         self.final_modulation = nn.Linear(d, 2 * d)
         self.final = nn.Linear(d, config.patch_values)
+        self.decoder = None if config.autoencoder is None else LatentDecoder(config)
         self._initialise()
 
     def with_classes(self, table: Tensor) -> "Stem":
@@ -116,6 +118,17 @@ class Stem(nn.Module):
         shift, scale = self.final_modulation(conditioning).chunk(2, dim=1)
         return self._unpatch(self.final(modulate(h, shift, scale, 1e-6)))
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """What was denoised, (N, C, H, W), as images: uint8, on the CPU."""
+        return to_pixels(x) if self.decoder is None else self.decoder.pixels(x)
+
+    def in_dtype(self, dtype: torch.dtype) -> "Stem":
+        """A copy; the decoder, which is float32 always, stays this one's."""
+        memo: dict[int, object] = {} if self.decoder is None else {id(self.decoder): None}
+        other = copy.deepcopy(self, memo).to(dtype)
+        other.decoder = self.decoder
+        return other
+
     def _unpatch(self, h: Tensor) -> Tensor:
         """(N, T, P*P*C) -> (N, C, H, W)."""
         c = self.config
@@ -138,7 +151,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = stem.config
         self.compute = compute_dtype(dtype, stem.positions.device)
-        self.stem = stem if self.compute == torch.float32 else copy.deepcopy(stem).to(self.compute)
+        self.stem = stem if self.compute == torch.float32 else stem.in_dtype(self.compute)
         self.layers = nn.ModuleList(serving_layers(genes, own, mode, dtype, self.compute))
         self.requires_grad_(False).eval()
 

@@ -1,7 +1,10 @@
 """A model for plain diffusers: its `DiTTransformer2DModel`, weights written out."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
@@ -11,15 +14,19 @@ from learngenes.diffusion import sampler
 from learngenes.dit import DiT
 from learngenes.factors import Own
 from learngenes.family import Family
+from learngenes.latents import joined
 
 PIPELINE_NULL_CLASS = 1000
 """`DiTPipeline` guides away from this class, whatever number of classes the network has."""
 
 
-def export_model(family: Family, own: Own, directory: Path) -> None:
+def export_model(
+    family: Family, own: Own, directory: Path, class_names: Sequence[str] = ()
+) -> None:
     """Write `transformer/` (float32) and `scheduler/` (DDIM), as `DiTPipeline` samples from them.
 
-    Raises ValueError when the family has more than 1,000 classes.
+    Of a family of latents the whole pipeline, with `vae/` and its classes' names, by default the
+    family's. Raises ValueError when the family has more than 1,000 classes.
     """
     model = family.assemble(own, Mode.MATERIALISED)
     config = diffusers_config(model.config, len(model.layers))
@@ -31,8 +38,28 @@ def export_model(family: Family, own: Own, directory: Path) -> None:
             state[name] = _pipeline_classes(tensor)
     network.load_state_dict(state)
     network.save_pretrained(directory / "transformer")
+    if family.encoder is not None:
+        _save_pipeline(family, class_names, directory)
     # the number of steps is the request's, and is not part of a saved scheduler
     sampler(family.manifest.diffusion, "ddim", 1).save_pretrained(directory / "scheduler")
+
+
+def _save_pipeline(family: Family, class_names: Sequence[str], directory: Path) -> None:
+    """`vae/`, and `model_index.json` with the names of classes."""
+    assert family.encoder is not None
+    assert family.stem.decoder is not None
+    whole = joined(family.manifest.network, family.encoder, family.stem.decoder)
+    whole.save_pretrained(directory / "vae")
+    names = class_names or family.manifest.class_names
+    index = {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def diffusers_config(config: NetworkConfig, depth: int) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from learngenes.config import DiffusionConfig, DType, Frozen, Mode, NetworkConfi
 from learngenes.data import LabelledImages
 from learngenes.dit import DiT, Stem
 from learngenes.factors import CLASSES, Learngenes, Own, Scales
+from learngenes.latents import LatentEncoder
 from learngenes.sizing.quality import QualityTable
 
 SCHEMA_VERSION = 1
 MANIFEST = "family.json"
 QUALITY = "quality.json"
+ENCODER = "encoder"
 TENSOR_FILES = ("learngenes", "stem", "scales", "limited_data")
 FINGERPRINTED = ("learngenes.safetensors", "stem.safetensors")
 
@@ -52,8 +55,11 @@ class Family:
     stem: Stem
     scales: Scales
     limited_data: LabelledImages
+    """Latents, in a family of latents."""
     quality: QualityTable | None
     """None until `fineserve calibrate` has measured it."""
+    encoder: LatentEncoder | None = None
+    """Of a family of latents; it stays on the CPU."""
 
     def assemble(self, own: Own, mode: Mode, dtype: DType = DType.FLOAT32) -> DiT:
         """A model ready to sample, from this family and what is the model's own."""
@@ -68,6 +74,10 @@ class Family:
         null = self.stem.classes.weight.detach()[-1]
         stacked = {**scales.stacked(), CLASSES: null.repeat(num_classes + 1, 1)}
         return Scales.from_stacked(stacked)
+
+    def encoded(self, images: LabelledImages) -> LabelledImages:
+        """Images as its network sees them: latents, in a family of those."""
+        return images if self.encoder is None else self.encoder.encoded(images)
 
     def to(self, device: torch.device) -> "Family":
         """Networks moved in place; the limited data stay where they are."""
@@ -97,6 +107,7 @@ def save_family(
     stem: Stem,
     scales: Scales,
     limited_data: LabelledImages,
+    encoder: LatentEncoder | None = None,
 ) -> FamilyManifest:
     """Write a family. `manifest` holds FamilyManifest's fields but the version and the hashes.
 
@@ -109,6 +120,8 @@ def save_family(
         "scales": scales.stacked(),
         "limited_data": {"images": limited_data.images, "labels": limited_data.labels},
     }
+    if encoder is not None:
+        tensors[ENCODER] = encoder.state_dict()
     for name, group in tensors.items():
         contiguous = {key: tensor.contiguous().cpu() for key, tensor in group.items()}
         save_file(contiguous, directory / f"{name}.safetensors")
@@ -128,7 +141,11 @@ def load_family(directory: Path) -> Family:
     """Read and verify a family. Raises FamilyError."""
     manifest = read_manifest(directory)
     _check_hashes(directory, manifest)
-    tensors = {name: _read_tensors(directory / f"{name}.safetensors") for name in TENSOR_FILES}
+    latent = manifest.network.autoencoder is not None
+    files = (*TENSOR_FILES, ENCODER) if latent else TENSOR_FILES
+    _check_listed(directory, manifest, files)
+    tensors = {name: _read_tensors(directory / f"{name}.safetensors") for name in files}
+    encoder = LatentEncoder(manifest.network) if latent else None
     with torch.device("meta"):  # the files' own memory is used, nothing is drawn or copied
         genes = Learngenes(manifest.network)
     stem = Stem(manifest.network)
@@ -136,13 +153,16 @@ def load_family(directory: Path) -> Family:
         genes.load_state_dict(tensors["learngenes"], assign=True)
         stem.load_state_dict(tensors["stem"])
         scales = Scales.from_stacked(tensors["scales"])
+        if encoder is not None:
+            encoder.load_state_dict(tensors[ENCODER])
         data = tensors["limited_data"]
         limited = LabelledImages(data["images"], data["labels"], manifest.class_names)
     except (RuntimeError, KeyError) as error:
         raise FamilyError(f"{directory}: tensors do not fit {MANIFEST}: {error}") from error
     for module in (genes, stem, scales):
         module.requires_grad_(False)
-    return Family(manifest, genes, stem.eval(), scales, limited, read_quality(directory, manifest))
+    quality = read_quality(directory, manifest)
+    return Family(manifest, genes, stem.eval(), scales, limited, quality, encoder)
 
 
 def read_manifest(directory: Path) -> FamilyManifest:
@@ -189,10 +209,13 @@ def _write_manifest(directory: Path, manifest: FamilyManifest) -> None:
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
 
 
-def _check_hashes(directory: Path, manifest: FamilyManifest) -> None:
-    required = {f"{name}.safetensors" for name in TENSOR_FILES}
+def _check_listed(directory: Path, manifest: FamilyManifest, files: Iterable[str]) -> None:
+    required = {f"{name}.safetensors" for name in files}
     if missing := required - manifest.sha256.keys():
         raise FamilyError(f"{directory / MANIFEST} lists no hash for {', '.join(sorted(missing))}")
+
+
+def _check_hashes(directory: Path, manifest: FamilyManifest) -> None:
     for name, expected in manifest.sha256.items():
         if Path(name).name != name:
             raise FamilyError(f"{directory / MANIFEST} names a file outside the family: {name!r}")

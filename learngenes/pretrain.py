@@ -42,6 +42,7 @@ from learngenes.diffusion import (
 from learngenes.dit import Stem
 from learngenes.factors import Learngenes, training_layer
 from learngenes.family import FamilyError, load_family
+from learngenes.latents import LatentEncoder, read_autoencoder
 from learngenes.muon import Muon
 from learngenes.sigma import interpolated, interpolated_layers, reference_scales
 
@@ -86,6 +87,8 @@ class PretrainingConfig(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     data: DataConfig
+    autoencoder: Path | None = None
+    """Of a family of latents: a directory that diffusers' `AutoencoderKL` is loaded from."""
     network: NetworkConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     sizes: SizeSpace
@@ -115,7 +118,8 @@ class FactorisedDiT(nn.Module):
 
     def optimizer(self, config: TrainingConfig) -> Muon:
         """`peak_lr` of a group is the learning rate that a schedule has a share of."""
-        rest = [*self.stem.parameters(), *self.scales.bias.parameters()]
+        stem = [p for p in self.stem.parameters() if p.requires_grad]  # the decoder is frozen
+        rest = [*stem, *self.scales.bias.parameters()]
         groups: list[dict[str, object]] = [
             {"params": rest, "peak_lr": config.learning_rate},
             {
@@ -179,7 +183,14 @@ class Pretraining:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         torch.manual_seed(config.training.seed)
+        self.encoder: LatentEncoder | None = None
+        if config.autoencoder is not None:
+            network, self.encoder, decoder = read_autoencoder(config.autoencoder, config.network)
+            if config.network.autoencoder is None:
+                self.config = config = config.model_copy(update={"network": network})
         self.model = FactorisedDiT(config.network)
+        if self.encoder is not None:
+            self.model.stem.decoder = decoder
         self.ema = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay)
         ).to(self.accelerator.device)
@@ -197,19 +208,27 @@ class Pretraining:
 
     def _load_data(self) -> None:
         c = self.config
-        size = c.network.sample_size
-        self.images = data.load(c.data.path, "train", c.data.class_names, size)
+        size = c.network.image_size
+        self.images = self._encoded(data.load(c.data.path, "train", c.data.class_names, size))
         if len(self.images.class_names) != c.network.num_classes:
             raise data.DataError(
                 f"{c.data.path} has {len(self.images.class_names)} classes, "
                 f"the network is for {c.network.num_classes}"
             )
         test = data.load(c.data.path, "test", c.data.class_names, size)
-        test = test.balanced(c.data.heldout_images)
+        test = self._encoded(test.balanced(c.data.heldout_images))
         device = self.accelerator.device
         self.heldout = Heldout(
             test.normalised(torch.arange(len(test))).to(device), test.labels.to(device)
         )
+
+    def _encoded(self, images: data.LabelledImages) -> data.LabelledImages:
+        if self.encoder is None:
+            return images
+        encoder = self.encoder.to(self.accelerator.device)
+        latents = encoder.encoded(images)
+        self.encoder.cpu()
+        return latents
 
     def run(self) -> FactorisedDiT:
         """Train until `steps`; gives the averaged (EMA) network."""

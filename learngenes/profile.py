@@ -92,7 +92,7 @@ class _Profiling:
         while rows[-1] < MAX_ROWS and self.elapsed_share + 2 * last_share < 0.7:
             rows.append(2 * rows[-1])
             last_share = self._time_layers(points, rows[-1])
-        request, steps = self._time_steps(points[0].model, rows)
+        request, image, steps = self._time_steps(points[0].model, rows)
         profile = DeviceProfile(
             device_class=device_class(self.device),
             torch_version=torch.__version__,
@@ -105,6 +105,7 @@ class _Profiling:
             rows=tuple(rows),
             ranks=self.ranks,
             request_seconds=request,
+            image_seconds=image,
             step_seconds=steps,
             layers=self._layer_costs(points, rows),
             p95_ratio=LEAST_P95_RATIO,
@@ -162,8 +163,11 @@ class _Profiling:
                 point.seconds.setdefault(rows, []).append(layer)
         return self.elapsed_share - before
 
-    def _time_steps(self, model: DiT, rows: list[int]) -> tuple[float, tuple[float, ...]]:
-        """Seconds of a request without steps, and of a step without layers over `rows`."""
+    def _time_steps(self, model: DiT, rows: list[int]) -> tuple[float, float, tuple[float, ...]]:
+        """Seconds of a request without steps, of each of its images, of a step without layers.
+
+        The last over `rows`.
+        """
         diffusion = self.family.manifest.diffusion
         layers, model.layers = model.layers, nn.ModuleList()
         few, many = 2, 10
@@ -178,7 +182,10 @@ class _Profiling:
             steps.append(max(0.0, long - short) / (many - few))
             requests.append(max(0.0, short - few * steps[-1]))
         model.layers = layers
-        return float(np.median(requests)), tuple(steps)
+        if self.network.autoencoder is None:
+            return float(np.median(requests)), 0.0, tuple(steps)
+        image = max(0.0, requests[-1] - requests[0]) / max(1, rows[-1] - rows[0])
+        return max(0.0, requests[0] - image), image, tuple(steps)
 
     def _layer_costs(self, points: list[_Point], rows: list[int]) -> tuple[LayerCost, ...]:
         costs: dict[Execution, list[tuple[float, ...]]] = {}

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from learngenes.config import DiffusionConfig, Mode, Size
-from learngenes.data import LabelledImages
 from learngenes.dit import DiT
 from learngenes.family import Family, load_family, save_family
 from learngenes.pretrain import LOG, FactorisedDiT, Pretraining, PretrainingConfig
@@ -24,24 +23,23 @@ def pretrain_family(
     network = pretraining.run().cpu().eval().requires_grad_(False)
     if pretraining.accelerator.is_main_process:
         steps = pretraining.before.steps + pretraining.step
-        write_family(config, config_file, work, network, pretraining.images, steps, directory)
+        write_family(pretraining, config_file, network, steps, directory)
     pretraining.accelerator.wait_for_everyone()
     return load_family(directory)
 
 
 def write_family(
-    config: PretrainingConfig,
+    pretraining: Pretraining,
     config_file: Path,
-    work: Path,
     network: FactorisedDiT,
-    images: LabelledImages,
     trained_steps: int,
     directory: Path,
 ) -> None:
     """Network, limited data, configuration, training log and sample grid, hashed together."""
+    config, images = pretraining.config, pretraining.images
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(config_file, directory / "config.toml")
-    shutil.copy(work / LOG, directory / LOG)
+    shutil.copy(pretraining.directory / LOG, directory / LOG)
     picture = sample_grid(network, config.diffusion, config.sizes.depths, config.sizes.ranks)
     picture.save(directory / "samples.png", optimize=True)
     save_family(
@@ -61,6 +59,7 @@ def write_family(
         network.stem,
         network.scales,
         images.balanced(config.data.limited_images),
+        pretraining.encoder,
     )
 
 

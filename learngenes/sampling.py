@@ -34,7 +34,7 @@ def sample(
     scheduler: str = "ddim",
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """One image per (class label, seed), uint8 (N, C, H, W), on the CPU.
+    """One image per (class label, seed), uint8 (N, C, H, W), on the CPU; latents are decoded.
 
     `guidance_scale` above 1 extrapolates from the null class (arXiv 2207.12598) and doubles
     the rows of each step, as in diffusers' `DiTPipeline`.
@@ -56,9 +56,4 @@ def sample(
         x = steps.step(prediction, t, x).prev_sample
         if on_step is not None:
             on_step(done, num_inference_steps)
-    return to_pixels(x)
-
-
-def to_pixels(x: Tensor) -> Tensor:
-    """[-1, 1] to uint8, on the CPU."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    return model.stem.pixels(x)

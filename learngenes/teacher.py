@@ -1,5 +1,6 @@
 """A diffusers DiT as the network that it is here: what condensation starts from."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from learngenes.config import DiffusionConfig, Kind, NetworkConfig
 from learngenes.dense import DenseDiT, Weights
 from learngenes.dit import Stem
+from learngenes.latents import LatentEncoder, read_autoencoder
 
 log = structlog.get_logger()
 
@@ -39,6 +41,13 @@ class Teacher:
     """Computes what diffusers' does; where that predicts a variance, too, the mean alone."""
     diffusion: DiffusionConfig | None
     """None where no scheduler lies beside it."""
+    autoencoder: Path | None = None
+    """Of latents; its halves are the network's stem's decoder and this."""
+    encoder: LatentEncoder | None = None
+
+    @property
+    def image_size(self) -> int:
+        return self.network.config.image_size
 
     def with_classes(self, num_classes: int) -> "Teacher":
         """Of its classes the first ones, and the null class. Raises TeacherError."""
@@ -48,13 +57,13 @@ class Teacher:
             raise TeacherError(f"the teacher knows {len(table) - 1} classes, not {num_classes}")
         chosen = stem.with_classes(torch.cat([table[:num_classes], table[-1:]]))
         network = DenseDiT(chosen, self.network.weights()).eval().requires_grad_(False)
-        return Teacher(network, self.diffusion)
+        return dataclasses.replace(self, network=network)
 
 
 def read_teacher(source: str) -> Teacher:
     """A directory that diffusers loads (a `DiTPipeline`'s, or its transformer's), or a hub's name.
 
-    Raises TeacherError.
+    Raises TeacherError, and AutoencoderError for a `vae/` beside it that cannot be taken over.
     """
     path = Path(source)
     subfolder = None if (path / "config.json").exists() else "transformer"
@@ -63,7 +72,13 @@ def read_teacher(source: str) -> Teacher:
     except (OSError, ValueError) as error:
         raise TeacherError(f"{source} is not a DiT that diffusers loads: {error}") from error
     beside = path if subfolder else path.parent
-    return Teacher(from_diffusers(network), _diffusion(beside / SCHEDULER))
+    ours, diffusion = from_diffusers(network), _diffusion(beside / SCHEDULER)
+    if not (beside / "vae").is_dir():
+        return Teacher(ours, diffusion)
+    shape, encoder, decoder = read_autoencoder(beside / "vae", ours.config)
+    ours.config = ours.stem.config = shape
+    ours.stem.decoder = decoder
+    return Teacher(ours, diffusion, beside / "vae", encoder)
 
 
 @torch.no_grad()

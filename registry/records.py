@@ -219,7 +219,7 @@ class FamilyRecord(BaseModel):
     """What workers announce of a family they hold; shapes as in its family.json."""
 
     name: str
-    network: dict[str, int]
+    network: dict[str, Any]
     sizes: dict[str, list[int]]
     class_names: list[str]
     licence: str

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
+from learngenes.config import NetworkConfig
 from registry.records import GenerationRecord, ModelRecord
 from service.access import Anybody, Caller, ModelDep, Sampler, visible
 from service.deps import IdempotencyKey, State, StateDep
@@ -144,7 +145,7 @@ def _check_size(state: State, request: ImagesRequest, caller: Caller) -> str:
     family = state.repository.family(model.family)
     if family is None:
         raise no_family(model.family)
-    side = family.network["sample_size"]
+    side = NetworkConfig.model_validate(family.network).image_size
     size = f"{side}x{side}"
     if request.size not in (None, "auto", size):
         raise Problem(

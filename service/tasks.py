@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from safetensors.numpy import save
 
+from learngenes.config import NetworkConfig
 from registry.tasks import IMAGES_FILE, SHEET_FILE, Task
 from service.access import Anybody, Caller, Deployer, TaskDep
 from service.deps import State, StateDep
@@ -88,6 +89,7 @@ def _store(
             f"there are {len(mine)} tasks of yours, as many as may be; delete one first",
             limit=settings.max_tasks,
         )
+    network = NetworkConfig.model_validate(record.network)
     limits = Limits(
         unpacked_bytes=int(settings.max_unpacked_mb * 1e6),
         images=settings.max_task_images,
@@ -95,9 +97,7 @@ def _store(
     )
     try:
         with _reading:
-            upload = read_upload(
-                file, limits, record.network["in_channels"], record.network["sample_size"]
-            )
+            upload = read_upload(file, limits, network.image_channels, network.image_size)
     except UploadError as error:
         raise Problem(422, "unusable-upload", str(error)) from error
     return _kept(

@@ -14,9 +14,10 @@ from learngenes.data import LabelledImages
 from learngenes.diffusion import heldout_loss, noise_process
 from learngenes.export import export_model
 from learngenes.family import Family
+from learngenes.latents import read_autoencoder
 from learngenes.teacher import Teacher, read_teacher
 
-TRAIN = Path(__file__).parent.parent / "examples" / "train_diffusers.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 ALONE = """
 import runpy, sys
 sys.modules.update(dict.fromkeys(["learngenes", "worker", "registry", "service", "fineserve"]))
@@ -38,10 +39,14 @@ def dataset(limited_data: LabelledImages, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def trained(dataset: Path, out: Path, *options: str) -> Teacher:
-    command = [sys.executable, "-I", "-c", ALONE, str(TRAIN), str(dataset), str(out), *options]
+def run(example: str, *words: str) -> None:
+    command = [sys.executable, "-I", "-c", ALONE, str(EXAMPLES / example), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_OFFLINE": "1"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
+
+
+def trained(dataset: Path, out: Path, *options: str) -> Teacher:
+    run("train_diffusers.py", str(dataset), str(out), *options)
     return read_teacher(str(out))
 
 
@@ -70,3 +75,27 @@ def test_a_teacher_is_trained_from_scratch(
     teacher = trained(dataset, tmp_path / "out", "--steps", "2", *shape)
     assert teacher.network.config == network.model_copy(update={"rank": 32})
     assert len(teacher.network.layers) == 4
+
+
+def test_an_autoencoder_is_trained_that_a_family_can_have(
+    network: NetworkConfig, limited_data: LabelledImages, dataset: Path, tmp_path: Path
+) -> None:
+    options = (
+        "--channels",
+        "8",
+        "16",
+        "--groups",
+        "4",
+        "--steps",
+        "300",
+        "--learning-rate",
+        "3e-3",
+    )
+    run("train_autoencoder.py", str(dataset), str(tmp_path / "out"), *options, "--flip")
+    shape = network.model_copy(update={"sample_size": 4, "in_channels": 4, "patch_size": 1})
+    _, encoder, decoder = read_autoencoder(tmp_path / "out", shape)
+    latents = encoder.encoded(limited_data).normalised(torch.arange(len(limited_data)))
+    assert latents.std() == pytest.approx(1, rel=0.1)
+    difference = decoder.pixels(latents).float() - limited_data.images.float()
+    far = limited_data.images.float() - limited_data.images.float().mean()
+    assert difference.abs().mean() < 0.5 * far.abs().mean()

@@ -16,9 +16,10 @@ import torch
 from learngenes.batch import Batch, Part
 from learngenes.config import DType, Mode
 from learngenes.device import never_compile, release_memory, synchronise
+from learngenes.dit import Stem
 from learngenes.family import Family
 from learngenes.kernels import Kernels
-from learngenes.sampling import initial_noise, to_pixels
+from learngenes.sampling import initial_noise
 from learngenes.schedules import schedule
 from learngenes.stepcost import StepCosts, measure_step_costs
 from learngenes.weights import ModelWeights, SharedWeights
@@ -369,22 +370,41 @@ class Engine:
             return
         finished = [part for part in self._running if part.left == 0]
         self._dissolve()
+        by_stem: dict[Stem, list[TicketPart]] = {}
         for part in finished:
-            if part in self._parts:
-                self._finish(part)
+            with self._failing(part.ticket):
+                if part in self._parts:
+                    self._require_finite(part)
+                    by_stem.setdefault(part.ticket.request.family.stem, []).append(part)
+        for stem, parts in by_stem.items():
+            self._finish(stem, [part for part in parts if part in self._parts])
 
-    def _finish(self, part: TicketPart) -> None:
+    def _require_finite(self, part: TicketPart) -> None:
         assert part.state is not None
-        with self._failing(part.ticket):
-            if not bool(part.state.x.isfinite().all()):
-                raise NotFinite(
-                    f"model {part.ticket.request.model} makes images that are not numbers; "
-                    "make it again, or use another revision or scheduler"
-                )
-            images = list(to_pixels(part.state.x).numpy())
+        if not bool(part.state.x.isfinite().all()):
+            raise NotFinite(
+                f"model {part.ticket.request.model} makes images that are not numbers; "
+                "make it again, or use another revision or scheduler"
+            )
+
+    def _finish(self, stem: Stem, parts: list[TicketPart]) -> None:
+        """Parts of one family: latents are decoded together, or each alone where that fails."""
+        denoised = [part.state.x for part in parts if part.state is not None]
+        try:
+            pixels = stem.pixels(torch.cat(denoised)).split([len(x) for x in denoised])
+        except Exception as error:
+            if len(parts) > 1:
+                release_memory(self._device)
+                for part in parts:
+                    self._finish(stem, [part])
+            else:
+                log.exception("images cannot be decoded")
+                self._end(parts[0].ticket, error)
+            return
+        for part, images in zip(parts, pixels, strict=True):
             self._parts.remove(part)
             self._give_back(part)
-            part.ticket.keep(part, images)
+            part.ticket.keep(part, list(images.numpy()))
 
     def _dissolve(self) -> None:
         """Give all images back to their parts, and count what their owners had."""

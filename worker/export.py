@@ -114,7 +114,7 @@ def _write(
     form: ExportFormat, directory: Path, record: ModelRecord, family: Family, own: Own
 ) -> None:
     if form is ExportFormat.DIFFUSERS:
-        export_model(family, own, directory)
+        export_model(family, own, directory, record.class_names or ())
     elif form is ExportFormat.ONNX:
         from learngenes.export_onnx import export_onnx  # seconds to import
 
@@ -156,8 +156,8 @@ def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
         dtype=plan.dtype,
         budget=record.budget.model_dump_json(exclude_none=True),
         measured=measured.model_dump_json() if measured else "not yet",
-        channels=manifest.network.in_channels,
-        pixels=manifest.network.sample_size,
+        channels=manifest.network.image_channels,
+        pixels=manifest.network.image_size,
         classes=classes,
         licence=manifest.licence,
     )

@@ -138,7 +138,7 @@ class Runtime:
         return [
             FamilyRecord(
                 name=name,
-                network=family.manifest.network.model_dump(),
+                network=family.manifest.network.model_dump(mode="json", exclude_none=True),
                 sizes={k: list(v) for k, v in family.manifest.sizes.model_dump().items()},
                 class_names=list(family.manifest.class_names),
                 licence=family.manifest.licence,

@@ -13,7 +13,6 @@ from learngenes.batch import Part
 from learngenes.config import DType, Mode
 from learngenes.factors import Own
 from learngenes.family import Family
-from learngenes.sampling import to_pixels
 from registry import tracing
 from worker.residency import Entry, Pool
 
@@ -164,5 +163,6 @@ class Preview:
         state = self.ticket.parts[0].state if self.ticket.parts else None
         if state is not None and state.done_steps:
             predicted = state.batch.predicted(state) if state.batch else state.previous
-            self.pixels = to_pixels(predicted[:1])[0].numpy()
+            stem = self.ticket.request.family.stem
+            self.pixels = stem.pixels(predicted[:1])[0].numpy()
         self.done.set()

@@ -74,7 +74,7 @@ def by_engine(family: Family, own: Scales, labels: list[int]) -> np.ndarray:
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
     )
-    with patch("worker.engine.to_pixels", lambda x: x.cpu().clone()):  # not rounded
+    with patch("learngenes.dit.to_pixels", lambda x: x.cpu().clone()):  # not rounded
         engine = Engine([family], ENGINE_BYTES)
         engine.start()
         try:

@@ -18,6 +18,8 @@ TILE_ROWS, TILE_INPUTS, TILE_OUTPUTS = 256, 1024, 64
 MATRIX_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2, DType.INT8: 1}
 INT8_ROW_BYTES = 5
 """torchao keeps a float32 scale and an int8 zero point for each row of a matrix."""
+DECODED_TOGETHER = 4
+"""Latents that are made into images at once."""
 SCHEDULE_BYTES = 7 * 1000 * BYTES_PER_FLOAT32
 """The tables of a thousand-step noise schedule that a diffusers scheduler keeps."""
 
@@ -99,12 +101,27 @@ def stem_parameters(network: NetworkConfig) -> int:
     return patches + time + classes + final
 
 
+def decoder_bytes(network: NetworkConfig) -> int:
+    """Of a network of latents: the weights of what makes images of them, in float32."""
+    if network.autoencoder is None:
+        return 0
+    return network.autoencoder.decoder_parameters * BYTES_PER_FLOAT32
+
+
+def _decoding_bytes(network: NetworkConfig, images: int) -> int:
+    """Alive while as many latents as are decoded at once are."""
+    if network.autoencoder is None:
+        return 0
+    measured = network.autoencoder.decode_bytes
+    return measured[min(images, len(measured)) - 1]
+
+
 def weight_bytes(
     network: NetworkConfig, depth: Ints | int, rank: Ints | int, execution: Execution
 ) -> Ints | int:
     """Bytes of all parameters of a model served alone."""
     stored, compute = MATRIX_BYTES[execution.dtype], execution.compute_bytes
-    stem = stem_parameters(network) * compute
+    stem = stem_parameters(network) * compute + decoder_bytes(network)
     if execution.mode is Mode.MATERIALISED:
         biases = depth * _biases(network) * compute
         return stem + dense_parameters(network, depth) * stored + biases
@@ -124,7 +141,8 @@ def activation_bytes(
     attention q, k and v (3), their mix and its copy in rows (2); the 4 d hidden features
     before and after GELU (4 + 4). To these come modulation and conditioning of each row (8 d),
     what each product needs, and the images that the sampler holds: x, a step's prediction and
-    what the scheduler makes of them, of both rows when guided.
+    what the scheduler makes of them, of both rows when guided. Where latents are decoded in the
+    end, that may need more.
     """
     d, e = network.width, execution.compute_bytes
     tokens = workload.rows * network.tokens
@@ -150,7 +168,8 @@ def activation_bytes(
         widest = np.maximum(widest, moment)
     image = network.in_channels * network.sample_size**2 * BYTES_PER_FLOAT32
     images = (8 if workload.guided else 4) * workload.n
-    return widest + conditioning + images * image + SCHEDULE_BYTES
+    widest = np.maximum(widest + conditioning, _decoding_bytes(network, workload.n))
+    return widest + images * image + SCHEDULE_BYTES
 
 
 def memory_bytes(
@@ -197,8 +216,8 @@ def _biases(network: NetworkConfig) -> int:
 
 
 def shared_bytes(network: NetworkConfig, rank: Ints | int, execution: Execution) -> Ints | int:
-    """What a model's weights and its family's are one copy of: the stem, and U when it is whole."""
-    shared = np.zeros_like(rank)
+    """What a model's weights and its family's are one copy of: stem, decoder, a U that is whole."""
+    shared = np.zeros_like(rank) + decoder_bytes(network)
     if execution.compute_bytes == BYTES_PER_FLOAT32:
         shared = shared + stem_parameters(network) * BYTES_PER_FLOAT32
     if execution.mode is Mode.FACTORED and execution.dtype is DType.FLOAT32:

@@ -55,8 +55,8 @@ class LayerCost(Frozen):
 class DeviceProfile(Frozen):
     """Constants of one family on one class of device.
 
-    Latency of a batch is affine in depth: request + steps x (step + depth x layer), each
-    piecewise linear in rows, the layer's also in rank.
+    Latency of a batch is affine in depth: request + images x image + steps x (step + depth x
+    layer), the last two piecewise linear in rows, the layer's also in rank.
     """
 
     version: Literal[1] = PROFILE_VERSION
@@ -74,6 +74,8 @@ class DeviceProfile(Frozen):
     rows: tuple[PositiveInt, ...]
     ranks: tuple[PositiveInt, ...]
     request_seconds: NonNegativeFloat
+    image_seconds: NonNegativeFloat = 0
+    """More, of each image: to decode its latents."""
     step_seconds: tuple[NonNegativeFloat, ...]
     """All of a step but the blocks, over rows."""
     layers: tuple[LayerCost, ...]
@@ -111,7 +113,8 @@ class DeviceProfile(Frozen):
         by_rank = [_linear(workload.rows, self.rows, row) for row in cost.seconds]
         layer = np.interp(rank, self.ranks, by_rank) if len(by_rank) > 1 else by_rank[0]
         step = _linear(workload.rows, self.rows, self.step_seconds) + depth * layer
-        seconds = self.request_seconds + workload.num_inference_steps * step
+        request = self.request_seconds + workload.n * self.image_seconds
+        seconds = request + workload.num_inference_steps * step
         return np.asarray(seconds * cost.correction * self.speed_correction)
 
     def corrected(self, predicted: Cost, measured: Cost) -> "DeviceProfile":

@@ -16,7 +16,8 @@ from learngenes.diffusion import SAMPLERS
 from learngenes.factors import DenseLayers
 from learngenes.family import Family
 from learngenes.kernels import Kernels
-from learngenes.sampling import sample, to_pixels
+from learngenes.latents import to_pixels
+from learngenes.sampling import sample
 from learngenes.sigma import interpolated
 from learngenes.weights import ModelWeights, SharedWeights
 from tests.batches import Desk, other_scales, random_models, weights

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.numpy import load
 
+from learngenes.config import AutoencoderConfig
 from registry.errors import StorageFull
 from registry.exports import ExportFormat
 from registry.keys import Keys, Scope
 from registry.settings import Settings
+from registry.tasks import IMAGES_FILE, Tasks
 from tests.service.conftest import Stack
 from tests.service.test_uploads import Files, png, tarred, zipped
 from worker.build import build
@@ -156,3 +159,15 @@ def test_nothing_is_left_of_a_refused_upload(stack: Stack, tmp_path: Path) -> No
     stack.api.post("/tasks", content=zipped({"../../evil/1.png": png()}).getvalue())
     assert stack.runtime.store.directories("tasks") == []
     assert not [*tmp_path.rglob("*evil*")]
+
+
+def test_images_for_a_family_of_latents_have_the_size_of_its_images(stack: Stack) -> None:
+    """And not that of the latents, which only a worker can make."""
+    described = AutoencoderConfig(
+        block_out_channels=(8, 16, 16), scaling_factor=1, decoder_parameters=1, decode_bytes=(1,)
+    )
+    network = {**stack.runtime.announced[0].network, "autoencoder": described.model_dump()}
+    stack.runtime.announced[0] = stack.runtime.announced[0].model_copy(update={"network": network})
+    stack.runtime.announce_families()
+    images = load(Tasks(stack.runtime.store).read(upload(stack), IMAGES_FILE))["images"]
+    assert images.shape[1:] == (3, 32, 32)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from benchmarks.interop.exports import PLAIN_DIFFUSERS
 from learngenes.export_onnx import INPUTS
-from learngenes.sampling import initial_noise, sample, to_pixels
+from learngenes.latents import to_pixels
+from learngenes.sampling import initial_noise, sample
 from learngenes.standalone import load_model
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.records import GenerationRecord
