@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.interop import report as interop
 from benchmarks.paper import tables
 from benchmarks.trust import report as trust
 
@@ -267,6 +268,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "serving": ("serving", serving),
     "serving_aims": ("serving", serving_aims),
     "operate": ("operate", operate),
+    "interop": ("interop", interop.interop),
     "trust_faults": ("trust", trust.faults),
     "trust_endurance": ("trust", trust.endurance),
     "paper_depth": ("paper", tables.depth),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks.interop import clients, condensation, exports, few_shot, shapes
+from benchmarks.interop import clients, condensation, exports, few_shot, latents, shapes
 from benchmarks.parts import Figures, run
 
 PARTS: dict[str, Callable[[], Figures]] = {
@@ -10,6 +10,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "clients": clients.measure,
     "few_shot": few_shot.measure,
     "condensation": condensation.measure,
+    "latents": latents.measure,
     "dit_xl": shapes.measure,
 }
 SUMMARY = {
