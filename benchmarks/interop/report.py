@@ -12,7 +12,7 @@ def interop(result: dict[str, Any]) -> Table:
         sizes = len(exports["sizes"])
         table += [
             (
-                f"exports of {sizes} sizes by plain diffusers, beside the engine: any value differs by",
+                f"{sizes} sizes by plain diffusers, beside the engine: values differ by",
                 "≤ 1e-3",
                 f"{exports['export_max_abs_diff']:.0e}",
             ),
@@ -25,7 +25,7 @@ def interop(result: dict[str, Any]) -> Table:
         for task, figures in few["tasks"].items():
             table.append(
                 (
-                    f"50 images a class of {task}: FD before → after Σ (real images), by the service",
+                    f"a task, {task}, 50 images a class: FD before → after Σ (real images)",
                     "",
                     f"{figures['fd_before']:.0f} → {figures['fd_after']:.0f} "
                     f"({figures['fd_of_real_images']:.0f}), {figures['seconds']:.0f} s",
