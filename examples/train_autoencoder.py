@@ -67,6 +67,20 @@ def new_network(example: torch.Tensor, options: argparse.Namespace) -> Autoencod
     )
 
 
+class Reconstruction(torch.nn.Module):
+    """What is trained, as one module: several GPUs agree on the gradients of its forward pass."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images again, and the mean KL divergence of a value of their latents."""
+        drawn = self.autoencoder.encode(images).latent_dist
+        decoded = self.autoencoder.decode(drawn.sample()).sample
+        return decoded, drawn.kl().mean() / drawn.mean[0].numel()
+
+
 @torch.no_grad()
 def scaling_factor(network: AutoencoderKL, images: torch.Tensor) -> float:
     """One over the standard deviation of the latents."""
@@ -78,7 +92,9 @@ def main() -> None:
     set_seed(options.seed)
     accelerator = Accelerator()
     images = load(options.dataset)
-    network = new_network(collate([images[0]])[0], options)
+    network = Reconstruction(new_network(collate([images[0]])[0], options))
+    if len(images) < options.batch_size:
+        raise SystemExit(f"{len(images)} images are less than one batch: lower --batch-size")
     loader = DataLoader(
         images, options.batch_size, shuffle=True, drop_last=True, collate_fn=collate
     )
@@ -94,11 +110,9 @@ def main() -> None:
         if options.flip:
             mirrored = torch.rand(len(clean), 1, 1, 1, device=clean.device) < 0.5
             seen = torch.where(mirrored, clean.flip(3), clean)
-        with accelerator.autocast():
-            drawn = accelerator.unwrap_model(network).encode(seen).latent_dist
-            decoded = accelerator.unwrap_model(network).decode(drawn.sample()).sample
+        decoded, divergence = network(seen)
         error = F.l1_loss(decoded.float(), seen)
-        loss = error + options.kl_weight * drawn.kl().mean() / drawn.mean[0].numel()
+        loss = error + options.kl_weight * divergence
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -110,6 +124,7 @@ def main() -> None:
     if accelerator.is_main_process:
         network = accelerator.unwrap_model(network)
         average.copy_to(network.parameters())
+        network = network.autoencoder
         some = collate([images[i] for i in range(min(256, len(images)))]).to(accelerator.device)
         network.register_to_config(scaling_factor=scaling_factor(network, some))
         network.save_pretrained(options.out)

@@ -95,6 +95,9 @@ def main() -> None:
     for block in blocks:  # one embedder for all blocks, as DiT has it
         block.norm1.emb = blocks[0].norm1.emb
 
+    null_class = network.config.num_embeds_ada_norm
+    if len(images) < options.batch_size:
+        raise SystemExit(f"{len(images)} images are less than one batch: lower --batch-size")
     loader = DataLoader(
         images, options.batch_size, shuffle=True, drop_last=True, collate_fn=collate
     )
@@ -103,7 +106,6 @@ def main() -> None:
     network, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
     average = EMAModel(network.parameters(), decay=options.ema_decay, use_ema_warmup=True)
     average.to(accelerator.device)
-    null_class = network.config.num_embeds_ada_norm
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     progress = tqdm(range(options.steps), disable=not accelerator.is_main_process)
     for _, (clean, labels) in zip(progress, batches, strict=False):

@@ -5,6 +5,7 @@ each, are a canonical polyadic decomposition: W[l] = sum over r of sigma[l, r] u
 (Kolda and Bader, SIAM Review 51, 2009).
 """
 
+import hashlib
 import json
 import math
 import tomllib
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import tensorly
 import torch
+from accelerate import PartialState
 from pydantic import Field, PositiveInt
 from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac
@@ -197,23 +199,39 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
     teacher = read_teacher(source)
     side, chosen = teacher.image_size, config.data
     images = data.load(chosen.path, "train", chosen.class_names, side)
-    teacher = teacher.with_classes(len(images.class_names))
+    if images.images.shape[1] != teacher.network.config.image_channels:
+        raise data.DataError(
+            f"{chosen.path} has images of {images.images.shape[1]} channels, the teacher's have "
+            f"{teacher.network.config.image_channels}"
+        )
+    teacher = teacher.with_classes(images.class_names)
     pretraining = config.pretraining(teacher)
-    fitted = work / "fitted"
-    if not (fitted / MANIFEST).exists():
+    fitted = work / f"fitted-{_digest(teacher, config)}"
+    processes = PartialState()
+    if processes.is_main_process and not (fitted / MANIFEST).exists():
         limited = images.balanced(config.data.limited_images)
         write_fitted(teacher, limited, pretraining, config.fit_iterations, fitted)
+    processes.wait_for_everyone()
     run = Pretraining(pretraining, work, fitted, teacher.network)
-    network = run.run().cpu().eval().requires_grad_(False)
+    network = run.run().eval().requires_grad_(False)
     if run.accelerator.is_main_process:
         directory.mkdir(parents=True, exist_ok=True)
         figures = json.loads((fitted / REPORT).read_text())
         figures |= {"heldout_loss": run.heldout_losses(), "steps": run.step}
         figures["teacher_heldout_loss"] = run.heldout_loss_of(teacher.network)
+        network.cpu()
         (directory / REPORT).write_text(json.dumps(figures, indent=2) + "\n")
         write_family(run, config_file, network, run.step, directory)
     run.accelerator.wait_for_everyone()
     return load_family(directory)
+
+
+def _digest(teacher: Teacher, config: CondensationConfig) -> str:
+    """Of all that a fit depends on."""
+    found = hashlib.sha256(f"{config.rank} {config.fit_iterations}".encode())
+    for tensor in teacher.network.state_dict().values():
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def write_fitted(

@@ -51,6 +51,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scores.softmax(dim=-1) @ v
 
 
+def decoded_together(device: torch.device) -> int:
+    """Latents that are made into images at once: on a CPU each alone, so that an image has the
+    same bytes whatever else is decoded."""
+    return 4 if device.type == "cuda" else 1
+
+
 def packing_threads(device: torch.device) -> int:
     """Threads that oneDNN packs operands for in a bfloat16 product; 0 where it is not used."""
     return torch.get_num_threads() if device.type == "cpu" and native_bfloat16(device) else 0

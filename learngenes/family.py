@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +75,13 @@ class Family:
         stacked = {**scales.stacked(), CLASSES: null.repeat(num_classes + 1, 1)}
         return Scales.from_stacked(stacked)
 
-    def encoded(self, images: LabelledImages) -> LabelledImages:
+    def encoded(
+        self, images: LabelledImages, on_part: Callable[[], object] = lambda: None
+    ) -> LabelledImages:
         """Images as its network sees them: latents, in a family of those."""
-        return images if self.encoder is None else self.encoder.encoded(images)
+        if self.encoder is None:
+            return images
+        return self.encoder.encoded(images, self.stem.positions.device, on_part)
 
     def to(self, device: torch.device) -> "Family":
         """Networks moved in place; the limited data stay where they are."""

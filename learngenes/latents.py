@@ -1,5 +1,6 @@
 """Between images and what a network sees: values in [-1, 1], or the latents of an autoencoder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,8 +9,7 @@ from torch import Tensor, nn
 
 from learngenes.config import AutoencoderConfig, NetworkConfig
 from learngenes.data import LabelledImages
-from learngenes.device import default_device, peak_bytes
-from learngenes.sizing.cost import DECODED_TOGETHER
+from learngenes.device import decoded_together, default_device, peak_bytes
 
 ENCODED_TOGETHER = 32
 DEFAULTS = {
@@ -69,7 +69,9 @@ class LatentDecoder(nn.Module):
     @torch.inference_mode()
     def pixels(self, latents: Tensor) -> Tensor:
         """uint8, on the CPU; a few at a time, since its maps are large."""
-        return torch.cat([to_pixels(self(part)) for part in latents.split(DECODED_TOGETHER)])
+        return torch.cat(
+            [to_pixels(self(part)) for part in latents.split(decoded_together(latents.device))]
+        )
 
 
 class LatentEncoder(nn.Module):
@@ -88,11 +90,26 @@ class LatentEncoder(nn.Module):
         return latents
 
     @torch.inference_mode()
-    def encoded(self, data: LabelledImages) -> LabelledImages:
-        """The same data as latents, float16."""
-        device = next(self.parameters()).device
-        parts = torch.arange(len(data)).split(ENCODED_TOGETHER)
-        latents = [self(data.normalised(part).to(device)).half().cpu() for part in parts]
+    def encoded(
+        self,
+        data: LabelledImages,
+        device: torch.device | None = None,
+        on_part: Callable[[], object] = lambda: None,
+    ) -> LabelledImages:
+        """The same data as latents, float16; `on_part` is called now and then and may raise.
+
+        On `device`, for as long as it takes; by default where it is.
+        """
+        home = next(self.parameters()).device
+        device = device or home
+        latents = []
+        self.to(device)
+        try:
+            for part in torch.arange(len(data)).split(ENCODED_TOGETHER):
+                latents.append(self(data.normalised(part).to(device)).half().cpu())
+                on_part()
+        finally:
+            self.to(home)
         return LabelledImages(torch.cat(latents), data.labels, data.class_names)
 
 
@@ -115,8 +132,16 @@ def read_autoencoder(
     except (OSError, ValueError) as error:
         raise AutoencoderError(f"{directory} is not an AutoencoderKL: {error}") from error
     config = whole.config
-    for name, wanted in DEFAULTS.items():
-        if config[name] != wanted:
+    blocks = len(config.block_out_channels)
+    wanted_of_all = {
+        **DEFAULTS,
+        "down_block_types": ["DownEncoderBlock2D"] * blocks,
+        "up_block_types": ["UpDecoderBlock2D"] * blocks,
+        "out_channels": config.in_channels,
+    }
+    for name, wanted in wanted_of_all.items():
+        stated = list(config[name]) if isinstance(wanted, list) else config[name]
+        if stated != wanted:
             raise AutoencoderError(f"{directory}: its {name} is {config[name]!r}, not {wanted!r}")
     if config.latent_channels != network.in_channels:
         raise AutoencoderError(
@@ -149,10 +174,11 @@ def _decode_bytes(decoder: LatentDecoder, network: NetworkConfig) -> tuple[int, 
     """Most that is alive while so many images are decoded, weights not counted."""
     device = default_device()
     decoder.to(device)
-    shape = (DECODED_TOGETHER, network.in_channels, network.sample_size, network.sample_size)
+    most = decoded_together(device)
+    shape = (most, network.in_channels, network.sample_size, network.sample_size)
     latents = torch.zeros(shape, device=device)
     decoder.pixels(latents)  # what is set up once is not an image's
     return tuple(
         peak_bytes(lambda n=n: decoder.pixels(latents[:n]), device)  # type: ignore[misc]
-        for n in range(1, DECODED_TOGETHER + 1)
+        for n in range(1, most + 1)
     )

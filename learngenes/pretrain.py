@@ -223,12 +223,15 @@ class Pretraining:
         )
 
     def _encoded(self, images: data.LabelledImages) -> data.LabelledImages:
+        wanted = self.config.network.image_channels
+        if images.images.shape[1] != wanted:
+            raise data.DataError(
+                f"{self.config.data.path} has images of {images.images.shape[1]} channels, "
+                f"the {'autoencoder' if self.encoder else 'network'} is for {wanted}"
+            )
         if self.encoder is None:
             return images
-        encoder = self.encoder.to(self.accelerator.device)
-        latents = encoder.encoded(images)
-        self.encoder.cpu()
-        return latents
+        return self.encoder.encoded(images, self.accelerator.device)
 
     def run(self) -> FactorisedDiT:
         """Train until `steps`; gives the averaged (EMA) network."""
@@ -356,7 +359,7 @@ class Pretraining:
         self.before = Before.of(start)
         family = load_family(start)
         theirs, ours = family.manifest.network, self.config.network
-        if theirs.model_copy(update={"depth": ours.depth}) != ours:
+        if _shape(theirs.model_copy(update={"depth": ours.depth})) != _shape(ours):
             raise FamilyError(
                 f"{start} cannot begin this training: its network is {theirs}, not {ours}; "
                 "only the depth may differ"
@@ -369,6 +372,14 @@ class Pretraining:
             model.scales.load_state_dict(interpolated(family.scales, size).state_dict())
         if self.accelerator.is_main_process:
             shutil.copyfile(start / LOG, self.directory / LOG)
+
+
+def _shape(network: NetworkConfig) -> NetworkConfig:
+    """Without what was measured of it on some device."""
+    if network.autoencoder is None:
+        return network
+    autoencoder = network.autoencoder.model_copy(update={"decode_bytes": (1,)})
+    return network.model_copy(update={"autoencoder": autoencoder})
 
 
 @dataclass(frozen=True)

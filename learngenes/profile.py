@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from learngenes.config import DType, Mode, Size, executable
-from learngenes.device import device_class, native_bfloat16, packing_threads, synchronise
+from learngenes.device import (
+    decoded_together,
+    device_class,
+    native_bfloat16,
+    packing_threads,
+    synchronise,
+)
 from learngenes.dit import DiT
 from learngenes.family import Family
 from learngenes.measure import memory, run
@@ -245,7 +251,11 @@ class _Profiling:
             *(
                 memory(batch.model, self.family.manifest.diffusion, workload)
                 - int(memory_bytes(self.network, batch.depth, rank, batch.execution, workload))
-                for workload in (batch.workload, Workload(n=1, guided=False))
+                for workload in (
+                    batch.workload,
+                    Workload(n=1, guided=False),
+                    Workload(n=decoded_together(self.device), guided=False),
+                )
             ),
         )
 

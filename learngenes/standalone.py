@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import PositiveInt, ValidationError
+import torch
+from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from learngenes.config import DiffusionConfig, DType, Frozen, Mode, NetworkConfig
 from learngenes.dit import DiT, Stem
@@ -21,6 +22,7 @@ from learngenes.family import Family, file_sha256
 
 SCHEMA_VERSION = 1
 MANIFEST = "model.json"
+CPU = torch.device("cpu")
 OWN, STEM, GENES = "own.safetensors", "stem.safetensors", "learngenes.safetensors"
 
 
@@ -90,10 +92,10 @@ def save_model(
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
 
 
-def load_model(directory: Path, family: Family | None = None) -> Model:
+def load_model(directory: Path, family: Family | None = None, device: torch.device = CPU) -> Model:
     """Read and verify what `save_model` wrote; `family` is needed where it is not whole.
 
-    Raises ModelError.
+    On `device`, or where the family is. Raises ModelError.
     """
     manifest = _read_manifest(directory)
     tensors = {name: _read(directory, name, digest) for name, digest in manifest.sha256.items()}
@@ -108,18 +110,20 @@ def load_model(directory: Path, family: Family | None = None) -> Model:
     try:
         own = own_from_stacked(tensors[OWN])
         if STEM in tensors:
-            stem, genes = Stem(manifest.network), Learngenes(manifest.network)
+            stem = Stem(manifest.network)
             stem.load_state_dict(tensors[STEM])
+            with torch.device("meta"):  # of a refined model there are none
+                genes = Learngenes(manifest.network)
             if isinstance(own, Scales):
-                genes.load_state_dict(tensors[GENES])
+                genes.load_state_dict(tensors[GENES], assign=True)
+                genes.to(device)
+            stem.to(device).requires_grad_(False)
+        if own.classes is not None:
+            stem = stem.with_classes(own.classes.to(stem.positions.device))
+        own = own.to(stem.positions.device)
+        return Model(manifest, DiT(stem, genes, own, manifest.mode, manifest.dtype))
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"{directory}: tensors do not fit {MANIFEST}: {error}") from error
-    if own.classes is not None:
-        stem = stem.with_classes(own.classes)
-    frozen: tuple[nn.Module, ...] = (stem, genes)
-    for module in frozen:
-        module.requires_grad_(False)
-    return Model(manifest, DiT(stem, genes, own, manifest.mode, manifest.dtype))
 
 
 def _read_manifest(directory: Path) -> ModelManifest:
@@ -131,7 +135,9 @@ def _read_manifest(directory: Path) -> ModelManifest:
                 f"release reads {SCHEMA_VERSION}; export the model again"
             )
         return ModelManifest.model_validate(raw)
-    except (OSError, TypeError, KeyError, json.JSONDecodeError, ValidationError) as error:
+    except ModelError:
+        raise
+    except (OSError, TypeError, KeyError, ValueError) as error:  # JSON's and pydantic's, too
         raise ModelError(f"{directory} is not a model: {MANIFEST}: {error}") from error
 
 

@@ -84,8 +84,8 @@ def measure_step_costs(
 
 
 def _row_bytes(shared: SharedWeights, rows: int) -> int:
-    """By sizing's cost model, of whichever mode needs more."""
-    network, device = shared.network, shared.device
+    """By sizing's cost model, of whichever mode needs more; decoding is not part of a step."""
+    network, device = shared.network.model_copy(update={"autoencoder": None}), shared.device
     workload = Workload(n=rows, guided=False)
     executions = (execution_on(device, mode, shared.dtype) for mode in Mode)
     held = max(int(activation_bytes(network, network.rank, e, workload)) for e in executions)

@@ -3,23 +3,28 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import DDPMScheduler, DiTTransformer2DModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from learngenes.config import DiffusionConfig, Kind, NetworkConfig
 from learngenes.dense import DenseDiT, Weights
+from learngenes.diffusion import noise_process
 from learngenes.dit import Stem
 from learngenes.latents import LatentEncoder, read_autoencoder
 
 log = structlog.get_logger()
 
 SCHEDULER = "scheduler/scheduler_config.json"
+PIPELINE_FILES = ("model_index.json", "scheduler/*", "transformer/*", "vae/*")
 REQUIRED = {
     "norm_type": "ada_norm_zero",
     "activation_fn": "gelu-approximate",
@@ -44,18 +49,31 @@ class Teacher:
     autoencoder: Path | None = None
     """Of latents; its halves are the network's stem's decoder and this."""
     encoder: LatentEncoder | None = None
+    class_names: tuple[str, ...] | None = None
+    """In order of their numbers; None where no pipeline's index tells them."""
 
     @property
     def image_size(self) -> int:
         return self.network.config.image_size
 
-    def with_classes(self, num_classes: int) -> "Teacher":
-        """Of its classes the first ones, and the null class. Raises TeacherError."""
+    def with_classes(self, names: Sequence[str]) -> "Teacher":
+        """Of its classes those, in that order, and the null class.
+
+        By their names, where it knows those; else the first ones. Raises TeacherError.
+        """
         stem = self.network.stem
         table = stem.classes.weight
-        if num_classes >= len(table):
-            raise TeacherError(f"the teacher knows {len(table) - 1} classes, not {num_classes}")
-        chosen = stem.with_classes(torch.cat([table[:num_classes], table[-1:]]))
+        numbers = list(range(len(names)))
+        if self.class_names is not None:
+            if unknown := [name for name in names if name not in self.class_names]:
+                raise TeacherError(
+                    f"the teacher has no class {unknown[0]!r}; name the data's classes as its "
+                    "model_index.json does"
+                )
+            numbers = [self.class_names.index(name) for name in names]
+        if max(numbers) >= len(table) - 1:
+            raise TeacherError(f"the teacher knows {len(table) - 1} classes, not {len(names)}")
+        chosen = stem.with_classes(torch.cat([table[numbers], table[-1:]]))
         network = DenseDiT(chosen, self.network.weights()).eval().requires_grad_(False)
         return dataclasses.replace(self, network=network)
 
@@ -66,19 +84,22 @@ def read_teacher(source: str) -> Teacher:
     Raises TeacherError, and AutoencoderError for a `vae/` beside it that cannot be taken over.
     """
     path = Path(source)
-    subfolder = None if (path / "config.json").exists() else "transformer"
     try:
-        network = DiTTransformer2DModel.from_pretrained(source, subfolder=subfolder)
-    except (OSError, ValueError) as error:
+        if not path.exists():
+            path = Path(snapshot_download(source, allow_patterns=[*PIPELINE_FILES]))
+        subfolder = None if (path / "config.json").exists() else "transformer"
+        network = DiTTransformer2DModel.from_pretrained(path, subfolder=subfolder)
+        ours = from_diffusers(network)
+    except (HFValidationError, HfHubHTTPError, OSError, ValidationError) as error:
         raise TeacherError(f"{source} is not a DiT that diffusers loads: {error}") from error
     beside = path if subfolder else path.parent
-    ours, diffusion = from_diffusers(network), _diffusion(beside / SCHEDULER)
+    teacher = Teacher(ours, _diffusion(beside), class_names=_class_names(beside))
     if not (beside / "vae").is_dir():
-        return Teacher(ours, diffusion)
+        return teacher
     shape, encoder, decoder = read_autoencoder(beside / "vae", ours.config)
     ours.config = ours.stem.config = shape
     ours.stem.decoder = decoder
-    return Teacher(ours, diffusion, beside / "vae", encoder)
+    return dataclasses.replace(teacher, autoencoder=beside / "vae", encoder=encoder)
 
 
 @torch.no_grad()
@@ -159,13 +180,27 @@ def _warn_of_embedders(state: Mapping[str, Tensor], depth: int) -> None:
         log.warning("the blocks' embedders differ; the first block's is taken", by=furthest)
 
 
-def _diffusion(path: Path) -> DiffusionConfig | None:
+def _diffusion(pipeline: Path) -> DiffusionConfig | None:
     """Raises TeacherError when it is a noise process that no family can have."""
-    if not path.exists():
+    if not (pipeline / SCHEDULER).exists():
         return None
-    stated = json.loads(path.read_text())
-    known = DiffusionConfig.model_fields
     try:
-        return DiffusionConfig.model_validate({k: v for k, v in stated.items() if k in known})
-    except ValueError as error:
-        raise TeacherError(f"{path} cannot be taken over: {error}") from error
+        theirs = DDPMScheduler.from_pretrained(pipeline, subfolder="scheduler")
+        known = {name: theirs.config[name] for name in DiffusionConfig.model_fields}
+        ours = DiffusionConfig.model_validate(known)
+    except (NotImplementedError, ValueError) as error:
+        raise TeacherError(f"{pipeline / SCHEDULER} cannot be taken over: {error}") from error
+    if not torch.allclose(noise_process(ours).alphas_cumprod, theirs.alphas_cumprod):
+        raise TeacherError(
+            f"{pipeline / SCHEDULER} cannot be taken over: its betas are not those that diffusers "
+            f"has for {ours.beta_schedule}"
+        )
+    return ours
+
+
+def _class_names(pipeline: Path) -> tuple[str, ...] | None:
+    index = pipeline / "model_index.json"
+    labels = json.loads(index.read_text()).get("id2label") if index.exists() else None
+    if not labels:
+        return None
+    return tuple(name for _, name in sorted(labels.items(), key=lambda item: int(item[0])))

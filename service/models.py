@@ -182,7 +182,8 @@ def _ask_for_export(state: State, record: ModelRecord, revision: int, form: Expo
     name = export_name(record.id, revision, form)
     if state.repository.once(name, state.settings.wait_seconds):
         try:
-            state.queue.enqueue(EXPORT_TASK, record.id, record.device_class, form)
+            more = () if form is ExportFormat.DIFFUSERS else (form,)  # older workers know it alone
+            state.queue.enqueue(EXPORT_TASK, record.id, record.device_class, *more)
         except OperationalError as error:
             raise unavailable("Redis cannot be reached; ask again shortly") from error
 

@@ -90,7 +90,8 @@ class _Build:
         self.reporter = Reporter(runtime, runtime.repository.models, record)
         self.data, self._source = None, self.family.scales
         if record.task != DEFAULT_TASK:
-            self.data = self.family.encoded(load_task(runtime.store, record.task))
+            images = load_task(runtime.store, record.task)
+            self.data = self.family.encoded(images, self.reporter.tell)
             self._source = self.family.for_task(self._source, len(self.data.class_names))
 
     def run(self) -> None:

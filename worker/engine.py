@@ -8,19 +8,21 @@ of steps, scheduler, guidance and seed; those of one family and dtype share ever
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import structlog
 import torch
+from torch import Tensor
 
 from learngenes.batch import Batch, Part
 from learngenes.config import DType, Mode
-from learngenes.device import never_compile, release_memory, synchronise
+from learngenes.device import decoded_together, never_compile, release_memory, synchronise
 from learngenes.dit import Stem
 from learngenes.family import Family
 from learngenes.kernels import Kernels
 from learngenes.sampling import initial_noise
 from learngenes.schedules import schedule
+from learngenes.sizing.cost import decoder_bytes, decoding_bytes
 from learngenes.stepcost import StepCosts, measure_step_costs
 from learngenes.weights import ModelWeights, SharedWeights
 from registry import metrics, tracing
@@ -49,9 +51,9 @@ class Engine:
         self._families = list(families)
         self._device = self._families[0].stem.positions.device
         self._max_rows = max_rows
+        self.residency = Residency(budget_bytes - self._decoders_bytes())
         self._latency_target_ratio = latency_target_ratio
         self._kernels = Kernels.compiled(self._device) if compile_kernels else Kernels()
-        self.residency = Residency(budget_bytes)
         self.costs: dict[tuple[str, torch.dtype], StepCosts] = {}
         """By family and what is computed in; complete once the engine has started."""
         self.gauges: dict[str, float] = {}
@@ -70,6 +72,12 @@ class Engine:
         """When the last step ended; None while there is nothing to step."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def _decoders_bytes(self) -> int:
+        """What families of latents take beside what is counted in Residency."""
+        networks = [family.manifest.network for family in self._families]
+        held = sum(decoder_bytes(network) for network in networks)
+        return held + max(decoding_bytes(network, self._max_rows) for network in networks)
 
     def start(self) -> None:
         """Compile and measure; ready when it returns. Raises EngineStopped when that fails."""
@@ -388,23 +396,30 @@ class Engine:
             )
 
     def _finish(self, stem: Stem, parts: list[TicketPart]) -> None:
-        """Parts of one family: latents are decoded together, or each alone where that fails."""
+        """Parts of one family: latents are decoded together, or one by one where that fails."""
         denoised = [part.state.x for part in parts if part.state is not None]
+        pixels: Sequence[Tensor] = ()
         try:
-            pixels = stem.pixels(torch.cat(denoised)).split([len(x) for x in denoised])
-        except Exception as error:
-            if len(parts) > 1:
-                release_memory(self._device)
-                for part in parts:
-                    self._finish(stem, [part])
-            else:
-                log.exception("images cannot be decoded")
-                self._end(parts[0].ticket, error)
-            return
-        for part, images in zip(parts, pixels, strict=True):
-            self._parts.remove(part)
-            self._give_back(part)
-            part.ticket.keep(part, list(images.numpy()))
+            pixels = self._decoded(stem, torch.cat(denoised)).split([len(x) for x in denoised])
+        except Exception:
+            log.exception("images cannot be decoded together", parts=len(parts))
+        if not pixels:  # only now is the memory free that it held
+            release_memory(self._device)
+        for i, part in enumerate(parts):
+            with self._failing(part.ticket):
+                if part in self._parts:
+                    images = pixels[i] if pixels else self._decoded(stem, denoised[i], 1)
+                    self._parts.remove(part)
+                    self._give_back(part)
+                    part.ticket.keep(part, list(images.numpy()))
+
+    def _decoded(self, stem: Stem, x: Tensor, at_once: int | None = None) -> Tensor:
+        """uint8 (N, C, H, W); whoever looks for what is stuck sees each few."""
+        images = []
+        for few in x.split(at_once or decoded_together(self._device)):
+            images.append(stem.pixels(few))
+            self._moved_at = time.monotonic()
+        return torch.cat(images)
 
     def _dissolve(self) -> None:
         """Give all images back to their parts, and count what their owners had."""

@@ -9,6 +9,7 @@ import structlog
 
 from learngenes.config import DType, Mode
 from learngenes.export import PIPELINE_NULL_CLASS, export_model
+from learngenes.export_onnx import export_in_process
 from learngenes.factors import Own
 from learngenes.family import Family
 from learngenes.standalone import save_model
@@ -72,6 +73,14 @@ ADAPTER_USAGE = """It holds what is its own alone, and needs its family beside i
 
     model = load_model(Path("."), load_family(Path("families/NAME")))
     images = sample(model.network, model.manifest.diffusion, class_labels=[0], seeds=[0])"""
+LATENTS_USAGE = {
+    ExportFormat.DIFFUSERS: """
+
+It denoises latents, `vae/` makes images of them: `DiTPipeline.from_pretrained(".")` does both.""",
+    ExportFormat.ONNX: """
+
+It denoises latents, and `decoder.onnx` makes images of them, of `latents` `images`.""",
+}
 USAGES = {
     ExportFormat.DIFFUSERS: ("diffusers", DIFFUSERS_USAGE),
     ExportFormat.ONNX: ("onnx", ONNX_USAGE),
@@ -116,9 +125,7 @@ def _write(
     if form is ExportFormat.DIFFUSERS:
         export_model(family, own, directory, record.class_names or ())
     elif form is ExportFormat.ONNX:
-        from learngenes.export_onnx import export_onnx  # seconds to import
-
-        export_onnx(family, own, directory)
+        export_in_process(family, own, directory)
     else:
         save_model(
             directory,
@@ -136,6 +143,8 @@ def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
     manifest, plan, measured = family.manifest, record.plan, record.measured
     class_names = record.class_names or manifest.class_names
     library, usage = USAGES[form]
+    if manifest.network.autoencoder is not None:
+        usage += LATENTS_USAGE.get(form, "")
     seed = "" if manifest.seed is None else f", seed {manifest.seed}"
     null_class = PIPELINE_NULL_CLASS if form is ExportFormat.DIFFUSERS else len(class_names)
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(class_names))

@@ -53,7 +53,7 @@ sigma_learning_rate = 1e-2
 def measure(setting: Setting = REFERENCE, steps: int = 4000) -> Figures:
     lab = make_lab(setting, REPOSITORY / "var" / "paper" / setting.name)
     directory = _trained_teacher(lab)
-    teacher = read_teacher(str(directory)).with_classes(setting.network.num_classes).network
+    teacher = read_teacher(str(directory)).network
     started = time.process_time()
     family = condense(str(directory), _config(lab, steps), WORK / "work", WORK / "family")
     seconds = time.process_time() - started

@@ -17,7 +17,7 @@ from benchmarks.deployment import REPOSITORY
 from benchmarks.parts import Figures
 from learngenes.config import DType, Mode, Size
 from learngenes.export import export_model
-from learngenes.export_onnx import FILE, INPUTS, export_onnx
+from learngenes.export_onnx import FILE, INPUTS, export_in_process
 from learngenes.factors import Scales
 from learngenes.family import Family, load_family
 from learngenes.sampling import initial_noise
@@ -97,7 +97,7 @@ def by_diffusers(family: Family, own: Scales, labels: list[int], directory: Path
 
 
 def by_onnx(family: Family, own: Scales, labels: list[int], directory: Path) -> np.ndarray:
-    export_onnx(family, own, directory)
+    export_in_process(family, own, directory)
     session = onnxruntime.InferenceSession(directory / FILE)
     scheduler = DDIMScheduler.from_pretrained(directory, subfolder="scheduler")
     scheduler.set_timesteps(STEPS)

@@ -9,12 +9,16 @@ import torch
 from PIL import Image
 
 from benchmarks.deployment import REPOSITORY
-from benchmarks.local import started, wait
+from benchmarks.local import started
 from benchmarks.parts import Figures
 from fineserve import Client
 from learngenes import data
+from learngenes.config import Mode, Size
 from learngenes.data import LabelledImages
+from learngenes.family import load_family
 from learngenes.frechet import frechet_distance, gaussian
+from learngenes.sampling import sample
+from learngenes.sigma import interpolated
 
 TASKS = {"animal-mnist": "silhouettes", "mnist": "digits"}
 SHOTS = 50
@@ -36,13 +40,10 @@ def _of(task: str, client: Client) -> Figures:
     few = train.balanced(SHOTS * len(CLASSES))
     created = client.create_task(_archive(few), name=task)
     started_at = time.monotonic()
-    model = client.create_model(max_mem_gb=4, task=created.id)
-    first = wait(lambda: client.model(model.id).revision is not None, 60)
-    assert first
-    before = _sampled(client, model.id)
-    client.wait(model.id)
+    model = client.wait(client.create_model(max_mem_gb=4, task=created.id).id)
     seconds = time.monotonic() - started_at
     after = _sampled(client, model.id)
+    before = _unretrained(Size(depth=model.plan.depth, rank=model.plan.rank))
     rest = train.subset(torch.arange(len(train)).flip(0)).balanced(SAMPLES)
     return {
         "fd_before": round(frechet_distance(gaussian(before), real), 1),
@@ -51,6 +52,26 @@ def _of(task: str, client: Client) -> Figures:
         "fd_of_the_few": round(frechet_distance(gaussian(few.images), real), 1),
         "seconds": round(seconds, 1),
     }
+
+
+def _unretrained(size: Size) -> torch.Tensor:
+    """What the model of a task begins as, which is never served: every class looks alike."""
+    family = load_family(REPOSITORY / "families" / "fashion")
+    scales = family.for_task(interpolated(family.scales, size), len(CLASSES))
+    model = family.assemble(scales, Mode.MATERIALISED)
+    images = [
+        sample(
+            model,
+            family.manifest.diffusion,
+            [i % len(CLASSES) for i in range(AT_ONCE)],
+            range(start, start + AT_ONCE),
+            num_inference_steps=STEPS,
+            scheduler="dpmsolver++",
+            guidance_scale=1.0,
+        )
+        for start in range(0, SAMPLES, AT_ONCE)
+    ]
+    return torch.cat(images)
 
 
 def _archive(images: LabelledImages) -> io.BytesIO:

@@ -18,8 +18,6 @@ TILE_ROWS, TILE_INPUTS, TILE_OUTPUTS = 256, 1024, 64
 MATRIX_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2, DType.INT8: 1}
 INT8_ROW_BYTES = 5
 """torchao keeps a float32 scale and an int8 zero point for each row of a matrix."""
-DECODED_TOGETHER = 4
-"""Latents that are made into images at once."""
 SCHEDULE_BYTES = 7 * 1000 * BYTES_PER_FLOAT32
 """The tables of a thousand-step noise schedule that a diffusers scheduler keeps."""
 
@@ -108,7 +106,7 @@ def decoder_bytes(network: NetworkConfig) -> int:
     return network.autoencoder.decoder_parameters * BYTES_PER_FLOAT32
 
 
-def _decoding_bytes(network: NetworkConfig, images: int) -> int:
+def decoding_bytes(network: NetworkConfig, images: int) -> int:
     """Alive while as many latents as are decoded at once are."""
     if network.autoencoder is None:
         return 0
@@ -168,7 +166,7 @@ def activation_bytes(
         widest = np.maximum(widest, moment)
     image = network.in_channels * network.sample_size**2 * BYTES_PER_FLOAT32
     images = (8 if workload.guided else 4) * workload.n
-    widest = np.maximum(widest + conditioning, _decoding_bytes(network, workload.n))
+    widest = np.maximum(widest + conditioning, decoding_bytes(network, workload.n))
     return widest + images * image + SCHEDULE_BYTES
 
 

@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiTPipeline
 
 from learngenes.calibrate import calibrate
+from learngenes.condense import condense
 from learngenes.config import DType, Mode, NetworkConfig, Size
 from learngenes.data import LabelledImages
 from learngenes.export import export_model
+from learngenes.export_onnx import export_in_process
 from learngenes.family import ENCODER, Family, FamilyError, load_family
 from learngenes.latents import AutoencoderError, LatentEncoder, joined, read_autoencoder, to_pixels
 from learngenes.measure import memory, parameter_bytes
@@ -22,6 +25,7 @@ from learngenes.sampling import initial_noise, sample
 from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes, weight_bytes
 from learngenes.standalone import load_model, save_model
+from tests.learngenes.test_condense import CONFIG as CONDENSED
 from tests.learngenes.test_pretrain import image_folder
 from tests.sizing import NETWORK
 
@@ -107,6 +111,8 @@ def test_what_no_family_can_have_is_refused(tmp_path: Path) -> None:
 
     assert "latents of 2 channels; the network's in_channels is 3" in refusal(NETWORK)
     assert "its shift_factor is 0.1, not None" in refusal(LATENTS, shift_factor=0.1)
+    grey = refusal(LATENTS, out_channels=1)
+    assert "its out_channels is 1, not 3" in grey
     with pytest.raises(AutoencoderError, match="is not an AutoencoderKL"):
         read_autoencoder(tmp_path, LATENTS)
 
@@ -209,3 +215,36 @@ def test_a_model_that_leaves_takes_its_decoder_along(latent_family: Family, tmp_
     loaded = load_model(tmp_path / "out").network.stem.pixels(x)
     assert torch.equal(loaded, latent_family.stem.pixels(x))
     assert isinstance(latent_family.encoder, LatentEncoder)
+
+
+@torch.inference_mode()
+def test_onnx_has_a_decoder_too(latent_family: Family, tmp_path: Path) -> None:
+    export_in_process(latent_family, latent_family.scales, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "decoder.onnx")
+    latents = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    (images,) = session.run(None, {"latents": latents.numpy()})
+    ours = latent_family.stem.pixels(latents).int()
+    assert (to_pixels(torch.from_numpy(images)).int() - ours).abs().max() <= 1
+
+
+def test_a_latent_teacher_is_condensed(
+    latent_family: Family, limited_data: LabelledImages, tmp_path: Path
+) -> None:
+    export_model(latent_family, latent_family.scales, tmp_path / "teacher")
+    config = tmp_path / "condense.toml"
+    stated = CONDENSED.format(path=tmp_path / "images", rank=48, steps=2, more="")
+    config.write_text(stated)
+    made = condense(str(tmp_path / "teacher"), config, tmp_path / "distil", tmp_path / "made")
+    assert made.manifest.network.image_size == 8
+    assert made.limited_data.images.dtype == torch.float16
+    grey = limited_data.images[:, :1]
+    flat = LabelledImages(grey.expand(-1, 3, -1, -1), limited_data.labels, limited_data.class_names)
+    assert made.encoded(flat).images.shape == latent_family.encoded(limited_data).images.shape
+
+
+def test_encoding_tells_that_it_goes_on(
+    latent_family: Family, limited_data: LabelledImages
+) -> None:
+    told: list[int] = []
+    latent_family.encoded(limited_data, lambda: told.append(1))
+    assert len(told) == 7  # 200 images, 32 at once

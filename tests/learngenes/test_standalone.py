@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
 from learngenes.config import DType, Mode, Size
 from learngenes.dense import materialised
+from learngenes.export_onnx import ExportError, export_in_process
 from learngenes.factors import DenseLayers, Own
 from learngenes.family import Family
 from learngenes.sigma import interpolated
@@ -90,3 +92,17 @@ def test_what_is_no_model_is_refused(family: Family, tmp_path: Path) -> None:
     assert "is corrupt" in refusal(sha256={"own.safetensors": "0"})
     (tmp_path / "stem.safetensors").unlink()
     assert "cannot be read" in refusal()
+
+
+def test_an_onnx_export_leaves_the_family_alone(family: Family, tmp_path: Path) -> None:
+    """Whose stem an engine may be using."""
+    before = [parameter.data_ptr() for parameter in family.stem.parameters()]
+    export_in_process(family, own_of(family, "another task's"), tmp_path)
+    assert [parameter.data_ptr() for parameter in family.stem.parameters()] == before
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert [given.name for given in session.get_inputs()] == ["sample", "timestep", "class_labels"]
+
+
+def test_an_onnx_export_that_fails_says_why(family: Family, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="No such file"):
+        export_in_process(family, family.scales, tmp_path / "nowhere" / "at-all")

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 from structlog.testing import capture_logs
 
-from learngenes.config import Mode
+from learngenes.config import DiffusionConfig, Mode
 from learngenes.export import export_model
 from learngenes.family import Family
 from learngenes.teacher import TeacherError, from_diffusers, read_teacher
@@ -56,7 +56,7 @@ def test_a_predicted_variance_is_left_out() -> None:
 def test_what_was_exported_comes_back(family: Family, tmp_path: Path) -> None:
     """With its noise process, and as many of the 1,000 classes as there are."""
     export_model(family, family.scales, tmp_path)
-    teacher = read_teacher(str(tmp_path)).with_classes(5)
+    teacher = read_teacher(str(tmp_path)).with_classes("abcde")
     assert teacher.diffusion == family.manifest.diffusion
     ours = family.assemble(family.scales, Mode.MATERIALISED)
     labels = torch.tensor([4, 5])
@@ -64,7 +64,7 @@ def test_what_was_exported_comes_back(family: Family, tmp_path: Path) -> None:
     alone = read_teacher(str(tmp_path / "transformer"))
     assert alone.diffusion == family.manifest.diffusion
     with pytest.raises(TeacherError, match="knows 1000 classes, not 1001"):
-        alone.with_classes(1001)
+        alone.with_classes(["one"] * 1001)
 
 
 def test_embedders_that_differ_are_told_of() -> None:
@@ -88,5 +88,33 @@ def test_what_cannot_be_condensed_is_refused(tmp_path: Path) -> None:
     DDIMScheduler(prediction_type="sample").save_pretrained(tmp_path / "scheduler")
     with pytest.raises(TeacherError, match="cannot be taken over"):
         read_teacher(str(tmp_path))
-    stated = json.loads((tmp_path / "scheduler/scheduler_config.json").read_text())
-    assert stated["prediction_type"] == "sample"
+    DDIMScheduler(beta_end=0.012).save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(TeacherError, match="betas are not those that diffusers has for linear"):
+        read_teacher(str(tmp_path))
+    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    diffusion = read_teacher(str(tmp_path)).diffusion
+    assert diffusion == DiffusionConfig(beta_schedule="linear", prediction_type="epsilon")
+
+
+@torch.no_grad()
+def test_classes_are_found_by_the_names_that_a_pipeline_tells(tmp_path: Path) -> None:
+    DiTTransformer2DModel(**diffusers_dit().config).save_pretrained(tmp_path / "transformer")
+    names = ["a", "b", "c", "d", "e"]
+    index = {"id2label": {str(i): name for i, name in enumerate(names)}}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    teacher = read_teacher(str(tmp_path))
+    chosen = teacher.with_classes(["d", "b"]).network
+    whole, some = torch.tensor([3, 5]), torch.tensor([0, 2])
+    torch.testing.assert_close(chosen(*GIVEN, some), teacher.network(*GIVEN, whole))
+    with pytest.raises(TeacherError, match="no class 'x'"):
+        teacher.with_classes(["a", "x"])
+
+
+def test_a_hub_that_is_not_there_is_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learngenes.teacher.snapshot_download", unreachable)
+    with pytest.raises(TeacherError, match=r"somebody/a-dit is not a DiT .*no route"):
+        read_teacher("somebody/a-dit")
+
+
+def unreachable(*_: object, **__: object) -> str:
+    raise OSError("no route")

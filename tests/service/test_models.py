@@ -278,7 +278,9 @@ def test_a_model_is_exported_when_it_is_asked_for(
     model_id = stack.ready_model()
     asked = []
 
-    def enqueue(_: object, task: str, record_id: str, device_class: str, form: str) -> None:
+    def enqueue(
+        _: object, task: str, record_id: str, device_class: str, form: str = "diffusers"
+    ) -> None:
         asked.append((task, record_id, device_class, form))
         threading.Timer(0.3, export, (stack.runtime, record_id, ExportFormat(form))).start()
 

@@ -70,41 +70,58 @@ def test_images_are_those_of_one_model_alone(engine: Engine, family: Family) -> 
     assert np.abs(images - reference(family, model, request)).max() <= 1
 
 
-def test_what_ends_together_is_decoded_together(
-    engine: Engine, family: Family, gate: Gate, monkeypatch: pytest.MonkeyPatch
+def test_what_ends_together_is_decoded_together_and_on_a_cpu_each_alone(
+    engine: Engine, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together: list[int] = []
-    decode = LatentDecoder.pixels
+    forward = LatentDecoder.forward
 
     def counted(self: LatentDecoder, latents: torch.Tensor) -> torch.Tensor:
         together.append(len(latents))
-        return decode(self, latents)
+        return forward(self, latents)
 
-    monkeypatch.setattr(LatentDecoder, "pixels", counted)
-    gate.close()
-    tickets = [engine.submit(ask(family, Model(seed), images=2)) for seed in range(3)]
-    gate.allow(1)
-    gate.open()
-    assert [len(images_of(ticket)) for ticket in tickets] == [2, 2, 2]
-    assert max(together) >= 4
+    monkeypatch.setattr(LatentDecoder, "forward", counted)
+    request = ask(family, images=6)
+    alone = images_of(engine.submit(request))
+    assert together == [1] * 6
+    for where in ("learngenes.latents", "worker.engine"):
+        monkeypatch.setattr(f"{where}.decoded_together", lambda _: 4)
+    many = np.stack(images_of(engine.submit(request))).astype(int)
+    assert together[6:] == [4, 2]
+    assert np.abs(many - np.stack(alone)).max() <= 1
 
 
-def test_latents_that_cannot_be_decoded_fail_their_request_alone(
+def test_latents_are_decoded_one_by_one_where_memory_is_short(
     engine: Engine, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = LatentDecoder.pixels
 
     def no_room(self: LatentDecoder, latents: torch.Tensor) -> torch.Tensor:
-        if len(latents) > 2:
+        if len(latents) > 1:
             raise torch.OutOfMemoryError("no room")
         return decode(self, latents)
 
+    for where in ("learngenes.latents", "worker.engine"):
+        monkeypatch.setattr(f"{where}.decoded_together", lambda _: 4)
+    request = ask(family, images=3)
+    before = images_of(engine.submit(request))
     monkeypatch.setattr(LatentDecoder, "pixels", no_room)
-    small, large = (engine.submit(ask(family, Model(n), images=n)) for n in (2, 3))
-    assert len(images_of(small)) == 2
-    with pytest.raises(torch.OutOfMemoryError):
-        images_of(large)
+    after = np.stack(images_of(engine.submit(request))).astype(int)
+    assert np.abs(after - np.stack(before)).max() <= 1
+
+
+def test_latents_that_cannot_be_decoded_end_their_request_and_no_other(
+    engine: Engine, family: Family
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LatentDecoder, "pixels", broken)
+        with pytest.raises(RuntimeError, match="cannot be decoded"):
+            images_of(engine.submit(ask(family, images=2)))
     assert len(images_of(engine.submit(ask(family, images=1)))) == 1
+
+
+def broken(*_: object) -> torch.Tensor:
+    raise RuntimeError("cannot be decoded")
 
 
 def test_a_preview_is_an_image(engine: Engine, family: Family, gate: Gate) -> None:
