@@ -144,6 +144,7 @@ def draw_depths(setting: Setting, floor: float | None, rows: Sequence[Row], file
                 [found.spread / 2 for _, found in points],
                 label=method,
                 linewidth=2.5 if method == OURS else 1.2,
+                color="black" if method == OURS else None,
                 capsize=2,
             )
         _floor(axis, floor)
@@ -177,6 +178,9 @@ def draw_steps(setting: Setting, floor: float | None, rows: Sequence[Row], file:
             )
         _floor(axis, floor)
         axis.set(title=f"depth {depth}", xlabel="steps", xscale="log", yscale="log")
+        ticks = [s, 2 * s, max(setting.scratch_multiples) * s]
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()
     axes.flat[0].set_ylabel("FD-EffLite0, lower is better")
     axes.flat[0].legend(fontsize=8)
     _save(figure, file)
