@@ -27,7 +27,7 @@ logs: $(INSTALLED)  ## follow the logs
 
 test: $(INSTALLED_DEV) $(PROMETHEUS) $(FASHION_MNIST) $(TASKS) lint audit  ## every check and every test
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadfile -m "not slow and not browser"
+	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage json --quiet
 	$(BIN)/coverage report

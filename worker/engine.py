@@ -385,7 +385,8 @@ class Engine:
                     self._require_finite(part)
                     by_stem.setdefault(part.ticket.request.family.stem, []).append(part)
         for stem, parts in by_stem.items():
-            self._finish(stem, [part for part in parts if part in self._parts])
+            if still := [part for part in parts if part in self._parts]:
+                self._finish(stem, still)
 
     def _require_finite(self, part: TicketPart) -> None:
         assert part.state is not None

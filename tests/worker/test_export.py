@@ -90,7 +90,11 @@ def test_onnx_runtime_samples_the_same_images(
     build(runtime, model.id)
     generation = make_generation(model.id)
     ours = served(runtime, sampler, generation)
+    stem = runtime.family("tiny").stem
+    before = [parameter.data_ptr() for parameter in stem.parameters()]
     directory = unpacked(runtime, model.id, tmp_path, ExportFormat.ONNX)
+    after = [parameter.data_ptr() for parameter in stem.parameters()]
+    assert after == before  # the engine goes on with it
 
     session = onnxruntime.InferenceSession(directory / "model.onnx")
     scheduler = DDIMScheduler.from_pretrained(directory, subfolder="scheduler")
