@@ -23,7 +23,7 @@ from service import (
 )
 from service.deps import State
 from service.guard import Guard
-from service.openapi import describe_problems
+from service.openapi import complete
 
 DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
 
@@ -53,7 +53,7 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     for part in (sizing, models, tasks, generations, openai, status, session, metrics, page):
         app.include_router(part.router)
     app.mount("/page", page.files)
-    describe_problems(app)
+    complete(app)
     return app
 
 

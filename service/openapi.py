@@ -1,4 +1,4 @@
-"""What /openapi.json says beyond what FastAPI finds out: every refusal is a problem document."""
+"""What /openapi.json says beyond what FastAPI finds out: refusals, and what an id is good for."""
 
 from typing import Any
 
@@ -6,6 +6,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
 from service.problems import MEDIA_TYPE
+
+MADE_BY = {"model_id": "/models", "generation_id": "/generate", "task_id": "/tasks"}
+"""Of each id in a path, whose POST answers with it."""
 
 
 class ProblemDocument(BaseModel):
@@ -21,27 +24,52 @@ class ProblemDocument(BaseModel):
     """What is wrong, and what to do."""
 
 
-def describe_problems(app: FastAPI) -> None:
-    """Adds them to each operation, instead of FastAPI's own word for what is invalid."""
+def complete(app: FastAPI) -> None:
+    """Every refusal is a problem document, instead of FastAPI's own; every id has its links."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is not None:
             return app.openapi_schema
         schema = made()
-        schemas = schema["components"]["schemas"]
-        schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
-        reference = {"$ref": "#/components/schemas/ProblemDocument"}
-        for path in schema["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-                for statuses, whose in (("4XX", "The request"), ("5XX", "The service")):
-                    operation["responses"][statuses] = {
-                        "description": f"{whose} is at fault, or what it needs is missing.",
-                        "content": {MEDIA_TYPE: {"schema": reference}},
-                    }
-        for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
+        _describe_problems(schema)
+        _link(schema["paths"])
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe_problems(schema: dict[str, Any]) -> None:
+    schemas = schema["components"]["schemas"]
+    schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
+    reference = {"$ref": "#/components/schemas/ProblemDocument"}
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            for statuses, whose in (("4XX", "The request"), ("5XX", "The service")):
+                operation["responses"][statuses] = {
+                    "description": f"{whose} is at fault, or what it needs is missing.",
+                    "content": {MEDIA_TYPE: {"schema": reference}},
+                }
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+
+
+def _link(paths: dict[str, Any]) -> None:
+    for name, maker in MADE_BY.items():
+        using = [
+            operation["operationId"]
+            for path, operations in paths.items()
+            if f"{{{name}}}" in path
+            for operation in operations.values()
+        ]
+        links = {
+            operation_id: {
+                "operationId": operation_id,
+                "parameters": {name: "$response.body#/id"},
+            }
+            for operation_id in using
+        }
+        for status, answer in paths[maker]["post"]["responses"].items():
+            if status.startswith("2"):
+                answer["links"] = links
