@@ -178,6 +178,7 @@ class Engine:
         with self._changed:
             while not (self._wanted or self._parts):
                 self._moved_at = None
+                self.gauges = self._gauges()
                 self._changed.wait()
             self._moved_at = time.monotonic()
             if self._stopping:

@@ -47,6 +47,9 @@ PROGRESS_SECONDS = 0.5
 SWEEP_SECONDS = 600.0
 COUNT_SECONDS = 60.0
 LONG_WAIT_SECONDS = 600.0
+LOST_AGAIN_SECONDS = 60.0
+"""In a busy queue, what was begun and is nobody's is enqueued again so often: who took its message
+may have been killed before it began."""
 PROBLEMS: dict[type[Exception], str] = {
     DeadlineMissed: "deadline-missed",
     ModelGone: "model-gone",
@@ -389,8 +392,9 @@ class Housekeeping(Generic[R]):
         patience = LONG_WAIT_SECONDS if waiting else ORPHAN_SECONDS
         requeued = 0
         for record in self._records.unleased([r for r in ours if self._may_be_lost(r, patience)]):
+            once_in = patience if record.status == "queued" else min(patience, LOST_AGAIN_SECONDS)
             if requeued < MOST_REQUEUED and self._runtime.repository.once(
-                _requeued(record.id, record.attempts), patience
+                _requeued(record.id, record.attempts), once_in
             ):
                 requeued += 1
                 log.warning("requeueing lost work", record=record.id, status=record.status)

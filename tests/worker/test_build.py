@@ -293,6 +293,24 @@ def test_lost_work_is_enqueued_again(
     assert client.keys("build.*") == [queue]
 
 
+def test_whoever_took_lost_work_may_be_killed_before_it_begins(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "LOST_AGAIN_SECONDS", 0.05)
+    lost, queue = make_model().id, f"build.{runtime.device_class}"
+    runtime.repository.models.claim(lost, 3, 0.01)
+    runtime.queue.enqueue("fineserve.build", make_model().id, runtime.device_class)
+    while runtime.repository.models.leased(lost):
+        pass
+    keeper = build_housekeeping(runtime)
+    keeper.requeue_lost()
+    keeper.requeue_lost()
+    assert enqueued(client, queue).count(lost) == 1
+    time.sleep(0.06)
+    keeper.requeue_lost()
+    assert enqueued(client, queue).count(lost) == 2
+
+
 def test_lost_work_does_not_flood_the_queue(
     runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -396,3 +397,11 @@ def test_models_that_ran_together_leave_room_for_others(
         images_of(ticket)
     assert len(alone(engine, ask(family, Model(99), 1))) == 1
     assert engine.residency.nbytes <= engine.residency.budget_bytes
+
+
+def test_an_idle_engine_says_so(engine: Engine, family: Family) -> None:
+    assert engine.submit(ask(family)).wait(SECONDS)
+    ends = time.monotonic() + SECONDS
+    while engine.gauges["engine_running"] and time.monotonic() < ends:
+        time.sleep(0.001)
+    assert engine.gauges["engine_running"] == engine.gauges["engine_waiting"] == 0
