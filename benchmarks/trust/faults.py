@@ -33,7 +33,7 @@ SLOW_RECOVERY_SECONDS = 60.0
 SLOW = REPOSITORY / "var" / "trust" / "slow"
 """Logs of kills after which it took that long."""
 OUTAGE_SECONDS = 30.0
-SPARE_BYTES = 8_000_000
+SPARE_BYTES = 1_000_000
 CLOCK_JUMP_SECONDS = 3600.0
 SETTINGS: dict[str, object] = {"profile_seconds": 5, "verify_seconds": 2, "max_attempts": ATTEMPTS}
 

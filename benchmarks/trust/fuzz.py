@@ -28,7 +28,10 @@ ENDLESS = "/status/events"
 """It has no last byte to wait for."""
 TOLD_OF_ONCE_DELETED = "^/models/"
 """A model's record stays for a day, as `deleted`."""
-BUILDS_ARE_BRIEF = {
+WORK_IS_BRIEF = {
+    "max_images_per_request": 8,
+    "max_inference_steps": 10,
+    "wait_seconds": 5,
     "retraining_steps": 4,
     "profile_seconds": 2,
     "verify_seconds": 1,
@@ -39,7 +42,7 @@ BUILDS_ARE_BRIEF = {
 def measure(
     families: Path = FASHION, examples: int = EXAMPLES, phases: Sequence[str] = PHASES
 ) -> Figures:
-    with started(families, **BUILDS_ARE_BRIEF) as local:
+    with started(families, **WORK_IS_BRIEF) as local:
         before = _ended(local)
         report = run(local, examples, phases)
         ended = _ended(local) - before
