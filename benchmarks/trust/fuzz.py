@@ -30,7 +30,7 @@ TOLD_OF_ONCE_DELETED = "^/models/"
 """A model's record stays for a day, as `deleted`."""
 WORK_IS_BRIEF = {
     "max_images_per_request": 8,
-    "max_inference_steps": 10,
+    "max_inference_steps": 25,
     "wait_seconds": 5,
     "retraining_steps": 4,
     "profile_seconds": 2,
