@@ -31,7 +31,6 @@ TOLD_OF_ONCE_DELETED = "^/models/"
 WORK_IS_BRIEF = {
     "max_images_per_request": 8,
     "max_inference_steps": 25,
-    "wait_seconds": 5,
     "retraining_steps": 4,
     "profile_seconds": 2,
     "verify_seconds": 1,
