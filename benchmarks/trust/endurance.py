@@ -70,6 +70,15 @@ class Usage:
             "redis_keys": self.keys[-1],
         }
 
+    def by_minute(self) -> Figures:
+        """Where it grows to: a level that it keeps, or ever higher."""
+        step = round(60 / SAMPLE_SECONDS)
+        return {
+            "rss_bytes_by_minute": {p: v[::step] for p, v in self.resident_bytes.items()},
+            "files_by_minute": {p: v[::step] for p, v in self.files.items()},
+            "redis_keys_by_minute": self.keys[::step],
+        }
+
 
 @contextmanager
 def _watched(local: Local) -> Iterator[Usage]:
@@ -144,6 +153,7 @@ def soak(families: Path = FASHION, minutes: float = SOAK_MINUTES) -> Figures:
         "soak_rss_growth_bytes": sum(growth["rss_growth_bytes"].values()),
         "generations_waited_for": made,
         **growth,
+        **usage.by_minute(),
         **{name: figures[name] for name in ("accepted_models", "lost", "answers", "corrupt")},
     }
 
