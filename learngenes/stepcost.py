@@ -18,8 +18,9 @@ from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload, activation_bytes
 from learngenes.weights import FactoredWeights, ModelWeights, SharedWeights
 
-MAX_STEPS = 60
+MAX_STEPS = 100
 ROUNDS = 6
+STEPS_A_ROUND = 16
 SATURATED = 0.97
 """A batch is full when it makes so much of the most rows a second that any batch makes. Rows that
 wait must be composed again and again, so what is called full too early costs more than it saves."""
@@ -104,17 +105,30 @@ def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) ->
 
 
 def _fastest_steps(batches: Mapping[int, Batch], until: float) -> dict[int, float]:
-    """Seconds of each, in rounds, so that a slow moment of the machine is nobody's alone."""
+    """Seconds of each, in rounds, so that a slow moment of the machine is nobody's alone.
+
+    In a round all run for about as long as one step of the slowest takes: a few short steps would
+    slip in between whatever else the machine does, and seem the faster for it.
+    """
+    once = {key: _seconds(batch, 1) for key, batch in batches.items()}
+    longest = max(once.values())
+    steps = {key: min(STEPS_A_ROUND, round(longest / seconds)) for key, seconds in once.items()}
     fastest = dict.fromkeys(batches, math.inf)
     for _ in range(ROUNDS):
         for key, batch in batches.items():
-            began = time.perf_counter()
-            batch.step()
-            synchronise(batch.shared.device)
-            fastest[key] = min(fastest[key], time.perf_counter() - began)
+            fastest[key] = min(fastest[key], _seconds(batch, steps[key]))
         if time.perf_counter() > until:
             break
     return fastest
+
+
+def _seconds(batch: Batch, steps: int) -> float:
+    """Of one of so many."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        batch.step()
+    synchronise(batch.shared.device)
+    return (time.perf_counter() - began) / steps
 
 
 def batch_of(models: Sequence[ModelWeights], rows: int, kernels: Kernels) -> Batch:

@@ -95,6 +95,7 @@ class Worker:
 
 def make_app(settings: Settings) -> Celery:
     app = make_celery(settings)
+    app.conf.worker_consumer = "worker.consumer:LastingConsumer"
     workers: list[Worker] = []
 
     @app.task(name=BUILD_TASK)

@@ -124,6 +124,7 @@ def overload(families: Path = FASHION, seconds: float = OVERLOAD_SECONDS) -> Fig
         "overload_accepted_p95_seconds": round(crowd.latency_p95, 2),
         "ready_afterwards": ready,
         **usage.growth(0.1),
+        **usage.by_minute(),
     }
 
 
