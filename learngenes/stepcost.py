@@ -18,9 +18,9 @@ from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload, activation_bytes
 from learngenes.weights import FactoredWeights, ModelWeights, SharedWeights
 
-MAX_STEPS = 100
+MAX_STEPS = 60
 ROUNDS = 6
-STEPS_A_ROUND = 16
+STEPS_A_ROUND = 8
 SATURATED = 0.97
 """A batch is full when it makes so much of the most rows a second that any batch makes. Rows that
 wait must be composed again and again, so what is called full too early costs more than it saves."""
@@ -68,8 +68,8 @@ def measure_step_costs(
     most = max(speeds.values())
     full_rows = next(rows for rows, speed in speeds.items() if speed >= SATURATED * most)
     mixed = {0: batches[full_rows]}  # of rank 0: nothing is factored
-    for rank in ranks:
-        if len(mixed) > 1 and time.perf_counter() - began > max_seconds:
+    for rank in dict.fromkeys((ranks[0], ranks[-1], *ranks)):  # between these two the rest must be
+        if len(mixed) > 2 and time.perf_counter() - began > max_seconds:
             break
         factored = full_depth_model(shared, rank, materialised=False)
         mixed[rank] = batch_of([full, factored], full_rows // 2, kernels)
@@ -80,7 +80,7 @@ def measure_step_costs(
         seconds=tuple(seconds.values()),
         full_rows=full_rows,
         row_bytes=_row_bytes(shared, full_rows),
-        factored_ratio={rank: s / materialised for rank, s in taken.items()},
+        factored_ratio={rank: taken[rank] / materialised for rank in sorted(taken)},
     )
 
 
@@ -116,9 +116,9 @@ def _fastest_steps(batches: Mapping[int, Batch], until: float) -> dict[int, floa
     fastest = dict.fromkeys(batches, math.inf)
     for _ in range(ROUNDS):
         for key, batch in batches.items():
+            if fastest[key] < math.inf and time.perf_counter() > until:
+                return fastest
             fastest[key] = min(fastest[key], _seconds(batch, steps[key]))
-        if time.perf_counter() > until:
-            break
     return fastest
 
 
