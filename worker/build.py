@@ -411,7 +411,8 @@ class _Build:
         def told() -> str:
             return json.dumps({"status": self.record.status, **progress.model_dump()})
 
-        return self.reporter.tell(told, now=progress.heldout_loss is not None)
+        judged = progress.heldout_loss is not None
+        return self.reporter.tell(told, every_seconds=0 if judged else None)
 
     def _store(self, revision: int, own: Own) -> None:
         self.runtime.store.put(

@@ -289,15 +289,20 @@ class Reporter(Generic[R]):
         self._runtime, self._records, self._record = runtime, records, record
         self._last = time.monotonic()
 
-    def tell(self, progress: Callable[[], str] | None = None, *, now: bool = False) -> R | None:
-        """`progress` gives JSON. Gives the record as it is now, if it was read.
+    def tell(
+        self, progress: Callable[[], str] | None = None, *, every_seconds: float | None = None
+    ) -> R | None:
+        """`progress` gives JSON. Gives the record as it is now, if it was read: not more often
+        than `every_seconds`, by default PROGRESS_SECONDS.
 
         Raises Stopping, or Superseded by a cancellation.
         """
         self._runtime.check_stopping()
         if self._runtime.moved_at is not None:
             self._runtime.moved_at = time.monotonic()
-        if not now and time.monotonic() - self._last < PROGRESS_SECONDS:
+        if every_seconds is None:
+            every_seconds = PROGRESS_SECONDS
+        if time.monotonic() - self._last < every_seconds:
             return None
         self._last = time.monotonic()
         current = self._records.get(self._record.id)

@@ -29,6 +29,8 @@ from worker.tickets import EngineStopped, Pixels, Request, Ticket
 log = structlog.get_logger()
 
 PREVIEW_PIXELS = 64
+WAITING_SECONDS = 4 * PROGRESS_SECONDS
+"""How often a request that does not move looks whether it is still wanted."""
 SWITCH_SECONDS = 0.0005
 """How long a waiting task may keep the engine from its next operation; 5 ms by default."""
 
@@ -115,11 +117,20 @@ class Sampler:
         )
 
     def _follow(self, ticket: Ticket, record: GenerationRecord) -> None:
-        """Until it is done; tells how it goes, and cancels it when nobody wants it any more."""
+        """Until it is done; tells how it goes, and cancels it when nobody wants it any more.
+
+        Of one that waits its turn there is nothing to tell, and with many that do, whatever is
+        done for each takes from those that run.
+        """
         reporter = Reporter(self.runtime, self.runtime.repository.generations, record)
+        seen = ticket.progress
         try:
             while not ticket.wait(PROGRESS_SECONDS):
-                reporter.tell(lambda: self._progress(ticket, record), now=True)
+                before, seen = seen, ticket.progress
+                if seen != before:
+                    reporter.tell(lambda: self._progress(ticket, record), every_seconds=0)
+                else:
+                    reporter.tell(every_seconds=WAITING_SECONDS)
                 _require_wanted(record)
         except BaseException:
             self.engine.cancel(ticket)

@@ -14,6 +14,7 @@ from PIL import Image
 import worker.sample
 from learngenes.config import DType, Mode
 from learngenes.sampling import sample
+from registry.errors import Superseded
 from registry.events import stream_key
 from registry.records import GenerationRecord, now
 from registry.store import generation_name, image_file
@@ -114,11 +115,11 @@ def test_one_worker_serves_several_sizes_at_once(
     make_generation: MakeGeneration,
     in_background: Callable[..., threading.Thread],
 ) -> None:
-    records = []
+    models = []
     for mode, dtype in (("factored", "int8"), ("materialised", "bfloat16"), ("factored", None)):
-        model_id = make_model(mode=mode, dtype=dtype).id
-        build(runtime, model_id)
-        records.append(make_generation(model_id, n=1, num_inference_steps=50))
+        models.append(make_model(mode=mode, dtype=dtype).id)
+        build(runtime, models[-1])
+    records = [make_generation(model_id, n=1, num_inference_steps=50) for model_id in models]
     threads = [in_background(sampler.generate, record.id) for record in records]
     for thread in threads:
         thread.join(timeout=20)
@@ -192,6 +193,45 @@ def test_progress_is_told_with_a_preview_if_it_was_asked_for(
     (*_, last) = (e for e in events(runtime, shown, "progress") if "b64_png" in e)
     preview = Image.open(io.BytesIO(base64.b64decode(str(last["b64_png"]))))
     assert preview.size == (8, 8)
+
+
+class Waiting:
+    """A ticket whose turn does not come, for so many looks."""
+
+    progress = (0, 5)
+
+    def __init__(self, looks: int) -> None:
+        self._left = looks
+
+    def wait(self, _: float) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_nothing_is_told_of_a_request_that_only_waits(
+    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration
+) -> None:
+    record = make_generation(ready)
+    sampler._follow(Waiting(looks=20), record)
+    assert events(runtime, record, "progress") == []
+
+
+def test_a_request_that_waits_is_given_up_when_it_is_cancelled(
+    runtime: Runtime,
+    sampler: Sampler,
+    ready: str,
+    make_generation: MakeGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cancelled = []
+    monkeypatch.setattr(sampler.engine, "cancel", cancelled.append)
+    monkeypatch.setattr(worker.sample, "WAITING_SECONDS", 0)
+    record = make_generation(ready)
+    runtime.repository.generations.change(record.id, status="cancelled")
+    ticket = Waiting(looks=1)
+    with pytest.raises(Superseded):
+        sampler._follow(ticket, record)
+    assert cancelled == [ticket]
 
 
 def test_a_large_preview_is_scaled_down() -> None:
