@@ -146,6 +146,15 @@ class Records(Generic[R]):
             if self._commit(None, record, room):
                 return record
 
+    def require_room(self, owner: str, room: Room) -> None:
+        """Raises QueueFull: a refusal that is cheap, since with many of them there is much to do.
+
+        `create` alone keeps to the limits, whoever else creates one meanwhile.
+        """
+        for index, most in self._limits(owner, room):
+            if int(cast(int, self._redis.zcard(index))) >= most:
+                raise self._full(index, most)
+
     def replay(self, owner: str, idempotency_key: str | None, body: str) -> R | None:
         """The record that a request of this owner with this key has made, if it has.
 
@@ -323,21 +332,28 @@ class Records(Generic[R]):
         commands = self._commands(record)
         if before is None:
             commands += [
-                ("ZADD", index, *self._by_age(record)) for index in self._each(self._index, record)
+                ("ZADD", index, *self._by_age(record))
+                for index in self._each(self._index, record.owner)
             ]
-        active = zip(self._each(self._active, record), (room.all, room.of_owner), strict=True)
-        limits = [(index, most) for index, most in active if most is not None]
+        limits = self._limits(record.owner, room)
         outcome = self._run(before, record, commands, limits=limits)
         if outcome <= FULL:
-            index, most = limits[FULL - outcome]
-            whose = "here" if index == self._active else "of yours"
-            seconds = self._seconds_to_next()
-            raise QueueFull(
-                f"{most} {self.name}s {whose} are not finished, as many as may be; "
-                f"retry in {seconds} s",
-                seconds,
-            )
+            raise self._full(*limits[FULL - outcome])
         return outcome == DONE
+
+    def _limits(self, owner: str, room: Room) -> list[tuple[str, int]]:
+        """Sets of unfinished records, and how many may be in each."""
+        sets = zip(self._each(self._active, owner), (room.all, room.of_owner), strict=True)
+        return [(index, most) for index, most in sets if most is not None]
+
+    def _full(self, index: str, most: int) -> QueueFull:
+        whose = "here" if index == self._active else "of yours"
+        seconds = self._seconds_to_next()
+        return QueueFull(
+            f"{most} {self.name}s {whose} are not finished, as many as may be; "
+            f"retry in {seconds} s",
+            seconds,
+        )
 
     def _seconds_to_next(self) -> int:
         """About when the next one will be finished, at the pace of the last ones."""
@@ -357,9 +373,9 @@ class Records(Generic[R]):
         arguments = [before or "", json.dumps(commands), json.dumps(limits)]
         return int(self._compare_and_run(keys=keys, args=arguments))
 
-    def _each(self, index: str, record: R) -> tuple[str, str]:
-        """The index of all, and that of the record's owner."""
-        return index, _of(index, record.owner)
+    def _each(self, index: str, owner: str) -> tuple[str, str]:
+        """The index of all, and that of the owner."""
+        return index, _of(index, owner)
 
     def _commands(self, record: R) -> list[Command]:
         key, stream = self._key(record.id), stream_key(self._type.NAME, record.id)
@@ -371,7 +387,7 @@ class Records(Generic[R]):
                 ("ZREM", index, record.id)
                 if record.finished
                 else ("ZADD", index, *self._by_age(record))
-                for index in self._each(self._active, record)
+                for index in self._each(self._active, record.owner)
             ),
         ]
         if record.finished and record.status not in GIVEN_UP:
@@ -397,7 +413,9 @@ class Records(Generic[R]):
             events_seconds = min(kept_seconds, EVENTS_SECONDS)
             commands.append(("EXPIRE", key, str(kept_seconds)))
             commands.append(("EXPIRE", stream, str(events_seconds)))
-            commands += [("ZREM", index, record.id) for index in self._each(self._index, record)]
+            commands += [
+                ("ZREM", index, record.id) for index in self._each(self._index, record.owner)
+            ]
         return commands
 
     def _by_age(self, record: R) -> tuple[str, str]:

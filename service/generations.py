@@ -115,12 +115,12 @@ def accept_generation(
     state: State, request: GenerateRequest, key: str | None, caller: Caller
 ) -> GenerationRecord:
     generations, body = state.repository.generations, request.model_dump_json()
-    stored = generations.replay(caller.owner, key, body) or generations.create(
-        _new_generation(state, request, caller),
-        key,
-        body,
-        caller.room(state.settings.max_active_generations),
-    )
+    room = caller.room(state.settings.max_active_generations)
+    stored = generations.replay(caller.owner, key, body)
+    if stored is None:
+        generations.require_room(caller.owner, room)
+        record = _new_generation(state, request, caller)
+        stored = generations.create(record, key, body, room)
     submit(state, SAMPLE_TASK, stored)
     return stored
 

@@ -183,10 +183,13 @@ def test_there_is_room_for_so_many_at_once(
     first, _ = (models.create(queued_model(), room=room) for _ in range(2))
     with pytest.raises(QueueFull, match=f"2 models {whose} are not finished") as full:
         models.create(queued_model(), "key", "body", room)
+    with pytest.raises(QueueFull, match=str(full.value)):
+        models.require_room("", room)
     assert full.value.retry_seconds == 1
     assert len(models.page(0, 10).items) == 2
     for status in ("assembling", "retraining", "verifying", "ready"):
         models.change(first.id, status=status)
+    models.require_room("", room)
     assert models.create(queued_model(), "key", "body", room).status == "queued"
 
 
