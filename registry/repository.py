@@ -152,7 +152,7 @@ class Records(Generic[R]):
         `create` alone keeps to the limits, whoever else creates one meanwhile.
         """
         for index, most in self._limits(owner, room):
-            if int(cast(int, self._redis.zcard(index))) >= most:
+            if int(self._redis.zcard(index)) >= most:
                 raise self._full(index, most)
 
     def replay(self, owner: str, idempotency_key: str | None, body: str) -> R | None:
