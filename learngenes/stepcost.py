@@ -18,9 +18,10 @@ from learngenes.sigma import interpolated
 from learngenes.sizing.cost import Workload, activation_bytes
 from learngenes.weights import FactoredWeights, ModelWeights, SharedWeights
 
-MAX_STEPS = 60
 ROUNDS = 6
 STEPS_A_ROUND = 8
+MOST_STEPS = 2 + ROUNDS * STEPS_A_ROUND
+"""Of one batch: as it is made, to see how long one takes, and the rounds."""
 SATURATED = 0.97
 """A batch is full when it makes so much of the most rows a second that any batch makes. Rows that
 wait must be composed again and again, so what is called full too early costs more than it saves."""
@@ -67,7 +68,7 @@ def measure_step_costs(
     speeds = {rows: rows / s for rows, s in seconds.items()}
     most = max(speeds.values())
     full_rows = next(rows for rows, speed in speeds.items() if speed >= SATURATED * most)
-    mixed = {0: batches[full_rows]}  # of rank 0: nothing is factored
+    mixed = {0: batch_of([full], full_rows, kernels)}  # of rank 0: nothing is factored
     for rank in dict.fromkeys((ranks[0], ranks[-1], *ranks)):  # between these two the rest must be
         if len(mixed) > 2 and time.perf_counter() - began > max_seconds:
             break
@@ -132,9 +133,9 @@ def _seconds(batch: Batch, steps: int) -> float:
 
 
 def batch_of(models: Sequence[ModelWeights], rows: int, kernels: Kernels) -> Batch:
-    """`rows` unguided images of each model, after their first step of MAX_STEPS."""
+    """`rows` unguided images of each model, after their first step of MOST_STEPS."""
     shared, network = models[0].shared, models[0].shared.network
-    plan = schedule(shared.family.manifest.diffusion, "ddim", MAX_STEPS)
+    plan = schedule(shared.family.manifest.diffusion, "ddim", MOST_STEPS)
     timesteps = plan.timesteps.to(shared.device)
     picture = (network.in_channels, network.sample_size, network.sample_size)
     parts, modulations, at = [], [], 0

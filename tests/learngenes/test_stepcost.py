@@ -1,5 +1,6 @@
 import pytest
 
+from learngenes import stepcost
 from learngenes.batch import Batch, Stack
 from learngenes.config import DType, Mode
 from learngenes.device import peak_bytes
@@ -65,6 +66,21 @@ def test_without_time_the_least_is_measured_that_can_be_used(shared: SharedWeigh
     ranks = shared.family.manifest.sizes.ranks
     assert tuple(costs.factored_ratio) == (ranks[0], ranks[-1])
     assert costs.row_bytes > 0
+
+
+def test_steps_do_not_run_out_where_some_batches_are_much_faster(
+    shared: SharedWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = stepcost._seconds
+
+    def as_if(batch: Batch, steps: int) -> float:
+        measured(batch, steps)
+        return 100.0 ** len(batch.parts) * batch.parts[0].x.shape[0]
+
+    monkeypatch.setattr(stepcost, "_seconds", as_if)
+    costs = measure_step_costs(shared, Kernels(), 16, max_seconds=1000)
+    assert costs.seconds == (200, 400, 800, 1600)
+    assert set(costs.factored_ratio.values()) == {50}
 
 
 @pytest.mark.parametrize("mode", Mode)
