@@ -24,6 +24,12 @@ FILES: Files = {
 SMALL = {"n": 2, "num_inference_steps": 2}
 
 
+@pytest.fixture(autouse=True)
+def briefly(settings: Settings) -> None:
+    """A task's Sigma is retrained for as long as may be."""
+    settings.retraining_max_seconds = 1
+
+
 def upload(stack: Stack, content: bytes | None = None, **query: str) -> str:
     answer = stack.api.post("/tasks", content=content or zipped(FILES).getvalue(), params=query)
     assert answer.status_code == 201, answer.text
