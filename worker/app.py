@@ -95,7 +95,6 @@ class Worker:
 
 def make_app(settings: Settings) -> Celery:
     app = make_celery(settings)
-    app.conf.worker_consumer = "worker.consumer:LastingConsumer"
     workers: list[Worker] = []
 
     @app.task(name=BUILD_TASK)
