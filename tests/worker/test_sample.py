@@ -209,8 +209,13 @@ class Waiting:
 
 
 def test_nothing_is_told_of_a_request_that_only_waits(
-    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration
+    runtime: Runtime,
+    sampler: Sampler,
+    ready: str,
+    make_generation: MakeGeneration,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(worker.sample, "WAITING_SECONDS", 0)
     record = make_generation(ready)
     sampler._follow(Waiting(looks=20), record)
     assert events(runtime, record, "progress") == []
