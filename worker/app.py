@@ -30,6 +30,7 @@ from registry.queue import (
 )
 from registry.settings import Settings, get_settings
 from registry.store import PREVIEWS_FILE, family_name
+from worker import broker
 from worker.build import build
 from worker.export import export
 from worker.profiles import ensure_profile
@@ -94,6 +95,7 @@ class Worker:
 
 
 def make_app(settings: Settings) -> Celery:
+    broker.install()
     app = make_celery(settings)
     workers: list[Worker] = []
 

@@ -1,10 +1,12 @@
 // The HTTP API as this page uses it.
 
+// `body`: a file, or what is sent as JSON.
 export async function request(method, path, body, headers = {}) {
+  const json = body !== undefined && !(body instanceof Blob);
   const answer = await fetch(path, {
     method,
-    headers: body === undefined ? headers : { "content-type": "application/json", ...headers },
-    body: body === undefined ? undefined : JSON.stringify(body),
+    headers: json ? { "content-type": "application/json", ...headers } : headers,
+    body: json ? JSON.stringify(body) : body,
   });
   if (answer.status === 204) return null;
   if (answer.status === 401) dispatchEvent(new Event("unauthenticated"));

@@ -1,6 +1,6 @@
 // Two sliders over the Pareto front: what a budget gives, and one click to have it.
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
-import { post } from "./api.js";
+import { get, post } from "./api.js";
 import { Chart, Figures, Problem, bytes, seconds, size } from "./parts.js";
 
 const STEPS = 200;
@@ -22,7 +22,7 @@ function Slider({ label, position, text, onInput }) {
   </label>`;
 }
 
-export function Budgets({ families }) {
+export function Budgets({ id, families }) {
   const [everything, setEverything] = useState(null);
   const [wanted, setWanted] = useState(undefined); // the service's default family
   const [positions, setPositions] = useState(START);
@@ -30,10 +30,23 @@ export function Budgets({ families }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
   const [refinement, setRefinement] = useState(0);
+  const [tasks, setTasks] = useState([]);
+  const task = tasks.find((other) => other.id === id);
   const newest = useRef(0);
 
   useEffect(() => {
-    post("plan", { ...EVERYTHING, family: wanted }).then(setEverything, setProblem);
+    get("tasks").then((answer) => setTasks(answer.tasks), () => {});
+  }, []);
+  useEffect(() => {
+    setWanted(task?.family);
+  }, [task]);
+  useEffect(() => {
+    let current = true;
+    post("plan", { ...EVERYTHING, family: wanted }).then(
+      (plan) => current && setEverything(plan),
+      (error) => current && setProblem(error),
+    );
+    return () => (current = false);
   }, [families.length, wanted]);
 
   const front = everything?.front ?? [];
@@ -57,7 +70,7 @@ export function Budgets({ families }) {
     setBusy(true);
     try {
       const refine = refinement ? { max_seconds: refinement } : undefined;
-      const model = await post("models", { ...budget, refine });
+      const model = await post("models", { ...budget, refine, task: task?.id });
       location.hash = `#models/${model.id}`;
     } catch (error) {
       setProblem(error);
@@ -79,7 +92,13 @@ export function Budgets({ families }) {
     <p>Say what you can afford; the best size that keeps it is found as you drag.</p>
     <div class="columns">
       <section aria-label="Budget">
-        ${families.length > 1 && html`<label>Family
+        ${tasks.length > 0 && html`<label>Classes
+          <select onChange=${(event) => (location.hash = `#budgets/${event.target.value}`)}>
+            <option value="" selected=${!task}>the family's own</option>
+            ${tasks.map((other) => html`<option value=${other.id} selected=${other === task}>${other.name}</option>`)}
+          </select>
+        </label>`}
+        ${families.length > 1 && !task && html`<label>Family
           <select value=${everything.family} onChange=${(event) => {
             setPositions(START);
             setWanted(event.target.value);
@@ -117,7 +136,7 @@ export function Budgets({ families }) {
           y=${{ title: "quality, of the best", format: (v) => v.toFixed(3) }}
           series=${[{ label: "keeps the budget" }, { label: "does not", faint: true }, { label: "the plan", ring: true }]}
           data=${chartData(front, kept, plan)} />
-        ${plan && family && html`<${Samples} family=${family} plan=${plan} />`}
+        ${plan && family && !task && html`<${Samples} family=${family} plan=${plan} />`}
       </section>
     </div>
     <details>

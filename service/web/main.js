@@ -1,4 +1,4 @@
-// The four views, by the part of the address after #.
+// The five views, by the part of the address after #.
 import { html, render, useEffect, useState } from "./vendor/preact.js";
 import { follow, get, request } from "./api.js";
 import { Budgets } from "./budgets.js";
@@ -6,8 +6,9 @@ import { Health } from "./health.js";
 import { Model, Models } from "./models.js";
 import { Playground } from "./playground.js";
 import { SignIn } from "./signin.js";
+import { Tasks } from "./tasks.js";
 
-const VIEWS = { budgets: Budgets, models: Models, playground: Playground, health: Health };
+const VIEWS = { budgets: Budgets, models: Models, playground: Playground, tasks: Tasks, health: Health };
 const address = () => location.hash.slice(1).split("/");
 
 function App() {
@@ -65,7 +66,7 @@ function App() {
       </nav>
     </header>
     <main class="container" id="main" tabindex="-1">
-      <${View} key=${id} id=${id} live=${live} families=${families} />
+      <${View} key=${view === "models" && id} id=${id} live=${live} families=${families} />
     </main>`;
 }
 

@@ -1,12 +1,16 @@
-"""All four views, by mouse and by keyboard."""
+"""All five views, by mouse and by keyboard."""
 
+import io
 import os
 import re
 import signal
 import tarfile
+import zipfile
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.local import wait
@@ -16,7 +20,7 @@ from tests.integration.conftest import Deployment
 
 pytestmark = pytest.mark.browser
 
-VIEWS = ("budgets", "models", "playground", "health")
+VIEWS = ("budgets", "models", "playground", "tasks", "health")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,46 @@ def test_a_model_is_refined_until_it_is_stopped(page: Page) -> None:
     expect(page.locator("main .state").first).to_have_text("ready", timeout=90_000)
     expect(page.get_by_text(re.compile(r"refined for .*: held-out loss .* → "))).to_be_visible()
     expect(stop).to_have_count(0)
+
+
+def test_a_task_is_sent_and_a_model_made_of_it(page: Page) -> None:
+    page.goto("/#tasks")
+    heading(page, "Tasks")
+    page.get_by_label("Archive").set_input_files(
+        {"name": "shapes.zip", "mimeType": "application/zip", "buffer": shapes()}
+    )
+    page.get_by_label("Name").fill("shapes")
+    page.get_by_role("button", name="Send").click()
+    task = page.get_by_role("article", name="shapes")
+    expect(task).to_contain_text("images16")
+    picture = task.get_by_role("img", name="Some images of each class of shapes")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalHeight") == 2 * 28
+    task.get_by_role("button", name="Make a model").click()
+    heading(page, "Budgets")
+    expect(page.get_by_label("Classes")).to_have_value(re.compile("^t-"))
+    page.get_by_role("button", name="Deploy this size").click()
+    expect(page.locator("main .state").first).to_have_text("ready", timeout=150_000)
+    page.get_by_role("button", name="Sample every class").click()
+    expect(page.locator(".images img")).to_have_count(2)
+    page.goto("/#tasks")
+    page.on("dialog", lambda dialog: dialog.accept())
+    task.get_by_role("button", name="Delete").click()
+    expect(task).to_have_count(0)
+
+
+def shapes() -> bytes:
+    """Eight squares and eight stripes, a folder each."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for i in range(8):
+            square, stripe = np.zeros((2, 28, 28), np.uint8)
+            square[i : i + 16, i : i + 16] = stripe[:, i : i + 8] = 255
+            for name, pixels in (("square", square), ("stripe", stripe)):
+                png = io.BytesIO()
+                Image.fromarray(pixels).save(png, "PNG")
+                archive.writestr(f"{name}/{i}.png", png.getvalue())
+    return packed.getvalue()
 
 
 def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
