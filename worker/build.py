@@ -65,6 +65,7 @@ def build(runtime: Runtime, model_id: str) -> None:
     models = runtime.repository.models
     with runtime.watched():
         runtime.attempt(models, model_id, lambda record: _Build(runtime, record).run())
+        release_memory(runtime.device)
     with contextlib.suppress(RecordNotFound):
         record = models.get(model_id)
         if record.status == ModelStatus.DELETED:
@@ -243,8 +244,6 @@ class _Build:
             log.exception("not refined", model=self.record.id)
             self._tell("refined", error=f"{type(error).__name__}: {error}")
             return {}
-        finally:
-            release_memory(self.runtime.device)
         return {"revision": self._retrained_revision + 1, "measured": measured}
 
     def _until_enough(self, max_seconds: float) -> Callable[[Progress], None]:
