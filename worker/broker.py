@@ -2,29 +2,26 @@
 
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES, redis
+import kombu.transport.redis as kombu_redis
+import redis
+from kombu.transport import TRANSPORT_ALIASES
 
 
-class QoS(redis.QoS):  # type: ignore[misc]
-    def restore_unacked(self, client: Any = None) -> None:
-        """Give unfinished messages back, where there still is a connection.
+class Channel(kombu_redis.Channel):  # type: ignore[misc]
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        """Where to connect to. Raises redis.ConnectionError once the channel's connection is gone.
 
-        A channel that could not be closed as its broker died is closed again when its connection
-        has gone. kombu raises AttributeError then (celery/kombu#582), which Celery does not take
-        for a lost connection. The broker still has these messages, and their records are queued
-        again by who looks after them.
+        A task that ends then is still acknowledged, and a channel may be closed again. kombu
+        raises AttributeError (celery/kombu#582), which Celery does not take for a lost
+        connection. The broker still has the messages, and whoever looks after their records
+        queues those again.
         """
-        if self.channel.connection.client is None:
-            self._delivered.clear()
-        else:
-            super().restore_unacked(client)
+        if self.connection is None or self.connection.client is None:
+            raise redis.ConnectionError("the connection of this channel has gone")
+        return super()._connparams(asynchronous)
 
 
-class Channel(redis.Channel):  # type: ignore[misc]
-    QoS = QoS
-
-
-class Transport(redis.Transport):  # type: ignore[misc]
+class Transport(kombu_redis.Transport):  # type: ignore[misc]
     Channel = Channel
 
 

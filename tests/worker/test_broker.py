@@ -12,31 +12,31 @@ from worker import broker
 
 
 @pytest.fixture
-def channel(client: redis.Redis, settings: Settings) -> Iterator[kombu.transport.virtual.Channel]:
-    """One that was given a message, and has not acknowledged it."""
+def message(client: redis.Redis, settings: Settings) -> Iterator[kombu.Message]:
+    """One that was taken, and has not been acknowledged."""
     with kombu.Connection(settings.broker_url) as connection:
-        channel = connection.channel()
-        queue = kombu.Queue("work", channel=channel)
+        queue = kombu.Queue("work", channel=connection.channel())
         queue.declare()
-        kombu.Producer(channel).publish("a task", routing_key="work")
-        assert queue.get().payload == "a task"
+        kombu.Producer(queue.channel).publish("a task", routing_key="work")
+        message = queue.get()
         assert (client.llen("work"), client.hlen("unacked")) == (0, 1)
-        yield channel
+        yield message
 
 
-def test_a_channel_gives_back_what_is_not_done(
-    client: redis.Redis, channel: kombu.transport.virtual.Channel
-) -> None:
-    assert isinstance(channel, broker.Channel)
-    channel.close()
+def test_a_channel_gives_back_what_is_not_done(client: redis.Redis, message: kombu.Message) -> None:
+    assert isinstance(message.channel, broker.Channel)
+    message.channel.close()
     assert (client.llen("work"), client.hlen("unacked")) == (1, 0)
 
 
-def test_a_channel_can_be_closed_when_its_connection_has_gone(
-    client: redis.Redis, channel: kombu.transport.virtual.Channel
+@pytest.mark.parametrize("end", ["ack", "close"])
+def test_without_its_connection_a_channel_raises_what_celery_expects(
+    end: str, client: redis.Redis, message: kombu.Message
 ) -> None:
-    transport = channel.connection
-    transport.client = None  # as a connection leaves it whose broker has died
-    channel.close()
-    assert channel not in transport.channels
+    channel = message.channel
+    errors = channel.connection.client.connection_errors
+    channel.connection.client = None  # as a connection leaves it whose broker has died
+    channel._disconnect_pools()
+    with pytest.raises(errors, match="has gone"):
+        message.ack() if end == "ack" else channel.close()
     assert (client.llen("work"), client.hlen("unacked")) == (0, 1)
