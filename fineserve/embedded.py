@@ -63,8 +63,7 @@ def programs(settings: Settings) -> dict[str, str]:
     commands = {
         "build-worker": f"nice -n 10 {python} -m worker build",  # serving goes before building
         "sample-worker": f"{python} -m worker sample",
-        # interrupts nobody: an engine's thread that it stops keeps the engine's others waiting
-        "api": f"chrt --batch 0 {python} -m service",
+        "api": f"{python} -m service",
     }
     if settings.redis_url is None:
         data_dir = settings.var_dir.resolve() / "valkey"

@@ -70,7 +70,7 @@ export function Budgets({ id, families }) {
     setBusy(true);
     try {
       const refine = refinement ? { max_seconds: refinement } : undefined;
-      const model = await post("models", { ...budget, refine, task: task?.id });
+      const model = await post("models", { ...budget, refine, task: id || undefined });
       location.hash = `#models/${model.id}`;
     } catch (error) {
       setProblem(error);

@@ -4,7 +4,6 @@ import { get, request } from "./api.js";
 import { Figures, Problem } from "./parts.js";
 
 const ARCHIVES = ".zip,.tar,.tar.gz,.tgz";
-const NAME = "[\\w .\\-]{1,64}";
 
 export function Tasks({ families }) {
   const [tasks, setTasks] = useState(null);
@@ -46,9 +45,7 @@ export function Tasks({ families }) {
     <form onSubmit=${send}>
       <fieldset class="grid">
         <label>Archive, zip or tar <input type="file" name="archive" accept=${ARCHIVES} required /></label>
-        <label>Name, if it is to have one
-          <input type="text" name="name" pattern=${NAME} title="letters, digits, spaces, _ . and -; at most 64" />
-        </label>
+        <label>Name, if it is to have one <input type="text" name="name" /></label>
         ${families.length > 1 && html`<label>Family
           <select name="family">${families.map(({ name }) => html`<option value=${name}>${name}</option>`)}</select>
         </label>`}
