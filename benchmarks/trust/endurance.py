@@ -20,8 +20,8 @@ CAPACITY_SECONDS = 60.0
 CLIENTS = 16
 OVERLOAD_SECONDS = 300.0
 OVERLOAD = 10
-MOST_ACTIVE = 64
-"""As many as a sampling worker takes at once; 2,000 by default, for clients with patience."""
+MOST_ACTIVE = 16
+"""As many as capacity is measured with; 2,000 by default, for clients with patience."""
 SOAK_MINUTES = 60
 SETTLED_MINUTES = 10
 """Growth counts from then on: by then everything has been used."""

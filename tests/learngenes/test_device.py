@@ -1,4 +1,7 @@
+import ctypes
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -103,3 +106,31 @@ def test_attention_forward_and_backward_is_torchs_own(dtype: torch.dtype) -> Non
         strict=True,
     ):
         torch.testing.assert_close(mine, plain, atol=10 * atol, rtol=0)
+
+
+ARENAS = """
+import ctypes, sys, threading
+from learngenes.device import share_arenas
+if sys.argv[1] == "shared":
+    share_arenas()
+together = threading.Barrier(12)
+def hold():
+    memory = bytearray(100_000)
+    together.wait()
+threads = [threading.Thread(target=hold) for _ in range(12)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="of glibc alone")
+def test_threads_take_their_memory_from_a_few_heaps() -> None:
+    def heaps(how: str) -> int:
+        command = [sys.executable, "-c", ARENAS, how]
+        told = subprocess.run(command, check=True, capture_output=True, text=True)
+        return told.stdout.count("<heap nr=")
+
+    assert heaps("as ever") > 2
+    assert heaps("shared") <= 2

@@ -1,6 +1,4 @@
-import ctypes
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -192,31 +190,3 @@ def test_a_worker_says_how_it_is_used(words: list[str], monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", ["worker", *words])
     with pytest.raises(SystemExit, match=r"usage: python -m worker {build\|sample\|verify}"):
         worker.__main__.main()
-
-
-ARENAS = """
-import ctypes, sys, threading
-from worker.__main__ import share_arenas
-if sys.argv[1] == "shared":
-    share_arenas()
-together = threading.Barrier(12)
-def hold():
-    memory = bytearray(100_000)
-    together.wait()
-threads = [threading.Thread(target=hold) for _ in range(12)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-libc = ctypes.CDLL(None)
-libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="of glibc alone")
-def test_threads_take_their_memory_from_a_few_heaps() -> None:
-    def heaps(how: str) -> int:
-        command = [sys.executable, "-c", ARENAS, how]
-        told = subprocess.run(command, check=True, capture_output=True, text=True)
-        return told.stdout.count("<heap nr=")
-
-    assert heaps("as ever") > 2
-    assert heaps("shared") <= 2
