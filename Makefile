@@ -14,7 +14,7 @@ TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji autoencoder-emoji docs lock clean
+.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -70,7 +70,7 @@ faults: bench-trust
 fuzz: PARTS := fuzz  ## 10,000 requests made up from the OpenAPI document
 fuzz: bench-trust
 
-bench-interop: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS)  ## exports, clients, tasks, condensation; an hour
+bench-interop: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS) $(EMOJI)  ## exports, clients, tasks, condensation; an hour
 	$(BIN)/python -m benchmarks.interop $(PARTS)
 	$(BIN)/python -m benchmarks.readme
 
@@ -101,6 +101,9 @@ pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, re
 
 pretrain-emoji: $(INSTALLED) $(EMOJI)  ## train the family `emoji`, resuming from var/
 	$(BIN)/fineserve pretrain configs/emoji.toml --work var/pretrain/emoji --family families/emoji $(START:%=--start %)
+
+pretrain-emoji-latents: $(INSTALLED) $(EMOJI)  ## train the family `emoji-latents`, after `make autoencoder-emoji`
+	$(BIN)/fineserve pretrain configs/emoji-latents.toml --work var/pretrain/emoji-latents --family families/emoji-latents $(START:%=--start %)
 
 autoencoder-emoji: $(INSTALLED_DEV) $(EMOJI)  ## train an autoencoder for a family of latents
 	$(BIN)/python examples/train_autoencoder.py var/data/emoji-64 var/autoencoder/emoji --flip

@@ -15,6 +15,8 @@ columns `image` and `label`.
 import argparse
 import copy
 import itertools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -23,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -81,6 +83,34 @@ def collate(rows: list[dict[str, object]]) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.tensor([row["label"] for row in rows])
 
 
+def encoder(model: Path | None, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Images to what the network sees: an export with `vae/` is of latents."""
+    if model is None or not (model / "vae").is_dir():
+        return lambda images: images
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").to(device)
+
+    @torch.no_grad()
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        latents = vae.encode(images).latent_dist.sample()
+        return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+    return encode
+
+
+def save(
+    network: DiTTransformer2DModel, noise: DDPMScheduler, out: Path, model: Path | None
+) -> None:
+    for block in network.transformer_blocks:  # a copy in each, as diffusers keeps them
+        block.norm1.emb = copy.deepcopy(block.norm1.emb)
+    network.save_pretrained(out / "transformer")
+    DDIMScheduler.from_config(noise.config, timestep_spacing="trailing").save_pretrained(
+        out / "scheduler"
+    )
+    if model and (model / "vae").is_dir():  # `DiTPipeline` loads it, too
+        shutil.copytree(model / "vae", out / "vae", dirs_exist_ok=True)
+        shutil.copy(model / "model_index.json", out)
+
+
 def main() -> None:
     options = parse()
     set_seed(options.seed)
@@ -94,6 +124,8 @@ def main() -> None:
     blocks = network.transformer_blocks
     for block in blocks:  # one embedder for all blocks, as DiT has it
         block.norm1.emb = blocks[0].norm1.emb
+    network.eval()  # else diffusers' blocks drop labels, too, and each block others
+    encode = encoder(options.model, accelerator.device)
 
     null_class = network.config.num_embeds_ada_norm
     if len(images) < options.batch_size:
@@ -108,7 +140,8 @@ def main() -> None:
     average.to(accelerator.device)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     progress = tqdm(range(options.steps), disable=not accelerator.is_main_process)
-    for _, (clean, labels) in zip(progress, batches, strict=False):
+    for _, (pictures, labels) in zip(progress, batches, strict=False):
+        clean = encode(pictures)
         drawn = torch.randn_like(clean)
         timesteps = torch.randint(noise.config.num_train_timesteps, labels.shape).to(clean.device)
         dropped = torch.rand(labels.shape, device=labels.device) < options.null_probability
@@ -130,12 +163,7 @@ def main() -> None:
     if accelerator.is_main_process:
         network = accelerator.unwrap_model(network)
         average.copy_to(network.parameters())
-        for block in network.transformer_blocks:  # a copy in each, as diffusers keeps them
-            block.norm1.emb = copy.deepcopy(block.norm1.emb)
-        network.save_pretrained(options.out / "transformer")
-        DDIMScheduler.from_config(noise.config, timestep_spacing="trailing").save_pretrained(
-            options.out / "scheduler"
-        )
+        save(network, noise, options.out, options.model)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ its Retry-After; what makes something carries an Idempotency-Key, so that nothin
 """
 
 import base64
+import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -38,7 +39,7 @@ M = TypeVar("M", bound=BaseModel)
 RETRIES = Retry(
     total=8,
     backoff_factor=0.5,
-    max_backoff_wait=30.0,
+    max_backoff_wait=120.0,
     allowed_methods=("GET", "POST", "DELETE"),
     status_forcelist=(429, 502, 503),
 )
@@ -100,6 +101,7 @@ class GenerateFields(TypedDict, total=False):
     scheduler: Literal["ddim", "dpmsolver++", "euler"]
     seed: int
     deadline_seconds: float
+    previews: bool
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,16 @@ _model, _task, _generation = (
     _parsed(TaskResponse),
     _parsed(GenerationResponse),
 )
+
+
+def _generating(
+    model_id: str, request: Mapping[str, Any], on_event: OnEvent | None
+) -> _Call[GenerationResponse]:
+    """Answered when it is done, or at once where its events are wanted."""
+    call = _making("/generate", {"model": model_id, **request}, _generation)
+    if on_event is not None:
+        call.content["headers"]["Prefer"] = "respond-async"
+    return call
 
 
 def _plan(fields: Mapping[str, Any]) -> _Call[PlanResponse]:
@@ -261,10 +273,7 @@ class Client:
         """Follow a build to its end. Raises NotReady when that is another than `ready`."""
         hearing = _Hearing(on_event)
         while (model := _ended(self.model(model_id))) is None:
-            path = f"/models/{model_id}/events"
-            with connect_sse(self._http, "GET", path, headers=hearing.headers) as source:
-                for event in source.iter_sse():
-                    hearing.hear(event)
+            self._hear(f"/models/{model_id}/events", hearing)
         return model
 
     def cancel_model(self, model_id: str) -> ModelResponse:
@@ -273,15 +282,15 @@ class Client:
     def delete_model(self, model_id: str) -> None:
         self._do(_Call("DELETE", f"/models/{model_id}", _nothing))
 
-    def generate(self, model_id: str, **request: Unpack[GenerateFields]) -> list[GeneratedImage]:
+    def generate(
+        self, model_id: str, on_event: OnEvent | None = None, **request: Unpack[GenerateFields]
+    ) -> list[GeneratedImage]:
         """Sample images and wait for them."""
-        body = {"model": model_id, **request}
-        generation = self._do(_making("/generate", body, _generation))
+        generation = self._do(_generating(model_id, request, on_event))
+        hearing = _Hearing(on_event)
         while generation.status != "done":  # it takes longer than one answer may
             path = f"/generations/{generation.id}"
-            with connect_sse(self._http, "GET", f"{path}/events") as source:
-                for _ in source.iter_sse():
-                    pass
+            self._hear(f"{path}/events", hearing)
             generation = self._do(_Call("GET", path, _generation))
             _check_generation(generation)
         return _images(generation)
@@ -297,6 +306,15 @@ class Client:
 
     def delete_task(self, task_id: str) -> None:
         self._do(_Call("DELETE", f"/tasks/{task_id}", _nothing))
+
+    def _hear(self, path: str, hearing: _Hearing) -> None:
+        """Until the stream ends or breaks off."""
+        with (
+            contextlib.suppress(httpx.TransportError),
+            connect_sse(self._http, "GET", path, headers=hearing.headers) as source,
+        ):
+            for event in source.iter_sse():
+                hearing.hear(event)
 
     def _do(self, call: _Call[T]) -> T:
         return call.read(_checked(self._http.request(call.method, call.path, **call.content)))
@@ -349,10 +367,7 @@ class AsyncClient:
     async def wait(self, model_id: str, on_event: OnEvent | None = None) -> ModelResponse:
         hearing = _Hearing(on_event)
         while (model := _ended(await self.model(model_id))) is None:
-            path = f"/models/{model_id}/events"
-            async with aconnect_sse(self._http, "GET", path, headers=hearing.headers) as source:
-                async for event in source.aiter_sse():
-                    hearing.hear(event)
+            await self._hear(f"/models/{model_id}/events", hearing)
         return model
 
     async def cancel_model(self, model_id: str) -> ModelResponse:
@@ -362,15 +377,13 @@ class AsyncClient:
         await self._do(_Call("DELETE", f"/models/{model_id}", _nothing))
 
     async def generate(
-        self, model_id: str, **request: Unpack[GenerateFields]
+        self, model_id: str, on_event: OnEvent | None = None, **request: Unpack[GenerateFields]
     ) -> list[GeneratedImage]:
-        body = {"model": model_id, **request}
-        generation = await self._do(_making("/generate", body, _generation))
+        generation = await self._do(_generating(model_id, request, on_event))
+        hearing = _Hearing(on_event)
         while generation.status != "done":
             path = f"/generations/{generation.id}"
-            async with aconnect_sse(self._http, "GET", f"{path}/events") as source:
-                async for _ in source.aiter_sse():
-                    pass
+            await self._hear(f"{path}/events", hearing)
             generation = await self._do(_Call("GET", path, _generation))
             _check_generation(generation)
         return _images(generation)
@@ -385,6 +398,12 @@ class AsyncClient:
 
     async def delete_task(self, task_id: str) -> None:
         await self._do(_Call("DELETE", f"/tasks/{task_id}", _nothing))
+
+    async def _hear(self, path: str, hearing: _Hearing) -> None:
+        with contextlib.suppress(httpx.TransportError):
+            async with aconnect_sse(self._http, "GET", path, headers=hearing.headers) as source:
+                async for event in source.aiter_sse():
+                    hearing.hear(event)
 
     async def _do(self, call: _Call[T]) -> T:
         answer = await self._http.request(call.method, call.path, **call.content)

@@ -155,10 +155,9 @@ def generate(
     url: Url = None,
 ) -> None:
     """Sample images and save them as PNG."""
-    labels = [int(label) if label.isdigit() else label for label in class_label or []]
     stated: dict[str, Any] = {
         "model": model,
-        "class_labels": labels or None,
+        "class_labels": class_label or None,
         "n": n,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,

@@ -84,7 +84,8 @@ def _add_dataset(directory: Path, tar: tarfile.TarFile, side: int) -> None:
         Image.fromarray(channels_last.squeeze(2) if len(pixels) == 1 else channels_last).save(
             picture, "PNG"
         )
-        member = tarfile.TarInfo(f"{data.class_names[label]}/{index}.png")
+        folder = data.class_names[label].replace("/", "-")
+        member = tarfile.TarInfo(f"{folder}/{index}.png")
         member.size = picture.tell()
         picture.seek(0)
         tar.addfile(member, picture)

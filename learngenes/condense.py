@@ -17,6 +17,7 @@ import tensorly
 import torch
 from accelerate import PartialState
 from pydantic import Field, PositiveInt
+from safetensors.torch import load_file, save_file
 from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac
 from torch import Tensor
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from learngenes import data
 from learngenes.config import DiffusionConfig, Frozen, Kind, NetworkConfig, SizeSpace
 from learngenes.dense import DenseDiT
+from learngenes.device import default_device
 from learngenes.factors import Learngenes, Scales
 from learngenes.family import MANIFEST, Family, load_family, save_family
 from learngenes.pretrain import LOG, DataConfig, Pretraining, PretrainingConfig, TrainingConfig
@@ -34,8 +36,10 @@ from learngenes.teacher import Teacher, TeacherError, read_teacher
 REPORT = "condensation.json"
 RIDGE = 1e-6
 """Of a factor's normal equations, relative to their mean diagonal."""
-OnIteration = Callable[[float], None]
-"""Called with the relative error after every iteration of a fit."""
+OnIteration = Callable[[], object]
+"""Called after every iteration of a fit."""
+Components = tuple[Tensor | None, Sequence[Tensor]]
+"""TensorLy's weights, and its factors: Sigma, U and V."""
 
 
 class CondensationConfig(Frozen):
@@ -87,17 +91,31 @@ class Fit:
     error: float
     """Of all W together, relative to their norm."""
 
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        tensors = {"u": self.u, "v": self.v, "sigma": self.sigma, "error": torch.tensor(self.error)}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> "Fit":
+        tensors = load_file(file)
+        return cls(tensors["u"], tensors["v"], tensors["sigma"], float(tensors["error"]))
+
 
 @torch.no_grad()
 def fit(stack: Tensor, rank: int, iterations: int, on_iteration: OnIteration | None = None) -> Fit:
     """Alternating least squares on `stack` (L, m, n), from the best components of its modes."""
 
-    def heard(_: object, error: Tensor) -> None:
-        if on_iteration is not None:
-            on_iteration(float(error))
+    def mttkrp(stack: Tensor, cp: Components, mode: int) -> Tensor:
+        product = _mttkrp(stack, cp, mode)
+        if mode == 2 and on_iteration is not None:
+            on_iteration()  # a callback of TensorLy's has all of the stack rebuilt: 37 GB
+        return product
 
     with tensorly.backend_context("pytorch", local_threadsafe=True):
-        tensorly.tenalg.register_backend_method("unfolding_dot_khatri_rao", _mttkrp)
+        tensorly.tenalg.register_backend_method("unfolding_dot_khatri_rao", mttkrp)
         tensorly.tenalg.use_dynamic_dispatch()
         start = _first_guess(stack, rank)
         ridge = RIDGE * float((start[1].T @ start[1]).diagonal().mean()) ** 2
@@ -108,12 +126,11 @@ def fit(stack: Tensor, rank: int, iterations: int, on_iteration: OnIteration | N
             init=CPTensor((None, start)),
             l2_reg=ridge,
             tol=1e-6,
-            callback=heard,
         )
     return _ordered(stack, sigma, u, v)
 
 
-def _mttkrp(stack: Tensor, cp: tuple[Tensor | None, Sequence[Tensor]], mode: int) -> Tensor:
+def _mttkrp(stack: Tensor, cp: Components, mode: int) -> Tensor:
     """TensorLy's forms a Khatri-Rao product, (m n, r) for Sigma: 24 GB for a kind of DiT-XL/2."""
     _, (sigma, u, v) = cp
     if mode == 0:
@@ -161,27 +178,32 @@ def _ordered(stack: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Fit:
     order = sigma.norm(dim=0).argsort(descending=True)
     u, v, sigma = u[:, order], v[:, order], sigma[:, order]
     left = sum(float((w - (u * s) @ v.T).square().sum()) for w, s in zip(stack, sigma, strict=True))
-    return Fit(u, v, sigma, (left / float(stack.square().sum().clamp(min=1e-12))) ** 0.5)
+    error = (left / float(stack.square().sum().clamp(min=1e-12))) ** 0.5
+    return Fit(u.cpu(), v.cpu(), sigma.cpu(), error)
 
 
 def fit_all(
-    network: DenseDiT, shape: NetworkConfig, iterations: int
+    network: DenseDiT, shape: NetworkConfig, iterations: int, kept: Path | None = None
 ) -> tuple[Learngenes, Scales, dict[str, float]]:
-    """Learngenes and Sigma of every kind of `network`, and each fit's relative error."""
+    """Learngenes and Sigma of every kind of `network`, and each fit's relative error.
+
+    Each kind's fit is stored in the directory `kept`, and found there again.
+    """
     genes = Learngenes(shape)
     sigma, bias, errors = {}, {}, {}
     layers = network.weights()
     with tqdm(total=len(Kind) * iterations, unit="iteration") as bar:
         for number, kind in enumerate(Kind, start=1):
             bar.set_description(f"fit of {kind}")
-
-            def heard(error: float) -> None:
-                bar.set_postfix(error=f"{error:.4f}", refresh=False)
-                bar.update()
-
-            found = fit(
-                torch.stack([layer[kind][0] for layer in layers]), shape.rank, iterations, heard
-            )
+            stack = torch.stack([layer[kind][0] for layer in layers])
+            file = kept and kept / f"{kind}.safetensors"
+            if file is not None and file.exists():
+                found = Fit.load(file)
+            else:
+                found = fit(stack.to(default_device()), shape.rank, iterations, bar.update)
+                if file is not None:
+                    found.save(file)
+            bar.set_postfix(error=f"{found.error:.4f}", refresh=False)
             bar.update(number * iterations - bar.n)
             genes.u[kind].data, genes.v[kind].data = found.u, found.v
             sigma[kind] = found.sigma
@@ -206,7 +228,8 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
         )
     teacher = teacher.with_classes(images.class_names)
     pretraining = config.pretraining(teacher)
-    fitted = work / f"fitted-{_digest(teacher, config)}"
+    work /= _digest(teacher, config)
+    fitted = work / "fitted"
     processes = PartialState()
     if processes.is_main_process and not (fitted / MANIFEST).exists():
         limited = images.balanced(config.data.limited_images)
@@ -242,7 +265,8 @@ def write_fitted(
     directory: Path,
 ) -> None:
     """A family whose learngenes are fitted to the teacher and have not been trained."""
-    genes, scales, errors = fit_all(teacher.network, config.network, iterations)
+    fits = directory.parent / "fits"
+    genes, scales, errors = fit_all(teacher.network, config.network, iterations, fits)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / LOG).write_text(json.dumps({"step": 0, "images": 0}) + "\n")
     (directory / REPORT).write_text(json.dumps({"fit_error": errors}) + "\n")

@@ -76,10 +76,22 @@ class Tuned:
 
 
 def split_heldout(data: LabelledImages, most: int) -> tuple[LabelledImages, LabelledImages]:
-    """Data to train on, and at most `most` images, the same ones each time, to judge by."""
+    """Data to train on, and at most `most` images, the same ones each time, to judge by.
+
+    A fifth and at least one, but of no class the last image.
+    """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-    heldout = min(most, len(data) // 5)
-    return data.subset(order[heldout:]), data.subset(order[:heldout])
+    left = torch.bincount(data.labels).tolist()
+    held: list[int] = []
+    for index in order.tolist():
+        if len(held) >= min(most, max(1, len(data) // 5)):
+            break
+        label = int(data.labels[index])
+        if left[label] > 1:
+            left[label] -= 1
+            held.append(index)
+    taken = torch.tensor(held, dtype=torch.long)
+    return data.subset(order[~torch.isin(order, taken)]), data.subset(taken)
 
 
 class Tuning:

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from learngenes.config import NetworkConfig
+from registry.errors import RecordNotFound
 from registry.records import GenerationRecord, ModelRecord
 from service.access import Anybody, Caller, ModelDep, Sampler, visible
 from service.deps import IdempotencyKey, State, StateDep
@@ -127,7 +128,7 @@ async def generate_images(
     """Sample images of a class and wait for them."""
     size = await run_in_threadpool(_check_size, state, request, caller)
     asked = GenerateRequest(
-        class_labels=[int(request.prompt) if request.prompt.isdecimal() else request.prompt],
+        class_labels=[request.prompt],
         n=request.n or 1,
         **request.model_dump(
             include={"model", "seed", "num_inference_steps", "guidance_scale", "scheduler"}
@@ -163,6 +164,7 @@ def _answer(state: State, generation_id: str, size: str) -> Response:
             f"generation {record.id} is still {record.status}; GET /generations/{record.id} has "
             "its images later",
             "not-finished",
+            {"X-Should-Retry": "false"},  # else their clients ask for others, from the beginning
         )
     images = [
         ImageData(b64_json=base64.b64encode(picture).decode())
@@ -181,4 +183,6 @@ def list_models(state: StateDep, caller: Anybody) -> OpenAIModelList:
 
 @router.get("/models/{model_id}")
 def get_model(record: ModelDep, _: Anybody) -> OpenAIModel:
+    if not record.servable:
+        raise RecordNotFound(f"model {record.id} is {record.status}: GET /models/{record.id}")
     return OpenAIModel.of(record)

@@ -1,6 +1,6 @@
 """Errors as RFC 9457 problem details, each with a stable `type`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -58,8 +58,8 @@ class Problem(Exception):
         )
 
 
-def unavailable(detail: str, kind: str = "unavailable") -> Problem:
-    return Problem(503, kind, detail, headers={"Retry-After": RETRY_SECONDS})
+def unavailable(detail: str, kind: str = "unavailable", headers: Mapping[str, str] = {}) -> Problem:
+    return Problem(503, kind, detail, headers={"Retry-After": RETRY_SECONDS, **headers})
 
 
 def storage_full(why: str) -> Problem:

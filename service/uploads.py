@@ -24,7 +24,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 JUNK = "__MACOSX"
 LEAST_OF_A_CLASS = 2
-"""One to learn from and one to judge by."""
+"""One to learn from, and one more that may be kept to judge by."""
 
 
 class UploadError(ValueError):

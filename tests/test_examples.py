@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from diffusers import DiTPipeline
 
 from learngenes.config import Mode, NetworkConfig
 from learngenes.data import LabelledImages
@@ -16,6 +17,9 @@ from learngenes.export import export_model
 from learngenes.family import Family
 from learngenes.latents import read_autoencoder
 from learngenes.teacher import Teacher, read_teacher
+from tests.learngenes.test_latents import directory, latent_family
+
+__all__ = ["directory", "latent_family"]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ALONE = """
@@ -66,6 +70,19 @@ def test_an_export_is_trained_on_with_diffusers_alone(
         return heldout_loss(network, process, images, limited_data.labels)
 
     assert loss(after.with_classes(limited_data.class_names).network) < 0.8 * loss(before)
+
+
+def test_an_export_of_latents_is_trained_on_and_sampled_by_diffusers(
+    latent_family: Family, dataset: Path, tmp_path: Path
+) -> None:
+    export_model(latent_family, latent_family.scales, tmp_path / "export")
+    options = ("--steps", "3", "--batch-size", "16", "--model", str(tmp_path / "export"))
+    run("train_diffusers.py", str(dataset), str(tmp_path / "out"), *options)
+    pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    labels = pipeline.get_label_ids(list(latent_family.manifest.class_names[:2]))
+    images = pipeline(labels, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 3)
 
 
 def test_a_teacher_is_trained_from_scratch(

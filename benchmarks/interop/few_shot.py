@@ -22,7 +22,7 @@ from learngenes.sigma import interpolated
 
 TASKS = {"animal-mnist": "silhouettes", "mnist": "digits"}
 SHOTS = 50
-SAMPLES, AT_ONCE, STEPS = 2000, 100, 10
+SAMPLES, AT_ONCE, STEPS = 5000, 100, 10
 CLASSES = [str(i) for i in range(10)]
 
 

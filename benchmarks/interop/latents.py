@@ -27,7 +27,10 @@ def measure(directory: Path = REPOSITORY / "families" / "emoji-latents") -> Figu
     latents = family.encoded(test)
     decoded = family.stem.pixels(latents.normalised(torch.arange(len(latents))))
     error = (decoded.float() - test.images.float()) / 255
-    rows = [test.images[:SHOWN], decoded[:SHOWN], *_samples(family)]
+    classes = len(test.class_names)
+    turns = [(test.labels == i % classes).nonzero()[i // classes, 0] for i in range(SHOWN)]
+    shown = torch.stack(turns)  # every class twice, as the samples below them
+    rows = [test.images[shown], decoded[shown], *_samples(family)]
     _picture(rows).save(RESULTS / "interop-latents.png", optimize=True)
     return {
         "test_images": len(test),

@@ -2,17 +2,20 @@
 
 import asyncio
 import io
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from httpx_sse import EventSource, ServerSentEvent
 from PIL import Image
 
 import fineserve
 from fineserve import AsyncClient, Client
 from fineserve.client import FineserveError, NotReady
 from registry.settings import Settings
-from tests.fineserve.test_models import alive
+from tests.fineserve.test_models import alive, made
 from tests.service.test_uploads import Files, png, zipped
 from worker.runtime import Runtime
 
@@ -74,6 +77,62 @@ def test_both_clients_get_the_same_images(url: str, working: None) -> None:
 async def _delete(url: str, model: str) -> None:
     async with AsyncClient(url) as client:
         await client.delete_model(model)
+
+
+def test_steps_are_heard_while_images_are_made(url: str, working: None) -> None:
+    model = made(url)
+    heard: list[str] = []
+    with Client(url) as client:
+        images = client.generate(
+            model, lambda name, _: heard.append(name), class_labels=["star"], **FEW
+        )  # type: ignore[misc]
+        assert client.generate(model, class_labels=["star"], **FEW) == images  # type: ignore[typeddict-item]
+    assert heard.count("status") >= 2
+
+    async def awaited() -> list[Any]:
+        async with AsyncClient(url) as client:
+            return await client.generate(model, lambda *_: None, class_labels=["star"], **FEW)  # type: ignore[misc]
+
+    assert asyncio.run(awaited()) == images
+
+
+def test_a_stream_that_breaks_off_is_gone_on_with(
+    url: str, working: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the service is restarted."""
+    breaks = [1, 2]
+    whole, whole_async = EventSource.iter_sse, EventSource.aiter_sse
+
+    def broken(self: EventSource) -> Iterator[ServerSentEvent]:
+        for event in whole(self):
+            yield event
+            if breaks:
+                breaks.pop()
+                raise httpx.RemoteProtocolError("closed")
+
+    async def broken_async(self: EventSource) -> AsyncIterator[ServerSentEvent]:
+        async for event in whole_async(self):
+            yield event
+            if breaks:
+                breaks.pop()
+                raise httpx.RemoteProtocolError("closed")
+
+    monkeypatch.setattr(EventSource, "iter_sse", broken)
+    monkeypatch.setattr(EventSource, "aiter_sse", broken_async)
+    ids: list[str] = []
+    with Client(url) as client:
+        made_now = client.create_model(max_mem_gb=4)
+        model = client.wait(made_now.id, lambda _, content: ids.append(str(content)))
+    assert (model.status, breaks) == ("ready", [])
+    assert sum("'queued'" in content for content in ids) == 1  # not from the beginning again
+
+    async def awaited() -> str:
+        async with AsyncClient(url) as client:
+            return (await client.wait((await client.create_model(max_mem_gb=4)).id)).status
+
+    breaks.append(1)
+    assert asyncio.run(awaited()) == "ready"
+    assert breaks == []
 
 
 def test_what_there_is_no_room_for_is_asked_for_again(

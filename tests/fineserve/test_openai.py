@@ -8,6 +8,7 @@ import openai
 import pytest
 from PIL import Image
 
+from registry.settings import Settings
 from tests.fineserve.test_models import alive, made
 from worker.runtime import Runtime
 
@@ -43,6 +44,8 @@ def test_the_same_images_as_from_generate(sdk: openai.OpenAI, url: str, working:
     [
         ({"prompt": "stra"}, "did you mean star?"),
         ({"prompt": "99"}, "number from 0 to 4"),
+        ({"prompt": "9" * 5000}, "number from 0 to 4"),
+        ({"prompt": "a photo of a Star"}, "did you mean star?"),
         ({"size": "1024x1024"}, "makes images of 8x8"),
         ({"response_format": "url"}, "response_format"),
         ({"quality": "hd"}, "quality"),
@@ -65,5 +68,21 @@ def test_what_cannot_be_honoured_is_refused(
 def test_a_model_that_is_not_there_yet(sdk: openai.OpenAI, url: str, runtime: Runtime) -> None:
     model = made(url, "--no-wait")
     assert list(sdk.models.list()) == []
+    with pytest.raises(openai.NotFoundError, match="is queued"):
+        sdk.models.retrieve(model)
     with pytest.raises(openai.ConflictError, match="is queued"):
         sdk.images.generate(model=model, prompt="star")
+
+
+def test_what_takes_longer_than_an_answer_may_is_not_begun_again(
+    url: str, settings: Settings, working: None
+) -> None:
+    model = made(url)
+    settings.wait_seconds = 0
+    with (
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=2) as patient,
+        pytest.raises(openai.InternalServerError, match="has its images later"),
+    ):
+        patient.images.generate(model=model, prompt="star", extra_body={"num_inference_steps": 100})
+    status = httpx.get(f"{url}/status", trust_env=False).json()
+    assert status["active_generations"] == 1

@@ -44,7 +44,7 @@ def test_a_folder_becomes_a_model_of_its_classes(url: str, folder: Path, working
 
 def test_what_datasets_has_saved(url: str, tmp_path: Path) -> None:
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog / wolf"])}
     )
     pictures = [{"bytes": png(40 * i)} for i in range(4)]
     data = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 0, 1]}, features)
@@ -52,7 +52,7 @@ def test_what_datasets_has_saved(url: str, tmp_path: Path) -> None:
     task = created(url, tmp_path / "saved", "--name", "hugging", "--family", "tiny")
     assert (task["name"], task["class_names"], task["counts"]) == (
         "hugging",
-        ["cat", "dog"],
+        ["cat", "dog - wolf"],
         [2, 2],
     )
 

@@ -7,7 +7,7 @@ from learngenes.factors import Scales
 from learngenes.family import Family
 from learngenes.retrain import RetrainingConfig, retrain
 from learngenes.sigma import interpolated
-from learngenes.tuning import Progress
+from learngenes.tuning import Progress, split_heldout
 
 SIZE = Size(depth=3, rank=24)
 
@@ -65,3 +65,14 @@ def test_another_task_can_be_learned(
     )
     result = retrain(family, start, RetrainingConfig(steps=10), data=inverted)
     assert result.heldout_loss < result.initial_heldout_loss
+
+
+def test_no_class_is_judged_by_its_last_image(limited_data: LabelledImages) -> None:
+    few = limited_data.subset(torch.arange(10))  # two of each class
+    train, held = split_heldout(few, 100)
+    assert (len(train), len(held)) == (8, 2)
+    assert set(train.labels.tolist()) == set(few.labels.tolist())
+    train, held = split_heldout(limited_data.subset(torch.tensor([0, 1, 5, 6])), 100)
+    assert (len(train), len(held)) == (3, 1)
+    _, held = split_heldout(limited_data, 7)
+    assert len(held) == 7
