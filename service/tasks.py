@@ -1,5 +1,6 @@
 """/tasks: images of other classes, that models can be retrained on."""
 
+import contextlib
 import hashlib
 import tempfile
 import threading
@@ -11,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from safetensors.numpy import save
 
 from learngenes.config import NetworkConfig
+from registry.errors import RecordNotFound
 from registry.tasks import IMAGES_FILE, SHEET_FILE, Task
 from service.access import Anybody, Caller, Deployer, TaskDep
 from service.deps import State, StateDep
@@ -24,6 +26,7 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 MOST_READ_AT_ONCE = 2
 _reading = threading.BoundedSemaphore(MOST_READ_AT_ONCE)
+_keeping = threading.Lock()
 IN_MEMORY_BYTES = 8_000_000
 """A larger upload waits in a temporary file."""
 ARCHIVES = {
@@ -75,20 +78,11 @@ async def create_task(
 def _store(
     state: State, caller: Caller, name: str | None, family: str | None, file: IO[bytes], sha256: str
 ) -> Task:
-    record, settings, tasks = choose_family(state, family), state.settings, state.tasks
+    record, settings = choose_family(state, family), state.settings
     of_whom = "\n".join((caller.owner, name or "", record.name, sha256))
     task_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
-    mine = tasks.of(caller.owner)
-    for task in mine:
-        if task.id == task_id:
-            return task
-    if len(mine) >= settings.max_tasks:
-        raise Problem(
-            409,
-            "too-many-tasks",
-            f"there are {len(mine)} tasks of yours, as many as may be; delete one first",
-            limit=settings.max_tasks,
-        )
+    if known := _known(state, caller, task_id):
+        return known
     network = NetworkConfig.model_validate(record.network)
     limits = Limits(
         unpacked_bytes=int(settings.max_unpacked_mb * 1e6),
@@ -100,18 +94,32 @@ def _store(
             upload = read_upload(file, limits, network.image_channels, network.image_size)
     except UploadError as error:
         raise Problem(422, "unusable-upload", str(error)) from error
-    return _kept(
-        state,
-        upload,
-        Task(
-            id=task_id,
-            owner=caller.owner,
-            name=name or f"{len(upload.class_names)} classes",
-            family=record.name,
-            class_names=upload.class_names,
-            counts=np.bincount(upload.labels).tolist(),
-        ),
+    task = Task(
+        id=task_id,
+        owner=caller.owner,
+        name=name or f"{len(upload.class_names)} classes",
+        family=record.name,
+        class_names=upload.class_names,
+        counts=np.bincount(upload.labels).tolist(),
     )
+    with _keeping:
+        # others came in while this one was read
+        return _known(state, caller, task_id) or _kept(state, upload, task)
+
+
+def _known(state: State, caller: Caller, task_id: str) -> Task | None:
+    """The task if it is there already. Raises Problem 409 when there may be no other."""
+    with contextlib.suppress(RecordNotFound):
+        return state.tasks.get(task_id)
+    most, there = state.settings.max_tasks, len(state.tasks.of(caller.owner))
+    if there >= most:
+        raise Problem(
+            409,
+            "too-many-tasks",
+            f"there are {there} tasks of yours, as many as may be; delete one first",
+            limit=most,
+        )
+    return None
 
 
 def _kept(state: State, upload: Upload, task: Task) -> Task:

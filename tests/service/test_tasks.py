@@ -1,7 +1,10 @@
 """From a folder of images to a model of them."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,6 +16,7 @@ from registry.exports import ExportFormat
 from registry.keys import Keys, Scope
 from registry.settings import Settings
 from registry.tasks import IMAGES_FILE, Tasks
+from service.uploads import Upload, read_upload
 from tests.service.conftest import Stack
 from tests.service.test_uploads import Files, png, tarred, zipped
 from worker.build import build
@@ -140,6 +144,26 @@ def test_limits_of_uploads(stack: Stack, setting: str, value: float, status: int
     answer = stack.api.post("/tasks", content=zipped(FILES).getvalue(), params={"name": "second"})
     assert answer.status_code == status, answer.text
     assert len(stack.api.get("/tasks").json()["tasks"]) == 1
+
+
+def test_uploads_that_come_together_keep_to_the_limit(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.api.app.state.fineserve.settings.max_tasks = 1  # type: ignore[attr-defined]
+    together = threading.Barrier(2)
+
+    def read(*given: Any) -> Upload:
+        together.wait(10)
+        return read_upload(*given)
+
+    monkeypatch.setattr("service.tasks.read_upload", read)
+
+    def send(name: str) -> int:
+        content = zipped(FILES).getvalue()
+        return stack.api.post("/tasks", content=content, params={"name": name}).status_code
+
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(threads.map(send, ["one", "another"])) == [201, 409]
 
 
 def test_a_task_is_its_owners(stack: Stack, settings: Settings) -> None:
