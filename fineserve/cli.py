@@ -287,11 +287,12 @@ def pretrain(
     from learngenes.data import DataError
     from learngenes.family import FamilyError
     from learngenes.latents import AutoencoderError
+    from learngenes.pretrain import TrainingError
     from learngenes.publish import pretrain_family
 
     try:
         pretrain_family(config, work, family, start)
-    except (AutoencoderError, DataError, FamilyError) as error:
+    except (AutoencoderError, DataError, FamilyError, TrainingError) as error:
         _fail(error)
 
 
@@ -308,11 +309,12 @@ def condense(
     from learngenes.data import DataError
     from learngenes.family import FamilyError
     from learngenes.latents import AutoencoderError
+    from learngenes.pretrain import TrainingError
     from learngenes.teacher import TeacherError
 
     try:
         make(teacher, config, work, family)
-    except (AutoencoderError, DataError, FamilyError, TeacherError) as error:
+    except (AutoencoderError, DataError, FamilyError, TeacherError, TrainingError) as error:
         _fail(error)
     typer.echo((family / REPORT).read_text())
 

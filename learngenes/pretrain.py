@@ -82,6 +82,10 @@ class TrainingConfig(Frozen):
     checkpoint_every_steps: PositiveInt = 250
 
 
+class TrainingError(Exception):
+    """It cannot go on; the message says what to change."""
+
+
 class PretrainingConfig(Frozen):
     """A CONFIG.toml of `fineserve pretrain`."""
 
@@ -234,7 +238,7 @@ class Pretraining:
         return self.encoder.encoded(images, self.accelerator.device)
 
     def run(self) -> FactorisedDiT:
-        """Train until `steps`; gives the averaged (EMA) network."""
+        """Train until `steps`; gives the averaged (EMA) network. Raises TrainingError."""
         training = self.config.training
         progress = tqdm(
             total=training.steps,
@@ -245,6 +249,11 @@ class Pretraining:
         losses: list[float] = []
         while self.step < training.steps:
             losses.append(self._train_step())
+            if not math.isfinite(losses[-1]):
+                raise TrainingError(
+                    f"the loss of step {self.step} is {losses[-1]}: lower the learning rates in "
+                    f"the configuration, and start again without {self.directory}"
+                )
             self.step += 1
             progress.update()
             if self.step % training.log_every_steps == 0:

@@ -47,12 +47,13 @@ ranks = {ranks}
 [training]
 steps = {steps}
 batch_size = {batch}
-learning_rate = 3e-3
-sigma_learning_rate = 1e-2
+learning_rate = 1e-3
+sigma_learning_rate = 3e-3
+factor_learning_rate = 1e-2
 """
 
 
-def measure(setting: Setting = REFERENCE, steps: int = 4000) -> Figures:
+def measure(setting: Setting = REFERENCE, steps: int = 2500) -> Figures:
     lab = make_lab(setting, REPOSITORY / "var" / "paper" / setting.name)
     directory = _trained_teacher(lab)
     teacher = read_teacher(str(directory)).network

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from fineserve.cli import cli
 from learngenes.config import Size
 from learngenes.data import DataError, LabelledImages
 from learngenes.family import FamilyError, load_family
@@ -200,6 +202,17 @@ def test_another_number_of_classes_is_refused(config_file: Path, tmp_path: Path)
     (tmp_path / "images" / "train" / "sixth").mkdir()
     with pytest.raises(DataError, match="6 classes, the network is for 5"):
         Pretraining(PretrainingConfig.read(config_file), tmp_path / "work")
+
+
+def test_a_training_that_diverges_ends_and_says_so(config_file: Path, tmp_path: Path) -> None:
+    config = write_config(
+        config_file, tmp_path / "images", 10, "sigma_learning_rate = 1e30\nclip_norm = 1e30"
+    )
+    words = ["pretrain", str(config), "--work", str(tmp_path / "work")]
+    told = CliRunner().invoke(cli, [*words, "--family", str(tmp_path / "family")])
+    assert told.exit_code == 1
+    assert "lower the learning rates" in told.stderr
+    assert not (tmp_path / "family").exists()
 
 
 def test_an_unknown_option_is_refused(config_file: Path) -> None:
