@@ -23,6 +23,7 @@ def write(
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(tensors, temporary, metadata={key: repr(value) for key, value in figures.items()})

@@ -71,8 +71,11 @@ def build(runtime: Runtime, model_id: str) -> None:
         if record.status == ModelStatus.DELETED:
             runtime.store.delete(f"models/{model_id}")
         elif record.finished:
-            for left in (runtime.store.root / "models" / model_id).glob("checkpoint-*"):
+            directory = runtime.store.root / "models" / model_id
+            for left in directory.glob("checkpoint-*"):
                 left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # there are revisions in it
+                directory.rmdir()
 
 
 class _Build:

@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load
 
+import worker.build
+import worker.runtime
 from learngenes.config import AutoencoderConfig
+from learngenes.tuning import Progress
 from registry.errors import StorageFull
 from registry.exports import ExportFormat
 from registry.keys import Keys, Scope
@@ -51,6 +54,37 @@ def test_an_upload_says_what_it_is(stack: Stack) -> None:
     sheet = stack.api.get(f"/tasks/{task}/preview.png")
     assert Image.open(io.BytesIO(sheet.content)).size == (80, 16)
     assert stack.api.get("/tasks").json()["tasks"] == [told]
+
+
+def test_retraining_on_a_task_goes_on_from_its_checkpoint(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no revision before it, and no directory of the model's."""
+    task = upload(stack)
+    model = stack.api.post("/models", json={"max_mem_gb": 4, "task": task}).json()["id"]
+    original, began_at = worker.build.retrain, []
+
+    def watched(*given: Any, **more: Any) -> object:
+        family, scales, config, tell = given
+        steps: list[int] = []
+
+        def told(progress: Progress) -> None:
+            if not steps:
+                began_at.append(progress.step)
+            steps.append(progress.step)
+            if len(began_at) == 1 and progress.step == 2:
+                stack.runtime.stopping.set()
+            tell(progress)
+
+        return original(family, scales, config, told, **more)
+
+    monkeypatch.setattr(worker.build, "retrain", watched)
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    build(stack.runtime, model)
+    stack.runtime.stopping.clear()
+    build(stack.runtime, model)
+    assert stack.api.get(f"/models/{model}").json()["status"] == "ready"
+    assert began_at == [1, 3]
 
 
 def test_the_same_upload_twice_is_one_task(stack: Stack) -> None:
