@@ -58,6 +58,6 @@ def interop(result: dict[str, Any]) -> Table:
             figures = shapes["stages"][stage]
             peak = f"{figures['peak_bytes'] / 1e9:.1f} GB"
             table.append(
-                (f"{what}: time · peak memory", "", f"{figures['seconds']:.0f} s · {peak}")
+                (f"{what}: time · peak memory", "", f"{figures['seconds']:.1f} s · {peak}")
             )
     return table
