@@ -10,7 +10,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from fineserve.cli import cli
-from learngenes.condense import CondensationConfig, Fit, fit, fit_all
+from learngenes.condense import CondensationConfig, Fit, _first_guess, fit, fit_all
 from learngenes.config import Kind
 from learngenes.data import LabelledImages
 from learngenes.export import export_model
@@ -52,6 +52,8 @@ def test_a_stack_with_factors_in_common_is_found_again() -> None:
     iterations: list[None] = []
     found = fit(stack, 6, 500, lambda: iterations.append(None))
     assert found.error < 0.05
+    guessed = torch.einsum("lr,mr,nr->lmn", *_first_guess(stack, 6))
+    assert found.error < float((guessed - stack).norm() / stack.norm()) / 3
     assert 1 < len(iterations) <= 500
     rebuilt = torch.einsum("mr,lr,nr->lmn", found.u, found.sigma, found.v)
     assert float((rebuilt - stack).norm() / stack.norm()) == pytest.approx(found.error, rel=0.01)
