@@ -106,7 +106,7 @@ def gc(
     ] = None,
     as_json: models.AsJson = False,
 ) -> None:
-    """Delete old images and exports now, and what was never finished; workers do it now and then.
+    """Delete old images, exports and latents now, and what was never finished, as workers do.
 
     Models stay: `fineserve models delete` removes those.
     """

@@ -24,6 +24,7 @@ from httpx_retries import Retry, RetryTransport
 from httpx_sse import ServerSentEvent, aconnect_sse, connect_sse
 from pydantic import BaseModel
 
+from fineserve.packing import packed
 from service.schemas import (
     GenerationResponse,
     ModelList,
@@ -164,7 +165,10 @@ def _tasks(answer: httpx.Response) -> list[TaskResponse]:
     return TaskList.model_validate_json(answer.content).tasks
 
 
-def _upload(images: IO[bytes], name: str | None, family: str | None) -> _Call[TaskResponse]:
+def _upload(images: Path | IO[bytes], name: str | None, family: str | None) -> _Call[TaskResponse]:
+    if isinstance(images, Path):
+        with packed(images) as archive:
+            return _upload(archive, name, family)
     given = {"name": name, "family": family}
     params = {key: value for key, value in given.items() if value is not None}
     return _Call("POST", "/tasks", _task, {"params": params, "content": images.read()})
@@ -296,9 +300,10 @@ class Client:
         return _images(generation)
 
     def create_task(
-        self, images: IO[bytes], *, name: str | None = None, family: str | None = None
+        self, images: Path | IO[bytes], *, name: str | None = None, family: str | None = None
     ) -> TaskResponse:
-        """Upload a zip or tar of images in folders that are named after their classes."""
+        """Upload images in folders that are named after their classes, or what Hugging Face
+        datasets has saved: a directory, or a zip or tar of one."""
         return self._do(_upload(images, name, family))
 
     def tasks(self) -> list[TaskResponse]:
@@ -389,7 +394,7 @@ class AsyncClient:
         return _images(generation)
 
     async def create_task(
-        self, images: IO[bytes], *, name: str | None = None, family: str | None = None
+        self, images: Path | IO[bytes], *, name: str | None = None, family: str | None = None
     ) -> TaskResponse:
         return await self._do(_upload(images, name, family))
 

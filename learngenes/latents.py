@@ -1,10 +1,13 @@
 """Between images and what a network sees: values in [-1, 1], or the latents of an autoencoder."""
 
+import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from learngenes.config import AutoencoderConfig, NetworkConfig
@@ -110,7 +113,27 @@ class LatentEncoder(nn.Module):
                 on_part()
         finally:
             self.to(home)
-        return LabelledImages(torch.cat(latents), data.labels, data.class_names)
+        return LabelledImages(torch.cat(latents).contiguous(), data.labels, data.class_names)
+
+    def encoded_once(
+        self, data: LabelledImages, directory: Path, device: torch.device | None = None
+    ) -> LabelledImages:
+        """As `encoded`; what has been is found again in `directory`."""
+        file = directory / f"latents-{self._digest(data)}.safetensors"
+        if file.exists():
+            return LabelledImages(load_file(file)["latents"], data.labels, data.class_names)
+        encoded = self.encoded(data, device)
+        partial = file.with_suffix(f".{os.getpid()}")  # several processes may train together
+        save_file({"latents": encoded.images}, partial)
+        partial.replace(file)
+        return encoded
+
+    def _digest(self, data: LabelledImages) -> str:
+        """Of the images, and of all that encodes them."""
+        found = hashlib.sha256(repr((self.scaling_factor, data.images.shape)).encode())
+        for tensor in (*self.state_dict().values(), data.images):
+            found.update(tensor.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
 
 
 def joined(network: NetworkConfig, encoder: LatentEncoder, decoder: LatentDecoder) -> AutoencoderKL:

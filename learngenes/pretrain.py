@@ -235,7 +235,7 @@ class Pretraining:
             )
         if self.encoder is None:
             return images
-        return self.encoder.encoded(images, self.accelerator.device)
+        return self.encoder.encoded_once(images, self.directory, self.accelerator.device)
 
     def run(self) -> FactorisedDiT:
         """Train until `steps`; gives the averaged (EMA) network. Raises TrainingError."""

@@ -546,13 +546,24 @@ class Repository:
 
     def once(self, name: str, seconds: float) -> bool:
         """True for the first of many workers that asks within `seconds`."""
-        return bool(self._redis.set(f"{PREFIX}:once:{name}", "1", nx=True, px=int(seconds * 1000)))
+        return bool(self._redis.set(_once(name), "", nx=True, px=int(seconds * 1000)))
+
+    def fail_once(self, name: str, error: str, seconds: float) -> None:
+        """What the first one began has failed; for `seconds` who waits is told why."""
+        self._redis.set(_once(name), error, px=int(seconds * 1000))
+
+    def failure_of(self, name: str) -> str | None:
+        return cast(str | None, self._redis.get(_once(name))) or None
 
 
 @functools.lru_cache(maxsize=64)
 def _family(raw: str) -> FamilyRecord:
     """It is long, asked for with every request, and nearly always the same."""
     return FamilyRecord.model_validate_json(raw)
+
+
+def _once(name: str) -> str:
+    return f"{PREFIX}:once:{name}"
 
 
 def _seen(queue: str, device_class: str) -> str:

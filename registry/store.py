@@ -22,7 +22,7 @@ PREVIEWS_FILE = "previews.png"
 """What every size of a family samples, by the family's artifact."""
 MANIFEST = "manifest.json"
 FULL = {errno.ENOSPC, errno.EDQUOT}
-TEMPORARY = ("generations", "exports")
+TEMPORARY = ("generations", "exports", "latents")
 """Kinds of artifacts that can be made again."""
 
 

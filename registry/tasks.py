@@ -15,6 +15,8 @@ TASKS = "tasks"
 IMAGES_FILE = "images.safetensors"
 """images: uint8 (N, C, H, W); labels: int64 (N,), indices into the task's class_names."""
 SHEET_FILE = "preview.png"
+LATENTS_FILE = "latents.safetensors"
+"""latents: float16 (N, C, H, W), of the task's images in their order."""
 ID = re.compile(r"t-[0-9a-f]{16}")
 
 
@@ -36,6 +38,11 @@ class Task(BaseModel):
 
 def task_name(task_id: str) -> str:
     return f"{TASKS}/{task_id}"
+
+
+def latents_name(task_id: str, encoder: str) -> str:
+    """Of its images as an encoder, named by its SHA-256, sees them."""
+    return f"latents/{task_id}/{encoder[:16]}"
 
 
 class Tasks:
@@ -74,4 +81,5 @@ class Tasks:
 
     def delete(self, task_id: str) -> None:
         """Models that were made for it stay: what they have learned is theirs."""
-        self._store.delete(task_name(task_id))
+        for name in (task_name(task_id), f"latents/{task_id}"):
+            self._store.delete(name)

@@ -160,12 +160,20 @@ async def export_model(
     while True:
         record = await run_in_threadpool(require_servable, state, model_id, caller)
         assert record.revision is not None
-        path = state.store.path(export_name(model_id, record.revision, form), EXPORT_FILE)
+        name = export_name(model_id, record.revision, form)
+        path = state.store.path(name, EXPORT_FILE)
         if path is not None:
             return FileResponse(path, media_type="application/x-tar", filename=f"{model_id}.tar")
         if not asked:
             await run_in_threadpool(_ask_for_export, state, record, record.revision, form)
             asked = True
+        if reason := await run_in_threadpool(state.repository.failure_of, name):
+            raise Problem(
+                500,
+                "export-failed",
+                f"{model_id} could not be exported: {reason}. The model is as it was; try another "
+                "format, and see the log of the sampling worker",
+            )
         if time.monotonic() > deadline:
             raise unavailable(
                 f"no worker has exported {model_id} yet; ask again, and see the log of the "

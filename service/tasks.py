@@ -48,7 +48,8 @@ async def create_task(
     name: Annotated[str | None, Query(pattern=NAME)] = None,
     family: Annotated[Text | None, Query()] = None,
 ) -> TaskResponse:
-    """The body is a zip or tar of images, in folders that are named after their classes.
+    """The body is a zip or tar of images, in folders that are named after their classes, or of what
+    `save_to_disk` of Hugging Face datasets has written, with an Image and a ClassLabel column.
 
     The same images sent twice by one owner, under one name, are one task.
     """

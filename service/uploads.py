@@ -1,4 +1,5 @@
-"""Images that a client uploads, as a zip or tar of class folders: read with limits, never unpacked.
+"""Images that a client uploads, as a zip or tar of class folders, or of what Hugging Face datasets
+has saved: read with limits, never unpacked.
 
 Nothing is written to disk by a name from the archive, and nothing in it is executed.
 """
@@ -20,8 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.arrow import ArrowError, labelled_images
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+DATASET_SUFFIX = ".arrow"
+TRAINING_SPLIT = "train"
 JUNK = "__MACOSX"
 LEAST_OF_A_CLASS = 2
 """One to learn from, and one more that may be kept to judge by."""
@@ -50,12 +55,16 @@ class Upload:
 
 
 def read_upload(file: IO[bytes], limits: Limits, channels: int, side: int) -> Upload:
-    """All images, resized to `side` and converted to grey or RGB. Raises UploadError."""
+    """All images, resized to `side` and converted to grey or RGB. Raises UploadError.
+
+    Of a dataset with several splits those of `train`.
+    """
     pictures: list[tuple[str, NDArray[np.uint8]]] = []
-    for path, content in _files(file, limits):
+    for class_name, where, content in _labelled(file, limits):
         if len(pictures) >= limits.images:
             raise UploadError(f"there are more than {limits.images} images; send fewer")
-        pictures.append((_class(path), _pixels(path, content, limits, channels, side)))
+        _check_file(where, len(content), limits)
+        pictures.append((class_name, _pixels(where, content, limits, channels, side)))
     class_names = sorted({name for name, _ in pictures})
     _check_classes(class_names, [name for name, _ in pictures], limits)
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -81,41 +90,70 @@ def _check_classes(class_names: list[str], names: list[str], limits: Limits) -> 
             raise UploadError(f"class {name!r} has one image; send {LEAST_OF_A_CLASS} or more")
 
 
-def _files(file: IO[bytes], limits: Limits) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Images by their path, in the order of the archive; what else there is, is skipped."""
+def _labelled(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, str, bytes]]:
+    """Class name, place in the archive and encoded image, in the order of the archive."""
     try:
-        members = _zipped(file, limits) if zipfile.is_zipfile(file) else _tarred(file, limits)
-        for name, content in members:
-            yield _safe(name), content
+        split = _split(file, limits)
+        for path, opened in _members(file, limits):
+            if split is None:
+                yield _folder(path), str(path), _content(opened, limits)
+            elif path.parent == split:
+                yield from _rows(path, opened)
     except UploadError:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, EOFError, OSError) as error:
         raise UploadError(f"it is not a whole zip or tar archive: {error}") from error
-    except (NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+    except (MemoryError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
         raise UploadError(f"the archive cannot be read: {error}") from error
 
 
-def _zipped(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, bytes]]:
-    left = limits.unpacked_bytes
+def _rows(path: PurePosixPath, opened: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
+    try:
+        for row, (name, content) in enumerate(labelled_images(opened)):
+            yield _class(name), f"{path}, row {row}", content
+    except ArrowError as error:
+        raise UploadError(f"{str(path)!r} {error}") from error
+
+
+def _split(file: IO[bytes], limits: Limits) -> PurePosixPath | None:
+    """The folder of a dataset's training split; None when the archive holds images instead."""
+    paths = [path for path, _ in _members(file, limits)]
+    splits = {path.parent for path in paths if path.suffix == DATASET_SUFFIX}
+    if not splits:
+        return None
+    if any(path.suffix != DATASET_SUFFIX for path in paths):
+        raise UploadError("there are image files beside a dataset; send either")
+    training = [split for split in splits if split.name == TRAINING_SPLIT]
+    chosen = training or list(splits)
+    if len(chosen) != 1:
+        names = ", ".join(sorted(str(split) for split in splits))
+        raise UploadError(f"there are several datasets ({names}); send one, or call one train")
+    return chosen[0]
+
+
+def _members(file: IO[bytes], limits: Limits) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    """Images and datasets by their path, to be read at once; what else there is, is skipped."""
+    allowance = _Allowance(limits.unpacked_bytes)
+    members = _zipped if zipfile.is_zipfile(file) else _tarred
+    return members(file, allowance)
+
+
+def _zipped(file: IO[bytes], allowance: "_Allowance") -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             mode = member.external_attr >> 16
             if mode and (mode & 0o170000) not in (0, 0o100000, 0o040000):
                 raise UploadError(f"{member.filename!r} is a link or a device; send plain files")
-            if member.is_dir() or not _image(member.filename):
+            path = _safe(member.filename)
+            if member.is_dir() or not _wanted(path):
                 continue
             if member.flag_bits & 1:
                 raise UploadError(f"{member.filename!r} is encrypted; send it without a password")
             with archive.open(member) as opened:  # whatever size the archive says it has
-                content = opened.read(min(left, limits.file_bytes) + 1)
-            left -= len(content)
-            _check_file(member.filename, len(content), limits)
-            if left < 0:
-                raise UploadError(_too_large(limits))
-            yield member.filename, content
+                yield path, _bounded(opened, allowance)
 
 
-def _tarred(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, bytes]]:
+def _tarred(file: IO[bytes], allowance: "_Allowance") -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
     file.seek(0)
     magic = file.read(6)
     file.seek(0)
@@ -123,48 +161,68 @@ def _tarred(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, bytes]]:
     for begins, unpack in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
         if magic.startswith(begins):
             raw = cast(IO[bytes], unpack(file))
-    bounded = cast(IO[bytes], _Bounded(raw, limits))
-    with tarfile.open(fileobj=bounded, mode="r|") as archive:
+    with tarfile.open(fileobj=_bounded(raw, allowance), mode="r|") as archive:
         for member in archive:
             if member.isdir():
                 continue
             if not member.isreg():
                 raise UploadError(f"{member.name!r} is a link or a device; send plain files")
-            if not _image(member.name):
-                continue
-            _check_file(member.name, member.size, limits)
-            opened = archive.extractfile(member)
-            assert opened is not None
-            yield member.name, opened.read()
+            path = _safe(member.name)
+            if _wanted(path):
+                opened = archive.extractfile(member)
+                assert opened is not None
+                yield path, opened
+
+
+def _content(opened: IO[bytes], limits: Limits) -> bytes:
+    """And one byte more of what is too large."""
+    return opened.read(limits.file_bytes + 1)
+
+
+@dataclass
+class _Allowance:
+    """So many bytes may still be unpacked."""
+
+    left: int
+
+    def __post_init__(self) -> None:
+        self.all = self.left
+
+    def take(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise UploadError(f"it unpacks to more than {self.all / 1e6:.0f} MB; send fewer images")
 
 
 class _Bounded(io.RawIOBase):
-    """No more than so many bytes, headers and padding among them."""
+    """Takes what is read from an allowance: headers and padding, too."""
 
-    def __init__(self, raw: IO[bytes], limits: Limits) -> None:
-        self._raw, self._limits, self._left = raw, limits, limits.unpacked_bytes
+    def __init__(self, raw: IO[bytes], allowance: _Allowance) -> None:
+        self._raw, self._allowance = raw, allowance
+
+    def readable(self) -> bool:
+        return True
 
     def read(self, size: int = -1) -> bytes:
-        most = self._left + 1
+        most = self._allowance.left + 1
         content = self._raw.read(most if size < 0 else min(size, most))
-        self._left -= len(content)
-        if self._left < 0:
-            raise UploadError(_too_large(self._limits))
+        self._allowance.take(len(content))
         return content
 
 
-def _image(name: str) -> bool:
-    path = _safe(name)
-    return path.suffix.lower() in SUFFIXES and not _hidden(path)
+def _bounded(raw: IO[bytes], allowance: _Allowance) -> IO[bytes]:
+    return cast(IO[bytes], _Bounded(raw, allowance))
 
 
-def _check_file(name: str, size: int, limits: Limits) -> None:
+def _wanted(path: PurePosixPath) -> bool:
+    return path.suffix.lower() in (*SUFFIXES, DATASET_SUFFIX) and not _hidden(path)
+
+
+def _check_file(where: str, size: int, limits: Limits) -> None:
     if size > limits.file_bytes:
-        raise UploadError(f"{name!r} has more than {limits.file_bytes / 1e6:.0f} MB; scale it down")
-
-
-def _too_large(limits: Limits) -> str:
-    return f"it unpacks to more than {limits.unpacked_bytes / 1e6:.0f} MB; send fewer images"
+        raise UploadError(
+            f"{where!r} has more than {limits.file_bytes / 1e6:.0f} MB; scale it down"
+        )
 
 
 def _safe(name: str) -> PurePosixPath:
@@ -178,34 +236,38 @@ def _hidden(path: PurePosixPath) -> bool:
     return any(part == JUNK or part.startswith(".") for part in path.parts)
 
 
-def _class(path: PurePosixPath) -> str:
+def _folder(path: PurePosixPath) -> str:
     name = path.parent.name
     if not name:
         raise UploadError(f"{path.name!r} is in no folder; a folder's name is its images' class")
+    return _class(name)
+
+
+def _class(name: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise UploadError(f"the folder {name!r} has no name in Unicode; rename it") from None
-    if len(name) > 100 or not name.isprintable():
-        raise UploadError(f"the folder {name[:100]!r} is no name for a class; rename it")
+        raise UploadError(f"the class {name!r} has no name in Unicode; rename it") from None
+    if not 0 < len(name) <= 100 or not name.isprintable():
+        raise UploadError(f"{name[:100]!r} is no name for a class; rename it")
     return name
 
 
 def _pixels(
-    path: PurePosixPath, content: bytes, limits: Limits, channels: int, side: int
+    where: str, content: bytes, limits: Limits, channels: int, side: int
 ) -> NDArray[np.uint8]:
     """(side, side, C)."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > limits.image_pixels:
-                raise UploadError(f"{str(path)!r} has {width} x {height} pixels; scale it down")
+                raise UploadError(f"{where!r} has {width} x {height} pixels; scale it down")
             converted = picture.convert("L" if channels == 1 else "RGB").resize((side, side))
     except UploadError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they like
         raise UploadError(
-            f"{str(path)!r} is not a readable {', '.join(FORMATS)} image: {error}"
+            f"{where!r} is not a readable {', '.join(FORMATS)} image: {error}"
         ) from error
     return np.asarray(converted, np.uint8).reshape(side, side, channels)
 

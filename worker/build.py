@@ -22,7 +22,7 @@ from learngenes.config import DType, Mode, Size
 from learngenes.data import LabelledImages
 from learngenes.device import release_memory
 from learngenes.factors import Own, Scales, own_from_stacked
-from learngenes.family import Family
+from learngenes.family import ENCODER, Family
 from learngenes.refine import RefinementConfig, refine
 from learngenes.retrain import TASK_RETRAINING, RetrainingConfig, retrain
 from learngenes.sigma import interpolated
@@ -36,7 +36,7 @@ from registry.errors import ArtifactError, RecordNotFound, StorageFull, Supersed
 from registry.queue import BUILD_TASK
 from registry.records import DEFAULT_TASK, Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, record_name, revision_name
-from registry.tasks import IMAGES_FILE, Tasks
+from registry.tasks import IMAGES_FILE, LATENTS_FILE, Tasks, latents_name
 from worker.profiles import candidates, correct_profile, ensure_profile
 from worker.runtime import GivingWay, Reporter, Runtime
 from worker.verify import Request, verify
@@ -94,8 +94,7 @@ class _Build:
         self.reporter = Reporter(runtime, runtime.repository.models, record)
         self.data, self._source = None, self.family.scales
         if record.task != DEFAULT_TASK:
-            images = load_task(runtime.store, record.task)
-            self.data = self.family.encoded(images, self.reporter.tell)
+            self.data = load_task(runtime.store, self.family, record.task, self.reporter.tell)
             self._source = self.family.for_task(self._source, len(self.data.class_names))
 
     def run(self) -> None:
@@ -436,8 +435,26 @@ def _choice(plan: PlanRecord) -> dict[str, object]:
     return plan.model_dump(include={"depth", "rank", "mode", "dtype"})
 
 
-def load_task(store: ArtifactStore, task_id: str) -> LabelledImages:
-    """Raises ArtifactError."""
+def load_task(
+    store: ArtifactStore, family: Family, task_id: str, on_part: Callable[[], object]
+) -> LabelledImages:
+    """As `family`'s network sees its images. Raises ArtifactError.
+
+    Latents are kept for other models of the task; `on_part` is called while they are made.
+    """
+    images = _task_images(store, task_id)
+    encoder = family.manifest.sha256.get(f"{ENCODER}.safetensors")
+    if encoder is None:
+        return images
+    name = latents_name(task_id, encoder)
+    if store.path(name, LATENTS_FILE) is None:
+        made = family.encoded(images, on_part).images
+        store.put(name, {LATENTS_FILE: save_tensors({"latents": made})}, {})
+    latents = load_tensors(store.read(name, LATENTS_FILE))["latents"]
+    return dataclasses.replace(images, images=latents)
+
+
+def _task_images(store: ArtifactStore, task_id: str) -> LabelledImages:
     tasks = Tasks(store)
     try:
         class_names = tasks.get(task_id).class_names

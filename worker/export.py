@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import structlog
+from redis.exceptions import RedisError
 
 from learngenes.config import DType, Mode
 from learngenes.export import PIPELINE_NULL_CLASS, export_model
@@ -16,9 +17,12 @@ from learngenes.standalone import save_model
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.records import ModelRecord
 from worker.build import load_own
-from worker.runtime import Runtime
+from worker.runtime import Runtime, Stopping
 
 log = structlog.get_logger()
+
+FAILURE_SECONDS = 10.0
+"""So long everybody who waits is told; then it may be tried again."""
 
 CARD = """---
 library_name: {library}
@@ -93,14 +97,22 @@ USAGES = {
 def export(runtime: Runtime, model_id: str, form: ExportFormat) -> None:
     """Write the tar that `GET /models/{id}/export` waits for; it stays for a day.
 
-    A model that is gone, or cannot be read, leaves nothing: who waits is told by its record.
+    A model that is gone leaves nothing: who waits is told by its record. Any other failure is told.
     """
     record = runtime.repository.models.get(model_id)
     if record.revision is None or not record.servable:
         log.info("nothing to export", model=model_id, status=record.status)
         return
-    with runtime.alone("export"):  # each takes as much memory as its model in float32, twice
-        _export(runtime, record, record.revision, form)
+    try:
+        with runtime.alone("export"):  # each takes as much memory as its model in float32, twice
+            _export(runtime, record, record.revision, form)
+    except (Stopping, RedisError):
+        raise
+    except Exception as error:
+        log.exception("export failed", model=model_id, form=form)
+        name = export_name(model_id, record.revision, form)
+        reason = f"{type(error).__name__}: {error}"
+        runtime.repository.fail_once(name, reason, FAILURE_SECONDS)
 
 
 def _export(runtime: Runtime, record: ModelRecord, revision: int, form: ExportFormat) -> None:

@@ -26,11 +26,12 @@ from learngenes.condense import REPORT, condense
 from learngenes.config import Size
 from learngenes.data import LabelledImages
 from learngenes.dense import DenseDiT
+from learngenes.factors import Scales
 from learngenes.family import Family, load_family
+from learngenes.retrain import RetrainingConfig, retrain
 from learngenes.sigma import interpolated
 from learngenes.teacher import read_teacher
 
-WORK = REPOSITORY / "var" / "interop"
 TRAIN = REPOSITORY / "examples" / "train_diffusers.py"
 TEACHER_LEARNING_RATE = 5e-3
 PRUNED_LEARNING_RATES = (3e-3, 1e-2)
@@ -56,53 +57,63 @@ factor_learning_rate = 1e-2
 
 def measure(setting: Setting = REFERENCE, steps: int = 2500) -> Figures:
     lab = make_lab(setting, REPOSITORY / "var" / "paper" / setting.name)
-    directory = _trained_teacher(lab)
+    work = REPOSITORY / "var" / "interop" / f"{setting.name}-{steps}"
+    work.mkdir(parents=True, exist_ok=True)
+    directory = _trained_teacher(lab, work)
     teacher = read_teacher(str(directory)).network
-    family, seconds = _condensed(lab, directory, steps)
+    family, seconds = _condensed(lab, work, directory, steps)
     full, half = setting.network.depth, setting.network.depth // 2
-    sizes = {
-        f"condensed, L{depth}": written_out(
-            family, interpolated(family.scales, Size(depth=depth, rank=setting.network.rank))
-        )
+    of_depth = {
+        depth: interpolated(family.scales, Size(depth=depth, rank=setting.network.rank))
         for depth in (full, half)
     }
-    pruned, rate = _pruned(lab, teacher, half, seconds)
-    judged = {
-        name: lab.judge(model)
-        for name, model in {"teacher": teacher, **sizes, f"pruned, L{half}": pruned}.items()
-    }
-    report = json.loads((WORK / "family" / REPORT).read_text())
+    models = {"teacher": teacher}
+    models |= {f"condensed, L{d}": written_out(family, scales) for d, scales in of_depth.items()}
+    scales, more_seconds = _retrained(family, of_depth[half])
+    retrained, pruned = f"condensed, L{half}, Σ retrained", f"pruned, L{half}"
+    models[retrained] = written_out(family, scales)
+    models[pruned], rate = _pruned(lab, work, teacher, half, seconds + more_seconds)
+    judged = {name: lab.judge(model) for name, model in models.items()}
+    report = json.loads((work / "family" / REPORT).read_text())
     return {
         "judged": judged,
         "fit_error": report["fit_error"],
         "distillation_steps": steps,
         "condense_seconds": round(seconds, 1),
+        "retrain_seconds": round(more_seconds, 1),
         "pruned_learning_rate": rate,
         "condense_loss_gap": round(
             judged[f"condensed, L{full}"]["loss"] / judged["teacher"]["loss"] - 1, 4
         ),
-        "condense_half_depth_fd": judged[f"condensed, L{half}"]["fd"],
-        "prune_half_depth_fd": judged[f"pruned, L{half}"]["fd"],
+        "condense_half_depth_fd": judged[retrained]["fd"],
+        "prune_half_depth_fd": judged[pruned]["fd"],
     }
 
 
-def _condensed(lab: Lab, teacher: Path, steps: int) -> tuple[Family, float]:
+def _condensed(lab: Lab, work: Path, teacher: Path, steps: int) -> tuple[Family, float]:
     """And the seconds of processors that it took; kept once it is done, else begun again."""
-    directory, took = WORK / "family", WORK / "condensed.json"
+    directory, took = work / "family", work / "condensed.json"
     if took.exists():
         return load_family(directory), json.loads(took.read_text())
-    shutil.rmtree(WORK / "work", ignore_errors=True)
+    shutil.rmtree(work / "work", ignore_errors=True)
     started = time.process_time()
-    family = condense(str(teacher), _config(lab, steps), WORK / "work", directory)
+    family = condense(str(teacher), _config(lab, work, steps), work / "work", directory)
     seconds = time.process_time() - started
     took.write_text(json.dumps(seconds))
     return family, seconds
 
 
-def _trained_teacher(lab: Lab) -> Path:
+def _retrained(family: Family, scales: Scales) -> tuple[Scales, float]:
+    """As a build of the service does, and the seconds of processors that it took."""
+    started = time.process_time()
+    scales = retrain(family, copy.deepcopy(scales), RetrainingConfig()).scales
+    return scales, time.process_time() - started
+
+
+def _trained_teacher(lab: Lab, work: Path) -> Path:
     """Kept once it is trained."""
-    setting, directory = lab.setting, WORK / "teacher"
-    dataset = WORK / "data"
+    setting, directory = lab.setting, work / "teacher"
+    dataset = work / "data"
     if not dataset.exists():
         _save(lab, dataset)
     if not (directory / "scheduler").exists():
@@ -129,13 +140,13 @@ def _save(lab: Lab, directory: Path) -> None:
     datasets.DatasetDict(parts).save_to_disk(str(directory))
 
 
-def _config(lab: Lab, steps: int) -> Path:
+def _config(lab: Lab, work: Path, steps: int) -> Path:
     setting = lab.setting
-    file = WORK / "condense.toml"
+    file = work / "condense.toml"
     file.write_text(
         CONFIG.format(
             rank=setting.network.rank,
-            path=WORK / "data",
+            path=work / "data",
             licence="Fashion-MNIST, MIT",
             depths=list(setting.trained_depths),
             ranks=list(setting.trained_ranks),
@@ -146,9 +157,11 @@ def _config(lab: Lab, steps: int) -> Path:
     return file
 
 
-def _pruned(lab: Lab, teacher: DenseDiT, depth: int, seconds: float) -> tuple[DenseDiT, float]:
+def _pruned(
+    lab: Lab, work: Path, teacher: DenseDiT, depth: int, seconds: float
+) -> tuple[DenseDiT, float]:
     """The teacher without the layers that matter least, trained for as long; and how fast."""
-    file = WORK / f"pruned-L{depth}.safetensors"
+    file = work / f"pruned-L{depth}.safetensors"
     model = _cut(lab, teacher, depth)
     if file.exists():
         model.load_state_dict(load_file(file))

@@ -27,6 +27,10 @@ FEW = {"num_inference_steps": 2, "seed": 3}
 
 def test_from_a_budget_to_images(url: str, working: None, tmp_path: Path) -> None:
     heard: list[str] = []
+    folder = tmp_path / "pets"
+    for name, content in PETS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     with Client(url) as client:
         assert client.plan(max_mem_gb=4).plan.quality == 1
         made = client.create_model(max_mem_gb=4, name="mine")
@@ -39,7 +43,7 @@ def test_from_a_budget_to_images(url: str, working: None, tmp_path: Path) -> Non
         assert Image.open(io.BytesIO(images[0].png)).size == (8, 8)
         assert (tmp_path / "one.png").read_bytes() == images[0].png
         assert [m.id for m in client.models()] == [model.id]
-        task = client.create_task(io.BytesIO(zipped(PETS).getvalue()), name="pets")
+        task = client.create_task(folder, name="pets")
         assert [t.class_names for t in client.tasks()] == [["cat", "dog"]]
         of_pets = client.wait(client.create_model(max_mem_gb=4, task=task.id).id)
         assert of_pets.class_names == ["cat", "dog"]

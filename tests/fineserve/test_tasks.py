@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 
 from tests.fineserve.test_models import alive, made, run
-from tests.service.test_uploads import Files, png, zipped
+from tests.service.test_uploads import Files, png, saved, zipped
 
 __all__ = ["alive"]
 
@@ -43,16 +42,11 @@ def test_a_folder_becomes_a_model_of_its_classes(url: str, folder: Path, working
 
 
 def test_what_datasets_has_saved(url: str, tmp_path: Path) -> None:
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog / wolf"])}
-    )
-    pictures = [{"bytes": png(40 * i)} for i in range(4)]
-    data = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 0, 1]}, features)
-    data.save_to_disk(str(tmp_path / "saved"))
-    task = created(url, tmp_path / "saved", "--name", "hugging", "--family", "tiny")
+    saved(tmp_path)
+    task = created(url, tmp_path / "mine", "--name", "hugging", "--family", "tiny")
     assert (task["name"], task["class_names"], task["counts"]) == (
         "hugging",
-        ["cat", "dog - wolf"],
+        ["cat", "dog / wolf"],
         [2, 2],
     )
 
@@ -69,11 +63,9 @@ def test_an_archive_and_a_list_of_all(url: str, tmp_path: Path) -> None:
 
 def test_refusals(url: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "state.json").write_text("{}")
     for words, message in (
         ((str(tmp_path / "empty"),), "not a whole zip or tar|no images"),
-        ((str(tmp_path / "broken"), "--family", "none"), "no family 'none'"),
+        ((str(tmp_path / "empty"), "--family", "none"), "no family 'none'"),
     ):
         result = run(url, "tasks", "create", *words)
         assert result.exit_code == 1

@@ -131,6 +131,25 @@ def test_a_family_is_trained_on_latents(latent_family: Family, tmp_path: Path) -
         assert torch.equal(tensor, trained[name])  # it is not what is trained
 
 
+def test_what_has_been_encoded_is_found_again(
+    directory: Path, limited_data: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = read_autoencoder(directory, LATENTS)[1]
+    some = limited_data.subset(torch.arange(40))
+    first = encoder.encoded_once(some, tmp_path)
+    with monkeypatch.context() as changed:
+        changed.setattr(LatentEncoder, "encoded", lambda *_: pytest.fail("encoded again"))
+        again = encoder.encoded_once(some, tmp_path)
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(again.labels, some.labels)
+    others = encoder.encoded_once(limited_data.subset(torch.arange(40, 80)), tmp_path)
+    assert not torch.equal(others.images, first.images)
+    with torch.no_grad():
+        encoder.quant_conv.bias += 1  # another encoder
+    moved = encoder.encoded_once(some, tmp_path)
+    assert not torch.equal(moved.images, first.images)
+
+
 def test_a_family_without_its_encoder_is_refused(latent_family: Family, tmp_path: Path) -> None:
     file = tmp_path / "families" / "latents" / "family.json"
     manifest = json.loads(file.read_text())

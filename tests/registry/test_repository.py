@@ -353,3 +353,16 @@ def test_the_lock_of_a_dead_worker_opens_by_itself(repository: Repository) -> No
 def test_only_the_first_who_asks_gets_a_turn(repository: Repository) -> None:
     assert repository.once("job", 60)
     assert not repository.once("job", 60)
+    assert repository.failure_of("job") is None
+
+
+def test_a_failure_is_told_for_a_while_and_then_there_is_another_turn(
+    repository: Repository,
+) -> None:
+    assert repository.once("job", 60)
+    repository.fail_once("job", "no luck", 0.1)
+    assert repository.failure_of("job") == "no luck"
+    assert not repository.once("job", 60)
+    time.sleep(0.15)
+    assert repository.failure_of("job") is None
+    assert repository.once("job", 60)

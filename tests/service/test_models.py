@@ -3,6 +3,7 @@ import io
 import json
 import tarfile
 import threading
+import time
 
 import pytest
 import redis
@@ -318,6 +319,32 @@ def test_an_export_that_no_worker_makes_is_not_waited_for_for_ever(
 
     monkeypatch.setattr("registry.queue.Queue.enqueue", away)
     assert stack.api.get(f"/models/{model_id}/export").status_code == 503
+
+
+def test_an_export_that_fails_says_why_and_can_be_tried_again(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = stack.ready_model()
+
+    def enqueue(_: object, task: str, record_id: str, device_class: str) -> None:
+        threading.Thread(target=export, args=(stack.runtime, record_id, form)).start()
+
+    def broken(*_: object) -> None:
+        raise ValueError("too many classes")
+
+    form = ExportFormat.DIFFUSERS
+    monkeypatch.setattr("registry.queue.Queue.enqueue", enqueue)
+    monkeypatch.setattr("worker.export.FAILURE_SECONDS", 0.3)
+    with monkeypatch.context() as changed:
+        changed.setattr("worker.export.export_model", broken)
+        failed = stack.api.get(f"/models/{model_id}/export")
+    assert (failed.status_code, failed.json()["type"]) == (
+        500,
+        "urn:fineserve:problem:export-failed",
+    )
+    assert "ValueError: too many classes" in failed.json()["detail"]
+    time.sleep(0.4)
+    assert stack.api.get(f"/models/{model_id}/export").status_code == 200
 
 
 def test_what_can_never_be_exported_is_not_waited_for(stack: Stack, client: redis.Redis) -> None:

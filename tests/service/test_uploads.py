@@ -2,12 +2,15 @@
 
 import dataclasses
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import IO
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,13 +157,136 @@ def test_what_is_wrong_is_said(files: Files, message: str, pack: "type") -> None
         read(pack(files))
 
 
+def saved(directory: Path, splits: tuple[str, ...] = (), classes: int = 2) -> Files:
+    """The files that `save_to_disk` writes, of one dataset or of several splits."""
+    names = ["cat", "dog / wolf", "emu"][:classes]
+    features = datasets.Features(
+        {"id": datasets.Value("int64"), "label": datasets.ClassLabel(names=names)}
+        | {"image": datasets.Image()}
+    )
+    columns = {
+        "id": range(4),
+        "image": [{"bytes": png(10 * i + 10)} for i in range(4)],
+        "label": [0, 1, 0, 1],
+    }
+    data = datasets.Dataset.from_dict(columns, features)
+    whole = datasets.DatasetDict(dict.fromkeys(splits, data)) if splits else data
+    whole.save_to_disk(str(directory / "mine"))
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("pack", [zipped, lambda files: tarred(files, "gz")])
+@pytest.mark.parametrize("splits", [(), ("validation",), ("test", "train")])
+def test_what_hugging_face_datasets_has_saved(
+    tmp_path: Path, splits: tuple[str, ...], pack: "type"
+) -> None:
+    upload = read_upload(pack(saved(tmp_path, splits, classes=3)), LIMITS, 3, 4)
+    assert upload.class_names == ["cat", "dog / wolf"]
+    assert [*upload.labels] == [0, 1, 0, 1]
+    assert [*upload.images[:, 0].max(axis=(1, 2))] == [10, 20, 30, 40]
+
+
+def test_of_several_splits_one_is_for_training(tmp_path: Path) -> None:
+    files = saved(tmp_path, ("a", "b"))
+    with pytest.raises(UploadError, match=r"several datasets \(mine/a, mine/b\)"):
+        read(zipped(files))
+
+
+def test_a_dataset_with_images_beside_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UploadError, match="image files beside a dataset"):
+        read(tarred({**saved(tmp_path), **GOOD}))
+
+
+def test_limits_hold_for_datasets(tmp_path: Path) -> None:
+    files = saved(tmp_path)
+    for change, message in (
+        ({"images": 3}, "more than 3 images"),
+        ({"classes": 1}, "send at most 1"),
+        ({"file_bytes": 20}, r"arrow, row 0' has more than 0 MB"),
+        ({"unpacked_bytes": 500}, "unpacks to more than 0 MB"),
+        ({"image_pixels": 10}, "arrow, row 0' has 8 x 8 pixels"),
+    ):
+        for pack in (zipped, tarred):
+            with pytest.raises(UploadError, match=message):
+                read(pack(files), dataclasses.replace(LIMITS, **change))
+
+
+IMAGE_COLUMN = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FEATURES = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat"]}}
+CAT = {"bytes": png(), "path": None}
+
+
+def arrow(
+    columns: dict[str, list[object]],
+    types: dict[str, pa.DataType] | None = None,
+    features: object = FEATURES,
+    compression: str | None = None,
+) -> bytes:
+    described = {"huggingface": json.dumps({"info": {"features": features}})}
+    types = {"image": IMAGE_COLUMN, "label": pa.int64()} | (types or {})
+    schema = pa.schema([(name, types[name]) for name in columns], described)
+    buffer = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(buffer, schema, options=options) as writer:
+        writer.write_table(pa.table(columns, schema=schema))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a dataset with an Image and a ClassLabel"),
+        (b"nothing of Arrow's", "cannot be read|not a whole"),
+        (arrow({"image": [CAT], "label": [0]}, features=["image"]), "not a dataset with"),
+        (arrow({"image": [CAT], "label": [0]}, features={"image": {}}), "not a dataset with"),
+        (arrow({"image": ["a"], "label": [0]}, {"image": pa.string()}), "not a dataset with"),
+        (arrow({"image": [CAT], "label": ["a"]}, {"label": pa.string()}), "not a dataset with"),
+        (arrow({"label": [0]}), "not a dataset with"),
+        (arrow({"image": [CAT, CAT], "label": [0, 1]}), "has no class in row 1"),
+        (arrow({"image": [CAT, CAT], "label": [0, None]}), "has no class in row 1"),
+        (arrow({"image": [{"path": "/etc/passwd"}], "label": [0]}), "has no image in row 0"),
+        (arrow({"image": [None], "label": [0]}), "has no image in row 0"),
+        (arrow({"image": [CAT], "label": [0]}, compression="zstd"), "is compressed"),
+        (arrow({"image": [CAT], "label": [0]}, compression="lz4"), "is compressed"),
+        (
+            arrow(
+                {"image": [CAT], "label": [0], "more": ["x"]},
+                {"more": pa.dictionary(pa.int8(), pa.string())},
+            ),
+            "has a dictionary in it",
+        ),
+        (
+            arrow(
+                {"image": [CAT], "label": [0]},
+                features=FEATURES | {"label": {"_type": "ClassLabel", "names": [""]}},
+            ),
+            "'' is no name for a class",
+        ),
+    ],
+)
+def test_a_dataset_that_is_none_says_why(content: bytes, message: str) -> None:
+    with pytest.raises(UploadError, match=message):
+        read(zipped({"mine/data.arrow": content}))
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x1f\x8b garbage", b"BZh9x", bytes(512)])
 def test_what_is_no_archive_is_refused(content: bytes) -> None:
     with pytest.raises(UploadError):
         read(io.BytesIO(content))
 
 
-ARCHIVES = [zipped(GOOD).getvalue(), tarred(GOOD).getvalue(), tarred(GOOD, "gz").getvalue()]
+DATASET: Files = {
+    "mine/data.arrow": arrow({"image": [CAT] * 3, "label": [0] * 3}),
+}
+ARCHIVES = [
+    pack.getvalue()
+    for files in (GOOD, DATASET)
+    for pack in (zipped(files), tarred(files), tarred(files, "gz"))
+]
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)

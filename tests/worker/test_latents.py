@@ -6,17 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from learngenes.config import DiffusionConfig
 from learngenes.data import LabelledImages
 from learngenes.family import Family, load_family, save_family, write_quality
-from learngenes.latents import LatentDecoder, read_autoencoder
+from learngenes.latents import LatentDecoder, LatentEncoder, read_autoencoder
 from learngenes.pretrain import FactorisedDiT
+from registry.tasks import IMAGES_FILE, Task, Tasks
 from tests.engines import AMPLE, Gate, Model, ask, images_of, reference
 from tests.learngenes.test_latents import LATENTS, autoencoder
 from tests.sizing import SIZES, quality_table
 from tests.worker.conftest import MakeModel
-from worker.build import build, load_own
+from worker.build import build, load_own, load_task
 from worker.engine import Engine
 from worker.runtime import Runtime
 from worker.tickets import Preview
@@ -151,3 +153,26 @@ def test_a_model_of_latents_is_built_and_keeps_its_budget(
     assert record.revision is not None
     own = load_own(runtime.store, runtime.family(NAME), model.id, record.revision)
     assert own.depth == record.plan.depth
+
+
+def test_a_tasks_latents_are_made_once_and_go_with_it(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+    pixels[2:] = 255
+    task = Task(
+        id="t-0123456789abcdef", name="mine", family=NAME, class_names=[*"ab"], counts=[2, 2]
+    )
+    tasks = Tasks(runtime.store)
+    tasks.put(task, {IMAGES_FILE: save({"images": pixels, "labels": labels})})
+    family = runtime.family(NAME)
+    parts: list[None] = []
+    first = load_task(runtime.store, family, task.id, lambda: parts.append(None))
+    assert (first.images.shape, first.images.dtype) == ((4, 2, 4, 4), torch.float16)
+    assert len(parts) == 1
+    monkeypatch.setattr(LatentEncoder, "encoded", lambda *_: pytest.fail("encoded again"))
+    again = load_task(runtime.store, family, task.id, lambda: None)
+    assert torch.equal(again.images, first.images)
+    assert again.class_names == ("a", "b")
+    tasks.delete(task.id)
+    assert not (runtime.store.root / "latents" / task.id).exists()
