@@ -1,88 +1,233 @@
 """The Arrow files of a Hugging Face dataset, as its `save_to_disk` writes them: images and classes.
 
-Read message by message, with full validation. A compressed message is refused, since how much it
-unpacks to is known only when it is unpacked.
+Read by Python alone, from Arrow's streaming format
+(https://arrow.apache.org/docs/format/Columnar.html): at some files that somebody has tampered with
+pyarrow 26 and nanoarrow 0.9, which are C++ and C, end the whole process.
 """
 
+import itertools
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any
+
+import numpy as np
+from flatbuffers import number_types
+from flatbuffers.table import Table
+from numpy.typing import NDArray
+
+CONTINUATION = 0xFFFFFFFF
+MOST_HEADER_BYTES = 4_000_000
+MOST_COLUMNS, MOST_PAIRS, LONGEST_NAME = 1000, 100, 1000
+"""Of a schema; it may claim any number, of texts that are all the same."""
+SCHEMA, RECORD_BATCH = 1, 3
+"""Of the union MessageHeader in Arrow's format/Message.fbs. The numbers of fields are from there,
+too, and from format/Schema.fbs."""
+INT, BINARY, STRUCT, LARGE_BINARY = 2, 4, 13, 19
+BUFFERS = {1: 0, **dict.fromkeys((STRUCT, 16), 1), **dict.fromkeys((4, 5, 19, 20), 3)}
+BUFFERS |= dict.fromkeys((INT, 3, 6, 7, 8, 9, 10, 11, 12, 15, 17, 18, 21), 2)
+"""Of a column of a type, without its children's."""
+OFFSETS: dict[int, np.dtype[Any]] = {BINARY: np.dtype("<i4"), LARGE_BINARY: np.dtype("<i8")}
 
 UNUSABLE = (
     "is not a dataset with an Image and a ClassLabel column; save one with `save_to_disk` of "
     "Hugging Face datasets"
 )
-RECORD_BATCH_HEADER, COMPRESSION = 2, 3
-"""Numbers of two fields, of Message and RecordBatch, in Arrow's format/Message.fbs."""
+BROKEN = "is not a whole Arrow stream; save the dataset again"
 
 
 class ArrowError(ValueError):
     """The message says what is wrong, and goes on after the file's name."""
 
 
+@dataclass(frozen=True)
+class _Columns:
+    image: "_Column"
+    content: "_Column"
+    """Of the image: its bytes."""
+    label: "_Column"
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """node, buffer: the first ones of a record batch that are its own."""
+
+    name: str
+    kind: int
+    field: "_Fields"
+    node: int
+    buffer: int
+
+
 def labelled_images(opened: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Class name and encoded image of every row. Raises ArrowError and what pyarrow raises."""
-    import pyarrow as pa  # takes 40 MB, and most services never see a dataset
-
-    messages = pa.ipc.MessageReader.open_stream(opened)
-    first = next(messages, None)
-    if first is None:
-        raise ArrowError(UNUSABLE)
-    schema = pa.ipc.read_schema(first)
-    image, label, names = _columns(schema)
-    row = 0
-    for message in messages:
-        if message.type != "record batch":
-            raise ArrowError(f"has a {message.type} in it; save images and labels alone")
-        if _compressed(message.metadata.to_pybytes()):
-            raise ArrowError("is compressed; save the dataset without compression")
-        batch = pa.ipc.read_record_batch(message, schema)
-        batch.validate(full=True)
-        for pixels, number in zip(batch.column(image), batch.column(label), strict=True):
-            content, of_class = pixels["bytes"].as_py(), number.as_py()
-            if content is None:
-                raise ArrowError(f"has no image in row {row}; embed it, as `save_to_disk` does")
-            if of_class is None or not 0 <= of_class < len(names):
-                raise ArrowError(f"has no class in row {row}; label it or leave it out")
-            yield names[of_class], content
-            row += 1
-
-
-def _columns(schema: Any) -> tuple[str, str, list[str]]:
-    """Of images, of labels, and the names of classes."""
-    import pyarrow as pa
-
+    """Class name and encoded image of every row. Raises ArrowError."""
     try:
-        described = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        kinds = {feature["_type"]: column for column, feature in described.items()}
-        image, label = kinds["Image"], kinds["ClassLabel"]
-        names = described[label]["names"]
-        content = schema.field(image).type.field("bytes").type
-        of_classes = schema.field(label).type
+        columns: _Columns | None = None
+        for kind, header, body in _messages(opened):
+            if columns is None:
+                if kind != SCHEMA:
+                    raise ArrowError(BROKEN)
+                columns = _columns(header)
+            elif kind == RECORD_BATCH:
+                yield from _rows(header, body, columns)
+            else:
+                raise ArrowError("has dictionaries in it; save images and labels alone")
+        if columns is None:
+            raise ArrowError(UNUSABLE)
+    except ArrowError:
+        raise
+    except (struct.error, IndexError, OverflowError, TypeError, ValueError, RecursionError) as e:
+        raise ArrowError(BROKEN) from e
+
+
+def _messages(opened: IO[bytes]) -> Iterator[tuple[int, "_Fields", bytes]]:
+    """Kind of header, header and body, until the stream ends."""
+    while start := opened.read(8):
+        continuation, size = struct.unpack("<II", start)
+        if size == 0:
+            return
+        if continuation != CONTINUATION or size > MOST_HEADER_BYTES:
+            raise ArrowError(BROKEN)
+        message = _Fields.root(_exactly(opened, size))
+        yield message.number(1, "Uint8"), message.table(2), _exactly(opened, message.number(3))
+
+
+def _exactly(opened: IO[bytes], size: int) -> bytes:
+    content = opened.read(size) if size >= 0 else b""
+    if len(content) != size:
+        raise ArrowError(BROKEN)
+    return content
+
+
+def _columns(schema: "_Fields") -> _Columns:
+    columns = {column.name: column for column in _flattened(schema)}
+    pairs = itertools.islice(schema.tables(2), MOST_PAIRS)
+    described = {pair.text(0): pair.text(1) for pair in pairs}
+    try:
+        features = json.loads(described["huggingface"])["info"]["features"]
+        kinds = {feature["_type"]: name for name, feature in features.items()}
+        names = features[kinds["ClassLabel"]]["names"]
+        image, label = columns[kinds["Image"]], columns[kinds["ClassLabel"]]
+        content = columns[f"{image.name}/bytes"]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ArrowError(UNUSABLE) from None
-    binary = pa.types.is_binary(content) or pa.types.is_large_binary(content)
-    if not (binary and pa.types.is_integer(of_classes) and all(isinstance(n, str) for n in names)):
+    if (image.kind, label.kind) != (STRUCT, INT) or content.kind not in OFFSETS:
         raise ArrowError(UNUSABLE)
-    return image, label, names
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ArrowError(UNUSABLE)
+    return _Columns(image, content, label, names)
 
 
-def _compressed(message: bytes) -> bool:
-    """Whether a record batch's header, a flatbuffer that Arrow has verified, tells so."""
-    (root,) = struct.unpack_from("<I", message)
-    header = _field(message, root, RECORD_BATCH_HEADER)
-    assert header is not None
-    (offset,) = struct.unpack_from("<I", message, header)
-    return _field(message, header + offset, COMPRESSION) is not None
+def _flattened(schema: "_Fields") -> list[_Column]:
+    """All columns in the order of a record batch, children after their parents: parent/child."""
+    found: list[_Column] = []
+    buffers = 0
+
+    def walk(field: "_Fields", prefix: str) -> None:
+        nonlocal buffers
+        kind = field.number(2, "Uint8")
+        if kind not in BUFFERS or len(found) == MOST_COLUMNS:
+            raise ArrowError("has columns beside images and labels that cannot be read; drop them")
+        name = prefix + field.text(0)
+        if len(name) > LONGEST_NAME:
+            raise ArrowError(BROKEN)
+        found.append(_Column(name, kind, field, len(found), buffers))
+        buffers += BUFFERS[kind]
+        for child in field.tables(5):
+            walk(child, f"{name}/")
+
+    for field in schema.tables(1):
+        walk(field, "")
+    return found
 
 
-def _field(flatbuffer: bytes, table: int, number: int) -> int | None:
-    """Where a field of a table is; None if it has not been written."""
-    (back,) = struct.unpack_from("<i", flatbuffer, table)
-    vtable, entry = table - back, 4 + 2 * number
-    (size,) = struct.unpack_from("<H", flatbuffer, vtable)
-    if entry >= size:
-        return None
-    (offset,) = struct.unpack_from("<H", flatbuffer, vtable + entry)
-    return table + offset if offset else None
+def _rows(batch: "_Fields", body: bytes, columns: _Columns) -> Iterator[tuple[str, bytes]]:
+    if batch.has(3):
+        raise ArrowError("is compressed; save the dataset without compression")
+    count = batch.number(0)
+    for column in (columns.image, columns.content, columns.label):
+        length, nulls = batch.pair(1, column.node)
+        if not 0 < length == count:
+            raise ArrowError(BROKEN)
+        if nulls:
+            raise ArrowError(
+                "has rows without an image or a class; leave them out, and embed what is a path"
+            )
+
+    def buffer(number: int) -> bytes:
+        offset, size = batch.pair(2, number)
+        if not 0 <= offset <= offset + size <= len(body):
+            raise ArrowError(BROKEN)
+        return body[offset : offset + size]
+
+    numbers = _array(buffer(columns.label.buffer + 1), _dtype(columns.label))
+    offsets = _array(buffer(columns.content.buffer + 1), OFFSETS[columns.content.kind])
+    content = buffer(columns.content.buffer + 2)
+    if len(numbers) < count or len(offsets) < count + 1:
+        raise ArrowError(BROKEN)
+    for row in range(count):
+        start, end, number = int(offsets[row]), int(offsets[row + 1]), int(numbers[row])
+        if not 0 <= start <= end <= len(content):
+            raise ArrowError(BROKEN)
+        if not 0 <= number < len(columns.names):
+            raise ArrowError(f"has a row of class {number}, which has no name; label it")
+        yield columns.names[number], content[start:end]
+
+
+def _dtype(column: _Column) -> np.dtype[Any]:
+    """Of integers."""
+    described = column.field.table(3)
+    width, signed = described.number(0, "Int32"), described.number(1, "Bool")
+    return np.dtype(f"<{'i' if signed else 'u'}{width // 8}")
+
+
+def _array(content: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype)
+
+
+class _Fields:
+    """A flatbuffer's table, its fields by their number; nothing that it says has been verified."""
+
+    def __init__(self, content: bytes, position: int) -> None:
+        self._content, self._table = content, Table(content, position)
+
+    @classmethod
+    def root(cls, content: bytes) -> "_Fields":
+        return cls(content, struct.unpack_from("<I", content)[0])
+
+    def _at(self, number: int) -> int:
+        """From the table's start; 0 if the field has not been written."""
+        return int(self._table.Offset(4 + 2 * number))
+
+    def has(self, number: int) -> bool:
+        return self._at(number) != 0
+
+    def number(self, number: int, kind: str = "Int64") -> int:
+        return int(self._table.GetSlot(4 + 2 * number, 0, getattr(number_types, f"{kind}Flags")))
+
+    def text(self, number: int) -> str:
+        at = self._at(number)
+        content: bytes = self._table.String(self._table.Pos + at) if at else b""
+        return content.decode()
+
+    def table(self, number: int) -> "_Fields":
+        at = self._at(number)
+        if not at:
+            raise ArrowError(BROKEN)
+        return _Fields(self._content, self._table.Indirect(self._table.Pos + at))
+
+    def tables(self, number: int) -> Iterator["_Fields"]:
+        at = self._at(number)
+        for index in range(self._table.VectorLen(at) if at else 0):
+            position = self._table.Vector(at) + 4 * index
+            yield _Fields(self._content, self._table.Indirect(position))
+
+    def pair(self, number: int, index: int) -> tuple[int, int]:
+        """Two int64, at `index` of a vector of such."""
+        at = self._at(number)
+        if not at or index >= self._table.VectorLen(at):
+            raise ArrowError(BROKEN)
+        found = struct.unpack_from("<qq", self._content, self._table.Vector(at) + 16 * index)
+        return int(found[0]), int(found[1])

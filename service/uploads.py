@@ -32,7 +32,7 @@ LEAST_OF_A_CLASS = 2
 """One to learn from, and one more that may be kept to judge by."""
 
 
-class UploadError(ValueError):
+class UploadError(Exception):
     """What was uploaded cannot be used; the message says what to change."""
 
 

@@ -240,16 +240,17 @@ def arrow(
     ("content", "message"),
     [
         (b"", "not a dataset with an Image and a ClassLabel"),
-        (b"nothing of Arrow's", "cannot be read|not a whole"),
+        (b"nothing of Arrow's", "not a whole Arrow stream"),
+        (arrow({"image": [CAT], "label": [0]})[:-700], "not a whole Arrow stream"),
         (arrow({"image": [CAT], "label": [0]}, features=["image"]), "not a dataset with"),
         (arrow({"image": [CAT], "label": [0]}, features={"image": {}}), "not a dataset with"),
         (arrow({"image": ["a"], "label": [0]}, {"image": pa.string()}), "not a dataset with"),
         (arrow({"image": [CAT], "label": ["a"]}, {"label": pa.string()}), "not a dataset with"),
         (arrow({"label": [0]}), "not a dataset with"),
-        (arrow({"image": [CAT, CAT], "label": [0, 1]}), "has no class in row 1"),
-        (arrow({"image": [CAT, CAT], "label": [0, None]}), "has no class in row 1"),
-        (arrow({"image": [{"path": "/etc/passwd"}], "label": [0]}), "has no image in row 0"),
-        (arrow({"image": [None], "label": [0]}), "has no image in row 0"),
+        (arrow({"image": [CAT, CAT], "label": [0, 1]}), "a row of class 1, which has no name"),
+        (arrow({"image": [CAT, CAT], "label": [0, None]}), "rows without an image or a class"),
+        (arrow({"image": [{"path": "/etc/passwd"}], "label": [0]}), "embed what is a path"),
+        (arrow({"image": [None], "label": [0]}), "rows without an image"),
         (arrow({"image": [CAT], "label": [0]}, compression="zstd"), "is compressed"),
         (arrow({"image": [CAT], "label": [0]}, compression="lz4"), "is compressed"),
         (
@@ -257,7 +258,33 @@ def arrow(
                 {"image": [CAT], "label": [0], "more": ["x"]},
                 {"more": pa.dictionary(pa.int8(), pa.string())},
             ),
-            "has a dictionary in it",
+            "has dictionaries in it",
+        ),
+        (
+            arrow(
+                {"image": [CAT], "label": [0], "more": ["x"]},
+                {"more": pa.string_view()},
+            ),
+            "columns beside images and labels that cannot be read",
+        ),
+        (
+            arrow(
+                {"image": [CAT], "label": [0], **{f"{i}": [0] for i in range(1000)}},
+                {f"{i}": pa.int8() for i in range(1000)},
+            ),
+            "columns beside images and labels that cannot be read",
+        ),
+        (
+            arrow({"image": [CAT], "label": [0], "a" * 1001: [0]}, {"a" * 1001: pa.int8()}),
+            "not a whole Arrow stream",
+        ),
+        (arrow({"image": [], "label": []}), "there are no images"),
+        (
+            arrow(
+                {"image": [CAT], "label": [0]},
+                features=FEATURES | {"label": {"_type": "ClassLabel", "names": 3}},
+            ),
+            "not a dataset with",
         ),
         (
             arrow(
