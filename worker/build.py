@@ -447,11 +447,12 @@ def load_task(
     if encoder is None:
         return images
     name = latents_name(task_id, encoder)
-    if store.path(name, LATENTS_FILE) is None:
-        made = family.encoded(images, on_part).images
-        store.put(name, {LATENTS_FILE: save_tensors({"latents": made})}, {})
-    latents = load_tensors(store.read(name, LATENTS_FILE))["latents"]
-    return dataclasses.replace(images, images=latents)
+    with contextlib.suppress(ArtifactError):
+        latents = load_tensors(store.read(name, LATENTS_FILE))["latents"]
+        return dataclasses.replace(images, images=latents)
+    encoded = family.encoded(images, on_part)
+    store.put(name, {LATENTS_FILE: save_tensors({"latents": encoded.images})}, {})
+    return encoded
 
 
 def _task_images(store: ArtifactStore, task_id: str) -> LabelledImages:
