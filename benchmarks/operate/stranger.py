@@ -16,7 +16,7 @@ from benchmarks.parts import Figures
 
 CHROMIUM = "/usr/bin/chromium"
 FIGURES = REPOSITORY / "docs" / "figures"
-VIEWS = ("budgets", "models", "playground", "health")
+VIEWS = ("budgets", "models", "playground", "tasks", "health")
 LOADS = 5
 PATIENCE_MS = 120_000
 LOOKS = {
