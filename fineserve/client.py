@@ -9,6 +9,7 @@ What a service refuses for now (429, 503, a connection that breaks) is asked for
 its Retry-After; what makes something carries an Idempotency-Key, so that nothing is made twice.
 """
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -396,7 +397,7 @@ class AsyncClient:
     async def create_task(
         self, images: Path | IO[bytes], *, name: str | None = None, family: str | None = None
     ) -> TaskResponse:
-        return await self._do(_upload(images, name, family))
+        return await self._do(await asyncio.to_thread(_upload, images, name, family))
 
     async def tasks(self) -> list[TaskResponse]:
         return await self._do(_Call("GET", "/tasks", _tasks))

@@ -10,13 +10,15 @@ from typing import IO
 
 @contextmanager
 def packed(images: Path) -> Iterator[IO[bytes]]:
-    """Of a directory, a tar with all of its files; an archive is opened."""
+    """An archive as it is; of a directory a tar of all files, of a dataset's splits `train`."""
     if not images.is_dir():
         with images.open("rb") as archive:
             yield archive
         return
+    if (images / "dataset_dict.json").exists() and (images / "train").is_dir():
+        images = images / "train"
     with tempfile.TemporaryFile() as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
+        with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
             for path in sorted(images.rglob("*")):
                 if path.is_file():
                     tar.add(path, path.relative_to(images.parent))

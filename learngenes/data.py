@@ -135,12 +135,16 @@ def _load_hugging_face(path: Path, split: str, sample_size: int) -> LabelledImag
         loaded = loaded[split]
     elif split != "train":
         raise DataError(f"{path} is one split only: held-out images need a DatasetDict")
-    kinds = {type(feature).__name__: name for name, feature in loaded.features.items()}
-    if "Image" not in kinds or "ClassLabel" not in kinds:
-        raise DataError(f"{path} needs an Image and a ClassLabel column, it has {sorted(kinds)}")
-    label_column = kinds["ClassLabel"]
+    kinds = [(type(feature).__name__, name) for name, feature in loaded.features.items()]
+    images, labels = ([n for kind, n in kinds if kind == k] for k in ("Image", "ClassLabel"))
+    if len(images) != 1 or len(labels) != 1:
+        raise DataError(
+            f"{path} needs one Image and one ClassLabel column, it has "
+            + ", ".join(f"{name} ({kind})" for kind, name in kinds)
+        )
+    (image_column,), (label_column,) = images, labels
     class_names = loaded.features[label_column].names
-    return _stack(loaded[kinds["Image"]], loaded[label_column], class_names, sample_size)
+    return _stack(loaded[image_column], loaded[label_column], class_names, sample_size)
 
 
 def _stack(

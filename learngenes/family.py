@@ -95,6 +95,15 @@ class Family:
         return "-".join(self.manifest.sha256[file] for file in FINGERPRINTED)
 
     @property
+    def encoder_fingerprint(self) -> str | None:
+        """Changes with what latents are made by; None in a family of images."""
+        autoencoder = self.manifest.network.autoencoder
+        if autoencoder is None:
+            return None
+        weights = self.manifest.sha256[f"{ENCODER}.safetensors"]
+        return hashlib.sha256(f"{weights} {autoencoder!r}".encode()).hexdigest()[:16]
+
+    @property
     def full_size(self) -> Size:
         return Size(depth=self.manifest.network.depth, rank=self.manifest.network.rank)
 

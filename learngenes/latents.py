@@ -1,12 +1,14 @@
 """Between images and what a network sees: values in [-1, 1], or the latents of an autoencoder."""
 
+import contextlib
 import hashlib
-import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -120,10 +122,10 @@ class LatentEncoder(nn.Module):
     ) -> LabelledImages:
         """As `encoded`; what has been is found again in `directory`."""
         file = directory / f"latents-{self._digest(data)}.safetensors"
-        if file.exists():
+        with contextlib.suppress(FileNotFoundError, SafetensorError):  # not there, or not whole
             return LabelledImages(load_file(file)["latents"], data.labels, data.class_names)
         encoded = self.encoded(data, device)
-        partial = file.with_suffix(f".{os.getpid()}")  # several processes may train together
+        partial = file.with_suffix(f".{uuid.uuid4().hex}")  # several processes may train together
         save_file({"latents": encoded.images}, partial)
         partial.replace(file)
         return encoded
@@ -132,7 +134,7 @@ class LatentEncoder(nn.Module):
         """Of the images, and of all that encodes them."""
         found = hashlib.sha256(repr((self.scaling_factor, data.images.shape)).encode())
         for tensor in (*self.state_dict().values(), data.images):
-            found.update(tensor.cpu().contiguous().numpy().tobytes())
+            found.update(tensor.cpu().contiguous().numpy())
         return found.hexdigest()[:16]
 
 

@@ -546,14 +546,16 @@ class Repository:
 
     def once(self, name: str, seconds: float) -> bool:
         """True for the first of many workers that asks within `seconds`."""
-        return bool(self._redis.set(_once(name), "", nx=True, px=int(seconds * 1000)))
+        return bool(self._redis.set(_once(name), "1", nx=True, px=int(seconds * 1000)))
 
     def fail_once(self, name: str, error: str, seconds: float) -> None:
-        """What the first one began has failed; for `seconds` who waits is told why."""
-        self._redis.set(_once(name), error, px=int(seconds * 1000))
+        """What the first one began has failed: for `seconds` others are told why, then one of them
+        may begin again."""
+        self._redis.set(_failed(name), error, px=int(seconds * 1000))
+        self._redis.delete(_once(name))
 
     def failure_of(self, name: str) -> str | None:
-        return cast(str | None, self._redis.get(_once(name))) or None
+        return cast(str | None, self._redis.get(_failed(name)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -564,6 +566,10 @@ def _family(raw: str) -> FamilyRecord:
 
 def _once(name: str) -> str:
     return f"{PREFIX}:once:{name}"
+
+
+def _failed(name: str) -> str:
+    return f"{PREFIX}:failed:{name}"
 
 
 def _seen(queue: str, device_class: str) -> str:

@@ -1,5 +1,6 @@
 """Tasks: data sets that models are retrained on. Each is one artifact, which says all about it."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -7,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from registry.errors import ArtifactError, RecordNotFound
+from registry.errors import ArtifactError, RecordNotFound, StorageFull
 from registry.records import now
 from registry.store import ArtifactStore
 
@@ -38,11 +39,6 @@ class Task(BaseModel):
 
 def task_name(task_id: str) -> str:
     return f"{TASKS}/{task_id}"
-
-
-def latents_name(task_id: str, encoder: str) -> str:
-    """Of its images as an encoder, named by its SHA-256, sees them."""
-    return f"latents/{task_id}/{encoder[:16]}"
 
 
 class Tasks:
@@ -78,6 +74,21 @@ class Tasks:
     def read(self, task_id: str, file: str) -> bytes:
         """Raises ArtifactError."""
         return self._store.read(task_name(task_id), file)
+
+    def latents(self, task_id: str, encoder: str) -> bytes | None:
+        """What was kept of an encoder's, if it is still there and whole."""
+        name = f"latents/{task_id}/{encoder}"
+        with contextlib.suppress(ArtifactError):
+            return self._store.read(name, LATENTS_FILE)
+        self._store.delete(name)
+        return None
+
+    def keep_latents(self, task_id: str, encoder: str, content: bytes) -> None:
+        """For other models of the task, while there is room for it, and as long as the task."""
+        with contextlib.suppress(StorageFull, OSError):
+            self._store.put(f"latents/{task_id}/{encoder}", {LATENTS_FILE: content}, {})
+        if self._store.path(task_name(task_id), IMAGES_FILE) is None:
+            self.delete(task_id)
 
     def delete(self, task_id: str) -> None:
         """Models that were made for it stay: what they have learned is theirs."""

@@ -18,9 +18,12 @@ from flatbuffers.table import Table
 from numpy.typing import NDArray
 
 CONTINUATION = 0xFFFFFFFF
-MOST_HEADER_BYTES = 4_000_000
+MOST_HEADER_BYTES, MOST_BODY_BYTES = 4_000_000, 128_000_000
+"""Of one message: a body of Hugging Face datasets' has a hundred images."""
+MOST_MESSAGES = 100_000
 MOST_COLUMNS, MOST_PAIRS, LONGEST_NAME = 1000, 100, 1000
 """Of a schema; it may claim any number, of texts that are all the same."""
+FEATURES = b"huggingface"
 SCHEMA, RECORD_BATCH = 1, 3
 """Of the union MessageHeader in Arrow's format/Message.fbs. The numbers of fields are from there,
 too, and from format/Schema.fbs."""
@@ -84,14 +87,24 @@ def labelled_images(opened: IO[bytes]) -> Iterator[tuple[str, bytes]]:
 
 def _messages(opened: IO[bytes]) -> Iterator[tuple[int, "_Fields", bytes]]:
     """Kind of header, header and body, until the stream ends."""
-    while start := opened.read(8):
+    for _ in range(MOST_MESSAGES):
+        start = opened.read(8)
+        if not start:
+            return
         continuation, size = struct.unpack("<II", start)
         if size == 0:
             return
         if continuation != CONTINUATION or size > MOST_HEADER_BYTES:
             raise ArrowError(BROKEN)
         message = _Fields.root(_exactly(opened, size))
-        yield message.number(1, "Uint8"), message.table(2), _exactly(opened, message.number(3))
+        body_size = message.number(3)
+        if body_size > MOST_BODY_BYTES:
+            raise ArrowError(
+                f"has more than {MOST_BODY_BYTES / 1e6:.0f} MB in one batch of rows; scale the "
+                "images down, they are scaled to the family's size anyway"
+            )
+        yield message.number(1, "Uint8"), message.table(2), _exactly(opened, body_size)
+    raise ArrowError(f"has more than {MOST_MESSAGES} batches of rows; save it in larger ones")
 
 
 def _exactly(opened: IO[bytes], size: int) -> bytes:
@@ -102,22 +115,38 @@ def _exactly(opened: IO[bytes], size: int) -> bytes:
 
 
 def _columns(schema: "_Fields") -> _Columns:
+    if schema.number(0, "Int16"):
+        raise ArrowError("is of a big-endian machine; save it on another one")
     columns = {column.name: column for column in _flattened(schema)}
     pairs = itertools.islice(schema.tables(2), MOST_PAIRS)
-    described = {pair.text(0): pair.text(1) for pair in pairs}
+    described = next((pair.raw(1) for pair in pairs if pair.raw(0) == FEATURES), b"")
     try:
-        features = json.loads(described["huggingface"])["info"]["features"]
-        kinds = {feature["_type"]: name for name, feature in features.items()}
-        names = features[kinds["ClassLabel"]]["names"]
-        image, label = columns[kinds["Image"]], columns[kinds["ClassLabel"]]
-        content = columns[f"{image.name}/bytes"]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ArrowError(UNUSABLE) from None
+        features = json.loads(described)["info"]["features"]
+        image_name, label_name = (_only(kind, features) for kind in ("Image", "ClassLabel"))
+        names = features[label_name]["names"]
+        image, label = columns[image_name], columns[label_name]
+        content = columns[f"{image_name}/bytes"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise error if isinstance(error, ArrowError) else ArrowError(UNUSABLE) from None
     if (image.kind, label.kind) != (STRUCT, INT) or content.kind not in OFFSETS:
         raise ArrowError(UNUSABLE)
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ArrowError(UNUSABLE)
     return _Columns(image, content, label, names)
+
+
+def _only(kind: str, features: Any) -> str:
+    """The column of a kind: what a client has said, as it has come."""
+    of_kind = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == kind
+    ]
+    if not of_kind:
+        raise ArrowError(UNUSABLE)
+    if len(of_kind) > 1:
+        raise ArrowError(f"has several {kind} columns, {', '.join(of_kind)}; drop all but one")
+    return str(of_kind[0])
 
 
 def _flattened(schema: "_Fields") -> list[_Column]:
@@ -130,7 +159,7 @@ def _flattened(schema: "_Fields") -> list[_Column]:
         kind = field.number(2, "Uint8")
         if kind not in BUFFERS or len(found) == MOST_COLUMNS:
             raise ArrowError("has columns beside images and labels that cannot be read; drop them")
-        name = prefix + field.text(0)
+        name = prefix + field.raw(0)[: LONGEST_NAME + 1].decode()
         if len(name) > LONGEST_NAME:
             raise ArrowError(BROKEN)
         found.append(_Column(name, kind, field, len(found), buffers))
@@ -149,18 +178,18 @@ def _rows(batch: "_Fields", body: bytes, columns: _Columns) -> Iterator[tuple[st
     count = batch.number(0)
     for column in (columns.image, columns.content, columns.label):
         length, nulls = batch.pair(1, column.node)
-        if not 0 < length == count:
+        if not 0 <= length == count:
             raise ArrowError(BROKEN)
         if nulls:
             raise ArrowError(
                 "has rows without an image or a class; leave them out, and embed what is a path"
             )
 
-    def buffer(number: int) -> bytes:
+    def buffer(number: int) -> memoryview:
         offset, size = batch.pair(2, number)
         if not 0 <= offset <= offset + size <= len(body):
             raise ArrowError(BROKEN)
-        return body[offset : offset + size]
+        return memoryview(body)[offset : offset + size]
 
     numbers = _array(buffer(columns.label.buffer + 1), _dtype(columns.label))
     offsets = _array(buffer(columns.content.buffer + 1), OFFSETS[columns.content.kind])
@@ -173,7 +202,7 @@ def _rows(batch: "_Fields", body: bytes, columns: _Columns) -> Iterator[tuple[st
             raise ArrowError(BROKEN)
         if not 0 <= number < len(columns.names):
             raise ArrowError(f"has a row of class {number}, which has no name; label it")
-        yield columns.names[number], content[start:end]
+        yield columns.names[number], bytes(content[start:end])
 
 
 def _dtype(column: _Column) -> np.dtype[Any]:
@@ -183,7 +212,7 @@ def _dtype(column: _Column) -> np.dtype[Any]:
     return np.dtype(f"<{'i' if signed else 'u'}{width // 8}")
 
 
-def _array(content: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _array(content: memoryview, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype)
 
 
@@ -207,10 +236,11 @@ class _Fields:
     def number(self, number: int, kind: str = "Int64") -> int:
         return int(self._table.GetSlot(4 + 2 * number, 0, getattr(number_types, f"{kind}Flags")))
 
-    def text(self, number: int) -> str:
+    def raw(self, number: int) -> bytes:
+        """Of a text."""
         at = self._at(number)
         content: bytes = self._table.String(self._table.Pos + at) if at else b""
-        return content.decode()
+        return content
 
     def table(self, number: int) -> "_Fields":
         at = self._at(number)

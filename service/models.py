@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from kombu.exceptions import OperationalError
 
-from registry.errors import ArtifactError
+from registry.errors import ArtifactError, StorageFull
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.queue import BUILD_TASK, EXPORT_TASK
 from registry.records import DEFAULT_TASK, ModelRecord, ModelStatus, PlanRecord, Refinement
@@ -20,7 +20,7 @@ from registry.store import revision_name
 from registry.tasks import Task
 from service.access import Anybody, Caller, Deployer, ModelDep, visible
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, State, StateDep
-from service.problems import Problem, no_family, unavailable
+from service.problems import Problem, no_family, storage_full, unavailable
 from service.schemas import ModelList, ModelRequest, ModelResponse
 from service.sizing import choose_site, solve_budget
 from service.streams import events
@@ -164,16 +164,11 @@ async def export_model(
         path = state.store.path(name, EXPORT_FILE)
         if path is not None:
             return FileResponse(path, media_type="application/x-tar", filename=f"{model_id}.tar")
+        if reason := await run_in_threadpool(state.repository.failure_of, name):
+            raise _export_failed(model_id, reason)
         if not asked:
             await run_in_threadpool(_ask_for_export, state, record, record.revision, form)
             asked = True
-        if reason := await run_in_threadpool(state.repository.failure_of, name):
-            raise Problem(
-                500,
-                "export-failed",
-                f"{model_id} could not be exported: {reason}. The model is as it was; try another "
-                "format, and see the log of the sampling worker",
-            )
         if time.monotonic() > deadline:
             raise unavailable(
                 f"no worker has exported {model_id} yet; ask again, and see the log of the "
@@ -181,6 +176,17 @@ async def export_model(
                 "not-exported",
             )
         await asyncio.sleep(EXPORT_POLL_SECONDS)
+
+
+def _export_failed(model_id: str, reason: str) -> Problem:
+    if reason.startswith(StorageFull.__name__):
+        return storage_full(f"there was no room to export {model_id}")
+    return Problem(
+        500,
+        "export-failed",
+        f"{model_id} could not be exported: {reason}. The model is as it was; try another format, "
+        "and see the log of the sampling worker",
+    )
 
 
 def _ask_for_export(state: State, record: ModelRecord, revision: int, form: ExportFormat) -> None:

@@ -7,6 +7,7 @@ Nothing is written to disk by a name from the archive, and nothing in it is exec
 import bz2
 import gzip
 import io
+import json
 import lzma
 import tarfile
 import zipfile
@@ -26,6 +27,9 @@ from service.arrow import ArrowError, labelled_images
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 DATASET_SUFFIX = ".arrow"
+DATASET_STATE = "state.json"
+"""It names the files of a dataset: others beside them are caches of Hugging Face datasets."""
+MOST_STATE_BYTES = 1_000_000
 TRAINING_SPLIT = "train"
 JUNK = "__MACOSX"
 LEAST_OF_A_CLASS = 2
@@ -79,12 +83,10 @@ def _check_classes(class_names: list[str], names: list[str], limits: Limits) -> 
     if not names:
         raise UploadError(
             f"there are no images ({', '.join(sorted(SUFFIXES))}) in it; put each into a folder "
-            "that is named after its class"
+            "that is named after its class, or send what Hugging Face datasets has saved"
         )
     if len(class_names) > limits.classes:
-        raise UploadError(
-            f"there are {len(class_names)} class folders; send at most {limits.classes}"
-        )
+        raise UploadError(f"there are {len(class_names)} classes; send at most {limits.classes}")
     for name, count in Counter(names).items():
         if count < LEAST_OF_A_CLASS:
             raise UploadError(f"class {name!r} has one image; send {LEAST_OF_A_CLASS} or more")
@@ -93,12 +95,12 @@ def _check_classes(class_names: list[str], names: list[str], limits: Limits) -> 
 def _labelled(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, str, bytes]]:
     """Class name, place in the archive and encoded image, in the order of the archive."""
     try:
-        split = _split(file, limits)
+        dataset = _dataset(file, limits)
         for path, opened in _members(file, limits):
-            if split is None:
-                yield _folder(path), str(path), _content(opened, limits)
-            elif path.parent == split:
+            if path in dataset:
                 yield from _rows(path, opened)
+            elif not dataset and path.suffix.lower() in SUFFIXES:
+                yield _folder(path), str(path), _content(opened, limits)
     except UploadError:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, EOFError, OSError) as error:
@@ -115,20 +117,40 @@ def _rows(path: PurePosixPath, opened: IO[bytes]) -> Iterator[tuple[str, str, by
         raise UploadError(f"{str(path)!r} {error}") from error
 
 
-def _split(file: IO[bytes], limits: Limits) -> PurePosixPath | None:
-    """The folder of a dataset's training split; None when the archive holds images instead."""
-    paths = [path for path, _ in _members(file, limits)]
-    splits = {path.parent for path in paths if path.suffix == DATASET_SUFFIX}
-    if not splits:
-        return None
-    if any(path.suffix != DATASET_SUFFIX for path in paths):
+def _dataset(file: IO[bytes], limits: Limits) -> set[PurePosixPath]:
+    """The files of a dataset's training split; none when the archive holds images instead."""
+    saved: dict[PurePosixPath, set[PurePosixPath]] = {}
+    images, data = False, set()
+    for path, opened in _members(file, limits):
+        if path.name == DATASET_STATE:
+            if files := _data_files(opened):
+                saved[path.parent] = {path.parent / name for name in files}
+        elif path.suffix == DATASET_SUFFIX:
+            data.add(path)
+        else:
+            images = True
+    if not data:
+        return set()
+    if images:
         raise UploadError("there are image files beside a dataset; send either")
-    training = [split for split in splits if split.name == TRAINING_SPLIT]
-    chosen = training or list(splits)
-    if len(chosen) != 1:
-        names = ", ".join(sorted(str(split) for split in splits))
+    if not saved:
+        raise UploadError(f"there is no {DATASET_STATE}; send all that `save_to_disk` has written")
+    training = [split for split in saved if split.name == TRAINING_SPLIT] or list(saved)
+    if len(training) != 1:
+        names = ", ".join(sorted(map(str, saved)))
         raise UploadError(f"there are several datasets ({names}); send one, or call one train")
-    return chosen[0]
+    chosen = saved[training[0]]
+    if missing := chosen - data:
+        raise UploadError(f"{str(min(missing))!r} is missing; pack the whole dataset")
+    return chosen
+
+
+def _data_files(opened: IO[bytes]) -> list[str]:
+    try:
+        state = json.loads(opened.read(MOST_STATE_BYTES))
+        return [str(file["filename"]) for file in state["_data_files"]]
+    except (KeyError, TypeError, ValueError):
+        return []  # of something else
 
 
 def _members(file: IO[bytes], limits: Limits) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
@@ -149,6 +171,9 @@ def _zipped(file: IO[bytes], allowance: "_Allowance") -> Iterator[tuple[PurePosi
                 continue
             if member.flag_bits & 1:
                 raise UploadError(f"{member.filename!r} is encrypted; send it without a password")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # zipfile unpacks others without a limit
+                raise UploadError(f"{member.filename!r} is not deflated; zip it in the usual way")
             with archive.open(member) as opened:  # whatever size the archive says it has
                 yield path, _bounded(opened, allowance)
 
@@ -215,7 +240,8 @@ def _bounded(raw: IO[bytes], allowance: _Allowance) -> IO[bytes]:
 
 
 def _wanted(path: PurePosixPath) -> bool:
-    return path.suffix.lower() in (*SUFFIXES, DATASET_SUFFIX) and not _hidden(path)
+    known = path.suffix.lower() in (*SUFFIXES, DATASET_SUFFIX) or path.name == DATASET_STATE
+    return known and not _hidden(path)
 
 
 def _check_file(where: str, size: int, limits: Limits) -> None:

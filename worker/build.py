@@ -22,7 +22,7 @@ from learngenes.config import DType, Mode, Size
 from learngenes.data import LabelledImages
 from learngenes.device import release_memory
 from learngenes.factors import Own, Scales, own_from_stacked
-from learngenes.family import ENCODER, Family
+from learngenes.family import Family
 from learngenes.refine import RefinementConfig, refine
 from learngenes.retrain import TASK_RETRAINING, RetrainingConfig, retrain
 from learngenes.sigma import interpolated
@@ -36,7 +36,7 @@ from registry.errors import ArtifactError, RecordNotFound, StorageFull, Supersed
 from registry.queue import BUILD_TASK
 from registry.records import DEFAULT_TASK, Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
 from registry.store import ArtifactStore, record_name, revision_name
-from registry.tasks import IMAGES_FILE, LATENTS_FILE, Tasks, latents_name
+from registry.tasks import IMAGES_FILE, Tasks
 from worker.profiles import candidates, correct_profile, ensure_profile
 from worker.runtime import GivingWay, Reporter, Runtime
 from worker.verify import Request, verify
@@ -442,21 +442,19 @@ def load_task(
 
     Latents are kept for other models of the task; `on_part` is called while they are made.
     """
-    images = _task_images(store, task_id)
-    encoder = family.manifest.sha256.get(f"{ENCODER}.safetensors")
+    tasks = Tasks(store)
+    images = _task_images(tasks, task_id)
+    encoder = family.encoder_fingerprint
     if encoder is None:
         return images
-    name = latents_name(task_id, encoder)
-    with contextlib.suppress(ArtifactError):
-        latents = load_tensors(store.read(name, LATENTS_FILE))["latents"]
-        return dataclasses.replace(images, images=latents)
+    if kept := tasks.latents(task_id, encoder):
+        return dataclasses.replace(images, images=load_tensors(kept)["latents"])
     encoded = family.encoded(images, on_part)
-    store.put(name, {LATENTS_FILE: save_tensors({"latents": encoded.images})}, {})
+    tasks.keep_latents(task_id, encoder, save_tensors({"latents": encoded.images}))
     return encoded
 
 
-def _task_images(store: ArtifactStore, task_id: str) -> LabelledImages:
-    tasks = Tasks(store)
+def _task_images(tasks: Tasks, task_id: str) -> LabelledImages:
     try:
         class_names = tasks.get(task_id).class_names
         tensors = load_tensors(tasks.read(task_id, IMAGES_FILE))

@@ -57,11 +57,13 @@ factor_learning_rate = 1e-2
 
 def measure(setting: Setting = REFERENCE, steps: int = 2500) -> Figures:
     lab = make_lab(setting, REPOSITORY / "var" / "paper" / setting.name)
-    work = REPOSITORY / "var" / "interop" / f"{setting.name}-{steps}"
+    kept = REPOSITORY / "var" / "interop" / setting.name
+    work = kept / str(steps)
     work.mkdir(parents=True, exist_ok=True)
-    directory = _trained_teacher(lab, work)
+    directory = _trained_teacher(lab, kept)
     teacher = read_teacher(str(directory)).network
-    family, seconds = _condensed(lab, work, directory, steps)
+    config = _config(lab, kept / "data", work, steps)
+    family, seconds = _condensed(config, work, directory)
     full, half = setting.network.depth, setting.network.depth // 2
     of_depth = {
         depth: interpolated(family.scales, Size(depth=depth, rank=setting.network.rank))
@@ -90,14 +92,14 @@ def measure(setting: Setting = REFERENCE, steps: int = 2500) -> Figures:
     }
 
 
-def _condensed(lab: Lab, work: Path, teacher: Path, steps: int) -> tuple[Family, float]:
+def _condensed(config: Path, work: Path, teacher: Path) -> tuple[Family, float]:
     """And the seconds of processors that it took; kept once it is done, else begun again."""
     directory, took = work / "family", work / "condensed.json"
     if took.exists():
         return load_family(directory), json.loads(took.read_text())
     shutil.rmtree(work / "work", ignore_errors=True)
     started = time.process_time()
-    family = condense(str(teacher), _config(lab, work, steps), work / "work", directory)
+    family = condense(str(teacher), config, work / "work", directory)
     seconds = time.process_time() - started
     took.write_text(json.dumps(seconds))
     return family, seconds
@@ -110,10 +112,10 @@ def _retrained(family: Family, scales: Scales) -> tuple[Scales, float]:
     return scales, time.process_time() - started
 
 
-def _trained_teacher(lab: Lab, work: Path) -> Path:
+def _trained_teacher(lab: Lab, kept: Path) -> Path:
     """Kept once it is trained."""
-    setting, directory = lab.setting, work / "teacher"
-    dataset = work / "data"
+    setting, directory = lab.setting, kept / "teacher"
+    dataset = kept / "data"
     if not dataset.exists():
         _save(lab, dataset)
     if not (directory / "scheduler").exists():
@@ -140,13 +142,13 @@ def _save(lab: Lab, directory: Path) -> None:
     datasets.DatasetDict(parts).save_to_disk(str(directory))
 
 
-def _config(lab: Lab, work: Path, steps: int) -> Path:
+def _config(lab: Lab, images: Path, work: Path, steps: int) -> Path:
     setting = lab.setting
     file = work / "condense.toml"
     file.write_text(
         CONFIG.format(
             rank=setting.network.rank,
-            path=work / "data",
+            path=images,
             licence="Fashion-MNIST, MIT",
             depths=list(setting.trained_depths),
             ranks=list(setting.trained_ranks),

@@ -1,10 +1,12 @@
 """`fineserve tasks …` against a real server."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from fineserve.packing import packed
 from tests.fineserve.test_models import alive, made, run
 from tests.service.test_uploads import Files, png, saved, zipped
 
@@ -49,6 +51,15 @@ def test_what_datasets_has_saved(url: str, tmp_path: Path) -> None:
         ["cat", "dog / wolf"],
         [2, 2],
     )
+
+
+def test_of_a_datasets_splits_the_training_one_is_sent(tmp_path: Path) -> None:
+    saved(tmp_path, ("test", "train"))
+    (tmp_path / "elsewhere").write_bytes(b"linked")
+    (tmp_path / "mine" / "train" / "link").symlink_to(tmp_path / "elsewhere")
+    with packed(tmp_path / "mine") as archive, tarfile.open(fileobj=archive) as tar:
+        assert {Path(member.name).parent.name for member in tar} == {"train"}
+        assert all(member.isreg() for member in tar)
 
 
 def test_an_archive_and_a_list_of_all(url: str, tmp_path: Path) -> None:

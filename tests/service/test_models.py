@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 
 import worker.build
 from learngenes.measure import Measurement
+from registry.errors import StorageFull
 from registry.exports import ExportFormat
 from tests.records import A_COST, queued_model
 from tests.service.conftest import Stack
@@ -321,8 +322,15 @@ def test_an_export_that_no_worker_makes_is_not_waited_for_for_ever(
     assert stack.api.get(f"/models/{model_id}/export").status_code == 503
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (ValueError("too many classes"), 500, "ValueError: too many classes"),
+        (StorageFull("no room"), 507, "no room to export"),
+    ],
+)
 def test_an_export_that_fails_says_why_and_can_be_tried_again(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, told: str
 ) -> None:
     model_id = stack.ready_model()
 
@@ -330,7 +338,7 @@ def test_an_export_that_fails_says_why_and_can_be_tried_again(
         threading.Thread(target=export, args=(stack.runtime, record_id, form)).start()
 
     def broken(*_: object) -> None:
-        raise ValueError("too many classes")
+        raise error
 
     form = ExportFormat.DIFFUSERS
     monkeypatch.setattr("registry.queue.Queue.enqueue", enqueue)
@@ -338,11 +346,8 @@ def test_an_export_that_fails_says_why_and_can_be_tried_again(
     with monkeypatch.context() as changed:
         changed.setattr("worker.export.export_model", broken)
         failed = stack.api.get(f"/models/{model_id}/export")
-    assert (failed.status_code, failed.json()["type"]) == (
-        500,
-        "urn:fineserve:problem:export-failed",
-    )
-    assert "ValueError: too many classes" in failed.json()["detail"]
+    assert failed.status_code == status
+    assert told in failed.json()["detail"]
     time.sleep(0.4)
     assert stack.api.get(f"/models/{model_id}/export").status_code == 200
 

@@ -3,12 +3,14 @@
 import dataclasses
 import io
 import json
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import IO
 
 import datasets
+import flatbuffers
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.arrow import ArrowError, labelled_images
 from service.uploads import Limits, UploadError, preview, read_upload
 
 LIMITS = Limits(unpacked_bytes=200_000, images=20, classes=3, image_pixels=10_000)
@@ -115,6 +118,15 @@ def test_bombs_are_refused(pack: "type") -> None:
         read(bomb)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_is_unpacked_without_a_limit_is_refused(method: int) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("cat/1.png", bytes(50_000_000))
+    with pytest.raises(UploadError, match=r"'cat/1\.png' is not deflated"):
+        read(buffer)
+
+
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_file_too_large_for_a_picture_is_refused_and_others_are_not_read(pack: "type") -> None:
     limits = dataclasses.replace(LIMITS, file_bytes=1000, unpacked_bytes=10**9)
@@ -171,7 +183,7 @@ def saved(directory: Path, splits: tuple[str, ...] = (), classes: int = 2) -> Fi
     }
     data = datasets.Dataset.from_dict(columns, features)
     whole = datasets.DatasetDict(dict.fromkeys(splits, data)) if splits else data
-    whole.save_to_disk(str(directory / "mine"))
+    whole.save_to_disk(str(directory / "mine"), num_shards=dict.fromkeys(splits, 2) or 2)
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -201,6 +213,47 @@ def test_a_dataset_with_images_beside_it_is_refused(tmp_path: Path) -> None:
         read(tarred({**saved(tmp_path), **GOOD}))
 
 
+def test_what_lies_beside_a_dataset_is_not_its_own(tmp_path: Path) -> None:
+    files = saved(tmp_path)
+    cache = {"mine/cache-0123.arrow": b"of Hugging Face datasets", "mine/cat/state.json": b"[]"}
+    assert read(tarred({**files, **cache})) == ["cat", "dog / wolf"]
+    assert read(zipped({**GOOD, "mine/state.json": b"{}"})) == ["cat", "dog"]
+    first = next(name for name in files if name.endswith("-00000-of-00002.arrow"))
+    with pytest.raises(UploadError, match=f"'{first}' is missing"):
+        read(zipped({name: content for name, content in files.items() if name != first}))
+    with pytest.raises(UploadError, match=r"there is no state\.json"):
+        read(zipped({name: content for name, content in files.items() if "state" not in name}))
+
+
+@pytest.mark.parametrize("label", [pa.uint8(), pa.int16(), pa.uint64()])
+@pytest.mark.parametrize("content", [pa.binary(), pa.large_binary()])
+def test_columns_may_be_of_other_widths_and_have_others_beside_them(
+    label: pa.DataType, content: pa.DataType
+) -> None:
+    columns = {
+        "text": ["a", None, "c"],
+        "box": [[[1.0, 2.0]], None, []],
+        "image": [{"bytes": png(10 * i)} for i in range(3)],
+        "where": [{"x": 1, "y": [True]}, {"x": None, "y": []}, None],
+        "label": [1, 0, 1],
+    }
+    types = {
+        "text": pa.string(),
+        "box": pa.list_(pa.list_(pa.float32(), 2)),
+        "image": pa.struct([("path", pa.string()), ("bytes", content)]),
+        "where": pa.struct([("x", pa.int8()), ("y", pa.list_(pa.bool_()))]),
+        "label": label,
+    }
+    named = {"_type": "ClassLabel", "names": ["cat", "dog"]}
+    features = {"label": named, "where": {"x": {"_type": "Value"}}, "box": [{"_type": "Value"}]}
+    stream = arrow(columns, types, {**features, "image": {"_type": "Image"}}, rows_in_a_batch=2)
+    assert [*labelled_images(io.BytesIO(stream))] == [
+        ("dog", png(0)),
+        ("cat", png(10)),
+        ("dog", png(20)),
+    ]
+
+
 def test_limits_hold_for_datasets(tmp_path: Path) -> None:
     files = saved(tmp_path)
     for change, message in (
@@ -217,6 +270,7 @@ def test_limits_hold_for_datasets(tmp_path: Path) -> None:
 
 IMAGE_COLUMN = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 FEATURES = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat"]}}
+STATE: Files = {"mine/state.json": b'{"_data_files": [{"filename": "data.arrow"}]}'}
 CAT = {"bytes": png(), "path": None}
 
 
@@ -225,6 +279,7 @@ def arrow(
     types: dict[str, pa.DataType] | None = None,
     features: object = FEATURES,
     compression: str | None = None,
+    rows_in_a_batch: int | None = None,
 ) -> bytes:
     described = {"huggingface": json.dumps({"info": {"features": features}})}
     types = {"image": IMAGE_COLUMN, "label": pa.int64()} | (types or {})
@@ -232,7 +287,7 @@ def arrow(
     buffer = io.BytesIO()
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(buffer, schema, options=options) as writer:
-        writer.write_table(pa.table(columns, schema=schema))
+        writer.write_table(pa.table(columns, schema=schema), rows_in_a_batch)
     return buffer.getvalue()
 
 
@@ -281,6 +336,14 @@ def arrow(
         (arrow({"image": [], "label": []}), "there are no images"),
         (
             arrow(
+                {"image": [CAT], "label": [0], "more": [0]},
+                {"more": pa.int8()},
+                {**FEATURES, "more": FEATURES["label"]},
+            ),
+            "several ClassLabel columns, label, more; drop all but one",
+        ),
+        (
+            arrow(
                 {"image": [CAT], "label": [0]},
                 features=FEATURES | {"label": {"_type": "ClassLabel", "names": 3}},
             ),
@@ -297,7 +360,7 @@ def arrow(
 )
 def test_a_dataset_that_is_none_says_why(content: bytes, message: str) -> None:
     with pytest.raises(UploadError, match=message):
-        read(zipped({"mine/data.arrow": content}))
+        read(zipped({"mine/data.arrow": content, **STATE}))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x1f\x8b garbage", b"BZh9x", bytes(512)])
@@ -306,9 +369,7 @@ def test_what_is_no_archive_is_refused(content: bytes) -> None:
         read(io.BytesIO(content))
 
 
-DATASET: Files = {
-    "mine/data.arrow": arrow({"image": [CAT] * 3, "label": [0] * 3}),
-}
+DATASET: Files = {"mine/data.arrow": arrow({"image": [CAT] * 3, "label": [0] * 3}), **STATE}
 ARCHIVES = [
     pack.getvalue()
     for files in (GOOD, DATASET)
@@ -341,3 +402,54 @@ def test_whatever_the_bytes_it_is_read_or_refused(
     assert upload.images.dtype == np.uint8
     assert len(upload.images) == len(upload.labels) <= LIMITS.images
     assert all(Path(name).name == name for name in upload.class_names)
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(
+    edits=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=9)), max_size=5),
+    length=st.none() | st.floats(0, 1),
+)
+def test_whatever_an_arrow_stream_says_it_is_read_or_refused(
+    edits: list[tuple[float, bytes]], length: float | None
+) -> None:
+    content = bytearray(DATASET["mine/data.arrow"])
+    for share, replacement in edits:
+        at = int(share * len(content))
+        content[at : at + len(replacement)] = replacement
+    if length is not None:
+        content = content[: int(length * len(content))]
+    try:
+        rows = [*labelled_images(io.BytesIO(bytes(content)))]
+    except ArrowError:
+        return
+    assert len(rows) <= 3
+    assert {type(image) for _, image in rows} <= {bytes}
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("MOST_HEADER_BYTES", "not a whole Arrow stream"),
+        ("MOST_BODY_BYTES", "MB in one batch of rows; scale the images down"),
+        ("MOST_MESSAGES", "more than 2 batches of rows"),
+    ],
+)
+def test_messages_have_limits(limit: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"service.arrow.{limit}", 2)
+    with pytest.raises(ArrowError, match=message):
+        list(labelled_images(io.BytesIO(DATASET["mine/data.arrow"])))
+
+
+def test_a_dataset_of_a_big_endian_machine_is_refused() -> None:
+    builder = flatbuffers.Builder()
+    builder.StartObject(4)
+    builder.PrependInt16Slot(0, 1, 0)
+    schema = builder.EndObject()
+    builder.StartObject(5)
+    builder.PrependUint8Slot(1, 1, 0)
+    builder.PrependUOffsetTRelativeSlot(2, schema, 0)
+    builder.Finish(builder.EndObject())
+    header = bytes(builder.Output())
+    stream = struct.pack("<II", 0xFFFFFFFF, len(header)) + header
+    with pytest.raises(ArrowError, match="big-endian"):
+        list(labelled_images(io.BytesIO(stream)))
