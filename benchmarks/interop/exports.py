@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,7 +16,7 @@ from benchmarks.deployment import REPOSITORY
 from benchmarks.parts import Figures
 from learngenes.config import DType, Mode, Size
 from learngenes.export import export_model
-from learngenes.export_onnx import FILE, INPUTS, export_in_process
+from learngenes.export_onnx import DECODER_FILE, DECODER_INPUT, FILE, INPUTS, export_in_process
 from learngenes.factors import Scales
 from learngenes.family import Family, load_family
 from learngenes.sampling import initial_noise
@@ -26,36 +25,44 @@ from worker.engine import Engine
 from worker.tickets import Request
 
 PLAIN_DIFFUSERS = Path(__file__).with_name("plain_diffusers.py")
-SIZES = [
-    Size(depth=d, rank=r) for d, r in ((2, 16), (3, 96), (5, 256), (8, 64), (10, 160), (12, 256))
-]
+SIZES = {
+    "fashion": ((2, 16), (3, 96), (5, 256), (8, 64), (10, 160), (12, 256)),
+    "emoji-latents": ((3, 128), (6, 256)),
+}
+"""Depth and rank; of latents it is the whole `DiTPipeline` that samples."""
 STEPS, GUIDANCE, IMAGES = 20, 2.0, 10
 SEEDS = list(range(IMAGES))
 ENGINE_BYTES = 10**9
 
 
-def measure(family: Family | None = None, sizes: Sequence[Size] = SIZES) -> Figures:
+def measure() -> Figures:
     """The largest difference of any value, of about -1 to 1, in float32."""
-    family = family or load_family(REPOSITORY / "families" / "fashion")
-    labels = [seed % len(family.manifest.class_names) for seed in SEEDS]
     figures = {}
-    for size in sizes:
-        own = interpolated(family.scales, size)
-        ours = by_engine(family, own, labels)
-        with tempfile.TemporaryDirectory() as directory:
-            theirs = by_diffusers(family, own, labels, Path(directory))
-            onnx = by_onnx(family, own, labels, Path(directory))
-        figures[f"L{size.depth} r{size.rank}"] = {
-            "diffusers": float(np.abs(ours - theirs).max()),
-            "onnx": float(np.abs(ours - onnx).max()),
-        }
-        sys.stdout.write(
-            f"  L{size.depth} r{size.rank}: {figures[f'L{size.depth} r{size.rank}']}\n"
-        )
+    for name, sizes in SIZES.items():
+        family = load_family(REPOSITORY / "families" / name)
+        for depth, rank in sizes:
+            found = _differences(family, Size(depth=depth, rank=rank))
+            figures[f"{name} L{depth} r{rank}"] = found
+            sys.stdout.write(f"  {name} L{depth} r{rank}: {found}\n")
     return {
         "sizes": figures,
         "export_max_abs_diff": max(f["diffusers"] for f in figures.values()),
         "onnx_max_abs_diff": max(f["onnx"] for f in figures.values()),
+    }
+
+
+def _differences(family: Family, size: Size) -> dict[str, float]:
+    own = interpolated(family.scales, size)
+    labels = [seed % len(family.manifest.class_names) for seed in SEEDS]
+    ours = by_engine(family, own, labels)
+    with tempfile.TemporaryDirectory() as directory:
+        theirs = by_diffusers(family, own, labels, Path(directory))
+        onnx = by_onnx(family, own, labels, Path(directory))
+    if family.encoder is not None:  # the pipeline's end where an image's do
+        ours, onnx = ours.clip(-1, 1), onnx.clip(-1, 1)
+    return {
+        "diffusers": float(np.abs(ours - theirs).max()),
+        "onnx": float(np.abs(ours - onnx).max()),
     }
 
 
@@ -74,7 +81,10 @@ def by_engine(family: Family, own: Scales, labels: list[int]) -> np.ndarray:
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
     )
-    with patch("learngenes.dit.to_pixels", lambda x: x.cpu().clone()):  # not rounded
+    with (
+        patch("learngenes.dit.to_pixels", lambda x: x.cpu().clone()),  # not rounded
+        patch("learngenes.latents.to_pixels", lambda x: x.cpu().clone()),
+    ):
         engine = Engine([family], ENGINE_BYTES)
         engine.start()
         try:
@@ -110,4 +120,8 @@ def by_onnx(family: Family, own: Scales, labels: list[int], directory: Path) -> 
         conditional, unconditional = torch.from_numpy(prediction).chunk(2)
         guided = unconditional + GUIDANCE * (conditional - unconditional)
         x = scheduler.step(guided, t, x).prev_sample
-    return x.numpy()
+    if family.encoder is None:
+        return x.numpy()
+    decoder = onnxruntime.InferenceSession(directory / DECODER_FILE)
+    (images,) = decoder.run(None, {DECODER_INPUT: x.numpy()})
+    return np.asarray(images)

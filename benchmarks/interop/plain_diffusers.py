@@ -5,10 +5,12 @@ python -I plain_diffusers.py EXPORT OUT.npy '{"steps": …, "seeds": …, "label
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel
+from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 OURS = ("fineserve", "learngenes", "registry", "service", "worker")
 sys.modules.update(dict.fromkeys(OURS))  # an editable install finds them even so
@@ -18,6 +20,9 @@ sys.modules.update(dict.fromkeys(OURS))  # an editable install finds them even s
 def main(directory: str, out: str, wanted: str) -> None:
     """Writes float32 (N, C, H, W), about -1 to 1."""
     asked = json.loads(wanted)
+    if (Path(directory) / "model_index.json").exists():
+        np.save(out, of_latents(directory, asked))
+        return
     transformer = DiTTransformer2DModel.from_pretrained(directory, subfolder="transformer").eval()
     scheduler = DDIMScheduler.from_pretrained(directory, subfolder="scheduler")
     scheduler.set_timesteps(asked["steps"])
@@ -33,6 +38,20 @@ def main(directory: str, out: str, wanted: str) -> None:
         guided = unconditional + asked["guidance"] * (conditional - unconditional)
         x = scheduler.step(guided, t, x).prev_sample
     np.save(out, x.numpy())
+
+
+def of_latents(directory: str, asked: dict[str, Any]) -> np.ndarray:
+    """By the whole pipeline, which ends at -1 and 1."""
+    pipeline = DiTPipeline.from_pretrained(directory)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        class_labels=asked["labels"],
+        generator=[torch.Generator().manual_seed(seed) for seed in asked["seeds"]],
+        num_inference_steps=asked["steps"],
+        guidance_scale=asked["guidance"],
+        output_type="np",
+    ).images
+    return 2 * np.asarray(images, np.float32).transpose(0, 3, 1, 2) - 1
 
 
 if __name__ == "__main__":
