@@ -1,8 +1,6 @@
 """`python -m service`: the API under uvicorn."""
 
-import contextlib
 import ipaddress
-import os
 import sys
 
 import uvicorn
@@ -28,21 +26,9 @@ def check_host(settings: Settings) -> None:
         )
 
 
-def yield_cores() -> None:
-    """On Linux, no longer take a core at once from a process that computes on it.
-
-    A sampling worker's threads wait for each other after every operation: on a CPU host a core that
-    one of them loses for a millisecond, thirty times a second, is both lost.
-    """
-    if hasattr(os, "SCHED_BATCH"):
-        with contextlib.suppress(OSError):  # a container may forbid it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
 def main() -> None:
     settings = get_settings()
     check_host(settings)
-    yield_cores()
     uvicorn.run(
         make_app(settings),
         host=settings.host,

@@ -1,9 +1,7 @@
 import asyncio
-import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from registry.keys import Keys, Scope
 from registry.repository import MAX_FAILURES
 from registry.settings import Settings
 from registry.store import PREVIEWS_FILE, family_name
-from service.__main__ import check_host, yield_cores
+from service.__main__ import check_host
 from service.access import Caller
 from service.app import make_app
 from service.schemas import Snapshot
@@ -265,13 +263,3 @@ def test_the_service_runs_where_there_is_no_torch() -> None:
 def test_a_stale_profile_is_not_ready(stack: Stack) -> None:
     stack.heartbeat(torch_version="1.0")
     assert stack.api.get("/readyz").json()["missing"][-1].startswith("a device profile for tiny")
-
-
-def test_the_api_waits_its_turn_for_a_core() -> None:
-    def policy() -> int:
-        yield_cores()
-        return os.sched_getscheduler(0)
-
-    with ThreadPoolExecutor(1) as pool:  # a thread has a policy of its own
-        assert pool.submit(policy).result() == os.SCHED_BATCH
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
