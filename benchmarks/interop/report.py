@@ -12,8 +12,7 @@ def interop(result: dict[str, Any]) -> Table:
         sizes = len(exports["sizes"])
         table += [
             (
-                f"{sizes} sizes by plain diffusers, 2 of latents, beside the engine: "
-                "values differ by",
+                f"{sizes} sizes by plain diffusers, beside the engine: values differ by",
                 "≤ 1e-3",
                 f"{exports['export_max_abs_diff']:.0e}",
             ),
