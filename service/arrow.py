@@ -126,8 +126,10 @@ def _columns(schema: "_Fields") -> _Columns:
         names = features[label_name]["names"]
         image, label = columns[image_name], columns[label_name]
         content = columns[f"{image_name}/bytes"]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise error if isinstance(error, ArrowError) else ArrowError(UNUSABLE) from None
+    except ArrowError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ArrowError(UNUSABLE) from None
     if (image.kind, label.kind) != (STRUCT, INT) or content.kind not in OFFSETS:
         raise ArrowError(UNUSABLE)
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):

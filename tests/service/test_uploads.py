@@ -377,6 +377,17 @@ ARCHIVES = [
 ]
 
 
+def damaged(whole: bytes, edits: list[tuple[float, bytes]], length: float | None) -> io.BytesIO:
+    """Overwritten at shares of its length, and cut to one."""
+    content = bytearray(whole)
+    for share, replacement in edits:
+        at = int(share * len(content))
+        content[at : at + len(replacement)] = replacement
+    if length is not None:
+        content = content[: int(length * len(content))]
+    return io.BytesIO(bytes(content))
+
+
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(
     archive=st.sampled_from(ARCHIVES),
@@ -389,14 +400,8 @@ def test_whatever_the_bytes_it_is_read_or_refused(
     edits: list[tuple[float, bytes]],
     length: float | None,
 ) -> None:
-    content = bytearray(archive)
-    for share, replacement in edits:
-        at = int(share * len(content))
-        content[at : at + len(replacement)] = replacement
-    if length is not None:
-        content = content[: int(length * len(content))]
     try:
-        upload = read_upload(io.BytesIO(bytes(content)), LIMITS, 3, 4)
+        upload = read_upload(damaged(archive, edits, length), LIMITS, 3, 4)
     except UploadError:
         return
     assert upload.images.dtype == np.uint8
@@ -412,14 +417,8 @@ def test_whatever_the_bytes_it_is_read_or_refused(
 def test_whatever_an_arrow_stream_says_it_is_read_or_refused(
     edits: list[tuple[float, bytes]], length: float | None
 ) -> None:
-    content = bytearray(DATASET["mine/data.arrow"])
-    for share, replacement in edits:
-        at = int(share * len(content))
-        content[at : at + len(replacement)] = replacement
-    if length is not None:
-        content = content[: int(length * len(content))]
     try:
-        rows = [*labelled_images(io.BytesIO(bytes(content)))]
+        rows = [*labelled_images(damaged(DATASET["mine/data.arrow"], edits, length))]
     except ArrowError:
         return
     assert len(rows) <= 3
