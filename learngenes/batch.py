@@ -4,6 +4,7 @@ A `Batch` is one composition: which rows stand where, and every index that a ste
 made anew when a request comes or goes; a step itself does no Python work per row.
 """
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from learngenes.device import begin_step, kept, padded
 from learngenes.kernels import Kernels
+from learngenes.lanes import shares
 from learngenes.mixed import BLOCK_KINDS
 from learngenes.schedules import Schedule
 from learngenes.weights import ModelWeights, SharedWeights, nbytes
@@ -67,17 +69,22 @@ Layer = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Segment:
-    """Rows that run through the same products, deepest first."""
+    """Rows of a batch that run through the same products, deepest first."""
 
-    rows: int
+    at: slice
     layers: list[tuple[int, int, Layer]]
     """Of each layer: rows that need it, rows it is run for, and the layer."""
 
     @classmethod
     def of(
-        cls, depths: list[int], size: int, layer: Callable[[int, int], Layer], shared: SharedWeights
+        cls,
+        start: int,
+        depths: list[int],
+        size: int,
+        layer: Callable[[int, int], Layer],
+        shared: SharedWeights,
     ) -> "_Segment":
-        """Slots of `size` rows each; `layer` makes the layer `index` for `count` slots."""
+        """From row `start` on, slots of `size` rows; `layer` makes layer `index` for `count`."""
         layers = []
         for index in range(depths[0]):
             needed = sum(depth > index for depth in depths)
@@ -85,12 +92,13 @@ class _Segment:
             while count < len(depths) and count * size < padded(needed * size, shared.device):
                 count += 1
             layers.append((needed * size, count * size, layer(index, count)))
-        return cls(len(depths) * size, layers)
+        return cls(slice(start, start + len(depths) * size), layers)
 
     def run(self, h: Tensor, modulations: Tensor) -> list[Tensor]:
-        """h: (rows, T, D); modulations: (L, rows, 6D) -> the rows again, in pieces."""
+        """h: (N, T, D); modulations: (L, N, 6D), of all rows -> its own again, in pieces."""
+        h, modulations = h[self.at], modulations[:, self.at]
         ended: list[Tensor] = []
-        left = self.rows
+        left = len(h)
         for index, (needed, count, layer) in enumerate(self.layers):
             if needed < left:
                 ended.append(h[needed:left])
@@ -137,9 +145,9 @@ class Stack:
                 self._put(i, model)
         return placed
 
-    def layer(self, index: int, count: int) -> tuple[Tensor, ...]:
-        """(count, n, m) of each kind."""
-        return tuple(weight[index, :count] for weight in self._weights)
+    def layer(self, index: int, start: int, count: int) -> tuple[Tensor, ...]:
+        """(count, n, m) of each kind, from a place on."""
+        return tuple(weight[index, start : start + count] for weight in self._weights)
 
     def clear(self) -> None:
         self._held, self._weights = [], ()
@@ -204,9 +212,9 @@ class Batch:
         rows: list[_Row] = []
         factored, materialised = self._rows()
         for group in self._of_one_width(factored):
-            rows += self._add_factored(group)
+            rows += self._add_factored(len(rows), group)
         if materialised:
-            rows += self._add_materialised(materialised, stack)
+            rows += self._add_materialised(len(rows), materialised, stack)
         self._index(rows)
         for part in self.parts:
             part.batch = self
@@ -228,12 +236,8 @@ class Batch:
             shared.network.patch_size,
         )
         modulations = tables.modulations[self._modulation_at + self._layer]  # (L + 1, N, 6D)
-        pieces: list[Tensor] = []
-        start = 0
-        for segment in self._segments:
-            end = start + segment.rows
-            pieces += segment.run(h[start:end], modulations[:, start:end])
-            start = end
+        runs = [functools.partial(segment.run, h, modulations) for segment in self._segments]
+        pieces = list(itertools.chain(*kernels.lanes.run(runs)))
         x, previous = kernels.finish(
             torch.cat(pieces) if len(pieces) > 1 else pieces[0],
             modulations[-1, :, : 2 * shared.network.width],
@@ -290,7 +294,7 @@ class Batch:
             by_rank.setdefault(row.model.rank, []).append(row)
         return list(by_rank.values())
 
-    def _add_factored(self, rows: list[_Row]) -> list[_Row]:
+    def _add_factored(self, start: int, rows: list[_Row]) -> list[_Row]:
         shared, block = self.shared, self._kernels.factored_block
         rows.sort(key=lambda row: -row.model.depth)
         rows += [rows[-1]] * (padded(len(rows), shared.device) - len(rows))
@@ -298,14 +302,26 @@ class Batch:
         factors = shared.block_factors
         bias, sigma = self._own([row.model for row in rows], rank)
 
-        def layer(index: int, count: int) -> Layer:
-            own = sigma[index, :count], bias[index, :count]
+        def layer(index: int, at: int, count: int) -> Layer:
+            own = sigma[index, at : at + count], bias[index, at : at + count]
             return lambda h, modulation: block(h, modulation, factors, *own, shared.heads)
 
-        self._segments.append(_Segment.of([row.model.depth for row in rows], 1, layer, shared))
+        self._add_segments(start, [row.model.depth for row in rows], 1, layer)
         return rows
 
-    def _add_materialised(self, rows: list[_Row], stack: Stack) -> list[_Row]:
+    def _add_segments(
+        self, start: int, depths: list[int], size: int, layer: Callable[[int, int, int], Layer]
+    ) -> None:
+        """One for each lane; `layer` makes layer `index` for `count` slots from one on."""
+        for share in shares(depths, self._kernels.lanes.count):
+
+            def of_share(index: int, count: int, at: int = share.start) -> Layer:
+                return layer(index, at, count)
+
+            first = start + share.start * size
+            self._segments.append(_Segment.of(first, depths[share], size, of_share, self.shared))
+
+    def _add_materialised(self, start: int, rows: list[_Row], stack: Stack) -> list[_Row]:
         """Slots of as many rows as all models have a multiple of, each beside its W."""
         shared, block = self.shared, self._kernels.materialised_block
         of_model: dict[ModelWeights, list[_Row]] = {}
@@ -313,30 +329,30 @@ class Batch:
             of_model.setdefault(row.model, []).append(row)
         if len(of_model) == 1:
             rows += [rows[-1]] * (padded(len(rows), shared.device) - len(rows))
-            size, slots = len(rows), [rows[0].model]
+            size, slots = 1, [row.model for row in rows]
         else:
             size = math.gcd(*(len(rows) for rows in of_model.values()))
             wanted = [model for model, rows in of_model.items() for _ in range(len(rows) // size)]
             slots = stack.place(wanted)
             rows = [of_model[model].pop(0) for model in slots for _ in range(size)]
         bias, _ = self._own(slots, 0)
+        one = slots[0].materialised if len(of_model) == 1 else None
 
-        def layer(index: int, count: int) -> Layer:
-            own = bias[index, :count]
-            if len(slots) > 1:
-                weights = stack.layer(index, count)
+        def layer(index: int, at: int, count: int) -> Layer:
+            if one is not None:  # all rows of the share beside the same W
+                weights, models = tuple(weight[index : index + 1] for weight in one), 1
             else:
-                assert slots[0].materialised is not None
-                weights = tuple(weight[index : index + 1] for weight in slots[0].materialised)
+                weights, models = stack.layer(index, at, count), count
+            own = bias[index, at : at + models]
 
             def run(h: Tensor, modulation: Tensor) -> Tensor:
-                by_slot = h.view(count, size, *h.shape[1:]), modulation.reshape(count, size, -1)
-                return block(*by_slot, weights, own, shared.heads).flatten(0, 1)
+                each = len(h) // models
+                by_model = h.view(models, each, *h.shape[1:]), modulation.reshape(models, each, -1)
+                return block(*by_model, weights, own, shared.heads).flatten(0, 1)
 
             return run
 
-        depths = [model.depth for model in slots]
-        self._segments.append(_Segment.of(depths, size, layer, shared))
+        self._add_segments(start, [model.depth for model in slots], size, layer)
         return rows
 
     def _own(self, owners: list[ModelWeights], rank: int) -> tuple[Tensor, Tensor]:
@@ -352,7 +368,12 @@ class Batch:
                 sigma[i, : model.depth, :, : model.rank] = model.sigma
         place = {model: i for i, model in enumerate(models)}
         index = torch.tensor([place[model] for model in owners], device=like.device)
-        return bias.transpose(0, 1)[:, index], sigma.transpose(0, 1)[:, index]
+
+        def of_owners(values: Tensor) -> Tensor:
+            # contiguous: to one owner's slice with other strides no compiled kernel would apply
+            return values.transpose(0, 1)[:, index].contiguous()
+
+        return of_owners(bias), of_owners(sigma)
 
     def _index(self, rows: list[_Row]) -> None:
         """Where each row and image finds what it needs, as tensors."""

@@ -56,14 +56,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def decoded_together(device: torch.device) -> int:
-    """Latents that are made into images at once: on a CPU each alone, so that an image has the
-    same bytes whatever else is decoded."""
+    """Latents that are made into images by one call: on a CPU each alone, so that an image has
+    the same bytes whatever else is decoded."""
     return 4 if device.type == "cuda" else 1
 
 
 def packing_threads(device: torch.device) -> int:
     """Threads that oneDNN packs operands for in a bfloat16 product; 0 where it is not used."""
     return torch.get_num_threads() if device.type == "cpu" and native_bfloat16(device) else 0
+
+
+def lanes_of(device: torch.device) -> int:
+    """How many parts of a batch are stepped side by side."""
+    return 1 if device.type == "cuda" else torch.get_num_threads()
 
 
 def compute_dtype(dtype: DType, device: torch.device) -> torch.dtype:
@@ -92,9 +97,14 @@ def _processor() -> str:
 
 
 def compiled(function: Callable[P, R], device: torch.device) -> Callable[P, R]:
-    """By torch.compile, when it is first called; on CUDA as a graph for each number of rows."""
+    """By torch.compile, when it is first called; on CUDA as a graph for each number of rows.
+
+    On a CPU it runs on one thread, and without Python's lock: see `lanes_of`.
+    """
     torch._dynamo.config.recompile_limit = 256  # of families and dtypes
-    return torch.compile(function, mode="reduce-overhead" if device.type == "cuda" else "default")
+    if device.type == "cuda":
+        return torch.compile(function, mode="reduce-overhead")
+    return torch.compile(function, options={"cpp_wrapper": True, "cpp.threads": 1})
 
 
 def varying(tensor: Tensor, dims: Iterable[int]) -> Tensor:
@@ -142,8 +152,7 @@ def single_threaded() -> Iterator[None]:
     """No OpenMP threads for what this thread does inside.
 
     Each thread that computes gets a team of its own, and when all teams have more threads than
-    there are cores they wait asleep: small operations then take three times as long. In a
-    process that samples only the engine's thread should have one.
+    there are cores they wait asleep: small operations then take three times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

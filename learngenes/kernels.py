@@ -1,13 +1,14 @@
 """The compiled parts of a step, and what there is to compile before the first request."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from learngenes import mixed
 from learngenes.device import compiled, varying
+from learngenes.lanes import Lanes
 from learngenes.mixed import BLOCK_KINDS
 from learngenes.schedules import COLUMNS
 from learngenes.weights import SharedWeights
@@ -15,12 +16,13 @@ from learngenes.weights import SharedWeights
 
 @dataclass(frozen=True)
 class Kernels:
-    """The functions of `learngenes.mixed` that a step calls, as they are or compiled."""
+    """The functions of `learngenes.mixed` that a step calls, as they are or compiled, and where."""
 
     embed: Callable[..., Tensor] = mixed.embed
     materialised_block: Callable[..., Tensor] = mixed.materialised_block
     factored_block: Callable[..., Tensor] = mixed.factored_block
     finish: Callable[..., tuple[Tensor, Tensor]] = mixed.finish
+    lanes: Lanes = field(default_factory=Lanes)
 
     @classmethod
     def compiled(cls, device: torch.device) -> "Kernels":
@@ -29,6 +31,7 @@ class Kernels:
             compiled(mixed.materialised_block, device),
             compiled(mixed.factored_block, device),
             compiled(mixed.finish, device),
+            Lanes.of(device),
         )
 
     def warm_up(self, shared: SharedWeights) -> None:
@@ -52,7 +55,7 @@ class Kernels:
             shared.positions,
             network.patch_size,
         )
-        for models, rows in ((1, 6), (3, 4), (3, 1)):
+        for models, rows in ((1, 6), (1, 1), (3, 4), (3, 1)):
             self.materialised_block(
                 zeros(models, rows, t, d, dims=(0, 1)),
                 zeros(models, rows, 6 * d, dims=(0, 1)),
@@ -60,15 +63,16 @@ class Kernels:
                 zeros(models, 9 * d),
                 shared.heads,
             )
-        rows, rank = 6, min(5, network.rank)
-        self.factored_block(
-            zeros(rows, t, d),
-            zeros(rows, 6 * d),
-            shared.block_factors,
-            zeros(rows, len(BLOCK_KINDS), rank, dims=(0, 2)),
-            zeros(rows, 9 * d),
-            shared.heads,
-        )
+        rank = min(5, network.rank)
+        for rows in (1, 6):
+            self.factored_block(
+                zeros(rows, t, d),
+                zeros(rows, 6 * d),
+                shared.block_factors,
+                zeros(rows, len(BLOCK_KINDS), rank, dims=(0, 2)),
+                zeros(rows, 9 * d),
+                shared.heads,
+            )
         for images in (1, 3):
             self.finish(
                 zeros(rows, t, d),

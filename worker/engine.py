@@ -2,10 +2,12 @@
 
 Requests come and go between two denoising steps. They may differ in model, size, class, number
 of steps, scheduler, guidance and seed; those of one family and dtype share every matrix product
-(`learngenes.batch`). All tensor work is done by the engine's own thread.
+(`learngenes.batch`). All tensor work is done by the engine's own thread and the lanes that it
+waits for (`learngenes.lanes`).
 """
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +18,17 @@ from torch import Tensor
 
 from learngenes.batch import Batch, Part
 from learngenes.config import DType, Mode
-from learngenes.device import decoded_together, never_compile, release_memory, synchronise
+from learngenes.device import (
+    decoded_together,
+    never_compile,
+    release_memory,
+    single_threaded,
+    synchronise,
+)
 from learngenes.dit import Stem
 from learngenes.family import Family
 from learngenes.kernels import Kernels
+from learngenes.lanes import Lanes
 from learngenes.sampling import initial_noise
 from learngenes.schedules import schedule
 from learngenes.sizing.cost import decoder_bytes, decoding_bytes
@@ -51,9 +60,10 @@ class Engine:
         self._families = list(families)
         self._device = self._families[0].stem.positions.device
         self._max_rows = max_rows
+        plain = Kernels(lanes=Lanes.of(self._device))
+        self._kernels = Kernels.compiled(self._device) if compile_kernels else plain
         self.residency = Residency(budget_bytes - self._decoders_bytes())
         self._latency_target_ratio = latency_target_ratio
-        self._kernels = Kernels.compiled(self._device) if compile_kernels else Kernels()
         self.costs: dict[tuple[str, torch.dtype], StepCosts] = {}
         """By family and what is computed in; complete once the engine has started."""
         self.gauges: dict[str, float] = {}
@@ -77,7 +87,8 @@ class Engine:
         """What families of latents take beside what is counted in Residency."""
         networks = [family.manifest.network for family in self._families]
         held = sum(decoder_bytes(network) for network in networks)
-        return held + max(decoding_bytes(network, self._max_rows) for network in networks)
+        decoding = max(decoding_bytes(network, self._max_rows) for network in networks)
+        return held + self._kernels.lanes.count * decoding
 
     def start(self) -> None:
         """Compile and measure; ready when it returns. Raises EngineStopped when that fails."""
@@ -129,7 +140,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            with torch.inference_mode():
+            with single_threaded(), torch.inference_mode():
                 self._warm_up()
                 self._ready.set()
                 with never_compile():
@@ -155,15 +166,20 @@ class Engine:
                 started = time.monotonic()
                 self._compile(shared)
                 compiled = time.monotonic()
-                self.costs[key] = measure_step_costs(shared, self._kernels, self._max_rows)
+                costs = measure_step_costs(shared, self._kernels, self._max_rows)
+                self.costs[key] = costs
                 log.info(
                     "engine warmed up",
                     family=family.manifest.name,
                     compute=str(shared.compute),
                     compile_seconds=round(compiled - started, 1),
                     measure_seconds=round(time.monotonic() - compiled, 1),
-                    full_rows=self.costs[key].full_rows,
-                    row_bytes=self.costs[key].row_bytes,
+                    rows_per_second=[
+                        (rows, round(rows / seconds))
+                        for rows, seconds in zip(costs.rows, costs.seconds, strict=True)
+                    ],
+                    full_rows=costs.full_rows,
+                    row_bytes=costs.row_bytes,
                 )
 
     def _compile(self, shared: SharedWeights) -> None:
@@ -171,7 +187,7 @@ class Engine:
             self._kernels.warm_up(shared)
         except Exception as error:  # no compiler on this machine, most likely
             log.warning("sampling uncompiled, which is slower", reason=str(error)[-300:])
-            self._kernels = Kernels()
+            self._kernels = Kernels(lanes=self._kernels.lanes)
 
     def _turn(self) -> bool:
         """Let come and go who does, then step until somebody does; False at the end."""
@@ -417,11 +433,15 @@ class Engine:
 
     def _decoded(self, stem: Stem, x: Tensor, at_once: int | None = None) -> Tensor:
         """uint8 (N, C, H, W); whoever looks for what is stuck sees each few."""
-        images = []
-        for few in x.split(at_once or decoded_together(self._device)):
-            images.append(stem.pixels(few))
+
+        def pixels(few: Tensor) -> Tensor:
+            images = stem.pixels(few)
             self._moved_at = time.monotonic()
-        return torch.cat(images)
+            return images
+
+        each = x.split(at_once or decoded_together(self._device))
+        runs = [functools.partial(pixels, few) for few in each]
+        return torch.cat(self._kernels.lanes.run(runs))
 
     def _dissolve(self) -> None:
         """Give all images back to their parts, and count what their owners had."""

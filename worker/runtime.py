@@ -89,6 +89,7 @@ class Runtime:
     stopping: threading.Event = field(default_factory=threading.Event)
     moved_at: float | None = None
     """When what is watched last told that it moves; None while nothing is."""
+    device_class: str = field(init=False)
     _kept_locks: dict[Lock, None] = field(default_factory=dict)
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -116,9 +117,8 @@ class Runtime:
             directories=directories,
         )
 
-    @functools.cached_property
-    def device_class(self) -> str:
-        return device_class(self.device)
+    def __post_init__(self) -> None:
+        self.device_class = device_class(self.device)  # now, since an engine's thread is only one
 
     def family(self, name: str) -> Family:
         if name not in self.families:

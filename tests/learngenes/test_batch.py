@@ -16,12 +16,14 @@ from learngenes.diffusion import SAMPLERS
 from learngenes.factors import DenseLayers
 from learngenes.family import Family
 from learngenes.kernels import Kernels
+from learngenes.lanes import Lanes
 from learngenes.latents import to_pixels
 from learngenes.sampling import sample
 from learngenes.sigma import interpolated
 from learngenes.weights import ModelWeights, SharedWeights
 from tests.batches import Desk, other_scales, random_models, weights
 
+LANES = [Lanes(count) for count in (1, 2, 3)]
 COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
 EXECUTIONS = [(mode, dtype) for mode in Mode for dtype in DType if executable(mode, dtype)]
 LABELS, SEEDS = [0, 1, 4], [7, 8, 9]
@@ -45,11 +47,12 @@ def run(parts: Sequence[Part], desk: Desk, steps: int = 1, kernels: Kernels | No
 
 
 def run_at_random(parts: Sequence[Part], desk: Desk, generator: random.Random) -> None:
-    """Each time some of them, in any order, for some steps: the images of all, in the end."""
+    """Each time some of them, in any order and on any number of lanes, for some steps."""
     stack = Stack(desk.shared)
     while unfinished := [part for part in parts if not part.finished]:
         chosen = generator.sample(unfinished, generator.randint(1, len(unfinished)))
-        batch = Batch(chosen, desk.tables, stack, Kernels())
+        kernels = Kernels(lanes=generator.choice(LANES))
+        batch = Batch(chosen, desk.tables, stack, kernels)
         for _ in range(generator.randint(1, batch.steps_left)):
             batch.step()
         batch.settle()
@@ -295,8 +298,11 @@ class OutOfMemory(Exception):
     pass
 
 
+@pytest.mark.parametrize("lanes", LANES[:2])
 @pytest.mark.parametrize("kernel", ["materialised_block", "factored_block", "finish"])
-def test_a_step_that_fails_changes_nothing(float_shared: SharedWeights, kernel: str) -> None:
+def test_a_step_that_fails_changes_nothing(
+    float_shared: SharedWeights, kernel: str, lanes: Lanes
+) -> None:
     calls = itertools.count()
 
     def fails_in_its_second_step(*args: Any) -> Any:
@@ -304,11 +310,11 @@ def test_a_step_that_fails_changes_nothing(float_shared: SharedWeights, kernel: 
             return getattr(mixed, kernel)(*args)
         raise OutOfMemory
 
-    first_step = range({"finish": 1}.get(kernel, 2))
+    first_step = range({"finish": 1}.get(kernel, 2 * lanes.count))
     desk = Desk(float_shared)
     parts = [desk.part(sized(float_shared, mode), LABELS, SEEDS) for mode in Mode]
     expected = [desk.alone(part) for part in parts]
-    kernels = replace(Kernels(), **{kernel: fails_in_its_second_step})
+    kernels = replace(Kernels(lanes=lanes), **{kernel: fails_in_its_second_step})
     batch = Batch(parts, desk.tables, Stack(float_shared), kernels)
     batch.step()
     with pytest.raises(OutOfMemory):
@@ -349,7 +355,7 @@ class CountedStack(Stack):
         assert sorted(map(id, placed)) == sorted(map(id, models))
         for layer in range(placed[0].depth):
             count = sum(model.depth > layer for model in placed)
-            for kind, weight in enumerate(self.layer(layer, count)):
+            for kind, weight in enumerate(self.layer(layer, 0, count)):
                 for place, model in enumerate(placed[:count]):
                     assert model.materialised is not None
                     assert torch.equal(weight[place], model.materialised[kind][layer])
@@ -460,11 +466,14 @@ def test_what_a_model_says_that_it_takes_is_what_it_takes(shared: SharedWeights)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("lanes", LANES[:2])
 @torch.inference_mode()
-def test_compiled_kernels_give_the_same_images_and_are_compiled_once(family: Family) -> None:
+def test_compiled_kernels_give_the_same_images_and_are_compiled_once(
+    family: Family, lanes: Lanes
+) -> None:
     generator = random.Random(0)
     shared = SharedWeights(family, DType.FLOAT32)
-    kernels = Kernels.compiled(shared.device)
+    kernels = replace(Kernels.compiled(shared.device), lanes=lanes)
     desk = Desk(shared)
     sizes = [Size(depth=d, rank=r) for r, d in itertools.product((2, 7, 24, 48), (2, 3, 4))]
     models = {

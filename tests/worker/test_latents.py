@@ -1,5 +1,6 @@
 """A family of latents, served: what is denoised is decoded when it is done."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from learngenes.data import LabelledImages
 from learngenes.family import Family, load_family, save_family, write_quality
 from learngenes.latents import LatentDecoder, LatentEncoder, read_autoencoder
 from learngenes.pretrain import FactorisedDiT
+from learngenes.sizing.cost import decoding_bytes
 from registry.tasks import IMAGES_FILE, Task, Tasks
-from tests.engines import AMPLE, Gate, Model, ask, images_of, reference
+from tests.engines import AMPLE, SECONDS, Gate, Model, ask, images_of, reference
 from tests.learngenes.test_latents import LATENTS, autoencoder
 from tests.sizing import SIZES, quality_table
 from tests.worker.conftest import MakeModel
@@ -92,6 +94,32 @@ def test_what_ends_together_is_decoded_together_and_on_a_cpu_each_alone(
     many = np.stack(images_of(engine.submit(request))).astype(int)
     assert together[6:] == [4, 2]
     assert np.abs(many - np.stack(alone)).max() <= 1
+
+
+def test_each_lane_decodes_and_what_all_take_is_kept_free(
+    engine: Engine, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ask(family, images=4)
+    alone = np.stack(images_of(engine.submit(request)))
+    barrier, forward = threading.Barrier(2, timeout=SECONDS), LatentDecoder.forward
+
+    def together(self: LatentDecoder, latents: torch.Tensor) -> torch.Tensor:
+        barrier.wait()  # nobody passes before both lanes are there
+        return forward(self, latents)
+
+    monkeypatch.setattr(LatentDecoder, "forward", together)
+    torch.set_num_threads(2)
+    try:
+        of_two = Engine([family], AMPLE, compile_kernels=False)
+    finally:
+        torch.set_num_threads(1)
+    of_two.start()
+    try:
+        assert np.array_equal(np.stack(images_of(of_two.submit(request))), alone)
+    finally:
+        of_two.stop()
+    one_image = decoding_bytes(family.manifest.network, 1)
+    assert engine.residency.budget_bytes - of_two.residency.budget_bytes == one_image > 0
 
 
 def test_latents_are_decoded_one_by_one_where_memory_is_short(
