@@ -8,7 +8,7 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch._dynamo
@@ -24,6 +24,9 @@ R = TypeVar("R")
 M_ARENA_MAX = -8
 """Of glibc's malloc.h."""
 MOST_ARENAS = 2
+MOST_COMPILED = 256
+"""Times that one function is compiled, for families and dtypes; torch's own setting for it, 8 by
+default, is one for each thread."""
 
 
 def default_device() -> torch.device:
@@ -99,12 +102,18 @@ def _processor() -> str:
 def compiled(function: Callable[P, R], device: torch.device) -> Callable[P, R]:
     """By torch.compile, when it is first called; on CUDA as a graph for each number of rows.
 
-    On a CPU it runs on one thread, and without Python's lock: see `lanes_of`.
+    On a CPU it runs on one thread, and without Python's lock: see `lanes_of`. What was compiled
+    for other arguments stays in its order, since two lanes look through it at the same time, and
+    one would miss what the other moves to the front.
     """
-    torch._dynamo.config.recompile_limit = 256  # of families and dtypes
+    torch._C._dynamo.eval_frame._set_lru_cache(False)  # type: ignore[attr-defined]
+    how: dict[str, Any] = {"recompile_limit": MOST_COMPILED}
     if device.type == "cuda":
-        return torch.compile(function, mode="reduce-overhead")
-    return torch.compile(function, options={"cpp_wrapper": True, "cpp.threads": 1})
+        how["mode"] = "reduce-overhead"
+    else:
+        how["options"] = {"cpp_wrapper": True, "cpp.threads": 1}
+    made: Callable[P, R] = torch.compile(function, **how)
+    return made
 
 
 def varying(tensor: Tensor, dims: Iterable[int]) -> Tensor:

@@ -2,13 +2,16 @@ import ctypes
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import Tensor
 
 from learngenes.config import DType
 from learngenes.device import (
     attention,
+    compiled,
     compute_dtype,
     default_device,
     device_class,
@@ -46,6 +49,20 @@ def test_only_narrow_storage_on_a_device_made_for_it_is_computed_in_bfloat16(
     assert packing_threads(CPU) == (1 if native else 0)
     narrow = torch.bfloat16 if native else torch.float32
     assert [compute_dtype(dtype, CPU) for dtype in DType] == [torch.float32, narrow, narrow]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_many_kernels_of_one_function_are_compiled_in_a_thread_and_found_by_another() -> None:
+    def named(x: Tensor, name: str) -> Tensor:
+        return x + len(name)
+
+    x, names = torch.zeros(3), ["x" * length for length in range(1, 11)]
+    function = compiled(named, CPU)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lambda: [function(x, name) for name in names]).result()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert [float(function(x, name)[0]) for name in names] == [*range(1, 11)]
 
 
 def test_the_peak_is_the_most_that_was_alive_at_once() -> None:
