@@ -106,11 +106,11 @@ def compiled(function: Callable[P, R], device: torch.device) -> Callable[P, R]:
     for other arguments stays in its order, since two lanes look through it at the same time, and
     one would miss what the other moves to the front.
     """
-    torch._C._dynamo.eval_frame._set_lru_cache(False)  # type: ignore[attr-defined]
     how: dict[str, Any] = {"recompile_limit": MOST_COMPILED}
     if device.type == "cuda":
         how["mode"] = "reduce-overhead"
     else:
+        torch._C._dynamo.eval_frame._set_lru_cache(False)  # type: ignore[attr-defined]
         how["options"] = {"cpp_wrapper": True, "cpp.threads": 1}
     made: Callable[P, R] = torch.compile(function, **how)
     return made

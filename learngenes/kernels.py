@@ -55,7 +55,8 @@ class Kernels:
             shared.positions,
             network.patch_size,
         )
-        for models, rows in ((1, 6), (1, 1), (3, 4), (3, 1)):
+        lone = self.lanes.count > 1  # a lane can have one row, and a batch has more
+        for models, rows in ((1, 6), (3, 4), (3, 1), *([(1, 1)] if lone else [])):
             self.materialised_block(
                 zeros(models, rows, t, d, dims=(0, 1)),
                 zeros(models, rows, 6 * d, dims=(0, 1)),
@@ -64,7 +65,7 @@ class Kernels:
                 shared.heads,
             )
         rank = min(5, network.rank)
-        for rows in (1, 6):
+        for rows in (1, 6) if lone else (6,):
             self.factored_block(
                 zeros(rows, t, d),
                 zeros(rows, 6 * d),

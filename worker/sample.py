@@ -37,7 +37,7 @@ SWITCH_SECONDS = 0.0005
 
 class Sampler:
     def __init__(self, runtime: Runtime) -> None:
-        """Starts the engine: seconds, or up to two minutes when it has to compile."""
+        """Starts the engine: half a minute, or three when it has to compile."""
         self.runtime = runtime
         settings = runtime.settings
         budget_bytes = capacity_bytes(runtime.device)
