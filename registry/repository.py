@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import redis
 import structlog
@@ -90,6 +90,13 @@ class Room:
 
     all: int | None = None
     of_owner: int | None = None
+
+
+class Reason(NamedTuple):
+    """Why what is begun once has failed, and as what `service.problems` tells it, if not as that."""
+
+    error: str
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -548,14 +555,15 @@ class Repository:
         """True for the first of many workers that asks within `seconds`."""
         return bool(self._redis.set(_once(name), "1", nx=True, px=int(seconds * 1000)))
 
-    def fail_once(self, name: str, error: str, seconds: float) -> None:
+    def fail_once(self, name: str, reason: Reason, seconds: float) -> None:
         """What the first one began has failed: for `seconds` others are told why, then one of them
         may begin again."""
-        self._redis.set(_failed(name), error, px=int(seconds * 1000))
+        self._redis.set(_failed(name), json.dumps(reason), px=int(seconds * 1000))
         self._redis.delete(_once(name))
 
-    def failure_of(self, name: str) -> str | None:
-        return cast(str | None, self._redis.get(_failed(name)))
+    def failure_of(self, name: str) -> Reason | None:
+        raw = cast(str | None, self._redis.get(_failed(name)))
+        return None if raw is None else Reason(*json.loads(raw))
 
 
 @functools.lru_cache(maxsize=64)

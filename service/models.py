@@ -12,10 +12,11 @@ from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from kombu.exceptions import OperationalError
 
-from registry.errors import ArtifactError, StorageFull
+from registry.errors import ArtifactError
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.queue import BUILD_TASK, EXPORT_TASK
 from registry.records import DEFAULT_TASK, ModelRecord, ModelStatus, PlanRecord, Refinement
+from registry.repository import Reason
 from registry.store import revision_name
 from registry.tasks import Task
 from service.access import Anybody, Caller, Deployer, ModelDep, visible
@@ -178,14 +179,14 @@ async def export_model(
         await asyncio.sleep(EXPORT_POLL_SECONDS)
 
 
-def _export_failed(model_id: str, reason: str) -> Problem:
-    if reason.startswith(StorageFull.__name__):
+def _export_failed(model_id: str, reason: Reason) -> Problem:
+    if reason.problem == "storage-full":
         return storage_full(f"there was no room to export {model_id}")
     return Problem(
         500,
         "export-failed",
-        f"{model_id} could not be exported: {reason}. The model is as it was; try another format, "
-        "and see the log of the sampling worker",
+        f"{model_id} could not be exported: {reason.error}. The model is as it was; try another "
+        "format, and see the log of the sampling worker",
     )
 
 

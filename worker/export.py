@@ -14,8 +14,10 @@ from learngenes.export_onnx import export_in_process
 from learngenes.factors import Own
 from learngenes.family import Family
 from learngenes.standalone import save_model
+from registry.errors import StorageFull
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.records import ModelRecord
+from registry.repository import Reason
 from worker.build import load_own
 from worker.runtime import Runtime, Stopping
 
@@ -111,7 +113,8 @@ def export(runtime: Runtime, model_id: str, form: ExportFormat) -> None:
     except Exception as error:
         log.exception("export failed", model=model_id, form=form)
         name = export_name(model_id, record.revision, form)
-        reason = f"{type(error).__name__}: {error}"
+        problem = "storage-full" if isinstance(error, StorageFull) else None
+        reason = Reason(f"{type(error).__name__}: {error}", problem)
         runtime.repository.fail_once(name, reason, FAILURE_SECONDS)
 
 

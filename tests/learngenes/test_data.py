@@ -112,6 +112,10 @@ def test_hugging_face_directory(tmp_path: Path) -> None:
     table.remove_columns("label").save_to_disk(str(tmp_path / "bare"))
     with pytest.raises(DataError, match="ClassLabel"):
         load(tmp_path / "bare", "train", (), 8)
+    other = datasets.ClassLabel(names=["small", "large"])
+    table.add_column("size", [0, 1], feature=other).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(DataError, match=r"label \(ClassLabel\), size \(ClassLabel\)"):
+        load(tmp_path / "two", "train", (), 8)
 
 
 def test_balanced_takes_as_many_of_each_class(limited_data: LabelledImages) -> None:

@@ -15,7 +15,7 @@ from registry.errors import (
     Superseded,
 )
 from registry.records import FamilyRecord, ModelRecord, WorkerRecord
-from registry.repository import Records, Repository, Room
+from registry.repository import Reason, Records, Repository, Room
 from tests.records import queued_model
 
 
@@ -360,8 +360,9 @@ def test_a_failure_is_told_for_a_while_and_then_there_is_another_turn(
     repository: Repository,
 ) -> None:
     assert repository.once("job", 60)
-    repository.fail_once("job", "no luck", 0.1)
-    assert repository.failure_of("job") == "no luck"
+    reason = Reason("no luck", "storage-full")
+    repository.fail_once("job", reason, 0.1)
+    assert repository.failure_of("job") == reason
     time.sleep(0.15)
     assert repository.failure_of("job") is None
     assert repository.once("job", 60)

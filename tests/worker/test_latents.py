@@ -15,6 +15,8 @@ from learngenes.family import Family, load_family, save_family, write_quality
 from learngenes.latents import LatentDecoder, LatentEncoder, read_autoencoder
 from learngenes.pretrain import FactorisedDiT
 from learngenes.sizing.cost import decoding_bytes
+from registry.errors import StorageFull
+from registry.store import ArtifactStore
 from registry.tasks import IMAGES_FILE, Task, Tasks
 from tests.engines import AMPLE, SECONDS, Gate, Model, ask, images_of, reference
 from tests.learngenes.test_latents import LATENTS, autoencoder
@@ -183,16 +185,21 @@ def test_a_model_of_latents_is_built_and_keeps_its_budget(
     assert own.depth == record.plan.depth
 
 
-def test_a_tasks_latents_are_made_once_and_go_with_it(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stored_task(runtime: Runtime) -> Task:
     pixels, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
     pixels[2:] = 255
     task = Task(
         id="t-0123456789abcdef", name="mine", family=NAME, class_names=[*"ab"], counts=[2, 2]
     )
-    tasks = Tasks(runtime.store)
-    tasks.put(task, {IMAGES_FILE: save({"images": pixels, "labels": labels})})
+    images = {IMAGES_FILE: save({"images": pixels, "labels": labels})}
+    Tasks(runtime.store).put(task, images)
+    return task
+
+
+def test_a_tasks_latents_are_made_once_and_go_with_it(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, task = Tasks(runtime.store), stored_task(runtime)
     family = runtime.family(NAME)
     parts: list[None] = []
     first = load_task(runtime.store, family, task.id, lambda: parts.append(None))
@@ -204,3 +211,20 @@ def test_a_tasks_latents_are_made_once_and_go_with_it(
     assert again.class_names == ("a", "b")
     tasks.delete(task.id)
     assert not (runtime.store.root / "latents" / task.id).exists()
+
+
+def test_latents_that_there_is_no_room_for_are_used_all_the_same(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, family = stored_task(runtime), runtime.family(NAME)
+
+    def full(*_: object) -> None:
+        raise StorageFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtifactStore, "put", full)
+        first = load_task(runtime.store, family, task.id, lambda: None)
+    assert family.encoder_fingerprint is not None
+    assert Tasks(runtime.store).latents(task.id, family.encoder_fingerprint) is None
+    again = load_task(runtime.store, family, task.id, lambda: None)
+    assert torch.equal(again.images, first.images)
