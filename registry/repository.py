@@ -93,7 +93,7 @@ class Room:
 
 
 class Reason(NamedTuple):
-    """Why what is begun once has failed, and as what `service.problems` tells it, if not as that."""
+    """Why what is begun once has failed, and the problem that it is, where it is a known one."""
 
     error: str
     problem: str | None
