@@ -335,20 +335,19 @@ class Batch:
             wanted = [model for model, rows in of_model.items() for _ in range(len(rows) // size)]
             slots = stack.place(wanted)
             rows = [of_model[model].pop(0) for model in slots for _ in range(size)]
-        bias, _ = self._own(slots, 0)
         one = slots[0].materialised if len(of_model) == 1 else None
+        bias, _ = self._own(slots if one is None else slots[:1], 0)
 
         def layer(index: int, at: int, count: int) -> Layer:
-            if one is not None:  # all rows of the share beside the same W
-                weights, models = tuple(weight[index : index + 1] for weight in one), 1
-            else:
-                weights, models = stack.layer(index, at, count), count
-            own = bias[index, at : at + models]
+            if one is None:
+                weights, models, own = stack.layer(index, at, count), count, bias[index, at:]
+            else:  # all rows of the share beside the same W
+                weights, models, own = tuple(w[index : index + 1] for w in one), 1, bias[index]
 
             def run(h: Tensor, modulation: Tensor) -> Tensor:
                 each = len(h) // models
                 by_model = h.view(models, each, *h.shape[1:]), modulation.reshape(models, each, -1)
-                return block(*by_model, weights, own, shared.heads).flatten(0, 1)
+                return block(*by_model, weights, own[:models], shared.heads).flatten(0, 1)
 
             return run
 

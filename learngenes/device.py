@@ -24,6 +24,8 @@ R = TypeVar("R")
 M_ARENA_MAX = -8
 """Of glibc's malloc.h."""
 MOST_ARENAS = 2
+MOST_LANES = 2
+"""As many as a guided image has rows, so that all cores work for one alone."""
 MOST_COMPILED = 256
 """Times that one function is compiled, for families and dtypes; torch's own setting for it, 8 by
 default, is one for each thread."""
@@ -69,9 +71,11 @@ def packing_threads(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" and native_bfloat16(device) else 0
 
 
-def lanes_of(device: torch.device) -> int:
-    """How many parts of a batch are stepped side by side."""
-    return 1 if device.type == "cuda" else torch.get_num_threads()
+def lanes_of(device: torch.device) -> tuple[int, int]:
+    """Lanes (`learngenes.lanes`) that step a batch, and threads that each may have."""
+    threads = torch.get_num_threads()
+    count = 1 if device.type == "cuda" else min(MOST_LANES, threads)
+    return count, threads // count
 
 
 def compute_dtype(dtype: DType, device: torch.device) -> torch.dtype:
@@ -99,19 +103,19 @@ def _processor() -> str:
     return platform.machine()
 
 
-def compiled(function: Callable[P, R], device: torch.device) -> Callable[P, R]:
+def compiled(function: Callable[P, R], device: torch.device, threads: int) -> Callable[P, R]:
     """By torch.compile, when it is first called; on CUDA as a graph for each number of rows.
 
-    On a CPU it runs on one thread, and without Python's lock: see `lanes_of`. What was compiled
-    for other arguments stays in its order, since two lanes look through it at the same time, and
-    one would miss what the other moves to the front.
+    On a CPU it has so many threads, and runs without Python's lock, so that lanes can run side by
+    side. What was compiled for other arguments stays in its order, since two lanes look through it
+    at the same time, and one would miss what the other moves to the front.
     """
     how: dict[str, Any] = {"recompile_limit": MOST_COMPILED}
     if device.type == "cuda":
         how["mode"] = "reduce-overhead"
     else:
         torch._C._dynamo.eval_frame._set_lru_cache(False)  # type: ignore[attr-defined]
-        how["options"] = {"cpp_wrapper": True, "cpp.threads": 1}
+        how["options"] = {"cpp_wrapper": True, "cpp.threads": threads}
     made: Callable[P, R] = torch.compile(function, **how)
     return made
 
@@ -144,27 +148,25 @@ def never_compile() -> contextlib.AbstractContextManager[object]:
 
 
 def padded(rows: int, device: torch.device) -> int:
-    """How many rows a batch of `rows` is run as.
-
-    A CUDA graph is recorded for each number, so there are few of them. On the CPU one kernel
-    serves all numbers but one, for which torch.compile would make another.
-    """
+    """How many rows a batch of `rows` is run as: a CUDA graph is recorded for each number, so there
+    are few of them."""
     if device.type != "cuda":
-        return max(rows, 2)
+        return rows
     power = 1 << max(1, (rows - 1).bit_length())
     between = 3 * power // 4
     return between if rows <= between and between % 2 == 0 else power
 
 
 @contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """No OpenMP threads for what this thread does inside.
+def with_threads(count: int) -> Iterator[None]:
+    """So many OpenMP threads for what this thread does inside, and for threads that first compute
+    meanwhile.
 
     Each thread that computes gets a team of its own, and when all teams have more threads than
     there are cores they wait asleep: small operations then take three times as long.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

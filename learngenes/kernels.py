@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learngenes import mixed
-from learngenes.device import compiled, varying
+from learngenes.device import compiled, padded, varying
 from learngenes.lanes import Lanes
 from learngenes.mixed import BLOCK_KINDS
 from learngenes.schedules import COLUMNS
@@ -26,12 +26,13 @@ class Kernels:
 
     @classmethod
     def compiled(cls, device: torch.device) -> "Kernels":
+        lanes = Lanes.of(device)
         return cls(
-            compiled(mixed.embed, device),
-            compiled(mixed.materialised_block, device),
-            compiled(mixed.factored_block, device),
-            compiled(mixed.finish, device),
-            Lanes.of(device),
+            compiled(mixed.embed, device, lanes.threads),
+            compiled(mixed.materialised_block, device, lanes.threads),
+            compiled(mixed.factored_block, device, lanes.threads),
+            compiled(mixed.finish, device, lanes.threads),
+            lanes,
         )
 
     def warm_up(self, shared: SharedWeights) -> None:
@@ -48,15 +49,16 @@ class Kernels:
         def zeros(*shape: int, dtype: torch.dtype = dtype, dims: tuple[int, ...] = (0,)) -> Tensor:
             return varying(torch.zeros(shape, dtype=dtype, device=shared.device), dims)
 
-        self.embed(
-            zeros(6, *picture, dtype=torch.float32),
-            shared.patch,
-            shared.patch_bias,
-            shared.positions,
-            network.patch_size,
-        )
-        lone = self.lanes.count > 1  # a lane can have one row, and a batch has more
-        for models, rows in ((1, 6), (3, 4), (3, 1), *([(1, 1)] if lone else [])):
+        few = padded(1, shared.device)
+        for rows in (few, 6):
+            self.embed(
+                zeros(rows, *picture, dtype=torch.float32),
+                shared.patch,
+                shared.patch_bias,
+                shared.positions,
+                network.patch_size,
+            )
+        for models, rows in ((1, few), (1, 6), (3, 1), (3, 4)):
             self.materialised_block(
                 zeros(models, rows, t, d, dims=(0, 1)),
                 zeros(models, rows, 6 * d, dims=(0, 1)),
@@ -65,7 +67,7 @@ class Kernels:
                 shared.heads,
             )
         rank = min(5, network.rank)
-        for rows in (1, 6) if lone else (6,):
+        for rows in (few, 6):
             self.factored_block(
                 zeros(rows, t, d),
                 zeros(rows, 6 * d),
@@ -74,7 +76,7 @@ class Kernels:
                 zeros(rows, 9 * d),
                 shared.heads,
             )
-        for images in (1, 3):
+        for rows, images in ((few, 1), (6, 1), (6, 3)):
             self.finish(
                 zeros(rows, t, d),
                 varying(zeros(rows, 6 * d)[:, : 2 * d], (0,)),

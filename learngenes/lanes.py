@@ -1,12 +1,14 @@
-"""What a step does side by side: each lane has one core and rows of its own.
+"""What a step does side by side: each lane has cores and rows of its own.
 
-On a CPU two lanes of one thread made 542 rows a second where one of two threads made 436 (batches
-of 32, `fashion` in float32): cores wait for each other once a step, not after every operation, and
-lose less when another process takes one of them for a moment. A GPU has one lane.
+On two cores two lanes of one thread made 542 rows a second where one of two threads made 436
+(batches of 32, `fashion` in float32, nothing else to do): cores wait for each other once a step,
+not after every operation, and lose less when another process takes one of them for a moment. More
+cores than that have not been measured. A GPU has one lane.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -17,33 +19,43 @@ T = TypeVar("T")
 
 
 class Lanes:
-    """Of one engine. Its own thread is the first lane, and has to be `single_threaded`."""
+    """Of one engine. Its own thread is one of them, and has as many threads as each (OpenMP's)."""
 
-    def __init__(self, count: int = 1) -> None:
-        self.count = count
+    def __init__(self, count: int = 1, threads: int = 1) -> None:
+        self.count, self.threads = count, threads
         self._others = ThreadPoolExecutor(
-            max(1, count - 1), "lane", initializer=torch.set_num_threads, initargs=(1,)
+            max(1, count - 1), "lane", initializer=torch.set_num_threads, initargs=(threads,)
         )
 
     @classmethod
     def of(cls, device: torch.device) -> "Lanes":
-        return cls(lanes_of(device))
+        return cls(*lanes_of(device))
 
     def run(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """What each gives, in order. Raises what one of them raised, once all have ended."""
+        """What each gives, in order. Raises what one of them raised, once all lanes have ended."""
         inferring = torch.is_inference_mode_enabled()
+        given: dict[int, T] = {}
+        todo = iter(enumerate(works))
 
-        def lane(number: int) -> list[T]:
+        def lane() -> None:
             with torch.inference_mode(inferring):  # each thread has a mode of its own
-                return [work() for work in works[number :: self.count]]
+                for place, work in todo:
+                    given[place] = work()
 
-        others = [self._others.submit(lane, i) for i in range(1, min(self.count, len(works)))]
+        others: list[Future[None]] = []
         try:
-            given = [lane(0)]
+            with contextlib.suppress(RuntimeError):  # Python is about to end: this lane does all
+                for _ in range(1, min(self.count, len(works))):
+                    others.append(self._others.submit(lane))
+            lane()
         finally:
             wait(others)
-        given += [other.result() for other in others]
-        return [given[i % self.count][i // self.count] for i in range(len(works))]
+        while others:  # an error would keep in memory what it saw, were it kept here
+            others.pop().result()
+        return [given[place] for place in range(len(works))]
+
+    def close(self) -> None:
+        self._others.shutdown(wait=False)
 
 
 def shares(sizes: Sequence[int], count: int) -> list[slice]:

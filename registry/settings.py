@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     """What the sampling engine may hold, of 10^9 bytes; by default most of a GPU's memory, half
     of a CPU's."""
     compile: bool = True
-    """Whether a sampling worker compiles its kernels at its first start, in under two minutes."""
+    """Whether a sampling worker compiles its kernels at its first start, which takes minutes."""
 
     max_attempts: PositiveInt = 3
     lease_seconds: PositiveFloat = 15.0

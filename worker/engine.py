@@ -22,8 +22,8 @@ from learngenes.device import (
     decoded_together,
     never_compile,
     release_memory,
-    single_threaded,
     synchronise,
+    with_threads,
 )
 from learngenes.dit import Stem
 from learngenes.family import Family
@@ -136,11 +136,11 @@ class Engine:
         moved_at = self._moved_at
         return 0.0 if moved_at is None else time.monotonic() - moved_at
 
-    # From here on all is done by the engine's own thread.
+    # From here on all is done by the engine's own thread and its lanes.
 
     def _run(self) -> None:
         try:
-            with single_threaded(), torch.inference_mode():
+            with with_threads(self._kernels.lanes.threads), torch.inference_mode():
                 self._warm_up()
                 self._ready.set()
                 with never_compile():
@@ -155,6 +155,7 @@ class Engine:
             for ticket in {*self._arrived, *(part.ticket for part in self._parts)}:
                 ticket.fail(ended)
             self._ready.set()
+            self._kernels.lanes.close()
 
     def _warm_up(self) -> None:
         for family in self._families:
@@ -439,8 +440,9 @@ class Engine:
             self._moved_at = time.monotonic()
             return images
 
-        each = x.split(at_once or decoded_together(self._device))
-        runs = [functools.partial(pixels, few) for few in each]
+        if at_once:
+            return torch.cat([pixels(few) for few in x.split(at_once)])
+        runs = [functools.partial(pixels, few) for few in x.split(decoded_together(self._device))]
         return torch.cat(self._kernels.lanes.run(runs))
 
     def _dissolve(self) -> None:

@@ -27,7 +27,7 @@ from learngenes.device import (
     default_device,
     device_class,
     process_resident_bytes,
-    single_threaded,
+    with_threads,
 )
 from learngenes.family import Family, FamilyError, load_family
 from learngenes.tuning import Pause
@@ -98,7 +98,7 @@ class Runtime:
         """Load every family. Raises FamilyError when one is corrupt or there is none."""
         device = default_device()
         families, directories = {}, {}
-        with single_threaded():
+        with with_threads(1):
             for path in sorted(settings.families_dir.glob("*/family.json")):
                 family = load_family(path.parent).to(device)
                 families[family.manifest.name] = family
@@ -118,7 +118,9 @@ class Runtime:
         )
 
     def __post_init__(self) -> None:
-        self.device_class = device_class(self.device)  # now, since an engine's thread is only one
+        self.device_class = device_class(
+            self.device
+        )  # now: beside an engine a new thread counts fewer
 
     def family(self, name: str) -> Family:
         if name not in self.families:

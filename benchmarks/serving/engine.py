@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.serving.subjects import STEPS, family
 from learngenes.config import DType, Mode, Size
-from learngenes.device import single_threaded
+from learngenes.device import with_threads
 from learngenes.family import Family
 from learngenes.sigma import interpolated
 from worker.engine import Engine
@@ -21,7 +21,7 @@ BUDGET_BYTES = 4 * 10**9
 
 @contextmanager
 def engine(budget_bytes: int = BUDGET_BYTES) -> Iterator[tuple[Engine, Family]]:
-    with single_threaded():
+    with with_threads(1):
         loaded = family()
     started = Engine([loaded], budget_bytes)
     started.start()

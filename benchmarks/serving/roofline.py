@@ -1,7 +1,7 @@
 """Check 2: how much of a full batch's time its matrix products would take at their best.
 
-The best is each product alone, of the same shape and dtype, repeated. What is left is the share
-that everything else costs; a profile says where it goes.
+The best is each product alone, of a lane's shape and dtype, in all lanes at once, repeated. What is
+left is the share that everything else costs; a profile says where it goes.
 """
 
 import functools
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.serving.subjects import Figures, family, say
+from learngenes import mixed
 from learngenes.config import DType, NetworkConfig, SizeSpace
-from learngenes.device import single_threaded
+from learngenes.device import with_threads
 from learngenes.family import Family, load_family
 from learngenes.kernels import Kernels
 from learngenes.mixed import BLOCK_KINDS
@@ -40,6 +41,15 @@ WIDE = NetworkConfig(
 """The width and tokens of DiT-S/2 at 256 x 256, four layers of it; random weights."""
 
 
+_VISIBLE = Kernels(
+    torch.compile(mixed.embed),
+    torch.compile(mixed.materialised_block),
+    torch.compile(mixed.factored_block),
+    torch.compile(mixed.finish),
+)
+"""On one lane, and with products that a profile sees."""
+
+
 def measure() -> Figures:
     with tempfile.TemporaryDirectory() as directory:
         write_synthetic_family(Path(directory), WIDE, SizeSpace(depths=(4,), ranks=(384,)))
@@ -58,18 +68,17 @@ def measure() -> Figures:
 def _of(loaded: Family, dtype: DType) -> Figures:
     shared = SharedWeights(loaded, dtype)
     kernels = Kernels.compiled(shared.device)
-    kernels.warm_up(shared)
-    model = full_depth_model(shared, shared.network.rank, materialised=True)
-    batch = batch_of([model], ROWS, kernels)
-    products = _products(shared)
-
-    def step() -> None:
-        with single_threaded():
-            batch.step()
-
-    step_seconds, *each = _medians([step, *(product for product, _ in products)])
+    lanes = kernels.lanes
+    products = _products(shared, ROWS // lanes.count)
+    with with_threads(lanes.threads):
+        kernels.warm_up(shared)
+        model = full_depth_model(shared, shared.network.rank, materialised=True)
+        batch = batch_of([model], ROWS, kernels)
+        at_best = [functools.partial(lanes.run, [product] * lanes.count) for product, _ in products]
+        step_seconds, *each = _medians([batch.step, *at_best])
+        profiled = _profile(batch_of([model], ROWS, _VISIBLE).step)
     depth = loaded.manifest.sizes.depths[-1]
-    flops = depth * sum(flops for _, flops in products)
+    flops = depth * lanes.count * sum(flops for _, flops in products)
     at_peak_seconds = depth * sum(each)
     return {
         "rows": ROWS,
@@ -77,21 +86,21 @@ def _of(loaded: Family, dtype: DType) -> Figures:
         "achieved_gflops": round(flops / step_seconds / 1e9, 1),
         "peak_gflops_of_these_shapes": round(flops / at_peak_seconds / 1e9, 1),
         "gemm_peak_share": round(at_peak_seconds / step_seconds, 3),
-        "profile": _profile(step),
+        "profile": profiled,
     }
 
 
-def _products(shared: SharedWeights) -> list[tuple[Callable[[], Tensor], int]]:
-    """Those of one layer, and the FLOPs of each."""
+def _products(shared: SharedWeights, rows: int) -> list[tuple[Callable[[], Tensor], int]]:
+    """Those of one layer, of so many rows, and the FLOPs of each."""
     n, dtype = shared.network, shared.compute
-    tokens, head = ROWS * n.tokens, n.width // n.num_attention_heads
+    tokens, head = rows * n.tokens, n.width // n.num_attention_heads
     products: list[tuple[Callable[[], Tensor], int]] = []
     for outputs, inputs in (kind.shape(n.width) for kind in BLOCK_KINDS):
         x, w = torch.randn(tokens, inputs, dtype=dtype), torch.randn(inputs, outputs, dtype=dtype)
         products.append((functools.partial(torch.mm, x, w), 2 * tokens * inputs * outputs))
-    q = torch.randn(ROWS * n.num_attention_heads, n.tokens, head, dtype=dtype)
+    q = torch.randn(rows * n.num_attention_heads, n.tokens, head, dtype=dtype)
     scores = torch.randn(len(q), n.tokens, n.tokens, dtype=dtype)
-    attention_flops = 2 * ROWS * n.tokens**2 * n.width
+    attention_flops = 2 * rows * n.tokens**2 * n.width
     products.append((functools.partial(torch.bmm, q, q.transpose(1, 2)), attention_flops))
     products.append((functools.partial(torch.bmm, scores, q), attention_flops))
     return products

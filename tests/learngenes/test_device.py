@@ -58,7 +58,7 @@ def test_all_kernels_of_a_function_are_compiled_in_whichever_thread() -> None:
     def named(x: Tensor, name: str) -> Tensor:
         return x + len(name)
 
-    function, x = compiled(named, CPU), torch.zeros(3)
+    function, x = compiled(named, CPU, 1), torch.zeros(3)
     names = ["x" * length for length in range(1, 11)]
     with ThreadPoolExecutor(1) as other:
         other.submit(lambda: [function(x, name) for name in names]).result()

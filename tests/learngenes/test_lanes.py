@@ -1,6 +1,9 @@
+import contextlib
 import functools
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learngenes.device import lanes_of, with_threads
 from learngenes.lanes import Lanes, shares
 
 
@@ -20,24 +24,60 @@ def test_what_each_gives_is_in_order(count: int, works: int) -> None:
     ]
 
 
-def test_lanes_run_side_by_side_and_one_is_the_callers() -> None:
+def test_lanes_run_side_by_side_with_their_threads_and_one_is_the_callers() -> None:
     barrier = threading.Barrier(3, timeout=60)
 
-    def work() -> str:
+    def work() -> tuple[str, int]:
         barrier.wait()  # nobody passes before all three are there
-        return threading.current_thread().name
+        return threading.current_thread().name, torch.get_num_threads()
 
-    first, *others = Lanes(3).run([work] * 3)
-    assert first == threading.current_thread().name
-    assert len({first, *others}) == 3
+    with with_threads(2):
+        threads = dict(Lanes(3, threads=2).run([work] * 3))
+    assert threading.current_thread().name in threads
+    assert [*threads.values()] == [2, 2, 2]
 
 
-def test_a_lane_has_one_thread() -> None:
-    torch.set_num_threads(2)
+@pytest.mark.parametrize(("threads", "lanes"), [(1, (1, 1)), (2, (2, 1)), (3, (2, 1)), (9, (2, 4))])
+def test_all_threads_of_a_cpu_are_shared_by_as_many_lanes_as_a_guided_image_has_rows(
+    threads: int, lanes: tuple[int, int]
+) -> None:
+    with with_threads(threads):
+        of_cpu = Lanes.of(torch.device("cpu"))
+        assert (of_cpu.count, of_cpu.threads) == lanes
+        assert lanes_of(torch.device("cuda")) == (1, threads)
+
+
+def test_lanes_that_are_closed_leave_the_work_to_the_caller() -> None:
+    lanes = Lanes(2)
+    lanes.close()
+    name = threading.current_thread().name
+    assert lanes.run([lambda: threading.current_thread().name] * 3) == [name] * 3
+
+
+def test_an_error_keeps_nothing_in_memory() -> None:
+    class Large:
+        pass
+
+    def work(barrier: threading.Barrier, large: Large) -> None:
+        barrier.wait()
+        raise MemoryError
+
+    gone: list[weakref.ref[Large]] = []
+
+    def fail() -> None:
+        larges, barrier = [Large(), Large()], threading.Barrier(2, timeout=60)
+        gone.extend(weakref.ref(large) for large in larges)
+        with contextlib.suppress(MemoryError):
+            lanes.run([functools.partial(work, barrier, large) for large in larges])
+
+    lanes = Lanes(2)
+    gc.disable()
     try:
-        assert Lanes(2).run([torch.get_num_threads] * 2)[1] == 1
+        fail()
+        lanes.run([int, int])  # whoever was last in a lane has let go of it
+        assert [reference() for reference in gone] == [None, None]
     finally:
-        torch.set_num_threads(1)
+        gc.enable()
 
 
 @pytest.mark.parametrize("inferring", [True, False])
