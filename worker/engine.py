@@ -1,9 +1,9 @@
 """The sampling engine: one loop that owns a device and steps every running request together.
 
 Requests come and go between two denoising steps. They may differ in model, size, class, number
-of steps, scheduler, guidance and seed; those of one family and dtype share every matrix product
+of steps, scheduler, guidance and seed; those of one family and dtype are one batch
 (`learngenes.batch`). All tensor work is done by the engine's own thread and the lanes that it
-waits for (`learngenes.lanes`).
+waits for (`learngenes.lanes`), in which rows share every matrix product.
 """
 
 import contextlib

@@ -504,11 +504,13 @@ def test_compiled_kernels_give_the_same_images_and_are_compiled_once(
     expected = [[to_pixels(desk.alone(part)).int() for part in batch] for batch in batches]
     kernels.warm_up(shared)
     with torch.compiler.set_stance("fail_on_recompile"):
+        alone = [[desk.alone(part, kernels) for part in batch] for batch in batches]
         for batch in batches:
             while unfinished := [part for part in batch if not part.finished]:
                 run(unfinished, desk, kernels=kernels)
-    for batch, images in zip(batches, expected, strict=True):
-        for part, image in zip(batch, images, strict=True):
+    for batch, images, compiled_alone in zip(batches, expected, alone, strict=True):
+        for part, image, x in zip(batch, images, compiled_alone, strict=True):
+            assert torch.equal(part.x, x)
             assert (to_pixels(part.x).int() - image).abs().max() <= 1
 
 
