@@ -3,7 +3,8 @@
 A row is one image at one step; a guided image has a second, unconditional one. Rows of a lane
 (`learngenes.lanes`) share every matrix product: factored layers differ only in a scale between two
 common products, `((x V) * sigma[row]) U^T + b[row]` (FINE, eq. 1), and materialised ones of several
-models are one batched product. No function here mixes rows, and each is the network of `learngenes.dit`.
+models are one batched product. No function here mixes rows, and each is the network of
+`learngenes.dit`.
 
 N rows, T tokens, D width, M models, r rank, P values in a patch. Products run in the dtype of
 their operands, all else in float32.
