@@ -60,8 +60,11 @@ class Engine:
         self._families = list(families)
         self._device = self._families[0].stem.positions.device
         self._max_rows = max_rows
-        plain = Kernels(lanes=Lanes.of(self._device))
-        self._kernels = Kernels.compiled(self._device) if compile_kernels else plain
+        self._kernels = (
+            Kernels.compiled(self._device)
+            if compile_kernels
+            else Kernels(lanes=Lanes.of(self._device))
+        )
         self.residency = Residency(budget_bytes - self._decoders_bytes())
         self._latency_target_ratio = latency_target_ratio
         self.costs: dict[tuple[str, torch.dtype], StepCosts] = {}

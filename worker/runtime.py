@@ -118,9 +118,8 @@ class Runtime:
         )
 
     def __post_init__(self) -> None:
-        self.device_class = device_class(
-            self.device
-        )  # now: beside an engine a new thread counts fewer
+        # now, since beside an engine a new thread counts fewer threads
+        self.device_class = device_class(self.device)
 
     def family(self, name: str) -> Family:
         if name not in self.families:

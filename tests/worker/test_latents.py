@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from learngenes.config import DiffusionConfig
 from learngenes.data import LabelledImages
+from learngenes.device import with_threads
 from learngenes.family import Family, load_family, save_family, write_quality
 from learngenes.latents import LatentDecoder, LatentEncoder, read_autoencoder
 from learngenes.pretrain import FactorisedDiT
@@ -110,11 +111,8 @@ def test_each_lane_decodes_and_what_all_take_is_kept_free(
         return forward(self, latents)
 
     monkeypatch.setattr(LatentDecoder, "forward", together)
-    torch.set_num_threads(2)
-    try:
+    with with_threads(2):
         of_two = Engine([family], AMPLE, compile_kernels=False)
-    finally:
-        torch.set_num_threads(1)
     of_two.start()
     try:
         assert np.array_equal(np.stack(images_of(of_two.submit(request))), alone)
