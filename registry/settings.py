@@ -14,6 +14,9 @@ class Settings(BaseSettings):
     trusted_network: bool = False
     """Whether `host` may be other than a loopback address though there are no API keys: where a
     container's port is published to this host alone, or a proxy authenticates whoever comes."""
+    allowed_hosts: str = ""
+    """Names, separated by commas, that it is called by besides localhost, while there are no API
+    keys; `*` is any, which lets every web page that is opened on this host call it."""
     port: int = Field(8000, ge=1, le=65535)
 
     var_dir: Path = Path("var")
@@ -91,6 +94,10 @@ class Settings(BaseSettings):
     task_retraining_steps: PositiveInt = 1000
     """Of a task that is not the family's own; both end at the latest after"""
     retraining_max_seconds: PositiveFloat = 60.0
+
+    @property
+    def allowed_host_names(self) -> set[str]:
+        return {name.strip() for name in self.allowed_hosts.split(",")} - {""}
 
     @property
     def valkey_socket(self) -> Path:

@@ -42,12 +42,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if foreign := _foreign_host(scope):
-            await _misdirected(foreign).response()(scope, receive, send)
-            return
-        if refusal := _unfit_body(scope):
-            await refusal.response()(scope, receive, send)
-            return
+        refusal = _foreign_host(scope) or _unfit_body(scope)
+        app = refusal.response() if refusal else self._app
         answer: dict[str, Any] = {}
 
         async def told(message: Message) -> None:
@@ -61,7 +57,7 @@ class Guard:
             await send(message)
 
         try:
-            await self._app(scope, receive, told)
+            await app(scope, receive, told)
         finally:
             if scope["method"] not in UNCHANGING and scope["path"] != DRY_RUN:
                 self._audit(scope, answer)
@@ -80,16 +76,23 @@ class Guard:
         )
 
 
-def _foreign_host(scope: Scope) -> str | None:
-    """Where nobody has to show a key, this host is trusted: by its own names, and not by one that
-    another site's name has been pointed at it with (DNS rebinding)."""
+def _foreign_host(scope: Scope) -> Problem | None:
+    """Where nobody has to show a key, whoever reaches this host is trusted: under its own names,
+    and not under one that another site has pointed at it (DNS rebinding)."""
     state = scope["app"].state.fineserve
     settings = state.settings
-    if settings.trusted_network or state.keys.required:
-        return None
     host = Headers(scope=scope).get("host", "")
     name = host.rpartition(":")[0] if PORT.search(host) else host
-    return None if name in {"", *LOOPBACK, settings.host} else host
+    own = {"", *LOOPBACK, settings.host, *settings.allowed_host_names}
+    if state.keys.required or own & {name, "*"}:
+        return None
+    return Problem(
+        421,
+        "foreign-host",
+        f"this service does not answer for the host {host[:200]!r} while there are no API keys: "
+        "call it by 127.0.0.1, name the host in FINESERVE_ALLOWED_HOSTS, or make a key with "
+        "`fineserve keys create`",
+    )
 
 
 def _unfit_body(scope: Scope) -> Problem | None:
@@ -106,13 +109,4 @@ def _unfit_body(scope: Scope) -> Problem | None:
         "body-too-large",
         f"no request has more than {MOST_BODY_BYTES} bytes, but for images sent to {UPLOADS}",
         limit=MOST_BODY_BYTES,
-    )
-
-
-def _misdirected(host: str) -> Problem:
-    return Problem(
-        421,
-        "foreign-host",
-        f"this service does not answer for the host {host[:200]!r}: without API keys it is for "
-        "this machine alone; call it by 127.0.0.1, or make a key with `fineserve keys create`",
     )

@@ -12,7 +12,7 @@ def interop(result: dict[str, Any]) -> Table:
         sizes = len(exports["sizes"])
         table += [
             (
-                f"{sizes} sizes by plain diffusers, beside the engine: values differ by",
+                f"{sizes} sizes by plain diffusers: largest difference from the engine",
                 "≤ 1e-3",
                 f"{exports['export_max_abs_diff']:.0e}",
             ),
@@ -34,7 +34,7 @@ def interop(result: dict[str, Any]) -> Table:
     if condensed := parts.get("condensation"):
         for name, judged in condensed["judged"].items():
             told = f"{judged['loss']:.4f} · {judged['fd']:.0f}"
-            table.append((f"a dense DiT condensed: held-out loss · FD of {name}", "", told))
+            table.append((f"dense DiT, held-out loss · FD: {name}", "", told))
     if latents := parts.get("latents"):
         table += [
             (

@@ -1,5 +1,6 @@
 """The README's tables of what it takes to lose something."""
 
+import math
 from typing import Any
 
 Table = list[tuple[str, ...]]
@@ -15,7 +16,10 @@ FAULTS = {
 
 def faults(result: dict[str, Any]) -> Table:
     table: Table = [
-        ("under load", "accepted", "lost", "twice", "corrupt", "answered 5xx", "well again after")
+        (
+            *("under load", "accepted", "lost", "twice", "corrupt", "answered 5xx"),
+            *("well again after", "longest without an image"),
+        )
     ]
     for name, what in FAULTS.items():
         part = result["parts"].get(name)
@@ -24,7 +28,9 @@ def faults(result: dict[str, Any]) -> Table:
             counts = (part[c] for c in ("accepted", "lost", "duplicated", "corrupt"))
             told = (*(f"{count:,}" for count in counts), f"{part['answered_5xx']:,}")
             most = "at most " if name == "kills" else ""
-            table.append((what.format(**part), *told, f"{most}{seconds:.0f} s"))
+            without = part["longest_without_an_image_seconds"]
+            again = f"{most}{math.ceil(seconds)} s", f"{math.ceil(without)} s"
+            table.append((what.format(**part), *told, *again))
     return table
 
 
@@ -63,8 +69,8 @@ def endurance(result: dict[str, Any]) -> Table:
             (
                 f"Redis's data deleted: all {models} ready models sample again",
                 "all",
-                f"after {registry['registry_rebuild_seconds']:.0f} s, "
-                f"{registry['up_seconds']:.0f} s of it starting",
+                f"after {registry['registry_rebuild_seconds']:.0f} s; "
+                f"everything is up after {registry['up_seconds']:.0f} s",
             )
         )
     return table

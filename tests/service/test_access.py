@@ -247,10 +247,12 @@ def test_changes_and_refusals_are_audited(guarded: Guarded) -> None:
         guarded.ask("POST", "/plan", key)
         guarded.ask("DELETE", "/models/{model_id}", key)
         guarded.ask("POST", "/models", None)
+        guarded.api.post("/models", content=b" " * 2_000_000)
     told = [log for log in logs if log["event"] == "audit"]
     assert [(log["method"], log["status"], log["key"]) for log in told] == [
         ("DELETE", 204, made.id),
         ("POST", 401, None),
+        ("POST", 413, None),
     ]
     assert told[0]["path"] == f"/models/{guarded.model}"
     assert (told[0]["owner"], told[0]["client"]) == ("owner", "testclient")

@@ -183,6 +183,23 @@ def test_without_keys_a_site_elsewhere_cannot_reach_it_by_its_own_name(
     assert api.get("/families", headers={"host": host}).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("allowed", "host", "status"),
+    [
+        ("service, fine.example", "service:8000", 200),
+        ("service, fine.example", "fine.example", 200),
+        ("service, fine.example", "evil.example", 421),
+        ("*", "evil.example", 200),
+    ],
+)
+def test_without_keys_it_answers_by_the_names_that_it_is_told(
+    settings: Settings, client: redis.Redis, allowed: str, host: str, status: int
+) -> None:
+    told = settings.model_copy(update={"trusted_network": True, "allowed_hosts": allowed})
+    with TestClient(make_app(told), LOCAL) as api:
+        assert api.get("/healthz", headers={"host": host}).status_code == status
+
+
 def test_a_body_larger_than_any_request_is_not_read(api: TestClient) -> None:
     chunks = iter([b" " * 2_000_000])
     for content, status in ((b" " * 2_000_000, 413), (chunks, 411)):
