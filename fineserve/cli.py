@@ -203,6 +203,7 @@ def _profile(runtime: "Runtime", family: str) -> None:
             bar.update(share - bar.n)
 
         profile = refresh_profile(runtime, family, on_progress)
+    runtime.repository.forget_step_costs(runtime.device_class, family)
     typer.echo(f"{family} on {profile.device_class}, torch {profile.torch_version}: stored")
 
 

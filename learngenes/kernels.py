@@ -35,6 +35,10 @@ class Kernels:
             lanes,
         )
 
+    @property
+    def are_compiled(self) -> bool:
+        return self.embed is not mixed.embed
+
     def warm_up(self, shared: SharedWeights) -> None:
         """Compile whatever a batch of this family and dtype can call.
 

@@ -487,6 +487,17 @@ class Repository:
 
         self._redis.transaction(cast(Any, transaction), key)
 
+    def step_costs(self, device_class: str, family: str, compute: str) -> str | None:
+        """What the engine measured of a family in one dtype on a class of device, as JSON."""
+        key = _step_costs_key(device_class, family)
+        return cast(str | None, self._redis.hget(key, compute))
+
+    def keep_step_costs(self, device_class: str, family: str, compute: str, content: str) -> None:
+        self._redis.hset(_step_costs_key(device_class, family), compute, content)
+
+    def forget_step_costs(self, device_class: str, family: str) -> None:
+        self._redis.delete(_step_costs_key(device_class, family))
+
     def failures(self) -> list[Failure]:
         """The last ones, newest first."""
         raws = cast(list[str], self._redis.lrange(FAILURES, 0, -1))
@@ -590,6 +601,10 @@ def _of(index: str, owner: str) -> str:
 
 def _profile_key(device_class: str, family: str) -> str:
     return f"{PREFIX}:profile:{device_class}:{family}"
+
+
+def _step_costs_key(device_class: str, family: str) -> str:
+    return f"{PREFIX}:step-costs:{device_class}:{family}"
 
 
 def _digest(body: str) -> str:

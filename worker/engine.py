@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import structlog
 import torch
@@ -56,10 +56,13 @@ class Engine:
         max_rows: int = 64,
         latency_target_ratio: float = 2.0,
         compile_kernels: bool = True,
+        measure_steps: Callable[[SharedWeights, Kernels, int], StepCosts] = measure_step_costs,
     ) -> None:
+        """`measure_steps`: of a family in one dtype, with at most so many rows."""
         self._families = list(families)
         self._device = self._families[0].stem.positions.device
         self._max_rows = max_rows
+        self._measure_steps = measure_steps
         self._kernels = (
             Kernels.compiled(self._device)
             if compile_kernels
@@ -170,7 +173,7 @@ class Engine:
                 started = time.monotonic()
                 self._compile(shared)
                 compiled = time.monotonic()
-                costs = measure_step_costs(shared, self._kernels, self._max_rows)
+                costs = self._measure_steps(shared, self._kernels, self._max_rows)
                 self.costs[key] = costs
                 log.info(
                     "engine warmed up",

@@ -5,6 +5,7 @@ Many of these tasks wait in one process; the engine steps what they asked for to
 
 import base64
 import contextlib
+import functools
 import gc
 import io
 import json
@@ -24,6 +25,7 @@ from registry.store import generation_name, image_file
 from worker.build import load_own
 from worker.engine import Engine
 from worker.runtime import PROGRESS_SECONDS, Reporter, Runtime
+from worker.step_costs import step_costs
 from worker.tickets import EngineStopped, Pixels, Request, Ticket
 
 log = structlog.get_logger()
@@ -49,6 +51,7 @@ class Sampler:
             max_rows=settings.max_batch_rows,
             latency_target_ratio=settings.latency_target_ratio,
             compile_kernels=settings.compile,
+            measure_steps=functools.partial(step_costs, runtime),
         )
         sys.setswitchinterval(SWITCH_SECONDS)
         self.engine.start()

@@ -93,10 +93,13 @@ def deployed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def test_profile_measures_this_device_and_keeps_the_result(deployed: Settings) -> None:
+    runtime = Runtime.start(deployed)
+    steps = runtime.device_class, "tiny", "torch.float32"
+    runtime.repository.keep_step_costs(*steps, "{}")
     result = CliRunner().invoke(cli, ["profile"])
     assert result.exit_code == 0, result.output
     assert "tiny on " in result.output
-    runtime = Runtime.start(deployed)
+    assert runtime.repository.step_costs(*steps) is None
     profile = stored_profile(runtime, "tiny")
     assert profile is not None
     assert profile.process_base_bytes == 10**8

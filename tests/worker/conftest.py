@@ -84,9 +84,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 @pytest.fixture
-def engine(family: Family, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("worker.engine.measure_step_costs", made_up_costs)
-    engine = Engine([family], AMPLE, compile_kernels=False)
+def engine(family: Family, gate: Gate) -> Iterator[Engine]:
+    engine = Engine([family], AMPLE, compile_kernels=False, measure_steps=made_up_costs)
     engine.start()
     yield engine
     gate.open()

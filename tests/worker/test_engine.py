@@ -105,12 +105,9 @@ def test_more_images_than_fit_in_a_batch_come_whole_and_in_order(
     assert same(images, [image for (image,) in single])
 
 
-def test_one_image_may_be_larger_than_a_batch(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_image_may_be_larger_than_a_batch(family: Family) -> None:
     costs = StepCosts((1,), (0.001,), 1, 1, {48: 2.0})
-    monkeypatch.setattr("worker.engine.measure_step_costs", lambda *_: costs)
-    engine = Engine([family], AMPLE, compile_kernels=False)
+    engine = Engine([family], AMPLE, compile_kernels=False, measure_steps=lambda *_: costs)
     engine.start()
     assert len(alone(engine, ask(family, images=3))) == 3
     engine.stop()
@@ -331,13 +328,11 @@ def test_of_one_owner_the_request_that_is_due_first_is_first(
 def test_a_full_batch_is_late_for_nobody_but_those_with_a_target(
     family: Family,
     gate: Gate,
-    monkeypatch: pytest.MonkeyPatch,
     target_seconds: float | None,
     images: int,
 ) -> None:
     costs = StepCosts((4, 16), (1.0, 20.0), 16, 1, {48: 2.0})  # three steps of 8 rows: 22 s
-    monkeypatch.setattr("worker.engine.measure_step_costs", lambda *_: costs)
-    engine = Engine([family], AMPLE, compile_kernels=False)
+    engine = Engine([family], AMPLE, compile_kernels=False, measure_steps=lambda *_: costs)
     engine.start()
     gate.close()
     requests = [ask(family, Model(seed), target_seconds=target_seconds) for seed in range(4)]

@@ -259,14 +259,11 @@ def test_a_request_of_too_many_steps_fails_alone(
 # Turns
 
 
-def test_an_engine_that_cannot_begin_says_so(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_cannot_begin_says_so(family: Family) -> None:
     def broken(*_: object) -> StepCosts:
         raise Lost
 
-    monkeypatch.setattr("worker.engine.measure_step_costs", broken)
-    engine = Engine([family], AMPLE, compile_kernels=False)
+    engine = Engine([family], AMPLE, compile_kernels=False, measure_steps=broken)
     with pytest.raises(EngineStopped, match="did not start"):
         engine.start()
     with pytest.raises(EngineStopped):
@@ -281,8 +278,7 @@ def test_without_a_compiler_it_runs_uncompiled(
             raise Lost("no C++ compiler")
 
     monkeypatch.setattr(Kernels, "compiled", lambda device: Uncompilable())
-    monkeypatch.setattr("worker.engine.measure_step_costs", made_up_costs)
-    engine = Engine([family], AMPLE)
+    engine = Engine([family], AMPLE, measure_steps=made_up_costs)
     engine.start()
     assert len(alone(engine, ask(family))) == 2
     engine.stop()
