@@ -99,8 +99,9 @@ def main() -> None:
         images, options.batch_size, shuffle=True, drop_last=True, collate_fn=collate
     )
     optimizer = torch.optim.AdamW(network.parameters(), options.learning_rate, weight_decay=0.0)
+    # not prepared: accelerate would take a step of it for every process
     schedule = get_cosine_schedule_with_warmup(optimizer, options.steps // 20, options.steps)
-    network, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
+    network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     average = EMAModel(network.parameters(), decay=0.995, use_ema_warmup=True)
     average.to(accelerator.device)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))

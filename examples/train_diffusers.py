@@ -9,13 +9,14 @@ or from scratch, which makes a teacher for `fineserve condense`:
     accelerate launch --mixed_precision bf16 examples/train_diffusers.py DATASET OUT --depth 12
 
 DATASET is a directory of class folders of images, or one of `datasets.save_to_disk` with the
-columns `image` and `label`.
+columns `image` and `label`. Images are scaled to the model's size.
 """
 
 import argparse
 import copy
+import dataclasses
 import itertools
-import shutil
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,12 +26,21 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+)
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+LABELS = "id2label.json"
+"""The names of classes, by their numbers."""
+INDEX = "model_index.json"
 NOISE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 
 
@@ -76,18 +86,43 @@ def load(path: Path) -> datasets.Dataset:
     return datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
 
 
-def collate(rows: list[dict[str, object]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, C, H, W) in [-1, 1], and (N,)."""
-    pictures = [np.atleast_3d(np.asarray(row["image"])) for row in rows]
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return images, torch.tensor([row["label"] for row in rows])
+def classes(images: datasets.Dataset, model: Path | None) -> tuple[list[int], list[str]]:
+    """The number in the network of each class of the data set, and the names by number.
+
+    Classes that the model knows keep their numbers; where some are new, all are counted anew.
+    """
+    names = images.features["label"].names
+    known = json.loads((model / LABELS).read_text()) if model and (model / LABELS).exists() else {}
+    numbers = {name: int(number) for number, name in known.items()}
+    if all(name in numbers for name in names):
+        return [numbers[name] for name in names], sorted(numbers, key=lambda name: numbers[name])
+    return list(range(len(names))), names
 
 
-def encoder(model: Path | None, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Images to what the network sees: an export with `vae/` is of latents."""
-    if model is None or not (model / "vae").is_dir():
+@dataclasses.dataclass(frozen=True)
+class Collate:
+    """Rows of a data set to images (N, C, H, W) in [-1, 1] and classes (N,)."""
+
+    channels: int
+    side: int
+    numbers: list[int]
+
+    def __call__(self, rows: list[dict[str, object]]) -> tuple[torch.Tensor, torch.Tensor]:
+        pictures = [
+            row["image"]
+            .convert("L" if self.channels == 1 else "RGB")
+            .resize((self.side, self.side))
+            for row in rows
+        ]
+        pixels = np.stack([np.atleast_3d(np.asarray(picture)) for picture in pictures])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return images, torch.tensor([self.numbers[row["label"]] for row in rows])
+
+
+def encoder(vae: AutoencoderKL | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Images to what the network sees."""
+    if vae is None:
         return lambda images: images
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").to(device)
 
     @torch.no_grad()
     def encode(images: torch.Tensor) -> torch.Tensor:
@@ -97,18 +132,37 @@ def encoder(model: Path | None, device: torch.device) -> Callable[[torch.Tensor]
     return encode
 
 
+def loss_of(
+    network: torch.nn.Module, noise: DDPMScheduler, clean: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    drawn = torch.randn_like(clean)
+    timesteps = torch.randint(noise.config.num_train_timesteps, labels.shape).to(clean.device)
+    target = drawn
+    if noise.config.prediction_type == "v_prediction":
+        target = noise.get_velocity(clean, drawn, timesteps)
+    predicted = network(noise.add_noise(clean, drawn, timesteps), timesteps, labels).sample
+    return F.mse_loss(predicted.float(), target)
+
+
 def save(
-    network: DiTTransformer2DModel, noise: DDPMScheduler, out: Path, model: Path | None
+    network: DiTTransformer2DModel,
+    noise: DDPMScheduler,
+    vae: AutoencoderKL | None,
+    names: list[str],
+    out: Path,
 ) -> None:
     for block in network.transformer_blocks:  # a copy in each, as diffusers keeps them
         block.norm1.emb = copy.deepcopy(block.norm1.emb)
-    network.save_pretrained(out / "transformer")
-    DDIMScheduler.from_config(noise.config, timestep_spacing="trailing").save_pretrained(
-        out / "scheduler"
-    )
-    if model and (model / "vae").is_dir():  # `DiTPipeline` loads it, too
-        shutil.copytree(model / "vae", out / "vae", dirs_exist_ok=True)
-        shutil.copy(model / "model_index.json", out)
+    scheduler = DDIMScheduler.from_config(noise.config, timestep_spacing="trailing")
+    labels = dict(enumerate(names))
+    if vae is None:
+        network.save_pretrained(out / "transformer")
+        scheduler.save_pretrained(out / "scheduler")
+    else:
+        DiTPipeline(network, vae, scheduler).save_pretrained(out)
+        index = json.loads((out / INDEX).read_text())
+        (out / INDEX).write_text(json.dumps(index | {"id2label": labels}))
+    (out / LABELS).write_text(json.dumps(labels))
 
 
 def main() -> None:
@@ -121,37 +175,39 @@ def main() -> None:
         noise = DDPMScheduler.from_pretrained(options.model, subfolder="scheduler")
     else:
         network, noise = new_network(images, options), DDPMScheduler(**NOISE)
+    vae = None
+    if options.model and (options.model / "vae").is_dir():  # a model of latents
+        vae = AutoencoderKL.from_pretrained(options.model, subfolder="vae").to(accelerator.device)
+    scale = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+    numbers, names = classes(images, options.model)
     blocks = network.transformer_blocks
     for block in blocks:  # one embedder for all blocks, as DiT has it
         block.norm1.emb = blocks[0].norm1.emb
     network.eval()  # else diffusers' blocks drop labels, too, and each block others
-    encode = encoder(options.model, accelerator.device)
+    encode = encoder(vae)
 
     null_class = network.config.num_embeds_ada_norm
+    if len(names) > null_class:
+        raise SystemExit(f"{len(names)} classes are more than the model's {null_class}")
     if len(images) < options.batch_size:
         raise SystemExit(f"{len(images)} images are less than one batch: lower --batch-size")
+    channels = (network if vae is None else vae).config.in_channels
+    collate = Collate(channels, network.config.sample_size * scale, numbers)
     loader = DataLoader(
         images, options.batch_size, shuffle=True, drop_last=True, collate_fn=collate
     )
     optimizer = torch.optim.AdamW(network.parameters(), options.learning_rate, weight_decay=0.0)
+    # not prepared: accelerate would take a step of it for every process
     schedule = get_cosine_schedule_with_warmup(optimizer, options.steps // 20, options.steps)
-    network, optimizer, loader, schedule = accelerator.prepare(network, optimizer, loader, schedule)
+    network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     average = EMAModel(network.parameters(), decay=options.ema_decay, use_ema_warmup=True)
     average.to(accelerator.device)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     progress = tqdm(range(options.steps), disable=not accelerator.is_main_process)
     for _, (pictures, labels) in zip(progress, batches, strict=False):
         clean = encode(pictures)
-        drawn = torch.randn_like(clean)
-        timesteps = torch.randint(noise.config.num_train_timesteps, labels.shape).to(clean.device)
         dropped = torch.rand(labels.shape, device=labels.device) < options.null_probability
-        given = labels.masked_fill(dropped, null_class)
-        target = drawn
-        if noise.config.prediction_type == "v_prediction":
-            target = noise.get_velocity(clean, drawn, timesteps)
-        noisy = noise.add_noise(clean, drawn, timesteps)
-        predicted = network(noisy, timesteps, given).sample
-        loss = F.mse_loss(predicted.float(), target)
+        loss = loss_of(network, noise, clean, labels.masked_fill(dropped, null_class))
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -163,7 +219,7 @@ def main() -> None:
     if accelerator.is_main_process:
         network = accelerator.unwrap_model(network)
         average.copy_to(network.parameters())
-        save(network, noise, options.out, options.model)
+        save(network, noise, vae, names, options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`fineserve`: every command; what needs torch is imported when it is asked for."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -285,6 +286,7 @@ def pretrain(
     start: Annotated[Path | None, typer.Option(help="a family to go on with")] = None,
 ) -> None:
     """Phase 1: train a family's learngenes. `accelerate launch -m fineserve` uses several GPUs."""
+    from learngenes.config import ConfigError
     from learngenes.data import DataError
     from learngenes.family import FamilyError
     from learngenes.latents import AutoencoderError
@@ -293,7 +295,7 @@ def pretrain(
 
     try:
         pretrain_family(config, work, family, start)
-    except (AutoencoderError, DataError, FamilyError, TrainingError) as error:
+    except (AutoencoderError, ConfigError, DataError, FamilyError, TrainingError) as error:
         _fail(error)
 
 
@@ -305,8 +307,15 @@ def condense(
     family: Annotated[Path, typer.Option(help="where the family is written")],
 ) -> None:
     """A family from a DiT of diffusers: factors fitted to its weights, then distillation."""
+    if importlib.util.find_spec("tensorly") is None:
+        _fail(
+            EmbeddedError(
+                "TensorLy is missing: `pip install --constraint requirements.lock '.[condense]'`"
+            )
+        )
     from learngenes.condense import REPORT
     from learngenes.condense import condense as make
+    from learngenes.config import ConfigError
     from learngenes.data import DataError
     from learngenes.family import FamilyError
     from learngenes.latents import AutoencoderError
@@ -315,7 +324,14 @@ def condense(
 
     try:
         make(teacher, config, work, family)
-    except (AutoencoderError, DataError, FamilyError, TeacherError, TrainingError) as error:
+    except (
+        AutoencoderError,
+        ConfigError,
+        DataError,
+        FamilyError,
+        TeacherError,
+        TrainingError,
+    ) as error:
         _fail(error)
     typer.echo((family / REPORT).read_text())
 

@@ -11,6 +11,7 @@ from typing import IO
 @contextmanager
 def packed(images: Path) -> Iterator[IO[bytes]]:
     """An archive as it is; of a directory a tar of all files, of a dataset's splits `train`."""
+    images = images.resolve()  # `.` has no name, and `..` none that a path in an archive may have
     if not images.is_dir():
         with images.open("rb") as archive:
             yield archive

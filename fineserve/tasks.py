@@ -1,6 +1,7 @@
 """`fineserve tasks …`: images of your own, that models can be retrained on."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ def create(
 ) -> None:
     """Upload images; `fineserve models create --task ID` makes a model of them."""
     with refusals(), Remote(url) as remote, packed(images) as archive:
-        chosen = name or (images.name if images.is_dir() else images.stem)
+        chosen = name or _name(images)
         _show([remote.upload("/tasks", archive, name=chosen, family=family)], as_json)
 
 
@@ -55,6 +56,12 @@ def delete(
         for task in tasks:
             remote.delete(f"/tasks/{task}")
             typer.echo(json.dumps({"deleted": task}) if as_json else f"{task} is deleted")
+
+
+def _name(images: Path) -> str:
+    """Of what lies there, as the service takes it."""
+    path = images.resolve()
+    return re.sub(r"[^\w .-]", "-", path.name if path.is_dir() else path.stem)[:64]
 
 
 def _show(tasks: list[Answer], as_json: bool) -> None:

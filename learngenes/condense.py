@@ -8,15 +8,15 @@ each, are a canonical polyadic decomposition: W[l] = sum over r of sigma[l, r] u
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import tensorly
 import torch
 from accelerate import PartialState
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from safetensors.torch import load_file, save_file
 from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from learngenes import data
-from learngenes.config import DiffusionConfig, Frozen, Kind, NetworkConfig, SizeSpace
+from learngenes.config import Configuration, DiffusionConfig, Kind, NetworkConfig, SizeSpace
 from learngenes.dense import DenseDiT
 from learngenes.device import default_device
 from learngenes.factors import Learngenes, Scales
@@ -43,7 +43,7 @@ Components = tuple[Tensor | None, Sequence[Tensor]]
 """TensorLy's weights, and its factors: Sigma, U and V."""
 
 
-class CondensationConfig(Frozen):
+class CondensationConfig(Configuration):
     """A CONFIG.toml of `fineserve condense`: the network is its teacher's."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -57,9 +57,10 @@ class CondensationConfig(Frozen):
     """Of the distillation; its images are those of `data`."""
     fit_iterations: PositiveInt = 100
 
-    @classmethod
-    def read(cls, path: Path) -> "CondensationConfig":
-        return cls.model_validate(tomllib.loads(path.read_text()))
+    @model_validator(mode="after")
+    def _ranks_are_there(self) -> Self:
+        self.sizes.require_rank(self.rank)
+        return self
 
     def pretraining(self, teacher: Teacher) -> PretrainingConfig:
         """Raises TeacherError when nothing says how the teacher was noised."""
@@ -216,12 +217,13 @@ def fit_all(
 def condense(source: str, config_file: Path, work: Path, directory: Path) -> Family:
     """Fit, distil (or go on with either in `work`) and write the family to `directory`.
 
-    Raises TeacherError and DataError.
+    Raises ConfigError, TeacherError, DataError and TrainingError.
     """
     config = CondensationConfig.read(config_file)
     teacher = read_teacher(source)
     side, chosen = teacher.image_size, config.data
     images = data.load(chosen.path, "train", chosen.class_names, side)
+    data.load(chosen.path, "test", chosen.class_names, side)  # there is one, or no fit is begun
     if images.images.shape[1] != teacher.network.config.image_channels:
         raise data.DataError(
             f"{chosen.path} has images of {images.images.shape[1]} channels, the teacher's have "
@@ -283,6 +285,6 @@ def write_fitted(
         genes,
         teacher.network.stem,
         scales,
-        limited if teacher.encoder is None else teacher.encoder.encoded(limited),
+        limited if teacher.encoder is None else teacher.encoder.encoded(limited, default_device()),
         teacher.encoder,
     )

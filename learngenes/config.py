@@ -1,9 +1,19 @@
 """What a family is made of, as validated data: shapes, diffusion process, sizes. No torch here."""
 
+import tomllib
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 TIME_FREQUENCIES = 256
 """Sines and cosines that a timestep is embedded with."""
@@ -37,6 +47,28 @@ class Frozen(BaseModel):
     """Immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file and the fields."""
+
+
+class Configuration(Frozen):
+    """What somebody writes as a TOML file."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises ConfigError."""
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text()))
+        except ValidationError as error:
+            wrong = (
+                f"{'.'.join(map(str, problem['loc'])) or 'it'}: {problem['msg']}"
+                for problem in error.errors()
+            )
+            raise ConfigError(f"{path} cannot be used: {'; '.join(wrong)}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
 class AutoencoderConfig(Frozen):
@@ -124,6 +156,11 @@ class SizeSpace(Frozen):
             if not values or list(values) != sorted(set(values)):
                 raise ValueError(f"{name} must be given, ascending and without repeats")
         return self
+
+    def require_rank(self, rank: int) -> None:
+        """Raises ValueError when a prefix is longer than what it is one of."""
+        if self.ranks[-1] > rank:
+            raise ValueError(f"sizes.ranks go up to {self.ranks[-1]}, the network's rank is {rank}")
 
 
 class Mode(StrEnum):

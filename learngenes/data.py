@@ -2,7 +2,7 @@
 
 import gzip
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from learngenes.pictures import as_shown
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -111,14 +113,17 @@ def _load_folder(path: Path, sample_size: int) -> LabelledImages:
     ]
     if not files:
         raise DataError(f"{path} has no images in class folders ({', '.join(IMAGE_SUFFIXES)})")
-    pictures: list[Image.Image] = []
-    for file, _ in files:
-        try:
-            with Image.open(file) as picture:
-                pictures.append(picture.copy())
-        except OSError as error:
-            raise DataError(f"{file} is not a readable image: {error}") from error
-    return _stack(pictures, [label for _, label in files], class_names, sample_size)
+
+    def pictures() -> Iterator[Image.Image]:
+        for file, _ in files:
+            try:
+                with Image.open(file) as picture:
+                    picture.load()
+                    yield picture
+            except OSError as error:
+                raise DataError(f"{file} is not a readable image: {error}") from error
+
+    return _stack(pictures(), [label for _, label in files], class_names, sample_size)
 
 
 def _load_hugging_face(path: Path, split: str, sample_size: int) -> LabelledImages:
@@ -148,18 +153,22 @@ def _load_hugging_face(path: Path, split: str, sample_size: int) -> LabelledImag
 
 
 def _stack(
-    pictures: Sequence[Image.Image],
+    pictures: Iterable[Image.Image],
     labels: Sequence[int],
     class_names: Sequence[str],
     sample_size: int,
 ) -> LabelledImages:
     """Grey pictures give one channel, anything else RGB."""
-    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
-    arrays = [
-        np.asarray(picture.convert(mode).resize((sample_size, sample_size)), np.uint8)
-        for picture in pictures
-    ]
+    small = [_small(picture, sample_size) for picture in pictures]
+    mode = "L" if all(picture.mode == "L" for picture in small) else "RGB"
+    arrays = [np.asarray(picture.convert(mode), np.uint8) for picture in small]
     images = torch.from_numpy(np.stack(arrays).reshape(len(arrays), sample_size, sample_size, -1))
     return LabelledImages(
         images.permute(0, 3, 1, 2).contiguous(), torch.tensor(list(labels)), tuple(class_names)
     )
+
+
+def _small(picture: Image.Image, sample_size: int) -> Image.Image:
+    """Scaled, in L or RGB."""
+    shown = as_shown(picture)
+    return shown.convert("L" if shown.mode == "L" else "RGB").resize((sample_size, sample_size))

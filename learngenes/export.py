@@ -1,7 +1,7 @@
 """A model for plain diffusers: its `DiTTransformer2DModel`, weights written out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import diffusers
@@ -16,6 +16,7 @@ from learngenes.factors import Own
 from learngenes.family import Family
 from learngenes.latents import joined
 
+LABELS = "id2label.json"
 PIPELINE_NULL_CLASS = 1000
 """`DiTPipeline` guides away from this class, whatever number of classes the network has."""
 
@@ -23,11 +24,15 @@ PIPELINE_NULL_CLASS = 1000
 def export_model(
     family: Family, own: Own, directory: Path, class_names: Sequence[str] = ()
 ) -> None:
-    """Write `transformer/` (float32) and `scheduler/` (DDIM), as `DiTPipeline` samples from them.
+    """Write `transformer/` (float32) and `scheduler/` (DDIM), as `DiTPipeline` samples from them,
+    and `id2label.json`: the names of the classes, by default the family's.
 
-    Of a family of latents the whole pipeline, with `vae/` and its classes' names, by default the
-    family's. Raises ValueError when the family has more than 1,000 classes.
+    Of a family of latents the whole pipeline. Raises ValueError when the family has more than 1,000
+    classes.
     """
+    labels = {
+        str(number): name for number, name in enumerate(class_names or family.manifest.class_names)
+    }
     model = family.assemble(own, Mode.MATERIALISED)
     config = diffusers_config(model.config, len(model.layers))
     config["num_embeds_ada_norm"] = PIPELINE_NULL_CLASS
@@ -38,23 +43,23 @@ def export_model(
             state[name] = _pipeline_classes(tensor)
     network.load_state_dict(state)
     network.save_pretrained(directory / "transformer")
+    (directory / LABELS).write_text(json.dumps(labels, indent=2) + "\n")
     if family.encoder is not None:
-        _save_pipeline(family, class_names, directory)
+        _save_pipeline(family, labels, directory)
     # the number of steps is the request's, and is not part of a saved scheduler
     sampler(family.manifest.diffusion, "ddim", 1).save_pretrained(directory / "scheduler")
 
 
-def _save_pipeline(family: Family, class_names: Sequence[str], directory: Path) -> None:
+def _save_pipeline(family: Family, labels: Mapping[str, str], directory: Path) -> None:
     """`vae/`, and `model_index.json` with the names of classes."""
     assert family.encoder is not None
     assert family.stem.decoder is not None
     whole = joined(family.manifest.network, family.encoder, family.stem.decoder)
     whole.save_pretrained(directory / "vae")
-    names = class_names or family.manifest.class_names
     index = {
         "_class_name": "DiTPipeline",
         "_diffusers_version": diffusers.__version__,
-        "id2label": {str(number): name for number, name in enumerate(names)},
+        "id2label": labels,
         "scheduler": ["diffusers", "DDIMScheduler"],
         "transformer": ["diffusers", "DiTTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],

@@ -22,6 +22,7 @@ from learngenes.sizing.quality import QualityTable
 SCHEMA_VERSION = 1
 MANIFEST = "family.json"
 QUALITY = "quality.json"
+PREVIEWS_FILE = "previews.png"
 ENCODER = "encoder"
 TENSOR_FILES = ("learngenes", "stem", "scales", "limited_data")
 FINGERPRINTED = ("learngenes.safetensors", "stem.safetensors")
@@ -124,9 +125,12 @@ def save_family(
 ) -> FamilyManifest:
     """Write a family. `manifest` holds FamilyManifest's fields but the version and the hashes.
 
-    Files already in `directory` (configuration, training log, sample grid) are hashed too.
+    Files already in `directory` (configuration, training log, sample grid) are hashed too; what was
+    measured or sampled of a family that was there before is removed.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for stale in (QUALITY, PREVIEWS_FILE):
+        (directory / stale).unlink(missing_ok=True)
     tensors: dict[str, dict[str, Tensor]] = {
         "learngenes": genes.state_dict(),
         "stem": stem.state_dict(),

@@ -14,23 +14,30 @@ import functools
 import json
 import math
 import shutil
-import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import structlog
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from learngenes import checkpoint, data
-from learngenes.config import DiffusionConfig, Frozen, NetworkConfig, Size, SizeSpace
+from learngenes.config import (
+    Configuration,
+    DiffusionConfig,
+    Frozen,
+    NetworkConfig,
+    Size,
+    SizeSpace,
+)
 from learngenes.device import default_device, native_bfloat16
 from learngenes.diffusion import (
     Predict,
@@ -50,6 +57,7 @@ log = structlog.get_logger()
 
 LOG = "log.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
+CONFIG = "config.json"
 
 
 class DataConfig(Frozen):
@@ -86,7 +94,7 @@ class TrainingError(Exception):
     """It cannot go on; the message says what to change."""
 
 
-class PretrainingConfig(Frozen):
+class PretrainingConfig(Configuration):
     """A CONFIG.toml of `fineserve pretrain`."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -98,9 +106,10 @@ class PretrainingConfig(Frozen):
     sizes: SizeSpace
     training: TrainingConfig
 
-    @classmethod
-    def read(cls, path: Path) -> "PretrainingConfig":
-        return cls.model_validate(tomllib.loads(path.read_text()))
+    @model_validator(mode="after")
+    def _ranks_are_there(self) -> Self:
+        self.sizes.require_rank(self.network.rank)
+        return self
 
 
 class FactorisedDiT(nn.Module):
@@ -252,7 +261,7 @@ class Pretraining:
             if not math.isfinite(losses[-1]):
                 raise TrainingError(
                     f"the loss of step {self.step} is {losses[-1]}: lower the learning rates in "
-                    f"the configuration, and start again without {self.directory}"
+                    f"the configuration, and remove {CHECKPOINT} and {LOG} in {self.directory}"
                 )
             self.step += 1
             progress.update()
@@ -352,7 +361,26 @@ class Pretraining:
             figures = {"step": self.step, **before}
             checkpoint.write(file, figures, self.model, self.optimizer, self.ema.module)
 
+    def _require_same_configuration(self) -> None:
+        """As what is resumed was begun with, which is written down. Raises TrainingError."""
+        here = self.config.model_copy(update={"network": _shape(self.config.network)})
+        ours = here.model_dump(mode="json")
+        for name in ("log_every_steps", "checkpoint_every_steps"):  # of no consequence
+            del ours["training"][name]
+        file = self.directory / CONFIG
+        if (self.directory / CHECKPOINT).exists() and file.exists():
+            changed = sorted(_differing(json.loads(file.read_text()), ours))
+            if changed:
+                raise TrainingError(
+                    f"{self.directory} holds a training with another configuration (of "
+                    f"{', '.join(changed)}): choose another directory to work in, or remove "
+                    f"{CHECKPOINT} and {LOG} there"
+                )
+        if self.accelerator.is_main_process:
+            file.write_text(json.dumps(ours))
+
     def _resume(self) -> None:
+        self._require_same_configuration()
         figures = checkpoint.read(
             self.directory / CHECKPOINT, self.model, self.optimizer, self.ema.module
         )
@@ -381,6 +409,16 @@ class Pretraining:
             model.scales.load_state_dict(interpolated(family.scales, size).state_dict())
         if self.accelerator.is_main_process:
             shutil.copyfile(start / LOG, self.directory / LOG)
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], at: str = "") -> Iterator[str]:
+    """Where they are not the same, as section.name."""
+    for name in one.keys() | other.keys():
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differing(a, b, f"{at}{name}.")
+        elif a != b:
+            yield f"{at}{name}"
 
 
 def _shape(network: NetworkConfig) -> NetworkConfig:

@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 
 from learngenes.config import Mode, Size
-from learngenes.family import Family
+from learngenes.family import PREVIEWS_FILE, Family
 from learngenes.sampling import sample
 from learngenes.sigma import interpolated
 
-PREVIEWS_FILE = "previews.png"
+ROWS = 32
+"""Images at a time."""
 
 
 def write_previews(
@@ -28,8 +29,12 @@ def write_previews(
     rows = []
     for done, size in enumerate(sizes, start=1):
         model = family.assemble(interpolated(family.scales, size), Mode.MATERIALISED)
-        images = sample(model, family.manifest.diffusion, labels, seeds=labels)
-        rows.append(torch.cat([*images], dim=2))
+        images = [
+            image
+            for some in (labels[i : i + ROWS] for i in range(0, len(labels), ROWS))
+            for image in sample(model, family.manifest.diffusion, some, seeds=some)
+        ]
+        rows.append(torch.cat(images, dim=2))
         if on_size is not None:
             on_size(done, len(sizes))
     sheet = torch.cat(rows, dim=1).permute(1, 2, 0).squeeze(-1)

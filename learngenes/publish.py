@@ -13,6 +13,8 @@ from learngenes.pretrain import LOG, FactorisedDiT, Pretraining, PretrainingConf
 from learngenes.sampling import sample
 from learngenes.sigma import interpolated
 
+GRID_CLASSES = 10
+
 
 def pretrain_family(
     config_file: Path, work: Path, directory: Path, start: Path | None = None
@@ -69,7 +71,7 @@ def sample_grid(
     depths: tuple[int, ...],
     ranks: tuple[int, ...],
 ) -> Image.Image:
-    """Two images per class in a row; one row for each of some sizes, unretrained, same seeds."""
+    """Two images of each of the first classes in a row, for each of some sizes, unretrained."""
     config = network.stem.config
     middle = Size(depth=depths[len(depths) // 2], rank=ranks[len(ranks) // 2])
     sizes = [
@@ -78,7 +80,7 @@ def sample_grid(
         middle,
         Size(depth=depths[0], rank=ranks[0]),
     ]
-    labels = list(range(config.num_classes)) * 2
+    labels = list(range(min(config.num_classes, GRID_CLASSES))) * 2
     rows = []
     for size in sizes:
         model = DiT(

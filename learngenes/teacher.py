@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 SCHEDULER = "scheduler/scheduler_config.json"
 PIPELINE_FILES = ("model_index.json", "scheduler/*", "transformer/*", "vae/*")
+TRANSFORMER_FILES = ("config.json", "diffusion_pytorch_model*")
 REQUIRED = {
     "norm_type": "ada_norm_zero",
     "activation_fn": "gelu-approximate",
@@ -86,7 +87,9 @@ def read_teacher(source: str) -> Teacher:
     path = Path(source)
     try:
         if not path.exists():
-            path = Path(snapshot_download(source, allow_patterns=[*PIPELINE_FILES]))
+            path = Path(
+                snapshot_download(source, allow_patterns=[*PIPELINE_FILES, *TRANSFORMER_FILES])
+            )
         subfolder = None if (path / "config.json").exists() else "transformer"
         network = DiTTransformer2DModel.from_pretrained(path, subfolder=subfolder)
         ours = from_diffusers(network)

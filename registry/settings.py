@@ -56,6 +56,8 @@ class Settings(BaseSettings):
     """Of an archive of images, of 10^6 bytes; and so many when it is unpacked:"""
     max_unpacked_mb: PositiveFloat = 1024.0
     max_task_images: PositiveInt = 20_000
+    max_task_mb: PositiveFloat = 100.0
+    """Of a task's images, scaled to the family's size."""
     max_task_classes: PositiveInt = 1000
     max_tasks: PositiveInt = 50
     """Of one owner."""

@@ -22,13 +22,13 @@ from redis import RedisError
 
 from registry.errors import IllegalTransition
 from registry.events import follow, stream_key
-from registry.queue import SAMPLE_QUEUE, SAMPLE_TASK
-from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
+from registry.queue import SAMPLE_TASK
+from registry.records import GenerationRecord, GenerationStatus, now
 from registry.store import generation_name, image_file
 from service.access import Caller, GenerationDep, Sampler
 from service.deps import IdempotencyKey, LastEventId, State, StateDep
-from service.models import require_servable
-from service.problems import Problem, no_family, unavailable
+from service.models import require_servable, require_worker
+from service.problems import Problem, no_family
 from service.schemas import (
     MAX_SEED,
     GenerateRequest,
@@ -131,7 +131,7 @@ def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> G
     family = state.repository.family(model.family)
     if family is None:
         raise no_family(model.family)
-    _require_worker(state, model)
+    require_worker(state, model)
     labels = resolve_classes(request.class_labels, model.class_names or family.class_names)
     n = request.n or len(labels)
     check_limits(state.settings, n, request.num_inference_steps)
@@ -153,20 +153,6 @@ def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> G
         deadline=request.deadline_seconds and now() + timedelta(seconds=request.deadline_seconds),
         owner=caller.owner,
     )
-
-
-def _require_worker(state: State, model: ModelRecord) -> None:
-    """Raises Problem when all workers that sample are of another class of device.
-
-    Where there is none at all one may be starting, and what is accepted waits for it.
-    """
-    classes = {w.device_class for w in state.repository.workers() if w.queue == SAMPLE_QUEUE}
-    if classes and model.device_class not in classes:
-        raise unavailable(
-            f"model {model.id} was made for {model.device_class}, and workers sample on "
-            f"{', '.join(sorted(classes))} only: start one there, or make the model again here",
-            "no-worker",
-        )
 
 
 def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) -> list[int]:

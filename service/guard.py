@@ -42,7 +42,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = _foreign_host(scope) or _unfit_body(scope)
+        refusal = _foreign_host(scope) or _foreign_page(scope) or _unfit_body(scope)
         app = refusal.response() if refusal else self._app
         answer: dict[str, Any] = {}
 
@@ -79,12 +79,10 @@ class Guard:
 def _foreign_host(scope: Scope) -> Problem | None:
     """Where nobody has to show a key, whoever reaches this host is trusted: under its own names,
     and not under one that another site has pointed at it (DNS rebinding)."""
-    state = scope["app"].state.fineserve
-    settings = state.settings
     host = Headers(scope=scope).get("host", "")
-    name = host.rpartition(":")[0] if PORT.search(host) else host
+    settings = scope["app"].state.fineserve.settings
     own = {"", *LOOPBACK, settings.host, *settings.allowed_host_names}
-    if state.keys.required or own & {name, "*"}:
+    if _asks_for_keys(scope) or own & {_name(host), "*"}:
         return None
     return Problem(
         421,
@@ -93,6 +91,35 @@ def _foreign_host(scope: Scope) -> Problem | None:
         "call it by 127.0.0.1, name the host in FINESERVE_ALLOWED_HOSTS, or make a key with "
         "`fineserve keys create`",
     )
+
+
+def _foreign_page(scope: Scope) -> Problem | None:
+    """Nor is a page trusted that another site has sent to a browser on this host: it could change
+    things, though not read the answer (cross-site request forgery)."""
+    headers = Headers(scope=scope)
+    origin = headers.get("origin", "")
+    if not origin or scope["method"] in UNCHANGING or _asks_for_keys(scope):
+        return None
+    netloc = origin.partition("://")[2]
+    allowed = scope["app"].state.fineserve.settings.allowed_host_names
+    if netloc == headers.get("host") or {_name(netloc), "*"} & {*allowed}:
+        return None
+    return Problem(
+        403,
+        "foreign-page",
+        f"a page of {origin[:200]!r} may not change anything here while there are no API keys: "
+        "name its host in FINESERVE_ALLOWED_HOSTS, or make a key with `fineserve keys create`",
+    )
+
+
+def _asks_for_keys(scope: Scope) -> bool:
+    required: bool = scope["app"].state.fineserve.keys.required
+    return required
+
+
+def _name(host: str) -> str:
+    """Without its port."""
+    return host.rpartition(":")[0] if PORT.search(host) else host
 
 
 def _unfit_body(scope: Scope) -> Problem | None:

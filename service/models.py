@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError
 
 from registry.errors import ArtifactError
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
-from registry.queue import BUILD_TASK, EXPORT_TASK
+from registry.queue import BUILD_TASK, EXPORT_TASK, SAMPLE_QUEUE
 from registry.records import DEFAULT_TASK, ModelRecord, ModelStatus, PlanRecord, Refinement
 from registry.repository import Reason
 from registry.store import revision_name
@@ -157,7 +157,7 @@ async def export_model(
     """
     model_id = record.id
     deadline = time.monotonic() + state.settings.wait_seconds
-    asked = False
+    asked = ""
     while True:
         record = await run_in_threadpool(require_servable, state, model_id, caller)
         assert record.revision is not None
@@ -167,9 +167,9 @@ async def export_model(
             return FileResponse(path, media_type="application/x-tar", filename=f"{model_id}.tar")
         if reason := await run_in_threadpool(state.repository.failure_of, name):
             raise _export_failed(model_id, reason)
-        if not asked:
+        if asked != name:  # by now another revision may be served
             await run_in_threadpool(_ask_for_export, state, record, record.revision, form)
-            asked = True
+            asked = name
         if time.monotonic() > deadline:
             raise unavailable(
                 f"no worker has exported {model_id} yet; ask again, and see the log of the "
@@ -193,12 +193,12 @@ def _export_failed(model_id: str, reason: Reason) -> Problem:
 def _ask_for_export(state: State, record: ModelRecord, revision: int, form: ExportFormat) -> None:
     """Once, however many wait for it."""
     require_room(state)
+    require_worker(state, record)
     _require_exportable(state, record, revision)
     name = export_name(record.id, revision, form)
     if state.repository.once(name, state.settings.wait_seconds):
         try:
-            more = () if form is ExportFormat.DIFFUSERS else (form,)  # older workers know it alone
-            state.queue.enqueue(EXPORT_TASK, record.id, record.device_class, *more)
+            state.queue.enqueue(EXPORT_TASK, record.id, record.device_class, form)
         except OperationalError as error:
             raise unavailable("Redis cannot be reached; ask again shortly") from error
 
@@ -213,6 +213,20 @@ def _require_exportable(state: State, record: ModelRecord, revision: int) -> Non
         state.store.require_family(name, family.name, family.fingerprint)
     except ArtifactError as error:
         raise Problem(410, "model-gone", str(error)) from error
+
+
+def require_worker(state: State, model: ModelRecord) -> None:
+    """Raises Problem when all workers that sample are of another class of device.
+
+    Where there is none at all one may be starting, and what is accepted waits for it.
+    """
+    classes = {w.device_class for w in state.repository.workers() if w.queue == SAMPLE_QUEUE}
+    if classes and model.device_class not in classes:
+        raise unavailable(
+            f"model {model.id} was made for {model.device_class}, and workers sample on "
+            f"{', '.join(sorted(classes))} only: start one there, or make the model again here",
+            "no-worker",
+        )
 
 
 def require_servable(state: State, model_id: str, caller: Caller) -> ModelRecord:

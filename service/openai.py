@@ -82,6 +82,10 @@ class ImagesRequest(BaseModel):
     quality: Literal["auto", "standard"] | None = None
     """num_inference_steps says more."""
     stream: Literal[False] | None = None
+    user: Text | None = None
+    safety_identifier: Text | None = None
+    moderation: Literal["auto", "low"] | None = None
+    """These three change no image: there is nothing to moderate in a class."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1)] = 25
     guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] = 2.0

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import tempfile
 import threading
+from collections.abc import Iterator
 from typing import IO, Annotated
 
 import numpy as np
@@ -24,11 +25,15 @@ from service.uploads import Limits, Upload, UploadError, preview, read_upload
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
+MOST_UPLOADS = 4
+"""At a time: each is kept until it has been read, and who waits to be read holds a thread."""
 MOST_READ_AT_ONCE = 2
+BUSY_SECONDS = 10
+_uploading = threading.BoundedSemaphore(MOST_UPLOADS)
 _reading = threading.BoundedSemaphore(MOST_READ_AT_ONCE)
 _keeping = threading.Lock()
 IN_MEMORY_BYTES = 8_000_000
-"""A larger upload waits in a temporary file."""
+"""A larger upload waits in a temporary file, on the store's disk, which is watched."""
 ARCHIVES = {
     kind: {"schema": {"type": "string", "format": "binary"}}
     for kind in ("application/zip", "application/x-tar", "application/gzip")
@@ -54,26 +59,47 @@ async def create_task(
     The same images sent twice by one owner, under one name, are one task.
     """
     await run_in_threadpool(require_room, state)
-    most_bytes = int(state.settings.max_upload_mb * 1e6)
-    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
-        digest = hashlib.sha256()
-        async for chunk in connection.stream():
-            digest.update(chunk)
-            if file.tell() + len(chunk) > most_bytes:
-                raise Problem(
-                    413,
-                    "upload-too-large",
-                    f"the upload has more than {state.settings.max_upload_mb} MB; send fewer or "
-                    "smaller images: they are scaled to the family's size anyway",
-                    limit=most_bytes,
-                )
-            file.write(chunk)
-        file.seek(0)
-        task = await run_in_threadpool(
-            _store, state, caller, name, family, file, digest.hexdigest()
-        )
+    with (
+        _one_of_few(),
+        tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(state.store.root)) as file,
+    ):
+        sha256 = await _received(connection, file, state.settings.max_upload_mb)
+        task = await run_in_threadpool(_store, state, caller, name, family, file, sha256)
     response.headers["Location"] = f"/tasks/{task.id}"
     return TaskResponse.of(task)
+
+
+@contextlib.contextmanager
+def _one_of_few() -> Iterator[None]:
+    if not _uploading.acquire(blocking=False):
+        raise Problem(
+            429,
+            "too-many-uploads",
+            f"{MOST_UPLOADS} uploads are under way; send this one again when one has ended",
+            headers={"Retry-After": str(BUSY_SECONDS)},
+        )
+    try:
+        yield
+    finally:
+        _uploading.release()
+
+
+async def _received(connection: Request, file: IO[bytes], most_mb: float) -> str:
+    """The body is in `file`; its SHA-256. Raises Problem 413."""
+    digest = hashlib.sha256()
+    async for chunk in connection.stream():
+        digest.update(chunk)
+        if file.tell() + len(chunk) > most_mb * 1e6:
+            raise Problem(
+                413,
+                "upload-too-large",
+                f"the upload has more than {most_mb} MB; send fewer or smaller images: they are "
+                "scaled to the family's size anyway",
+                limit=int(most_mb * 1e6),
+            )
+        file.write(chunk)
+    file.seek(0)
+    return digest.hexdigest()
 
 
 def _store(
@@ -89,6 +115,7 @@ def _store(
         unpacked_bytes=int(settings.max_unpacked_mb * 1e6),
         images=settings.max_task_images,
         classes=settings.max_task_classes,
+        scaled_bytes=int(settings.max_task_mb * 1e6),
     )
     try:
         with _reading:
@@ -124,7 +151,7 @@ def _known(state: State, caller: Caller, task_id: str) -> Task | None:
 
 
 def _kept(state: State, upload: Upload, task: Task) -> Task:
-    images = {"images": np.ascontiguousarray(upload.images), "labels": upload.labels}
+    images = {"images": upload.images, "labels": upload.labels}
     state.tasks.put(task, {IMAGES_FILE: save(images), SHEET_FILE: preview(upload)})
     return task
 
@@ -149,5 +176,5 @@ def get_preview(task: TaskDep, state: StateDep, _: Anybody) -> Response:
 
 @router.delete("/{task_id}", status_code=204)
 def delete_task(task: TaskDep, state: StateDep, _: Deployer) -> None:
-    """Models that were made for it stay; one that is still being built fails."""
+    """Models that were made for it stay; one that has yet to read its images fails."""
     state.tasks.delete(task.id)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from learngenes.pictures import as_shown
 from service.arrow import ArrowError, labelled_images
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -45,7 +46,11 @@ class Limits:
     unpacked_bytes: int
     images: int
     classes: int
-    image_pixels: int = 64_000_000
+    scaled_bytes: int
+    """Of all images as they are kept, small; they are held in memory twice."""
+    image_pixels: int = 40_000_000
+    all_pixels: int = 10_000_000_000
+    """Of the files together: two minutes of decoding."""
     file_bytes: int = 64_000_000
 
 
@@ -63,18 +68,32 @@ def read_upload(file: IO[bytes], limits: Limits, channels: int, side: int) -> Up
 
     Of a dataset with several splits those of `train`.
     """
-    pictures: list[tuple[str, NDArray[np.uint8]]] = []
+    names: list[str] = []
+    scaled, pixels = bytearray(), 0
     for class_name, where, content in _labelled(file, limits):
-        if len(pictures) >= limits.images:
+        if len(names) >= limits.images:
             raise UploadError(f"there are more than {limits.images} images; send fewer")
         _check_file(where, len(content), limits)
-        pictures.append((class_name, _pixels(where, content, limits, channels, side)))
-    class_names = sorted({name for name, _ in pictures})
-    _check_classes(class_names, [name for name, _ in pictures], limits)
+        image, size = _scaled(where, content, limits, channels, side)
+        names.append(class_name)
+        scaled += image.tobytes()
+        pixels += size
+        if len(scaled) > limits.scaled_bytes:
+            raise UploadError(
+                f"{len(names)} images of {channels} x {side} x {side} are more than "
+                f"{limits.scaled_bytes / 1e6:.0f} MB; send fewer"
+            )
+        if pixels > limits.all_pixels:
+            raise UploadError(
+                f"the first {len(names)} images have more than {limits.all_pixels:.1e} pixels; "
+                f"scale them down to {side} x {side}, as they are kept"
+            )
+    class_names = sorted(set(names))
+    _check_classes(class_names, names, limits)
     numbers = {name: number for number, name in enumerate(class_names)}
     return Upload(
-        np.stack([pixels for _, pixels in pictures]).transpose(0, 3, 1, 2),
-        np.array([numbers[name] for name, _ in pictures], np.int64),
+        np.frombuffer(scaled, np.uint8).reshape(len(names), channels, side, side),
+        np.array([numbers[name] for name in names], np.int64),
         class_names,
     )
 
@@ -279,23 +298,24 @@ def _class(name: str) -> str:
     return name
 
 
-def _pixels(
+def _scaled(
     where: str, content: bytes, limits: Limits, channels: int, side: int
-) -> NDArray[np.uint8]:
-    """(side, side, C)."""
+) -> tuple[NDArray[np.uint8], int]:
+    """(C, side, side), and how many pixels it had."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > limits.image_pixels:
                 raise UploadError(f"{where!r} has {width} x {height} pixels; scale it down")
-            converted = picture.convert("L" if channels == 1 else "RGB").resize((side, side))
+            converted = as_shown(picture).convert("L" if channels == 1 else "RGB")
+            small = np.asarray(converted.resize((side, side)), np.uint8)
     except UploadError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they like
         raise UploadError(
             f"{where!r} is not a readable {', '.join(FORMATS)} image: {error}"
         ) from error
-    return np.asarray(converted, np.uint8).reshape(side, side, channels)
+    return small.reshape(side, side, channels).transpose(2, 0, 1), width * height
 
 
 def preview(upload: Upload, classes: int = 20, each: int = 10) -> bytes:

@@ -1,5 +1,6 @@
 """The examples run, in processes that cannot import anything of ours."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import datasets
 import pytest
 import torch
 from diffusers import DiTPipeline
+from PIL import Image
 
 from learngenes.config import Mode, NetworkConfig
 from learngenes.data import LabelledImages
@@ -83,6 +85,25 @@ def test_an_export_of_latents_is_trained_on_and_sampled_by_diffusers(
     labels = pipeline.get_label_ids(list(latent_family.manifest.class_names[:2]))
     images = pipeline(labels, num_inference_steps=2, output_type="np").images
     assert images.shape == (2, 8, 8, 3)
+
+
+def test_classes_keep_the_numbers_that_the_model_has_for_them(
+    family: Family, limited_data: LabelledImages, tmp_path: Path
+) -> None:
+    export_model(family, family.scales, tmp_path / "export")
+    names = family.manifest.class_names
+    assert [*names] != sorted(names)  # as folders are
+    for number, name in enumerate(names):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (mine,) = (limited_data.labels == number).nonzero()[:1]
+        picture = Image.fromarray(limited_data.images[mine][0].permute(1, 2, 0).numpy())
+        for i, side in enumerate((8, 11)):  # scaled to what the model sees
+            picture.resize((side, side)).save(tmp_path / "images" / name / f"{i}.png")
+    options = ("--steps", "1", "--batch-size", "4", "--model", str(tmp_path / "export"))
+    run("train_diffusers.py", str(tmp_path / "images"), str(tmp_path / "out"), *options)
+    wanted = {str(number): name for number, name in enumerate(names)}
+    for where in ("export", "out"):
+        assert json.loads((tmp_path / where / "id2label.json").read_text()) == wanted
 
 
 def test_a_teacher_is_trained_from_scratch(

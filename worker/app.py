@@ -104,7 +104,7 @@ def make_app(settings: Settings) -> Celery:
         build(workers[0].runtime, model_id)
 
     @app.task(name=EXPORT_TASK)
-    def export_task(model_id: str, form: str = ExportFormat.DIFFUSERS) -> None:
+    def export_task(model_id: str, form: str) -> None:
         export(workers[0].runtime, model_id, ExportFormat(form))
 
     @app.task(name=SAMPLE_TASK)

@@ -6,6 +6,7 @@ that is to be refined is served retrained meanwhile, and whatever becomes of the
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -92,10 +93,20 @@ class _Build:
         sampling = {"n", "num_inference_steps", "guidance_scale"}
         self.constraints = Constraints.stated(**budget.model_dump(exclude=sampling))
         self.reporter = Reporter(runtime, runtime.repository.models, record)
-        self.data, self._source = None, self.family.scales
+        self._source = self.family.scales
+        self._num_classes: int | None = None
         if record.task != DEFAULT_TASK:
-            self.data = load_task(runtime.store, self.family, record.task, self.reporter.tell)
-            self._source = self.family.for_task(self._source, len(self.data.class_names))
+            assert record.class_names is not None
+            self._num_classes = len(record.class_names)
+            self._source = self.family.for_task(self._source, self._num_classes)
+
+    @functools.cached_property
+    def data(self) -> LabelledImages | None:
+        """Of a task that is not its family's. Read when something is learned from it, and no
+        sooner: a model that is served does not end with its task."""
+        if self.record.task == DEFAULT_TASK:
+            return None
+        return load_task(self.runtime.store, self.family, self.record.task, self.reporter.tell)
 
     def run(self) -> None:
         ensure_profile(self.runtime, self.record.family)
@@ -160,7 +171,7 @@ class _Build:
 
     def _publish_unretrained(self, scales: Scales, **changes: Any) -> None:
         """Of a task that is not its family's there is nothing to show before it is retrained."""
-        if self.data is None:
+        if self._num_classes is None:
             self._store(self._unretrained_revision, scales)
             changes["revision"] = self._unretrained_revision
         self._change(**changes)
@@ -189,8 +200,7 @@ class _Build:
         return self._candidates_by(profile)
 
     def _candidates_by(self, profile: DeviceProfile) -> Candidates:
-        num_classes = None if self.data is None else len(self.data.class_names)
-        return candidates(self.family, profile, self.workload, num_classes)
+        return candidates(self.family, profile, self.workload, self._num_classes)
 
     def _replan(self) -> None:
         """The decision is this device's: its profile may have changed since the request."""

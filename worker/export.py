@@ -66,12 +66,16 @@ timesteps is the caller's:
     )  # float32 (N, C, H, W), int64 (N,), int64 (N,) -> float32 (N, C, H, W)"""
 NATIVE_USAGE = """It holds U and V of its rank, Sigma and the stem:
 
+    from pathlib import Path
+
     from learngenes.sampling import sample
     from learngenes.standalone import load_model
 
     model = load_model(Path("."))
     images = sample(model.network, model.manifest.diffusion, class_labels=[0], seeds=[0])"""
 ADAPTER_USAGE = """It holds what is its own alone, and needs its family beside it:
+
+    from pathlib import Path
 
     from learngenes.family import load_family
     from learngenes.sampling import sample

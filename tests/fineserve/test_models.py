@@ -141,6 +141,7 @@ def test_a_model_is_exported_into_a_directory(
     names = {str(p.relative_to(out / model)) for p in (out / model).rglob("*") if p.is_file()}
     assert names == {
         "README.md",
+        "id2label.json",
         "scheduler/scheduler_config.json",
         "transformer/config.json",
         "transformer/diffusion_pytorch_model.safetensors",

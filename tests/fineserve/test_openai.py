@@ -35,6 +35,9 @@ def test_the_same_images_as_from_generate(sdk: openai.OpenAI, url: str, working:
     body = {"model": model, "class_labels": ["star"], "n": 2, **FEW}
     ours = httpx.post(f"{url}/generate", json=body, trust_env=False).json()["images"]
     assert [base64.b64decode(image["b64_png"]) for image in ours] == pngs
+    nothing = {"user": "u-1", "moderation": "low"}  # what the API takes and no image depends on
+    same = sdk.images.generate(model=model, prompt="star", n=2, **nothing, extra_body=FEW)  # type: ignore[arg-type]
+    assert same.data == answer.data
     by_number = sdk.images.generate(model=model, prompt="3", n=2, extra_body=FEW)
     assert by_number.data == answer.data
 

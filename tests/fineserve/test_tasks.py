@@ -43,6 +43,19 @@ def test_a_folder_becomes_a_model_of_its_classes(url: str, folder: Path, working
     assert sampled.exit_code == 0, sampled.output
 
 
+@pytest.mark.parametrize("where", [".", "cat/.."])
+def test_a_folder_is_found_from_within(
+    url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.chdir(folder)
+    assert created(url, Path(where))["class_names"] == ["cat", "dog"]
+
+
+def test_a_folder_of_any_name_gives_one_that_a_task_may_have(url: str, folder: Path) -> None:
+    strange = folder.rename(folder.with_name("pets & more (1)" + "x" * 80))
+    assert created(url, strange)["name"] == ("pets - more -1-" + "x" * 80)[:64]
+
+
 def test_what_datasets_has_saved(url: str, tmp_path: Path) -> None:
     saved(tmp_path)
     task = created(url, tmp_path / "mine", "--name", "hugging", "--family", "tiny")

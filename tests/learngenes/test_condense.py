@@ -1,6 +1,7 @@
 """A family from a DiT that was there before."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,12 @@ def test_what_cannot_be_condensed_says_why(teacher: Path, images: Path) -> None:
     assert "under [diffusion]" in refusal(teacher, config_file(images))
     stated = config_file(images, more='[diffusion]\nprediction_type = "epsilon"')
     assert CondensationConfig.read(stated).diffusion is not None
+    low = config_file(images)
+    low.write_text(low.read_text().replace("rank = 48", "rank = 4", 1))
+    assert "sizes.ranks go up to 48, the network's rank is 4" in refusal(teacher, low)
+    assert "network: Extra inputs" in refusal(teacher, config_file(images, more="[network]"))
+    assert "is not TOML" in refusal(teacher, config_file(images, more="="))
+    shutil.rmtree(images / "test")
+    said = config_file(images, more='[diffusion]\nprediction_type = "epsilon"')
+    assert "no folder 'test'" in refusal(teacher, said)
+    assert not (images.parent / "w").exists()

@@ -7,11 +7,10 @@ from unittest.mock import patch
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from fineserve.cli import cli
-from learngenes.config import Size
+from learngenes.config import ConfigError, Size
 from learngenes.data import DataError, LabelledImages
 from learngenes.family import FamilyError, load_family
 from learngenes.pretrain import Pretraining, PretrainingConfig, schedule
@@ -100,6 +99,43 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(config_file: Path, tmp_path:
     assert (tmp_path / "killed" / "log.jsonl").read_text().count("\n") == 1
     for name, tensor in resumed.run().state_dict().items():
         torch.testing.assert_close(tensor, whole.state_dict()[name])
+
+
+def test_a_family_in_place_of_another_has_nothing_of_it(config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "family").mkdir()
+    for stale in ("quality.json", "previews.png"):
+        (tmp_path / "family" / stale).write_text("{}")
+    family = pretrain_family(config_file, tmp_path / "work", tmp_path / "family")
+    assert family.quality is None
+    assert not {"quality.json", "previews.png"} & set(family.manifest.sha256)
+
+
+def test_the_grid_of_a_family_with_many_classes_is_of_some(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learngenes.publish.GRID_CLASSES", 3)
+    pretrain_family(config_file, tmp_path / "work", tmp_path / "family")
+    with Image.open(tmp_path / "family" / "samples.png") as grid:
+        assert grid.size == (8 * 6 * 2, 8 * 4 * 2)
+
+
+def test_a_training_does_not_go_on_with_another_configuration(
+    config_file: Path, tmp_path: Path
+) -> None:
+    words = ["pretrain", str(config_file), "--work", str(tmp_path / "work")]
+
+    def told() -> str:
+        result = CliRunner().invoke(cli, [*words, "--family", str(tmp_path / "family")])
+        return result.stderr if result.exit_code else ""
+
+    assert told() == ""
+    text = config_file.read_text()
+    config_file.write_text(text.replace("learning_rate = 5e-3", "learning_rate = 1e-3"))
+    assert "another configuration (of training.learning_rate)" in told()
+    config_file.write_text(text.replace("log_every_steps = 2", "log_every_steps = 3"))
+    assert told() == ""
+    config_file.write_text(text.replace("rank = 16", "rank = 12"))
+    assert "sizes.ranks go up to 16, the network's rank is 12" in told()
 
 
 def test_a_training_goes_on_with_a_family_at_another_depth(
@@ -217,7 +253,7 @@ def test_a_training_that_diverges_ends_and_says_so(config_file: Path, tmp_path: 
 
 def test_an_unknown_option_is_refused(config_file: Path) -> None:
     write_config(config_file, config_file.parent, 10, "lerning_rate = 1")
-    with pytest.raises(ValidationError, match="lerning_rate"):
+    with pytest.raises(ConfigError, match=r"training\.lerning_rate"):
         PretrainingConfig.read(config_file)
 
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from learngenes.config import Mode, Size
@@ -10,7 +11,11 @@ from learngenes.sampling import sample
 from learngenes.sigma import interpolated
 
 
-def test_a_row_for_each_size_and_a_column_for_each_class(families_dir: Path) -> None:
+@pytest.mark.parametrize("rows", [2, 32])
+def test_a_row_for_each_size_and_a_column_for_each_class(
+    families_dir: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr("learngenes.previews.ROWS", rows)
     family = load_family(families_dir / "tiny")
     space, network = family.manifest.sizes, family.manifest.network
     done: list[tuple[int, int]] = []

@@ -1,6 +1,8 @@
 """DiTs of diffusers, read as networks of ours."""
 
 import json
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,25 @@ def test_a_hub_that_is_not_there_is_no_teacher(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("learngenes.teacher.snapshot_download", unreachable)
     with pytest.raises(TeacherError, match=r"somebody/a-dit is not a DiT .*no route"):
         read_teacher("somebody/a-dit")
+
+
+@pytest.mark.parametrize("subfolder", ["", "transformer"])
+def test_of_a_hub_what_a_teacher_needs_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, subfolder: str
+) -> None:
+    hub, here = tmp_path / "hub", tmp_path / "here"
+    DiTTransformer2DModel(**diffusers_dit().config).save_pretrained(hub / subfolder)
+
+    def fetched(_: str, allow_patterns: list[str]) -> str:
+        for file in (path for path in hub.rglob("*") if path.is_file()):
+            name = file.relative_to(hub)
+            if any(fnmatch(str(name), pattern) for pattern in allow_patterns):
+                (here / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, here / name)
+        return str(here)
+
+    monkeypatch.setattr("learngenes.teacher.snapshot_download", fetched)
+    assert len(read_teacher("somebody/a-dit").network.layers) == diffusers_dit().config.num_layers
 
 
 def unreachable(*_: object, **__: object) -> str:

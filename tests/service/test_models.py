@@ -280,9 +280,7 @@ def test_a_model_is_exported_when_it_is_asked_for(
     model_id = stack.ready_model()
     asked = []
 
-    def enqueue(
-        _: object, task: str, record_id: str, device_class: str, form: str = "diffusers"
-    ) -> None:
+    def enqueue(_: object, task: str, record_id: str, device_class: str, form: str) -> None:
         asked.append((task, record_id, device_class, form))
         threading.Timer(0.3, export, (stack.runtime, record_id, ExportFormat(form))).start()
 
@@ -302,6 +300,25 @@ def test_a_model_is_exported_when_it_is_asked_for(
     stack.api.delete(f"/models/{model_id}")
     assert stack.api.get(f"/models/{model_id}/export").status_code == 410
     assert not (stack.runtime.store.root / "exports" / model_id).exists()
+
+
+def test_an_export_is_asked_for_again_when_another_revision_is_served(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = stack.ready_model()
+    models = stack.runtime.repository.models
+    revisions: list[int | None] = []
+
+    def enqueue(_: object, task: str, record_id: str, device_class: str, form: str) -> None:
+        revisions.append(models.get(record_id).revision)
+        if len(revisions) == 1:
+            models.change(record_id, revision=0)
+        else:
+            export(stack.runtime, record_id, ExportFormat(form))
+
+    monkeypatch.setattr("registry.queue.Queue.enqueue", enqueue)
+    assert stack.api.get(f"/models/{model_id}/export?format=adapter").status_code == 200
+    assert revisions == [1, 0]
 
 
 def test_an_export_that_no_worker_makes_is_not_waited_for_for_ever(
@@ -334,13 +351,13 @@ def test_an_export_that_fails_says_why_and_can_be_tried_again(
 ) -> None:
     model_id = stack.ready_model()
 
-    def enqueue(_: object, task: str, record_id: str, device_class: str) -> None:
-        threading.Thread(target=export, args=(stack.runtime, record_id, form)).start()
+    def enqueue(_: object, task: str, record_id: str, device_class: str, form: str) -> None:
+        given = stack.runtime, record_id, ExportFormat(form)
+        threading.Thread(target=export, args=given).start()
 
     def broken(*_: object) -> None:
         raise error
 
-    form = ExportFormat.DIFFUSERS
     monkeypatch.setattr("registry.queue.Queue.enqueue", enqueue)
     monkeypatch.setattr("worker.export.FAILURE_SECONDS", 0.3)
     with monkeypatch.context() as changed:

@@ -200,6 +200,31 @@ def test_without_keys_it_answers_by_the_names_that_it_is_told(
         assert api.get("/healthz", headers={"host": host}).status_code == status
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:3000", "null"])
+def test_without_keys_the_page_of_another_site_changes_nothing(
+    api: TestClient, settings: Settings, origin: str
+) -> None:
+    cancel = "/models/m-0123456789abcdef/cancel"
+    refused = api.post(cancel, headers={"origin": origin})
+    assert refused.status_code == 403
+    assert refused.json()["type"] == "urn:fineserve:problem:foreign-page"
+    assert api.get("/families", headers={"origin": origin}).status_code == 200
+    own = {"host": "localhost:8000", "origin": "http://localhost:8000"}
+    assert api.post(cancel, headers=own).status_code == 404
+    Keys(settings.resolved_keys_file).create("owner", [Scope.ADMIN])
+    assert api.post(cancel, headers={"origin": origin}).status_code == 401
+
+
+def test_the_page_of_a_host_that_is_named_may_change_things(
+    settings: Settings, client: redis.Redis
+) -> None:
+    told = settings.model_copy(update={"allowed_hosts": "fine.example"})
+    with TestClient(make_app(told), LOCAL) as api:
+        for origin, status in (("https://fine.example", 404), ("https://evil.example", 403)):
+            cancel = "/models/m-0123456789abcdef/cancel"
+            assert api.post(cancel, headers={"origin": origin}).status_code == status
+
+
 def test_a_body_larger_than_any_request_is_not_read(api: TestClient) -> None:
     chunks = iter([b" " * 2_000_000])
     for content, status in ((b" " * 2_000_000, 413), (chunks, 411)):

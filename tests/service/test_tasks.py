@@ -235,3 +235,48 @@ def test_images_for_a_family_of_latents_have_the_size_of_its_images(stack: Stack
     stack.runtime.announce_families()
     images = load(Tasks(stack.runtime.store).read(upload(stack), IMAGES_FILE))["images"]
     assert images.shape[1:] == (3, 32, 32)
+
+
+def test_more_uploads_than_a_few_come_back_later(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.tasks._uploading", threading.BoundedSemaphore(1))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read(*given: Any) -> Upload:
+        begun.set()
+        go_on.wait(10)
+        return read_upload(*given)
+
+    monkeypatch.setattr("service.tasks.read_upload", read)
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(upload, stack)
+        begun.wait(10)
+        second = stack.api.post("/tasks", content=zipped(FILES).getvalue())
+        go_on.set()
+        assert first.result()
+    assert second.status_code == 429
+    assert second.headers["retry-after"]
+    assert upload(stack, name="again")
+
+
+def test_a_model_of_a_task_is_served_whatever_becomes_of_the_task(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = upload(stack)
+    body = {"max_mem_gb": 4, "task": task, "refine": {"max_seconds": 1}}
+    model = stack.api.post("/models", json=body).json()["id"]
+
+    def stopped(*_: object, **__: object) -> None:
+        stack.runtime.stopping.set()
+        stack.runtime.check_stopping()
+
+    with monkeypatch.context() as changed:
+        changed.setattr(worker.build, "refine", stopped)
+        build(stack.runtime, model)
+    assert stack.api.get(f"/models/{model}").json()["status"] == "refining"
+    stack.runtime.stopping.clear()
+    stack.api.delete(f"/tasks/{task}")
+    build(stack.runtime, model)
+    told = stack.api.get(f"/models/{model}").json()
+    assert (told["status"], told["revision"]) == ("ready", 1)

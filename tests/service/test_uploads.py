@@ -21,7 +21,9 @@ from PIL import Image
 from service.arrow import ArrowError, labelled_images
 from service.uploads import Limits, UploadError, preview, read_upload
 
-LIMITS = Limits(unpacked_bytes=200_000, images=20, classes=3, image_pixels=10_000)
+LIMITS = Limits(
+    unpacked_bytes=200_000, images=20, classes=3, scaled_bytes=10_000, image_pixels=10_000
+)
 Files = dict[str, bytes]
 
 
@@ -79,6 +81,27 @@ def test_folders_are_classes(archive: io.BytesIO, channels: int) -> None:
         assert upload.images[2, 1].max() == 0
     sheet = Image.open(io.BytesIO(preview(upload)))
     assert sheet.size == (40, 8)
+
+
+def test_what_is_kept_in_memory_has_a_limit() -> None:
+    limits = dataclasses.replace(LIMITS, scaled_bytes=3 * 3 * 4 * 4)
+    with pytest.raises(UploadError, match="4 images of 3 x 4 x 4 are more than 0 MB"):
+        read(zipped(GOOD), limits)
+    assert read(zipped(GOOD), limits, channels=1) == ["cat", "dog"]
+
+
+def test_what_is_decoded_has_a_limit() -> None:
+    limits = dataclasses.replace(LIMITS, all_pixels=2 * 8 * 8 + 30 * 30 - 1)
+    with pytest.raises(UploadError, match=r"first 3 images have more than 1\.0e\+03 pixels"):
+        read(zipped(GOOD), limits)
+
+
+def test_pictures_are_taken_as_a_viewer_shows_them() -> None:
+    clear = io.BytesIO()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(clear, "PNG")
+    files = {"cat/1.png": clear.getvalue(), "cat/2.png": png(10)}
+    images = read_upload(zipped(files), LIMITS, 3, 4).images
+    assert images[0].min() == 255
 
 
 @pytest.mark.parametrize("name", ["../cat/1.png", "/cat/1.png", "a/../../cat/1.png", "a\\b/1.png"])
