@@ -56,6 +56,7 @@ def measure() -> Figures:
         try:
             compose("up", "--detach", "--no-build", *STARTED, *also)
             seconds = _main_job(*ports.values())
+            compose("exec", "-T", "service", "fineserve", "keys", "list")
         except Exception:
             sys.stdout.write(compose("logs", "--tail", "60"))
             raise
