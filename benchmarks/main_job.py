@@ -21,12 +21,12 @@ from PIL import Image
 from benchmarks.classifier import accuracy, train_classifier
 from benchmarks.deployment import REPOSITORY, Deployment
 from learngenes.config import Mode, Size
-from learngenes.data import LabelledImages, load
-from learngenes.diffusion import sampler
-from learngenes.export import to_diffusers
-from learngenes.family import Family, load_family
-from learngenes.sampling import initial_noise
-from learngenes.sigma import interpolated
+from learngenes.data.labelled import LabelledImages, load
+from learngenes.family.family import Family, load_family
+from learngenes.formats.diffusers import to_diffusers
+from learngenes.model.diffusion import sampler
+from learngenes.model.sampling import initial_noise
+from learngenes.model.sigma import interpolated
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -1,3 +1,3 @@
-from fineserve.cli import main
+from fineserve.cli.main import main
 
 main()

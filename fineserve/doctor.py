@@ -171,7 +171,7 @@ def families(settings: Settings) -> Finding:
         )  # fmt: skip
     if importlib.util.find_spec("torch") is None:
         return Finding("families", "warning", "not checked without torch")
-    from learngenes.family import FamilyError, load_family
+    from learngenes.family.family import FamilyError, load_family
 
     try:
         names = [load_family(path.parent).manifest.name for path in found]

@@ -72,7 +72,7 @@ def packing_threads(device: torch.device) -> int:
 
 
 def lanes_of(device: torch.device) -> tuple[int, int]:
-    """Lanes (`learngenes.lanes`) that step a batch, and threads that each may have."""
+    """Lanes (`learngenes.stepping.lanes`) that step a batch, and threads that each may have."""
     threads = torch.get_num_threads()
     count = 1 if device.type == "cuda" else min(MOST_LANES, threads)
     return count, threads // count

@@ -16,11 +16,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItemPerMinute
 
+from registry.datasets import Task
 from registry.errors import RecordNotFound
 from registry.keys import ApiKey, Scope
 from registry.records import GenerationRecord, ModelRecord, Record
 from registry.repository import Room
-from registry.tasks import Task
 from service.deps import State, StateDep
 from service.problems import Problem
 

@@ -9,21 +9,21 @@ from fastapi_offline import FastAPIOffline
 from registry import tracing
 from registry.logs import configure_logging
 from registry.settings import Settings, get_settings
-from service import (
+from service import problems
+from service.deps import State
+from service.guard import Guard
+from service.openapi import complete
+from service.routes import (
+    datasets,
     generations,
     metrics,
     models,
     openai,
     page,
-    problems,
+    plan,
     session,
-    sizing,
     status,
-    tasks,
 )
-from service.deps import State
-from service.guard import Guard
-from service.openapi import complete
 
 DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
 
@@ -50,7 +50,7 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     metrics.instrument(app)
     _trace(app)
     app.add_middleware(Guard)
-    for part in (sizing, models, tasks, generations, openai, status, session, metrics, page):
+    for part in (plan, models, datasets, generations, openai, status, session, metrics, page):
         app.include_router(part.router)
     app.mount("/page", page.files)
     complete(app)

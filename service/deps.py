@@ -8,13 +8,13 @@ from fastapi import Depends, Header, Query, Request
 from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 
+from registry.datasets import Tasks
 from registry.events import connect_async
 from registry.keys import Keys
 from registry.queue import Queue, make_celery
 from registry.repository import Repository, connect
 from registry.settings import Settings
 from registry.store import ArtifactStore
-from registry.tasks import Tasks
 
 
 @dataclass(frozen=True)

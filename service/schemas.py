@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from learngenes.sizing.solver import Plan, Slack
+from registry.datasets import Task
 from registry.keys import Scope
 from registry.records import (
     DEFAULT_TASK,
@@ -19,7 +20,6 @@ from registry.records import (
     Verified,
     WorkerRecord,
 )
-from registry.tasks import Task
 
 MAX_SEED = 2**63 - 1
 NAME = r"^[\w .-]{1,64}$"

@@ -13,15 +13,15 @@ import torch
 
 from fineserve.embedded import valkey_command
 from learngenes.config import DiffusionConfig, Kind, NetworkConfig
-from learngenes.data import LabelledImages
-from learngenes.dit import Stem
-from learngenes.factors import Learngenes, Scales
-from learngenes.family import Family, load_family, save_family, write_quality
-from learngenes.sigma import reference_scales
+from learngenes.data.labelled import LabelledImages
+from learngenes.family.family import Family, load_family, save_family, write_quality
+from learngenes.model.dit import Stem
+from learngenes.model.factors import Learngenes, Scales
+from learngenes.model.sigma import reference_scales
 from learngenes.sizing.profile import DeviceProfile
 from registry.settings import Settings
-from tests.devices import made_up_profile, verify_here
-from tests.sizing import NETWORK, SIZES, quality_table
+from tests.support.devices import made_up_profile, verify_here
+from tests.support.sizing import NETWORK, SIZES, quality_table
 
 torch.set_num_threads(1)  # the networks here are too small to share
 
@@ -114,8 +114,8 @@ def profile(family: Family) -> DeviceProfile:
 @pytest.fixture
 def quick_verification(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is built is measured in this process, and once."""
-    monkeypatch.setattr("learngenes.measure.MIN_LATENCY_RUNS", 1)
-    monkeypatch.setattr("worker.build.verify", verify_here)
+    monkeypatch.setattr("learngenes.measuring.model.MIN_LATENCY_RUNS", 1)
+    monkeypatch.setattr("worker.build.build.verify", verify_here)
 
 
 @pytest.fixture(scope="session")

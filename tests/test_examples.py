@@ -13,12 +13,12 @@ from diffusers import DiTPipeline
 from PIL import Image
 
 from learngenes.config import Mode, NetworkConfig
-from learngenes.data import LabelledImages
-from learngenes.diffusion import heldout_loss, noise_process
-from learngenes.export import export_model
-from learngenes.family import Family
-from learngenes.latents import read_autoencoder
-from learngenes.teacher import Teacher, read_teacher
+from learngenes.data.labelled import LabelledImages
+from learngenes.data.latents import read_autoencoder
+from learngenes.family.family import Family
+from learngenes.formats.diffusers import export_model
+from learngenes.formats.teacher import Teacher, read_teacher
+from learngenes.model.diffusion import heldout_loss, noise_process
 from tests.learngenes.test_latents import directory, latent_family
 
 __all__ = ["directory", "latent_family"]

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from learngenes.factors import Scales, own_from_stacked
-from learngenes.family import FamilyError, file_sha256, load_family
+from learngenes.family.family import FamilyError, file_sha256, load_family
+from learngenes.model.factors import Scales, own_from_stacked
 from registry.errors import ArtifactError
 from registry.store import ArtifactStore
-from worker.build import OWN_FILE, load_own
+from worker.build.build import OWN_FILE, load_own
 
 FILES = ("learngenes", "stem", "scales", "limited_data")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

@@ -7,7 +7,7 @@ from learngenes.device import default_device, device_class, share_arenas
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE, queue_name
 from registry.settings import get_settings
 from worker.app import app
-from worker.verify import main as verify
+from worker.build.verify import main as verify
 
 
 def main() -> None:

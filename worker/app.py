@@ -15,7 +15,7 @@ from celery.signals import worker_init, worker_shutting_down
 from celery.worker import WorkController
 from redis import RedisError
 
-from learngenes.family import FamilyError
+from learngenes.family.family import FamilyError
 from registry import tracing
 from registry.exports import ExportFormat
 from registry.logs import configure_logging
@@ -31,13 +31,13 @@ from registry.queue import (
 from registry.settings import Settings, get_settings
 from registry.store import PREVIEWS_FILE, family_name
 from worker import broker
-from worker.build import build
-from worker.export import export
-from worker.profiles import ensure_profile
-from worker.restore import restore
+from worker.build.build import build
+from worker.build.profiles import ensure_profile
+from worker.build.restore import restore
+from worker.build.verify import VerificationError
+from worker.export.export import export
 from worker.runtime import Housekeeping, Runtime
-from worker.sample import Sampler
-from worker.verify import VerificationError
+from worker.sampling.sample import Sampler
 
 log = structlog.get_logger()
 

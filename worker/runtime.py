@@ -29,15 +29,15 @@ from learngenes.device import (
     process_resident_bytes,
     with_threads,
 )
-from learngenes.family import Family, FamilyError, load_family
-from learngenes.tuning import Pause
+from learngenes.family.family import Family, FamilyError, load_family
+from learngenes.training.tuning import Pause
 from registry.errors import DeadlineMissed, IllegalTransition, ModelGone, StorageFull, Superseded
 from registry.queue import Queue, make_celery
 from registry.records import FamilyRecord, GenerationRecord, ModelRecord, WorkerRecord, now
 from registry.repository import DEVICE_SECONDS, Records, Repository, connect
 from registry.settings import Settings
 from registry.store import ArtifactStore
-from worker.restore import restore
+from worker.build.restore import restore
 
 log = structlog.get_logger()
 

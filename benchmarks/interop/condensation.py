@@ -22,15 +22,15 @@ from benchmarks.paper.run import make_lab
 from benchmarks.paper.setting import REFERENCE, Setting
 from benchmarks.paper.training import denoising_loss, train
 from benchmarks.parts import Figures
-from learngenes.condense import REPORT, condense
 from learngenes.config import Size
-from learngenes.data import LabelledImages
-from learngenes.dense import DenseDiT
-from learngenes.factors import Scales
-from learngenes.family import Family, load_family
-from learngenes.retrain import RetrainingConfig, retrain
-from learngenes.sigma import interpolated
-from learngenes.teacher import read_teacher
+from learngenes.data.labelled import LabelledImages
+from learngenes.family.family import Family, load_family
+from learngenes.formats.teacher import read_teacher
+from learngenes.model.dense import DenseDiT
+from learngenes.model.factors import Scales
+from learngenes.model.sigma import interpolated
+from learngenes.training.condense import REPORT, condense
+from learngenes.training.retrain import RetrainingConfig, retrain
 
 TRAIN = REPOSITORY / "examples" / "train_diffusers.py"
 TEACHER_LEARNING_RATE = 5e-3

@@ -15,14 +15,14 @@ from diffusers import DDIMScheduler
 from benchmarks.deployment import REPOSITORY
 from benchmarks.parts import Figures
 from learngenes.config import DType, Mode, Size
-from learngenes.export import export_model
-from learngenes.export_onnx import DECODER_FILE, DECODER_INPUT, FILE, INPUTS, export_in_process
-from learngenes.factors import Scales
-from learngenes.family import Family, load_family
-from learngenes.sampling import initial_noise
-from learngenes.sigma import interpolated
-from worker.engine import Engine
-from worker.tickets import Request
+from learngenes.family.family import Family, load_family
+from learngenes.formats.diffusers import export_model
+from learngenes.formats.onnx import DECODER_FILE, DECODER_INPUT, FILE, INPUTS, export_in_process
+from learngenes.model.factors import Scales
+from learngenes.model.sampling import initial_noise
+from learngenes.model.sigma import interpolated
+from worker.sampling.engine import Engine
+from worker.sampling.tickets import Request
 
 PLAIN_DIFFUSERS = Path(__file__).with_name("plain_diffusers.py")
 SIZES = {
@@ -82,8 +82,8 @@ def by_engine(family: Family, own: Scales, labels: list[int]) -> np.ndarray:
         guidance_scale=GUIDANCE,
     )
     with (
-        patch("learngenes.dit.to_pixels", lambda x: x.cpu().clone()),  # not rounded
-        patch("learngenes.latents.to_pixels", lambda x: x.cpu().clone()),
+        patch("learngenes.model.dit.to_pixels", lambda x: x.cpu().clone()),  # not rounded
+        patch("learngenes.data.latents.to_pixels", lambda x: x.cpu().clone()),
     ):
         engine = Engine([family], ENGINE_BYTES)
         engine.start()

@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 
 from benchmarks.deployment import REPOSITORY
+from benchmarks.frechet import frechet_distance, gaussian
 from benchmarks.local import started
 from benchmarks.parts import Figures
 from fineserve import Client
-from learngenes import data
 from learngenes.config import Mode, Size
-from learngenes.data import LabelledImages
-from learngenes.family import load_family
-from learngenes.frechet import frechet_distance, gaussian
-from learngenes.sampling import sample
-from learngenes.sigma import interpolated
+from learngenes.data import labelled
+from learngenes.data.labelled import LabelledImages
+from learngenes.family.family import load_family
+from learngenes.model.sampling import sample
+from learngenes.model.sigma import interpolated
 
 TASKS = {"animal-mnist": "silhouettes", "mnist": "digits"}
 SHOTS = 50
@@ -35,7 +35,7 @@ def measure() -> Figures:
 
 def _of(task: str, client: Client) -> Figures:
     path = REPOSITORY / "var" / "data" / task
-    train, test = (data.load(path, split, CLASSES, 28) for split in ("train", "test"))
+    train, test = (labelled.load(path, split, CLASSES, 28) for split in ("train", "test"))
     real = gaussian(test.images)
     few = train.balanced(SHOTS * len(CLASSES))
     created = client.create_task(_archive(few), name=task)

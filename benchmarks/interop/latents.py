@@ -9,11 +9,11 @@ from PIL import Image
 
 from benchmarks.deployment import REPOSITORY
 from benchmarks.parts import RESULTS, Figures
-from learngenes import data
 from learngenes.config import Mode, Size
-from learngenes.family import Family, load_family
-from learngenes.sampling import sample
-from learngenes.sigma import interpolated
+from learngenes.data import labelled
+from learngenes.family.family import Family, load_family
+from learngenes.model.sampling import sample
+from learngenes.model.sigma import interpolated
 
 IMAGES, STEPS, ROUNDS = 8, 25, 7
 SHOWN = 18
@@ -23,7 +23,7 @@ def measure(directory: Path = REPOSITORY / "families" / "emoji-latents") -> Figu
     family = load_family(directory)
     network = family.manifest.network
     path = REPOSITORY / "var" / "data" / "emoji-64"
-    test = data.load(path, "test", (), network.image_size)
+    test = labelled.load(path, "test", (), network.image_size)
     latents = family.encoded(test)
     decoded = family.stem.pixels(latents.normalised(torch.arange(len(latents))))
     error = (decoded.float() - test.images.float()) / 255

@@ -12,17 +12,17 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 from benchmarks.parts import Figures
-from learngenes.condense import write_fitted
 from learngenes.config import DiffusionConfig, DType, Mode, Size
-from learngenes.data import LabelledImages
+from learngenes.data.labelled import LabelledImages
 from learngenes.device import default_device, process_peak_bytes
-from learngenes.export import diffusers_config, export_model
-from learngenes.family import load_family
-from learngenes.pretrain import DataConfig, PretrainingConfig, TrainingConfig
-from learngenes.sigma import interpolated
-from learngenes.standalone import save_model
-from learngenes.synthetic import DIT_XL_2, DIT_XL_2_SIZES
-from learngenes.teacher import read_teacher
+from learngenes.family.family import load_family
+from learngenes.family.synthetic import DIT_XL_2, DIT_XL_2_SIZES
+from learngenes.formats.diffusers import diffusers_config, export_model
+from learngenes.formats.native import save_model
+from learngenes.formats.teacher import read_teacher
+from learngenes.model.sigma import interpolated
+from learngenes.training.condense import write_fitted
+from learngenes.training.pretrain import DataConfig, PretrainingConfig, TrainingConfig
 
 ITERATIONS = 5
 HALF = Size(depth=14, rank=576)

@@ -7,7 +7,7 @@ from benchmarks.paper import budget, emoji, report, shipped
 from benchmarks.paper.rows import version
 from benchmarks.paper.run import make_lab, run_in_processes
 from benchmarks.paper.setting import REFERENCE, SMOKE
-from learngenes.family import load_family
+from learngenes.family.family import load_family
 
 
 def main(arguments: list[str]) -> None:

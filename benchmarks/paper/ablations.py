@@ -10,10 +10,10 @@ from benchmarks.paper.lab import Lab
 from benchmarks.paper.methods import FINE, retrained, second_stage, train_all, written_out
 from benchmarks.paper.rows import Row
 from benchmarks.paper.setting import Setting
-from learngenes import sigma
 from learngenes.config import Size
-from learngenes.factors import Scales
-from learngenes.family import Family
+from learngenes.family.family import Family
+from learngenes.model import sigma
+from learngenes.model.factors import Scales
 
 Case = tuple[str, str, int | str, int]
 METHOD_OF = {form: method for method, form in FINE.items()}

@@ -13,11 +13,17 @@ from torch import Tensor, nn
 from benchmarks.paper.setting import DATA, Setting, Splits
 from benchmarks.paper.training import train
 from learngenes.config import Kind, SizeSpace
-from learngenes.dense import DenseDiT, Weights
-from learngenes.dit import Stem
-from learngenes.factors import Layer
-from learngenes.family import FINGERPRINTED, SCHEMA_VERSION, Family, FamilyManifest, file_sha256
-from learngenes.pretrain import (
+from learngenes.family.family import (
+    FINGERPRINTED,
+    SCHEMA_VERSION,
+    Family,
+    FamilyManifest,
+    file_sha256,
+)
+from learngenes.model.dense import DenseDiT, Weights
+from learngenes.model.dit import Stem
+from learngenes.model.factors import Layer
+from learngenes.training.pretrain import (
     LOG,
     FactorisedDiT,
     Pretraining,

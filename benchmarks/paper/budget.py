@@ -13,17 +13,17 @@ from benchmarks.paper.lab import Lab
 from benchmarks.paper.methods import OURS, pruning, scratch, train_all, written_out
 from benchmarks.paper.rows import Row
 from benchmarks.paper.training import denoising_loss
-from learngenes.calibrate import calibrate
 from learngenes.config import DType, Mode, Size
-from learngenes.dense import DenseDiT
-from learngenes.dit import DiT
-from learngenes.factors import DenseLayers, Learngenes
-from learngenes.measure import memory, run
-from learngenes.profile import measure_profile
-from learngenes.retrain import RetrainingConfig, retrain
-from learngenes.sigma import interpolated
+from learngenes.measuring.device import measure_profile
+from learngenes.measuring.model import memory, run
+from learngenes.model.dense import DenseDiT
+from learngenes.model.dit import DiT
+from learngenes.model.factors import DenseLayers, Learngenes
+from learngenes.model.sigma import interpolated
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.solver import Candidates, Constraints, Infeasible, Plan, solve
+from learngenes.training.calibrate import calibrate
+from learngenes.training.retrain import RetrainingConfig, retrain
 
 APPROACHES = ("fine", "scratch", "pruning", "int8")
 WORKLOAD = Workload(n=4, num_inference_steps=10, guided=False)

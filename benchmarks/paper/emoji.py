@@ -14,19 +14,19 @@ from torch import Tensor
 from benchmarks.deployment import REPOSITORY
 from benchmarks.paper.rows import Row, Rows, version
 from benchmarks.readme import RESULTS
-from learngenes import data
 from learngenes.config import Mode
-from learngenes.data import LabelledImages
-from learngenes.diffusion import heldout_loss, noise_process
-from learngenes.dit import DiT
-from learngenes.family import Family
-from learngenes.retrain import RetrainingConfig, retrain
-from learngenes.sampling import sample
+from learngenes.data import labelled
+from learngenes.data.labelled import LabelledImages
+from learngenes.family.family import Family
+from learngenes.model.diffusion import heldout_loss, noise_process
+from learngenes.model.dit import DiT
+from learngenes.model.sampling import sample
+from learngenes.training.retrain import RetrainingConfig, retrain
 
 DATA = REPOSITORY / "var" / "data"
 PICTURE = RESULTS / "emoji.png"
 STYLES = {"emoji": "Noto", "emoji-twitter": "Twemoji", "emoji-fluent": "Fluent 3D"}
-"""Image folders that `configs/emoji_images.py` makes; the family's own is the first."""
+"""Image folders that `families/prepare/emoji.py` makes; the family's own is the first."""
 STEPS = 1000
 SAMPLES = 500
 BATCH = 50
@@ -55,7 +55,9 @@ def load_styles(family: Family) -> list[Style]:
     """Raises DataError when the data are not there."""
     names, side = family.manifest.class_names, family.manifest.network.sample_size
     return [
-        Style(name, *(data.load(DATA / folder, part, names, side) for part in ("train", "test")))
+        Style(
+            name, *(labelled.load(DATA / folder, part, names, side) for part in ("train", "test"))
+        )
         for folder, name in STYLES.items()
     ]
 

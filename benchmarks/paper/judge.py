@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.classifier import accuracy, new_classifier, train_classifier
+from benchmarks.frechet import Gaussian, frechet_distance, gaussian
 from benchmarks.paper.setting import Setting, Splits
 from benchmarks.paper.training import CPU, denoising_loss
-from learngenes.data import LabelledImages
-from learngenes.dense import DenseDiT
+from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
-from learngenes.dit import DiT
-from learngenes.frechet import Gaussian, frechet_distance, gaussian
-from learngenes.sampling import sample
+from learngenes.model.dense import DenseDiT
+from learngenes.model.dit import DiT
+from learngenes.model.sampling import sample
 
 BATCH = 125
 

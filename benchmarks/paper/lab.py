@@ -8,7 +8,7 @@ from benchmarks.paper.ancestors import Ancestors
 from benchmarks.paper.judge import Judge
 from benchmarks.paper.rows import Row, Rows
 from benchmarks.paper.setting import Setting
-from learngenes.dense import DenseDiT
+from learngenes.model.dense import DenseDiT
 from learngenes.sizing.cost import BYTES_PER_FLOAT32
 
 

@@ -8,14 +8,14 @@ import torch
 
 from benchmarks.paper.ancestors import Ancestors, random_layer
 from benchmarks.paper.training import denoising_loss, train
-from learngenes import sigma
 from learngenes.config import Kind, Size
-from learngenes.data import LabelledImages
-from learngenes.dense import DenseDiT, Weights, materialised
-from learngenes.dit import Stem
-from learngenes.factors import Scales
-from learngenes.family import Family
-from learngenes.retrain import RetrainingConfig, retrain
+from learngenes.data.labelled import LabelledImages
+from learngenes.family.family import Family
+from learngenes.model import sigma
+from learngenes.model.dense import DenseDiT, Weights, materialised
+from learngenes.model.dit import Stem
+from learngenes.model.factors import Scales
+from learngenes.training.retrain import RetrainingConfig, retrain
 
 HEUR_LG_LAYERS = 3
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learngenes.family import Family
+from learngenes.family.family import Family
 
 Row = dict[str, Any]
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 import torch
 
 from benchmarks.deployment import REPOSITORY
-from learngenes import data
 from learngenes.config import DiffusionConfig, NetworkConfig
-from learngenes.data import LabelledImages
-from learngenes.pretrain import PretrainingConfig
+from learngenes.data import labelled
+from learngenes.data.labelled import LabelledImages
+from learngenes.training.pretrain import PretrainingConfig
 
-DATA = PretrainingConfig.read(REPOSITORY / "configs" / "fashion.toml").data
+DATA = PretrainingConfig.read(REPOSITORY / "families" / "fashion" / "config.toml").data
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Splits:
 def load_splits(setting: Setting) -> Splits:
     """Raises DataError when the data are not there."""
     side = setting.network.sample_size
-    train, test = (data.load(DATA.path, s, DATA.class_names, side) for s in ("train", "test"))
+    train, test = (labelled.load(DATA.path, s, DATA.class_names, side) for s in ("train", "test"))
     if setting.most_images is not None:
         some = torch.arange(setting.most_images)
         train, test = train.subset(some), test.subset(some)

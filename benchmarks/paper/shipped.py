@@ -12,10 +12,10 @@ from benchmarks.paper.lab import Lab
 from benchmarks.paper.rows import Row, version
 from benchmarks.paper.training import denoising_loss
 from learngenes.config import Mode, Size
-from learngenes.factors import Scales
-from learngenes.family import Family
-from learngenes.retrain import RetrainingConfig, retrain
-from learngenes.sigma import interpolated
+from learngenes.family.family import Family
+from learngenes.model.factors import Scales
+from learngenes.model.sigma import interpolated
+from learngenes.training.retrain import RetrainingConfig, retrain
 
 STEPS = 300
 UNSEEN = Size(depth=14, rank=100)
@@ -36,7 +36,9 @@ def _seconds(family: Family) -> Row:
     def timed(**changes: int) -> float:
         return round(_retrained(family, family.full_size, **changes)[1], 1)
 
-    with patch("learngenes.retrain.training_precision", lambda _: contextlib.nullcontext()):
+    with patch(
+        "learngenes.training.retrain.training_precision", lambda _: contextlib.nullcontext()
+    ):
         before = timed(batch_size=32)
     return {
         "steps": STEPS,

@@ -16,13 +16,13 @@ from benchmarks.paper.methods import pruning, scratch, train_all, written_out
 from benchmarks.paper.rows import Row
 from benchmarks.paper.setting import Setting, Splits
 from benchmarks.paper.training import denoising_loss
-from learngenes import data
 from learngenes.config import Size
-from learngenes.data import LabelledImages
-from learngenes.dense import DenseDiT, materialised
-from learngenes.dit import Stem
-from learngenes.factors import Learngenes, Scales, training_layer
-from learngenes.sigma import interpolated
+from learngenes.data import labelled
+from learngenes.data.labelled import LabelledImages
+from learngenes.model.dense import DenseDiT, materialised
+from learngenes.model.dit import Stem
+from learngenes.model.factors import Learngenes, Scales, training_layer
+from learngenes.model.sigma import interpolated
 
 TASKS = ("animal-mnist", "mnist")
 CHOOSING = 100
@@ -76,7 +76,7 @@ def _load(setting: Setting, task: str) -> tuple[LabelledImages, LabelledImages, 
     """To train on, to choose by, to judge by."""
     classes = [str(i) for i in range(setting.network.num_classes)]
     path, side = REPOSITORY / "var" / "data" / task, setting.network.sample_size
-    train, test = (data.load(path, split, classes, side) for split in ("train", "test"))
+    train, test = (labelled.load(path, split, classes, side) for split in ("train", "test"))
     if setting.most_images is not None:
         train, test = train.balanced(setting.most_images), test.balanced(setting.most_images)
     kept = min(CHOOSING, len(train) // len(classes) // 2)

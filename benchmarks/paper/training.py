@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.paper.setting import Setting
-from learngenes import checkpoint
-from learngenes.data import LabelledImages
+from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
-from learngenes.diffusion import heldout_loss, noise_process, step_generator, training_batch
-from learngenes.muon import Muon
+from learngenes.model.diffusion import heldout_loss, noise_process, step_generator, training_batch
+from learngenes.training import checkpoint
+from learngenes.training.muon import Muon
 
 NULL_CLASS_PROBABILITY = 0.1
 CHECKPOINT_EVERY_STEPS = 500

@@ -8,9 +8,9 @@ import numpy as np
 from benchmarks.serving.engine import engine, request
 from benchmarks.serving.subjects import SEED, Figures, say, sizes
 from learngenes.config import DType, Mode
-from learngenes.diffusion import SAMPLERS
-from learngenes.family import Family
-from worker.tickets import Request
+from learngenes.family.family import Family
+from learngenes.model.diffusion import SAMPLERS
+from worker.sampling.tickets import Request
 
 REQUESTS = 1000
 MODELS = 60

@@ -19,8 +19,8 @@ from benchmarks.serving.engine import engine, images_per_second, request
 from benchmarks.serving.subjects import Figures, family, say, sizes
 from learngenes.config import Size
 from learngenes.device import release_memory
-from learngenes.export import export_model
-from learngenes.sigma import interpolated
+from learngenes.formats.diffusers import export_model
+from learngenes.model.sigma import interpolated
 
 COUNTS = (1, 10, 100, 500)
 SMALL_BUDGET_BYTES = 250 * 10**6

@@ -11,10 +11,10 @@ import numpy as np
 from benchmarks.serving.subjects import STEPS, family
 from learngenes.config import DType, Mode, Size
 from learngenes.device import with_threads
-from learngenes.family import Family
-from learngenes.sigma import interpolated
-from worker.engine import Engine
-from worker.tickets import Request
+from learngenes.family.family import Family
+from learngenes.model.sigma import interpolated
+from worker.sampling.engine import Engine
+from worker.sampling.tickets import Request
 
 BUDGET_BYTES = 4 * 10**9
 

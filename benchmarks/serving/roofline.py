@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.serving.subjects import Figures, family, say
-from learngenes import mixed
 from learngenes.config import DType, NetworkConfig, SizeSpace
 from learngenes.device import with_threads
-from learngenes.family import Family, load_family
-from learngenes.kernels import Kernels
-from learngenes.mixed import BLOCK_KINDS
-from learngenes.stepcost import batch_of, full_depth_model
-from learngenes.synthetic import write_synthetic_family
-from learngenes.weights import SharedWeights
+from learngenes.family.family import Family, load_family
+from learngenes.family.synthetic import write_synthetic_family
+from learngenes.measuring.steps import batch_of, full_depth_model
+from learngenes.stepping import arithmetic
+from learngenes.stepping.arithmetic import BLOCK_KINDS
+from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.weights import SharedWeights
 
 ROWS = 64
 REPETITIONS = 20
@@ -42,10 +42,10 @@ WIDE = NetworkConfig(
 
 
 _VISIBLE = Kernels(
-    torch.compile(mixed.embed),
-    torch.compile(mixed.materialised_block),
-    torch.compile(mixed.factored_block),
-    torch.compile(mixed.finish),
+    torch.compile(arithmetic.embed),
+    torch.compile(arithmetic.materialised_block),
+    torch.compile(arithmetic.factored_block),
+    torch.compile(arithmetic.finish),
 )
 """On one lane, and with products that a profile sees."""
 

@@ -13,10 +13,10 @@ from typing import Any
 from benchmarks.deployment import REPOSITORY, Deployment
 from benchmarks.serving.load import MakeRequest
 from learngenes.config import Size
-from learngenes.export import export_model
-from learngenes.family import Family, load_family
+from learngenes.family.family import Family, load_family
+from learngenes.formats.diffusers import export_model
 from registry.store import ArtifactStore
-from worker.build import load_own
+from worker.build.build import load_own
 
 FAMILY = REPOSITORY / "families" / "fashion"
 STEPS = 25

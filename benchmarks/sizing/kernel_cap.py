@@ -20,7 +20,7 @@ from benchmarks.sizing.subjects import Subject, describe, dit_xl, fashion, say
 from learngenes.config import DType, Mode
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.solver import Candidates, Constraints, Infeasible, solve
-from worker.verify import Request
+from worker.build.verify import Request
 
 GROUPS = Path("/sys/fs/cgroup")
 WORKLOAD = Workload(n=1, num_inference_steps=2)

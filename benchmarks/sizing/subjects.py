@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from learngenes.device import default_device
-from learngenes.family import Family, load_family
-from learngenes.measure import Measurement
-from learngenes.profile import measure_profile
+from learngenes.family.family import Family, load_family
+from learngenes.family.synthetic import write_synthetic_family
+from learngenes.measuring.device import measure_profile
+from learngenes.measuring.model import Measurement
 from learngenes.sizing.cost import Workload
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, Plan
-from learngenes.synthetic import write_synthetic_family
-from worker.profiles import process_base_bytes
-from worker.verify import Request, verify
+from worker.build.profiles import process_base_bytes
+from worker.build.verify import Request, verify
 
 REPOSITORY = Path(__file__).parent.parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"

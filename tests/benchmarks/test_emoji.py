@@ -7,8 +7,8 @@ from PIL import Image
 from benchmarks.paper import emoji, tables
 from benchmarks.paper.emoji import Style, draw, judged, measure, nearest
 from benchmarks.paper.rows import Rows
-from learngenes.data import LabelledImages
-from learngenes.family import Family
+from learngenes.data.labelled import LabelledImages
+from learngenes.family.family import Family
 
 
 @pytest.fixture

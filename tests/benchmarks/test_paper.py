@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import frechet
 from benchmarks.paper import budget, cost, report, tables
 from benchmarks.paper.ancestors import Ancestors
 from benchmarks.paper.methods import FINE, METHODS, OURS, first_stage
@@ -17,7 +18,6 @@ from benchmarks.paper.rows import Row, Rows
 from benchmarks.paper.run import make_lab, prepare, run
 from benchmarks.paper.setting import REFERENCE, SMOKE, load_splits
 from benchmarks.paper.training import denoising_loss
-from learngenes import frechet
 from learngenes.config import Kind
 
 

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 
-from learngenes.family import Family
+from learngenes.family.family import Family
 from learngenes.sizing.profile import DeviceProfile
 from registry.settings import Settings
 from service.app import make_app
-from tests.devices import keep_profile
-from worker.build import build
+from tests.support.devices import keep_profile
+from worker.build.build import build
 from worker.runtime import Runtime
-from worker.sample import Sampler
+from worker.sampling.sample import Sampler
 
 
 @pytest.fixture

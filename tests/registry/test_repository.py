@@ -16,7 +16,7 @@ from registry.errors import (
 )
 from registry.records import FamilyRecord, ModelRecord, WorkerRecord
 from registry.repository import Reason, Records, Repository, Room
-from tests.records import queued_model
+from tests.support.records import queued_model
 
 
 @pytest.fixture

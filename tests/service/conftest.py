@@ -10,10 +10,10 @@ from learngenes.sizing.profile import DeviceProfile
 from registry.records import WorkerRecord
 from registry.settings import Settings
 from service.app import make_app
-from tests.devices import keep_profile
-from worker.build import build
+from tests.support.devices import keep_profile
+from worker.build.build import build
 from worker.runtime import Runtime
-from worker.sample import Sampler
+from worker.sampling.sample import Sampler
 
 LOCAL = "http://127.0.0.1"
 

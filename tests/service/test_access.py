@@ -19,9 +19,9 @@ from registry.repository import Repository
 from registry.settings import Settings
 from service.access import COOKIE, Access
 from service.app import make_app
-from tests.devices import keep_profile
 from tests.service.conftest import beat
 from tests.service.test_uploads import png, zipped
+from tests.support.devices import keep_profile
 from worker.runtime import Runtime
 
 PUBLIC_RULE = "public"

@@ -3,17 +3,17 @@ from typing import Any
 
 import pytest
 
-from learngenes.batch import Batch
-from learngenes.family import Family
+from learngenes.family.family import Family
 from learngenes.sizing.profile import DeviceProfile
+from learngenes.stepping.batch import Batch
 from registry.records import GenerationRecord, ModelRecord
 from registry.settings import Settings
-from tests.devices import keep_profile
-from tests.engines import AMPLE, Gate, made_up_costs
-from tests.records import queued_model
-from worker.engine import Engine
+from tests.support.devices import keep_profile
+from tests.support.engines import AMPLE, Gate, made_up_costs
+from tests.support.records import queued_model
 from worker.runtime import Housekeeping, Runtime
-from worker.sample import Sampler
+from worker.sampling.engine import Engine
+from worker.sampling.sample import Sampler
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from celery.utils.dispatch import Signal
 import worker.__main__
 from registry.settings import Settings
 from worker.app import Worker, make_app
+from worker.build.verify import VerificationError
 from worker.runtime import Runtime
-from worker.tickets import EngineStopped
-from worker.verify import VerificationError
+from worker.sampling.tickets import EngineStopped
 
 Serve = Callable[[set[str]], Worker]
 
@@ -111,7 +111,7 @@ def test_a_sample_worker_needs_no_profile(serve: Serve, profiled: list[str]) -> 
 def test_a_family_that_is_not_calibrated_is_served_without_a_profile(
     serve: Serve, profiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learngenes.family.read_quality", lambda *_: None)
+    monkeypatch.setattr("learngenes.family.family.read_quality", lambda *_: None)
     runtime = serve({"build"}).runtime
     assert profiled == []
     assert runtime.repository.families()[0].quality is None

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from learngenes.family import FamilyError
+from learngenes.family.family import FamilyError
 from learngenes.sizing.quality import QualityTable
 from registry.records import now
 from registry.settings import Settings
-from tests.records import queued_model
 from tests.service.conftest import beat
+from tests.support.records import queued_model
 from tests.worker.conftest import MakeModel, build_housekeeping
 from worker.runtime import Runtime
 

@@ -23,7 +23,7 @@ class Settings(BaseModel):
     """Read from `PEER_*` variables, named as the fields are."""
 
     models: Path
-    """One sub-directory per model, as `learngenes.export` writes them."""
+    """One sub-directory per model, as `learngenes.formats.diffusers` writes them."""
     port: int
     dtype: str = "float32"
     compile: bool = False

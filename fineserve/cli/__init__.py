@@ -1,0 +1,1 @@
+"""`fineserve`: the command line."""

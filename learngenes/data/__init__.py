@@ -1,0 +1,1 @@
+"""Pictures, labelled images and latents: what a network is trained on."""

@@ -1,0 +1,209 @@
+"""Between images and what a network sees: values in [-1, 1], or the latents of an autoencoder."""
+
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from learngenes.config import AutoencoderConfig, NetworkConfig
+from learngenes.data.labelled import LabelledImages
+from learngenes.device import decoded_together, default_device, peak_bytes
+
+ENCODED_TOGETHER = 32
+DEFAULTS = {
+    "act_fn": "silu",
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+"""What a family's autoencoder has to say of these, as Stable Diffusion's does."""
+
+
+class AutoencoderError(ValueError):
+    """Not an autoencoder that a family can have; the message says why."""
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """[-1, 1] to uint8, on the CPU."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+def new_autoencoder(network: NetworkConfig) -> AutoencoderKL:
+    """diffusers' own, with random weights. `network` has an autoencoder."""
+    config = network.autoencoder
+    assert config is not None
+    blocks = len(config.block_out_channels)
+    return AutoencoderKL(
+        in_channels=config.image_channels,
+        out_channels=config.image_channels,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=network.in_channels,
+        norm_num_groups=config.norm_num_groups,
+        sample_size=network.image_size,
+        scaling_factor=config.scaling_factor,
+    )
+
+
+class LatentDecoder(nn.Module):
+    """(N, C, H, W) latents of variance about one to images (N, C', H', W') in [-1, 1]."""
+
+    def __init__(self, network: NetworkConfig) -> None:
+        super().__init__()
+        whole = new_autoencoder(network)
+        self.scaling_factor = whole.config.scaling_factor
+        self.post_quant_conv, self.decoder = whole.post_quant_conv, whole.decoder
+        self.requires_grad_(False).eval()
+
+    def forward(self, latents: Tensor) -> Tensor:
+        images: Tensor = self.decoder(self.post_quant_conv(latents / self.scaling_factor))
+        return images
+
+    @torch.inference_mode()
+    def pixels(self, latents: Tensor) -> Tensor:
+        """uint8, on the CPU; a few at a time, since its maps are large."""
+        return torch.cat(
+            [to_pixels(self(part)) for part in latents.split(decoded_together(latents.device))]
+        )
+
+
+class LatentEncoder(nn.Module):
+    """The inverse of LatentDecoder: to the means, without what is drawn around them."""
+
+    def __init__(self, network: NetworkConfig) -> None:
+        super().__init__()
+        whole = new_autoencoder(network)
+        self.scaling_factor = whole.config.scaling_factor
+        self.encoder, self.quant_conv = whole.encoder, whole.quant_conv
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean, _ = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        latents: Tensor = mean * self.scaling_factor
+        return latents
+
+    @torch.inference_mode()
+    def encoded(
+        self,
+        data: LabelledImages,
+        device: torch.device | None = None,
+        on_part: Callable[[], object] = lambda: None,
+    ) -> LabelledImages:
+        """The same data as latents, float16; `on_part` is called now and then and may raise.
+
+        On `device`, for as long as it takes; by default where it is.
+        """
+        home = next(self.parameters()).device
+        device = device or home
+        latents = []
+        self.to(device)
+        try:
+            for part in torch.arange(len(data)).split(ENCODED_TOGETHER):
+                latents.append(self(data.normalised(part).to(device)).half().cpu())
+                on_part()
+        finally:
+            self.to(home)
+        return LabelledImages(torch.cat(latents).contiguous(), data.labels, data.class_names)
+
+    def encoded_once(
+        self, data: LabelledImages, directory: Path, device: torch.device | None = None
+    ) -> LabelledImages:
+        """As `encoded`; what has been is found again in `directory`."""
+        file = directory / f"latents-{self._digest(data)}.safetensors"
+        with contextlib.suppress(FileNotFoundError, SafetensorError):  # not there, or not whole
+            return LabelledImages(load_file(file)["latents"], data.labels, data.class_names)
+        encoded = self.encoded(data, device)
+        partial = file.with_suffix(f".{uuid.uuid4().hex}")  # several processes may train together
+        save_file({"latents": encoded.images}, partial)
+        partial.replace(file)
+        return encoded
+
+    def _digest(self, data: LabelledImages) -> str:
+        """Of the images, and of all that encodes them."""
+        found = hashlib.sha256(repr((self.scaling_factor, data.images.shape)).encode())
+        for tensor in (*self.state_dict().values(), data.images):
+            found.update(tensor.cpu().contiguous().numpy())
+        return found.hexdigest()[:16]
+
+
+def joined(network: NetworkConfig, encoder: LatentEncoder, decoder: LatentDecoder) -> AutoencoderKL:
+    """diffusers' own again, of both halves."""
+    whole = new_autoencoder(network)
+    whole.load_state_dict({**encoder.state_dict(), **decoder.state_dict()})
+    return whole.eval()
+
+
+def read_autoencoder(
+    directory: Path, network: NetworkConfig
+) -> tuple[NetworkConfig, LatentEncoder, LatentDecoder]:
+    """A directory that `AutoencoderKL.from_pretrained` loads, for a network of its latents.
+
+    Gives `network` with what is needed of it. Raises AutoencoderError.
+    """
+    try:
+        whole = AutoencoderKL.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise AutoencoderError(f"{directory} is not an AutoencoderKL: {error}") from error
+    config = whole.config
+    blocks = len(config.block_out_channels)
+    wanted_of_all = {
+        **DEFAULTS,
+        "down_block_types": ["DownEncoderBlock2D"] * blocks,
+        "up_block_types": ["UpDecoderBlock2D"] * blocks,
+        "out_channels": config.in_channels,
+    }
+    for name, wanted in wanted_of_all.items():
+        stated = list(config[name]) if isinstance(wanted, list) else config[name]
+        if stated != wanted:
+            raise AutoencoderError(f"{directory}: its {name} is {config[name]!r}, not {wanted!r}")
+    if config.latent_channels != network.in_channels:
+        raise AutoencoderError(
+            f"{directory} has latents of {config.latent_channels} channels; "
+            f"the network's in_channels is {network.in_channels}"
+        )
+    described = AutoencoderConfig(
+        image_channels=config.in_channels,
+        block_out_channels=tuple(config.block_out_channels),
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
+        scaling_factor=config.scaling_factor,
+        decoder_parameters=1,
+        decode_bytes=(1,),
+    )
+    network = network.model_copy(update={"autoencoder": described})
+    encoder, decoder = LatentEncoder(network), LatentDecoder(network)
+    state = whole.state_dict()
+    for half in (encoder, decoder):
+        half.load_state_dict({key: state[key] for key in half.state_dict()})
+    measured = {
+        "decoder_parameters": sum(p.numel() for p in decoder.parameters()),
+        "decode_bytes": _decode_bytes(decoder, network),
+    }
+    described = described.model_copy(update=measured)
+    return network.model_copy(update={"autoencoder": described}), encoder, decoder
+
+
+def _decode_bytes(decoder: LatentDecoder, network: NetworkConfig) -> tuple[int, ...]:
+    """Most that is alive while so many images are decoded, weights not counted."""
+    device = default_device()
+    decoder.to(device)
+    most = decoded_together(device)
+    shape = (most, network.in_channels, network.sample_size, network.sample_size)
+    latents = torch.zeros(shape, device=device)
+    decoder.pixels(latents)  # what is set up once is not an image's
+    return tuple(
+        peak_bytes(lambda n=n: decoder.pixels(latents[:n]), device)  # type: ignore[misc]
+        for n in range(1, most + 1)
+    )

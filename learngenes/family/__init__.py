@@ -1,0 +1,1 @@
+"""Families on disk, their previews, and made-up ones with the shapes of known networks."""

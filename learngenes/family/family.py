@@ -1,0 +1,254 @@
+"""Families on disk: `family.json` with the SHA-256 of every file, and safetensors."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from learngenes.config import DiffusionConfig, DType, Frozen, Mode, NetworkConfig, Size, SizeSpace
+from learngenes.data.labelled import LabelledImages
+from learngenes.data.latents import LatentEncoder
+from learngenes.model.dit import DiT, Stem
+from learngenes.model.factors import CLASSES, Learngenes, Own, Scales
+from learngenes.sizing.quality import QualityTable
+
+SCHEMA_VERSION = 1
+MANIFEST = "family.json"
+QUALITY = "quality.json"
+PREVIEWS_FILE = "previews.png"
+ENCODER = "encoder"
+TENSOR_FILES = ("learngenes", "stem", "scales", "limited_data")
+FINGERPRINTED = ("learngenes.safetensors", "stem.safetensors")
+
+
+class FamilyError(ValueError):
+    """A family cannot be loaded; the message names the file and the remedy."""
+
+
+class FamilyManifest(Frozen):
+    schema_version: int
+    name: str
+    network: NetworkConfig
+    diffusion: DiffusionConfig
+    sizes: SizeSpace
+    class_names: tuple[str, ...]
+    licence: str
+    trained_steps: int
+    seed: int | None = None
+    """Of everything random in its training; older families do not tell."""
+    form: str
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One trained set of learngenes and what stands around them."""
+
+    manifest: FamilyManifest
+    genes: Learngenes
+    stem: Stem
+    scales: Scales
+    limited_data: LabelledImages
+    """Latents, in a family of latents."""
+    quality: QualityTable | None
+    """None until `fineserve calibrate` has measured it."""
+    encoder: LatentEncoder | None = None
+    """Of a family of latents; it stays on the CPU."""
+
+    def assemble(self, own: Own, mode: Mode, dtype: DType = DType.FLOAT32) -> DiT:
+        """A model ready to sample, from this family and what is the model's own."""
+        return DiT(self.stem_of(own), self.genes, own, mode, dtype)
+
+    def stem_of(self, own: Own) -> Stem:
+        """This family's, but for the classes of another task."""
+        return self.stem if own.classes is None else self.stem.with_classes(own.classes)
+
+    def for_task(self, scales: Scales, num_classes: int) -> Scales:
+        """`scales` for other classes: each begins as what is common to all, the null class."""
+        null = self.stem.classes.weight.detach()[-1]
+        stacked = {**scales.stacked(), CLASSES: null.repeat(num_classes + 1, 1)}
+        return Scales.from_stacked(stacked)
+
+    def encoded(
+        self, images: LabelledImages, on_part: Callable[[], object] = lambda: None
+    ) -> LabelledImages:
+        """Images as its network sees them: latents, in a family of those."""
+        if self.encoder is None:
+            return images
+        return self.encoder.encoded(images, self.stem.positions.device, on_part)
+
+    def to(self, device: torch.device) -> "Family":
+        """Networks moved in place; the limited data stay where they are."""
+        for module in (self.genes, self.stem, self.scales):
+            module.to(device)
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the weights that a model's Sigma was made for."""
+        return "-".join(self.manifest.sha256[file] for file in FINGERPRINTED)
+
+    @property
+    def encoder_fingerprint(self) -> str | None:
+        """Changes with what latents are made by; None in a family of images."""
+        autoencoder = self.manifest.network.autoencoder
+        if autoencoder is None:
+            return None
+        weights = self.manifest.sha256[f"{ENCODER}.safetensors"]
+        return hashlib.sha256(f"{weights} {autoencoder!r}".encode()).hexdigest()[:16]
+
+    @property
+    def full_size(self) -> Size:
+        return Size(depth=self.manifest.network.depth, rank=self.manifest.network.rank)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_family(
+    directory: Path,
+    manifest: dict[str, object],
+    genes: Learngenes,
+    stem: Stem,
+    scales: Scales,
+    limited_data: LabelledImages,
+    encoder: LatentEncoder | None = None,
+) -> FamilyManifest:
+    """Write a family. `manifest` holds FamilyManifest's fields but the version and the hashes.
+
+    Files already in `directory` (configuration, training log, sample grid) are hashed too; what was
+    measured or sampled of a family that was there before is removed.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in (QUALITY, PREVIEWS_FILE):
+        (directory / stale).unlink(missing_ok=True)
+    tensors: dict[str, dict[str, Tensor]] = {
+        "learngenes": genes.state_dict(),
+        "stem": stem.state_dict(),
+        "scales": scales.stacked(),
+        "limited_data": {"images": limited_data.images, "labels": limited_data.labels},
+    }
+    if encoder is not None:
+        tensors[ENCODER] = encoder.state_dict()
+    for name, group in tensors.items():
+        contiguous = {key: tensor.contiguous().cpu() for key, tensor in group.items()}
+        save_file(contiguous, directory / f"{name}.safetensors")
+    sha256 = {
+        path.name: file_sha256(path)
+        for path in sorted(directory.iterdir())
+        if path.name != MANIFEST and path.is_file()
+    }
+    complete = FamilyManifest.model_validate(
+        {**manifest, "schema_version": SCHEMA_VERSION, "sha256": sha256}
+    )
+    _write_manifest(directory, complete)
+    return complete
+
+
+def load_family(directory: Path) -> Family:
+    """Read and verify a family. Raises FamilyError."""
+    manifest = read_manifest(directory)
+    _check_hashes(directory, manifest)
+    latent = manifest.network.autoencoder is not None
+    files = (*TENSOR_FILES, ENCODER) if latent else TENSOR_FILES
+    _check_listed(directory, manifest, files)
+    tensors = {name: _read_tensors(directory / f"{name}.safetensors") for name in files}
+    encoder = LatentEncoder(manifest.network) if latent else None
+    with torch.device("meta"):  # the files' own memory is used, nothing is drawn or copied
+        genes = Learngenes(manifest.network)
+    stem = Stem(manifest.network)
+    try:
+        genes.load_state_dict(tensors["learngenes"], assign=True)
+        stem.load_state_dict(tensors["stem"])
+        scales = Scales.from_stacked(tensors["scales"])
+        if encoder is not None:
+            encoder.load_state_dict(tensors[ENCODER])
+        data = tensors["limited_data"]
+        limited = LabelledImages(data["images"], data["labels"], manifest.class_names)
+    except (RuntimeError, KeyError) as error:
+        raise FamilyError(f"{directory}: tensors do not fit {MANIFEST}: {error}") from error
+    for module in (genes, stem, scales):
+        module.requires_grad_(False)
+    quality = read_quality(directory, manifest)
+    return Family(manifest, genes, stem.eval(), scales, limited, quality, encoder)
+
+
+def read_manifest(directory: Path) -> FamilyManifest:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise FamilyError(f"{directory} is not a family: {MANIFEST} is missing")
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise FamilyError(f"{path} is not JSON ({error}); restore it from its source") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise FamilyError(
+            f"{path} has schema_version {version!r}, this release reads {SCHEMA_VERSION}; "
+            "train or fetch the family again"
+        )
+    try:
+        return FamilyManifest.model_validate(raw)
+    except ValidationError as error:
+        raise FamilyError(f"{path} is not valid: {error}") from error
+
+
+def read_quality(directory: Path, manifest: FamilyManifest) -> QualityTable | None:
+    """A family's quality table, if it has been calibrated. Raises FamilyError."""
+    if QUALITY not in manifest.sha256:
+        return None
+    try:
+        return QualityTable.model_validate_json((directory / QUALITY).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise FamilyError(
+            f"{directory / QUALITY} is not valid: {error}; run `fineserve calibrate {directory}`"
+        ) from error
+
+
+def write_quality(directory: Path, table: QualityTable) -> None:
+    """Store a quality table in a family, and its hash in the manifest."""
+    manifest = read_manifest(directory)
+    (directory / QUALITY).write_text(table.model_dump_json(indent=2) + "\n")
+    sha256 = {**manifest.sha256, QUALITY: file_sha256(directory / QUALITY)}
+    _write_manifest(directory, manifest.model_copy(update={"sha256": sha256}))
+
+
+def _write_manifest(directory: Path, manifest: FamilyManifest) -> None:
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+
+
+def _check_listed(directory: Path, manifest: FamilyManifest, files: Iterable[str]) -> None:
+    required = {f"{name}.safetensors" for name in files}
+    if missing := required - manifest.sha256.keys():
+        raise FamilyError(f"{directory / MANIFEST} lists no hash for {', '.join(sorted(missing))}")
+
+
+def _check_hashes(directory: Path, manifest: FamilyManifest) -> None:
+    for name, expected in manifest.sha256.items():
+        if Path(name).name != name:
+            raise FamilyError(f"{directory / MANIFEST} names a file outside the family: {name!r}")
+        path = directory / name
+        if not path.is_file():
+            raise FamilyError(f"{path} is missing; restore it from the family's source")
+        if (actual := file_sha256(path)) != expected:
+            raise FamilyError(
+                f"{path} is corrupt: SHA-256 is {actual[:12]}…, {MANIFEST} says "
+                f"{expected[:12]}…; restore it from the family's source"
+            )
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise FamilyError(f"{path} is not a safetensors file: {error}") from error
+    return tensors

@@ -1,0 +1,43 @@
+"""A sheet of what every size of a family samples before its Sigma is retrained."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from learngenes.config import Mode, Size
+from learngenes.family.family import PREVIEWS_FILE, Family
+from learngenes.model.sampling import sample
+from learngenes.model.sigma import interpolated
+
+ROWS = 32
+"""Images at a time."""
+
+
+def write_previews(
+    family: Family, directory: Path, on_size: Callable[[int, int], None] | None = None
+) -> Path:
+    """previews.png: a row for each size, depth by depth and in these rank by rank, classes across.
+
+    A class has the same seed at every size: its own number. `on_size` is called with
+    (sizes done, in all).
+    """
+    space = family.manifest.sizes
+    sizes = [Size(depth=depth, rank=rank) for depth in space.depths for rank in space.ranks]
+    labels = list(range(len(family.manifest.class_names)))
+    rows = []
+    for done, size in enumerate(sizes, start=1):
+        model = family.assemble(interpolated(family.scales, size), Mode.MATERIALISED)
+        images = [
+            image
+            for some in (labels[i : i + ROWS] for i in range(0, len(labels), ROWS))
+            for image in sample(model, family.manifest.diffusion, some, seeds=some)
+        ]
+        rows.append(torch.cat(images, dim=2))
+        if on_size is not None:
+            on_size(done, len(sizes))
+    sheet = torch.cat(rows, dim=1).permute(1, 2, 0).squeeze(-1)
+    file = directory / PREVIEWS_FILE
+    Image.fromarray(sheet.numpy()).save(file, optimize=True)
+    return file

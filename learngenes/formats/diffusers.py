@@ -1,0 +1,143 @@
+"""A model for plain diffusers: its `DiTTransformer2DModel`, weights written out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import Tensor
+
+from learngenes.config import Kind, Mode, NetworkConfig
+from learngenes.data.latents import joined
+from learngenes.family.family import Family
+from learngenes.model.diffusion import sampler
+from learngenes.model.dit import DiT
+from learngenes.model.factors import Own
+
+LABELS = "id2label.json"
+PIPELINE_NULL_CLASS = 1000
+"""`DiTPipeline` guides away from this class, whatever number of classes the network has."""
+
+
+def export_model(
+    family: Family, own: Own, directory: Path, class_names: Sequence[str] = ()
+) -> None:
+    """Write `transformer/` (float32) and `scheduler/` (DDIM), as `DiTPipeline` samples from them,
+    and `id2label.json`: the names of the classes, by default the family's.
+
+    Of a family of latents the whole pipeline. Raises ValueError when the family has more than 1,000
+    classes.
+    """
+    labels = {
+        str(number): name for number, name in enumerate(class_names or family.manifest.class_names)
+    }
+    model = family.assemble(own, Mode.MATERIALISED)
+    config = diffusers_config(model.config, len(model.layers))
+    config["num_embeds_ada_norm"] = PIPELINE_NULL_CLASS
+    network = DiTTransformer2DModel(**config)
+    state = diffusers_state(model)
+    for name, tensor in state.items():
+        if name.endswith("class_embedder.embedding_table.weight"):
+            state[name] = _pipeline_classes(tensor)
+    network.load_state_dict(state)
+    network.save_pretrained(directory / "transformer")
+    (directory / LABELS).write_text(json.dumps(labels, indent=2) + "\n")
+    if family.encoder is not None:
+        _save_pipeline(family, labels, directory)
+    # the number of steps is the request's, and is not part of a saved scheduler
+    sampler(family.manifest.diffusion, "ddim", 1).save_pretrained(directory / "scheduler")
+
+
+def _save_pipeline(family: Family, labels: Mapping[str, str], directory: Path) -> None:
+    """`vae/`, and `model_index.json` with the names of classes."""
+    assert family.encoder is not None
+    assert family.stem.decoder is not None
+    whole = joined(family.manifest.network, family.encoder, family.stem.decoder)
+    whole.save_pretrained(directory / "vae")
+    index = {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "id2label": labels,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def diffusers_config(config: NetworkConfig, depth: int) -> dict[str, object]:
+    """Arguments of `DiTTransformer2DModel` for a network of `depth` layers."""
+    return {
+        "num_attention_heads": config.num_attention_heads,
+        "attention_head_dim": config.width // config.num_attention_heads,
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "num_layers": depth,
+        "sample_size": config.sample_size,
+        "patch_size": config.patch_size,
+        "num_embeds_ada_norm": config.num_classes,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-5,
+    }
+
+
+def to_diffusers(model: DiT) -> DiTTransformer2DModel:
+    """A diffusers model that computes what `model`, in materialised mode, computes."""
+    network = DiTTransformer2DModel(**diffusers_config(model.config, len(model.layers)))
+    network.load_state_dict(diffusers_state(model))
+    return network.eval()
+
+
+def diffusers_state(model: DiT) -> dict[str, Tensor]:
+    """`model`'s weights under diffusers' names; embedders are repeated in each block.
+
+    Raises ValueError when `model` is not materialised.
+    """
+    state = _prefixed("pos_embed.proj", model.stem.patch.state_dict())
+    state |= _prefixed("proj_out_1", model.stem.final_modulation.state_dict())
+    state |= _prefixed("proj_out_2", model.stem.final.state_dict())
+    for index, layer in enumerate(model.layers):
+        weights = layer.state_dict()
+        if f"{Kind.QKV}.weight" not in weights:
+            raise ValueError(f"export needs a {Mode.MATERIALISED} model")
+        block = f"transformer_blocks.{index}"
+        for part in ("weight", "bias"):
+            q, k, v = weights[f"{Kind.QKV}.{part}"].chunk(3)
+            state |= {
+                f"{block}.attn1.to_q.{part}": q,
+                f"{block}.attn1.to_k.{part}": k,
+                f"{block}.attn1.to_v.{part}": v,
+                f"{block}.attn1.to_out.0.{part}": weights[f"{Kind.O}.{part}"],
+                f"{block}.ff.net.0.proj.{part}": weights[f"{Kind.IN}.{part}"],
+                f"{block}.ff.net.2.{part}": weights[f"{Kind.OUT}.{part}"],
+                f"{block}.norm1.linear.{part}": weights[f"{Kind.ADALN}.{part}"],
+            }
+        embedders = f"{block}.norm1.emb"
+        state |= _prefixed(
+            f"{embedders}.timestep_embedder.linear_1", model.stem.time_in.state_dict()
+        )
+        state |= _prefixed(
+            f"{embedders}.timestep_embedder.linear_2", model.stem.time_out.state_dict()
+        )
+        state[f"{embedders}.class_embedder.embedding_table.weight"] = model.stem.classes.weight
+    return state
+
+
+def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+
+
+def _pipeline_classes(classes: Tensor) -> Tensor:
+    """(num_classes + 1, D) -> (1001, D): the null class, our last row, becomes row 1000.
+
+    The rows between are never asked for.
+    """
+    num_classes = len(classes) - 1
+    if num_classes > PIPELINE_NULL_CLASS:
+        raise ValueError(f"DiTPipeline knows {PIPELINE_NULL_CLASS} classes, not {num_classes}")
+    table = torch.zeros(PIPELINE_NULL_CLASS + 1, classes.shape[1], dtype=classes.dtype)
+    table[:num_classes] = classes[:-1]
+    table[PIPELINE_NULL_CLASS] = classes[-1]
+    return table

@@ -1,0 +1,1 @@
+"""What models, steps and devices really take: memory and seconds."""

@@ -1,0 +1,95 @@
+"""What a model really needs on this device."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from learngenes.config import DiffusionConfig
+from learngenes.device import peak_bytes, process_peak_bytes, synchronise
+from learngenes.model.dense import DenseDiT
+from learngenes.model.diffusion import SAMPLERS
+from learngenes.model.dit import DiT
+from learngenes.model.sampling import sample
+from learngenes.sizing.cost import Workload
+from learngenes.sizing.profile import Cost
+
+LATENCY_RUNS = 100
+MIN_LATENCY_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Measurement:
+    cost: Cost
+    """Memory by whichever scheduler needs more; the process since its start."""
+    latency_runs: int
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Parameters and buffers; what layers share counts once."""
+    tensors = [plain for t in (*model.parameters(), *model.buffers()) for plain in _plain(t)]
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+
+
+def _plain(tensor: Tensor) -> list[Tensor]:
+    """A quantised tensor's parts."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [getattr(tensor, name) for name in names]
+
+
+def run(
+    model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload, scheduler: str = "ddim"
+) -> float:
+    """Sample one batch as `workload` says; seconds it took."""
+    device = model.stem.positions.device
+    started = time.perf_counter()
+    sample(
+        model,
+        diffusion,
+        [i % model.config.num_classes for i in range(workload.n)],
+        range(workload.n),
+        num_inference_steps=workload.num_inference_steps,
+        guidance_scale=2.0 if workload.guided else 1.0,
+        scheduler=scheduler,
+    )
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def memory(model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload) -> int:
+    """Weights and peak activations of one batch."""
+    short = Workload(n=workload.n, num_inference_steps=2, guided=workload.guided)
+    device = model.stem.positions.device
+    activations = max(
+        peak_bytes(lambda name=name: run(model, diffusion, short, name), device)  # type: ignore[misc]
+        for name in SAMPLERS
+    )
+    return parameter_bytes(model) + activations
+
+
+def measure(
+    model: DiT, diffusion: DiffusionConfig, workload: Workload, max_seconds: float = 30.0
+) -> Measurement:
+    """Sample batches as `workload` says and watch memory and clock.
+
+    After `max_seconds` no batch beyond the MIN_LATENCY_RUNS first ones is timed.
+    """
+    run(model, diffusion, Workload(n=workload.n, num_inference_steps=1, guided=workload.guided))
+    seconds: list[float] = []
+    while len(seconds) < LATENCY_RUNS and (
+        len(seconds) < MIN_LATENCY_RUNS or sum(seconds) < max_seconds
+    ):
+        seconds.append(run(model, diffusion, workload))
+    process_bytes = process_peak_bytes(model.stem.positions.device)  # the profiler takes some, too
+    return Measurement(
+        Cost(
+            memory_bytes=memory(model, diffusion, workload),
+            process_memory_bytes=process_bytes,
+            latency_seconds=float(np.median(seconds)),
+            latency_p95_seconds=float(np.quantile(seconds, 0.95)),
+        ),
+        latency_runs=len(seconds),
+    )

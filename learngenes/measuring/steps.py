@@ -1,0 +1,150 @@
+"""How long a step of many rows takes on this device, and what it holds: measured, not assumed."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from learngenes.config import Mode, Size
+from learngenes.device import synchronise
+from learngenes.measuring.device import execution_on
+from learngenes.model.sigma import interpolated
+from learngenes.sizing.cost import Workload, activation_bytes
+from learngenes.stepping.batch import Batch, Part, Stack, Tables
+from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.schedules import schedule
+from learngenes.stepping.weights import FactoredWeights, ModelWeights, SharedWeights
+
+ROUNDS = 6
+STEPS_A_ROUND = 8
+MOST_STEPS = 2 + ROUNDS * STEPS_A_ROUND
+"""Of one batch: as it is made, to see how long one takes, and the rounds."""
+SATURATED = 0.97
+"""A batch is full when it makes so much of the most rows a second that any batch makes. Rows that
+wait must be composed again and again, so what is called full too early costs more than it saves."""
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Of a family in one dtype."""
+
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+    """One step of a model of full size, materialised, over `rows`."""
+    full_rows: int
+    """More rows than these only make each other wait."""
+    row_bytes: int
+    """What a step's activations take for each row."""
+    factored_ratio: dict[int, float]
+    """By rank: seconds of a full step in which half of the rows are factored, over those of one in
+    which all are materialised: both kinds in one batch cost twice as many calls."""
+
+    def step_seconds(self, rows: int) -> float:
+        """Beyond what was measured, in proportion."""
+        if rows > self.rows[-1]:
+            return self.seconds[-1] * rows / self.rows[-1]
+        return float(np.interp(rows, self.rows, self.seconds))
+
+    def prefers_factored(self, rank: int) -> bool:
+        """Whether a model of this rank is faster factor by factor than with W written out."""
+        ranks = sorted(self.factored_ratio)
+        return float(np.interp(rank, ranks, [self.factored_ratio[r] for r in ranks])) < 1
+
+
+def measure_step_costs(
+    shared: SharedWeights, kernels: Kernels, max_rows: int, max_seconds: float = 5.0
+) -> StepCosts:
+    """Rows double up to `max_rows`, or until the time is used up."""
+    ranks = shared.family.manifest.sizes.ranks
+    full = full_depth_model(shared, ranks[-1], materialised=True)
+    began = time.perf_counter()
+    batches = {2: batch_of([full], 2, kernels)}
+    while (rows := 2 * max(batches)) <= max_rows and time.perf_counter() - began < max_seconds / 2:
+        batches[rows] = batch_of([full], rows, kernels)
+    seconds = _fastest_steps(batches, began + max_seconds / 2)
+    speeds = {rows: rows / s for rows, s in seconds.items()}
+    most = max(speeds.values())
+    full_rows = next(rows for rows, speed in speeds.items() if speed >= SATURATED * most)
+    mixed = {0: batch_of([full], full_rows, kernels)}  # of rank 0: nothing is factored
+    for rank in dict.fromkeys((ranks[0], ranks[-1], *ranks)):  # between these two the rest must be
+        if len(mixed) > 2 and time.perf_counter() - began > max_seconds:
+            break
+        factored = full_depth_model(shared, rank, materialised=False)
+        mixed[rank] = batch_of([full, factored], full_rows // 2, kernels)
+    taken = _fastest_steps(mixed, began + max_seconds)
+    materialised = taken.pop(0)
+    return StepCosts(
+        rows=tuple(seconds),
+        seconds=tuple(seconds.values()),
+        full_rows=full_rows,
+        row_bytes=_row_bytes(shared, full_rows),
+        factored_ratio={rank: taken[rank] / materialised for rank in sorted(taken)},
+    )
+
+
+def _row_bytes(shared: SharedWeights, rows: int) -> int:
+    """By sizing's cost model, of whichever mode needs more; decoding is not part of a step."""
+    network, device = shared.network.model_copy(update={"autoencoder": None}), shared.device
+    workload = Workload(n=rows, guided=False)
+    executions = (execution_on(device, mode, shared.dtype) for mode in Mode)
+    held = max(int(activation_bytes(network, network.rank, e, workload)) for e in executions)
+    return -(-held // rows)
+
+
+def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) -> ModelWeights:
+    """With the family's own Sigma."""
+    depth = shared.family.manifest.sizes.depths[-1]
+    model = FactoredWeights(
+        shared, interpolated(shared.family.scales, Size(depth=depth, rank=rank))
+    )
+    if materialised:
+        model.materialise()
+    return model
+
+
+def _fastest_steps(batches: Mapping[int, Batch], until: float) -> dict[int, float]:
+    """Seconds of each, in rounds, so that a slow moment of the machine is nobody's alone.
+
+    In a round all run for about as long as one step of the slowest takes: a few short steps would
+    slip in between whatever else the machine does, and seem the faster for it.
+    """
+    once = {key: _seconds(batch, 1) for key, batch in batches.items()}
+    longest = max(once.values())
+    steps = {key: min(STEPS_A_ROUND, round(longest / seconds)) for key, seconds in once.items()}
+    fastest = dict.fromkeys(batches, math.inf)
+    for _ in range(ROUNDS):
+        for key, batch in batches.items():
+            if fastest[key] < math.inf and time.perf_counter() > until:
+                return fastest
+            fastest[key] = min(fastest[key], _seconds(batch, steps[key]))
+    return fastest
+
+
+def _seconds(batch: Batch, steps: int) -> float:
+    """Of one of so many."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        batch.step()
+    synchronise(batch.shared.device)
+    return (time.perf_counter() - began) / steps
+
+
+def batch_of(models: Sequence[ModelWeights], rows: int, kernels: Kernels) -> Batch:
+    """`rows` unguided images of each model, after their first step of MOST_STEPS."""
+    shared, network = models[0].shared, models[0].shared.network
+    plan = schedule(shared.family.manifest.diffusion, "ddim", MOST_STEPS)
+    timesteps = plan.timesteps.to(shared.device)
+    picture = (network.in_channels, network.sample_size, network.sample_size)
+    parts, modulations, at = [], [], 0
+    for model in models:
+        modulations.append(model.modulations(timesteps, 0).flatten(0, 1))
+        x = torch.zeros(rows, *picture, device=shared.device)
+        parts.append(Part(model, plan, 0, [at] * rows, None, 1.0, x, torch.zeros_like(x)))
+        at += len(modulations[-1])
+    tables = Tables(plan.coefficients.to(shared.device), torch.cat(modulations))
+    batch = Batch(parts, tables, Stack(shared), kernels)
+    batch.step()
+    return batch

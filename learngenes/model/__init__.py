@@ -1,0 +1,1 @@
+"""The network: factors, Sigma, the DiT around them, the noise process, sampling."""

@@ -1,0 +1,65 @@
+"""A DiT whose layers own their weights: what a model becomes when it is trained beyond FINE."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from learngenes.config import Kind
+from learngenes.model.dit import Stem
+from learngenes.model.factors import Layer, Learngenes, Scales, materialise
+
+Weights = Mapping[Kind, tuple[Tensor, Tensor]]
+"""W (m, n) and bias (m,) of each kind, of one layer."""
+
+
+class DenseDiT(nn.Module):
+    """Trainable in every part; numerically `DiT` in materialised mode."""
+
+    def __init__(self, stem: Stem, layers: Sequence[Weights]) -> None:
+        """`stem` becomes part of it; the layers' tensors are copied."""
+        super().__init__()
+        self.config = stem.config
+        self.stem = stem
+        self.layers = nn.ModuleList(_own(layer) for layer in layers)
+
+    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+        """x: (N, C, H, W); timesteps, class_labels: (N,) -> prediction (N, C, H, W)."""
+        prediction: Tensor = self.stem(
+            x, timesteps, class_labels, cast(Sequence[Layer], self.layers)
+        )
+        return prediction
+
+    def weights(self) -> list[Weights]:
+        return [
+            {kind: (layer[kind].weight.detach(), layer[kind].bias.detach()) for kind in Kind}
+            for layer in cast(Sequence[Mapping[Kind, nn.Linear]], self.layers)
+        ]
+
+
+@torch.no_grad()
+def materialised(genes: Learngenes, scales: Scales) -> list[Weights]:
+    """Every W of a model of `scales`, written out."""
+    rank = scales.rank
+    return [
+        {
+            kind: (
+                materialise(genes.u[kind][:, :rank], layer.sigma[kind], genes.v[kind][:, :rank]),
+                layer.bias[kind],
+            )
+            for kind in Kind
+        }
+        for layer in scales.layers()
+    ]
+
+
+@torch.no_grad()
+def _own(weights: Weights) -> nn.ModuleDict:
+    layer: dict[str, nn.Module] = {}
+    for kind, (weight, bias) in weights.items():
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+        layer[kind] = linear
+    return nn.ModuleDict(layer)

@@ -1,0 +1,81 @@
+"""Where a new model's Sigma comes from (FINE, section 3.3 and its ablation of initialisations)."""
+
+import torch
+from torch import Tensor
+
+from learngenes.config import Kind, NetworkConfig, Size
+from learngenes.model.factors import LayerScales, Scales
+
+
+def reference_scales(config: NetworkConfig) -> Scales:
+    """Sigma that phase 1 starts from: near one, and zero for adaLN (adaLN-Zero)."""
+
+    def start(kind: Kind) -> Tensor:
+        if kind is Kind.ADALN:
+            return torch.zeros(config.depth, config.rank)
+        return 1 + 0.1 * torch.randn(config.depth, config.rank)
+
+    return Scales({kind: start(kind) for kind in Kind}, _no_bias(config, config.depth))
+
+
+def interpolated_layers(scales: Scales, size: Size) -> list[LayerScales]:
+    """Layer l of depth L reads `scales` at relative depth l / (L - 1), linearly between layers.
+
+    Differentiable. Raises ValueError when the rank is larger than that of `scales`.
+    """
+    if size.rank > scales.rank:
+        raise ValueError(f"rank {size.rank} is more than the {scales.rank} that Sigma has")
+    source = list(scales.layers())
+    if size.depth == 1:
+        positions = [(len(source) - 1) / 2]
+    else:
+        positions = [i * (len(source) - 1) / (size.depth - 1) for i in range(size.depth)]
+    return [_between(source, position, size.rank) for position in positions]
+
+
+def _between(source: list[LayerScales], position: float, rank: int) -> LayerScales:
+    low = min(int(position), len(source) - 1)
+    high = min(low + 1, len(source) - 1)
+    t = position - low
+
+    def mix(a: Tensor, b: Tensor) -> Tensor:
+        return a if t == 0 else torch.lerp(a, b, t)
+
+    a, b = source[low], source[high]
+    return LayerScales(
+        {kind: mix(a.sigma[kind][:rank], b.sigma[kind][:rank]) for kind in Kind},
+        {kind: mix(a.bias[kind], b.bias[kind]) for kind in Kind},
+    )
+
+
+def interpolated(scales: Scales, size: Size) -> Scales:
+    """The `linear` initialisation; from another model's Scales it is `from a given model`."""
+    return _stack(interpolated_layers(scales, size), scales.classes)
+
+
+def identical(scales: Scales, size: Size) -> Scales:
+    """The `identical` initialisation: every layer starts as the mean layer of `scales`."""
+    mean = LayerScales(
+        {k: torch.stack([s.sigma[k][: size.rank] for s in scales.layers()]).mean(0) for k in Kind},
+        {k: torch.stack([s.bias[k] for s in scales.layers()]).mean(0) for k in Kind},
+    )
+    return _stack([mean] * size.depth)
+
+
+def random(config: NetworkConfig, size: Size, generator: torch.Generator) -> Scales:
+    """The `random` initialisation: standard normal Sigma, zero biases."""
+    sigma = {kind: torch.randn(size.depth, size.rank, generator=generator) for kind in Kind}
+    return Scales(sigma, _no_bias(config, size.depth))
+
+
+def _no_bias(config: NetworkConfig, depth: int) -> dict[Kind, Tensor]:
+    return {kind: torch.zeros(depth, kind.shape(config.width)[0]) for kind in Kind}
+
+
+def _stack(layers: list[LayerScales], classes: Tensor | None = None) -> Scales:
+    with torch.no_grad():
+        return Scales(
+            {kind: torch.stack([layer.sigma[kind] for layer in layers]) for kind in Kind},
+            {kind: torch.stack([layer.bias[kind] for layer in layers]) for kind in Kind},
+            classes,
+        )

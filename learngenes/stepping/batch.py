@@ -1,0 +1,402 @@
+"""Images of many models and requests, sampled together.
+
+A `Batch` is one composition: which rows stand where, and every index that a step needs. It is
+made anew when a request comes or goes; a step itself does no Python work per row.
+"""
+
+import functools
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learngenes.device import begin_step, kept, padded
+from learngenes.stepping.arithmetic import BLOCK_KINDS
+from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.lanes import shares
+from learngenes.stepping.schedules import Schedule
+from learngenes.stepping.weights import ModelWeights, SharedWeights, nbytes
+
+
+@dataclass(eq=False)
+class Part:
+    """Images that one request has in a batch, and where they stand."""
+
+    model: ModelWeights
+    schedule: Schedule
+    coefficients_at: int
+    """Of its first step, in the batch's table of coefficients."""
+    conditional_at: list[int]
+    """Of each image's first step, in the batch's table of modulations."""
+    unconditional_at: int | None
+    """None when there is no guidance."""
+    guidance_scale: float
+    x: Tensor
+    """(I, C, H, W) float32."""
+    previous: Tensor
+    """x0 of the last step."""
+    steps_before: int = 0
+    batch: "Batch | None" = None
+    """Which has its images now, and has run some more steps."""
+
+    @property
+    def done_steps(self) -> int:
+        return self.steps_before + (self.batch.steps_run if self.batch else 0)
+
+    @property
+    def finished(self) -> bool:
+        return self.done_steps == len(self.schedule)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a step looks up: of all schedules and modulations in use."""
+
+    coefficients: Tensor
+    """(…, 5) float32."""
+    modulations: Tensor
+    """(…, 6D)."""
+
+
+Layer = Callable[[Tensor, Tensor], Tensor]
+"""(tokens (N, T, D), modulation (N, 6D)) -> tokens."""
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Rows of a batch that run through the same products, deepest first."""
+
+    at: slice
+    layers: list[tuple[int, int, Layer]]
+    """Of each layer: rows that need it, rows it is run for, and the layer."""
+
+    @classmethod
+    def of(
+        cls,
+        start: int,
+        depths: list[int],
+        size: int,
+        layer: Callable[[int, int], Layer],
+        shared: SharedWeights,
+    ) -> "_Segment":
+        """From row `start` on, slots of `size` rows; `layer` makes layer `index` for `count`."""
+        layers = []
+        for index in range(depths[0]):
+            needed = sum(depth > index for depth in depths)
+            count = needed
+            while count < len(depths) and count * size < padded(needed * size, shared.device):
+                count += 1
+            layers.append((needed * size, count * size, layer(index, count)))
+        return cls(slice(start, start + len(depths) * size), layers)
+
+    def run(self, h: Tensor, modulations: Tensor) -> list[Tensor]:
+        """h: (N, T, D); modulations: (L, N, 6D), of all rows -> its own again, in pieces."""
+        h, modulations = h[self.at], modulations[:, self.at]
+        ended: list[Tensor] = []
+        left = len(h)
+        for index, (needed, count, layer) in enumerate(self.layers):
+            if needed < left:
+                ended.append(h[needed:left])
+                left = needed
+            h = layer(h[:count], modulations[index, :count])
+        return [h[:left], *reversed(ended)]
+
+
+class Stack:
+    """W of several models, one after the other, so that one batched product takes them all.
+
+    Models keep their place from one batch to the next where they can: to put one there costs
+    a copy of its weights.
+    """
+
+    def __init__(self, shared: SharedWeights) -> None:
+        self._shared = shared
+        self._held: list[ModelWeights | None] = []
+        self._weights: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes(self._weights)
+
+    def place(self, models: Sequence[ModelWeights]) -> list[ModelWeights]:
+        """`models` (they may repeat), deepest first, each at the place where its weights are."""
+        models = sorted(models, key=lambda model: -model.depth)
+        self._reserve(len(models), models[0].depth)
+        placed = list(models)
+        for _, run in itertools.groupby(range(len(models)), key=lambda i: models[i].depth):
+            places = list(run)
+            missing = Counter(models[i] for i in places)
+            kept = []
+            for i in places:
+                held = self._held[i]
+                if held is not None and missing[held] > 0:
+                    missing[held] -= 1
+                    placed[i] = held
+                    kept.append(i)
+            for i, model in zip(
+                (i for i in places if i not in kept), missing.elements(), strict=True
+            ):
+                placed[i] = model
+                self._put(i, model)
+        return placed
+
+    def layer(self, index: int, start: int, count: int) -> tuple[Tensor, ...]:
+        """(count, n, m) of each kind, from a place on."""
+        return tuple(weight[index, start : start + count] for weight in self._weights)
+
+    def clear(self) -> None:
+        self._held, self._weights = [], ()
+
+    def _put(self, place: int, model: ModelWeights) -> None:
+        assert model.materialised is not None
+        for stack, weight in zip(self._weights, model.materialised, strict=True):
+            stack[: model.depth, place] = weight
+        self._held[place] = model
+
+    def _reserve(self, count: int, depth: int) -> None:
+        if self._weights and count <= len(self._held) and depth <= len(self._weights[0]):
+            return
+        count = 1 << (count - 1).bit_length()
+        depth = max(depth, self._shared.family.manifest.sizes.depths[-1])
+        d, shared = self._shared.network.width, self._shared
+        self._held = [None] * count
+        self._weights = tuple(
+            torch.zeros(depth, count, n, m, dtype=shared.compute, device=shared.device)
+            for m, n in (kind.shape(d) for kind in BLOCK_KINDS)
+        )
+
+
+class _Row(NamedTuple):
+    image: int
+    modulation_at: int
+    """Of the present step."""
+    model: ModelWeights
+    conditional: bool
+
+
+class Batch:
+    """One composition of parts, all of models with the same SharedWeights.
+
+    Parts keep their images here until `settle`.
+    """
+
+    _x: Tensor
+    _previous: Tensor
+    _image: Tensor
+    """(N,) of each row."""
+    _layer: Tensor
+    """(L + 1, N) which of its model's modulations a row takes in each layer and the final one."""
+    _modulation_at: Tensor
+    """(N,) of its present step."""
+    _modulation_stride: Tensor
+    _coefficients_at: Tensor
+    """(I,) of its present step."""
+    _conditional: Tensor
+    """(I,) the row of each image."""
+    _unconditional: Tensor
+    _guidance: Tensor
+
+    def __init__(
+        self, parts: Sequence[Part], tables: Tables, stack: Stack, kernels: Kernels
+    ) -> None:
+        self.parts = list(parts)
+        self.shared = parts[0].model.shared
+        self.steps_run = 0
+        self._tables, self._kernels = tables, kernels
+        self._segments: list[_Segment] = []
+        rows: list[_Row] = []
+        factored, materialised = self._rows()
+        for group in self._of_one_width(factored):
+            rows += self._add_factored(len(rows), group)
+        if materialised:
+            rows += self._add_materialised(len(rows), materialised, stack)
+        self._index(rows)
+        for part in self.parts:
+            part.batch = self
+
+    @property
+    def steps_left(self) -> int:
+        """Until a part is finished."""
+        return min(len(part.schedule) - part.done_steps for part in self.parts)
+
+    def step(self) -> None:
+        """One denoising step of every part. Nothing has changed if it raises."""
+        kernels, shared, tables = self._kernels, self.shared, self._tables
+        begin_step(shared.device)
+        h = kernels.embed(
+            self._x[self._image],
+            shared.patch,
+            shared.patch_bias,
+            shared.positions,
+            shared.network.patch_size,
+        )
+        modulations = tables.modulations[self._modulation_at + self._layer]  # (L + 1, N, 6D)
+        runs = [functools.partial(segment.run, h, modulations) for segment in self._segments]
+        pieces = list(itertools.chain(*kernels.lanes.run(runs)))
+        x, previous = kernels.finish(
+            torch.cat(pieces) if len(pieces) > 1 else pieces[0],
+            modulations[-1, :, : 2 * shared.network.width],
+            shared.final,
+            shared.final_bias,
+            self._x,
+            self._previous,
+            tables.coefficients[self._coefficients_at],
+            self._guidance,
+            self._conditional,
+            self._unconditional,
+        )
+        self._x, self._previous = kept(x), kept(previous)
+        self._modulation_at += self._modulation_stride
+        self._coefficients_at += 1
+        self.steps_run += 1
+
+    def settle(self) -> None:
+        """Give the images back to their parts. The batch is of no use after it."""
+        images = torch.split(self._x, self._sizes), torch.split(self._previous, self._sizes)
+        for part, x, previous in zip(self.parts, *images, strict=True):
+            part.x, part.previous = x, previous
+            part.steps_before, part.batch = part.done_steps, None
+
+    def predicted(self, part: Part) -> Tensor:
+        """What the last step took the clean images of `part` to be: (I, C, H, W)."""
+        return torch.split(self._previous, self._sizes)[self.parts.index(part)]
+
+    def _rows(self) -> tuple[list[_Row], list[_Row]]:
+        """Of models in factored and in materialised mode."""
+        rows: tuple[list[_Row], list[_Row]] = [], []
+        image = 0
+        for part in self.parts:
+            model = part.model
+            chosen = rows[0] if model.materialised is None else rows[1]
+            done = part.done_steps * (model.depth + 1)
+            for at in part.conditional_at:
+                chosen.append(_Row(image, at + done, model, True))
+                if part.unconditional_at is not None:
+                    chosen.append(_Row(image, part.unconditional_at + done, model, False))
+                image += 1
+        return rows
+
+    def _of_one_width(self, rows: list[_Row]) -> list[list[_Row]]:
+        """Factored rows that are run at one rank: all at the largest.
+
+        To add products that are zero changes nothing, except in float32, where the order of a
+        sum depends on its length: there each rank is run by itself.
+        """
+        if self.shared.compute != torch.float32:
+            return [rows] if rows else []
+        by_rank: dict[int, list[_Row]] = {}
+        for row in rows:
+            by_rank.setdefault(row.model.rank, []).append(row)
+        return list(by_rank.values())
+
+    def _add_factored(self, start: int, rows: list[_Row]) -> list[_Row]:
+        shared, block = self.shared, self._kernels.factored_block
+        rows.sort(key=lambda row: -row.model.depth)
+        rows += [rows[-1]] * (padded(len(rows), shared.device) - len(rows))
+        rank = max(row.model.rank for row in rows)
+        factors = shared.block_factors
+        bias, sigma = self._own([row.model for row in rows], rank)
+
+        def layer(index: int, at: int, count: int) -> Layer:
+            own = sigma[index, at : at + count], bias[index, at : at + count]
+            return lambda h, modulation: block(h, modulation, factors, *own, shared.heads)
+
+        self._add_segments(start, [row.model.depth for row in rows], 1, layer)
+        return rows
+
+    def _add_segments(
+        self, start: int, depths: list[int], size: int, layer: Callable[[int, int, int], Layer]
+    ) -> None:
+        """One for each lane; `layer` makes layer `index` for `count` slots from one on."""
+        for share in shares(depths, self._kernels.lanes.count):
+
+            def of_share(index: int, count: int, at: int = share.start) -> Layer:
+                return layer(index, at, count)
+
+            first = start + share.start * size
+            self._segments.append(_Segment.of(first, depths[share], size, of_share, self.shared))
+
+    def _add_materialised(self, start: int, rows: list[_Row], stack: Stack) -> list[_Row]:
+        """Slots of as many rows as all models have a multiple of, each beside its W."""
+        shared, block = self.shared, self._kernels.materialised_block
+        of_model: dict[ModelWeights, list[_Row]] = {}
+        for row in rows:
+            of_model.setdefault(row.model, []).append(row)
+        if len(of_model) == 1:
+            rows += [rows[-1]] * (padded(len(rows), shared.device) - len(rows))
+            size, slots = 1, [row.model for row in rows]
+        else:
+            size = math.gcd(*(len(rows) for rows in of_model.values()))
+            wanted = [model for model, rows in of_model.items() for _ in range(len(rows) // size)]
+            slots = stack.place(wanted)
+            rows = [of_model[model].pop(0) for model in slots for _ in range(size)]
+        one = slots[0].materialised if len(of_model) == 1 else None
+        bias, _ = self._own(slots if one is None else slots[:1], 0)
+
+        def layer(index: int, at: int, count: int) -> Layer:
+            if one is None:
+                weights, models, own = stack.layer(index, at, count), count, bias[index, at:]
+            else:  # all rows of the share beside the same W
+                weights, models, own = tuple(w[index : index + 1] for w in one), 1, bias[index]
+
+            def run(h: Tensor, modulation: Tensor) -> Tensor:
+                each = len(h) // models
+                by_model = h.view(models, each, *h.shape[1:]), modulation.reshape(models, each, -1)
+                return block(*by_model, weights, own[:models], shared.heads).flatten(0, 1)
+
+            return run
+
+        self._add_segments(start, [model.depth for model in slots], size, layer)
+        return rows
+
+    def _own(self, owners: list[ModelWeights], rank: int) -> tuple[Tensor, Tensor]:
+        """Biases (L, N, 9D) and Sigma up to `rank` (L, N, 4, rank) of N owners' layers."""
+        models = list(dict.fromkeys(owners))
+        depth = max(model.depth for model in models)
+        like = models[0].bias
+        bias = like.new_zeros(len(models), depth, like.shape[1])
+        sigma = like.new_zeros(len(models), depth, len(BLOCK_KINDS), rank)
+        for i, model in enumerate(models):
+            bias[i, : model.depth] = model.bias
+            if rank:
+                sigma[i, : model.depth, :, : model.rank] = model.sigma
+        place = {model: i for i, model in enumerate(models)}
+        index = torch.tensor([place[model] for model in owners], device=like.device)
+
+        def of_owners(values: Tensor) -> Tensor:
+            # contiguous: to one owner's slice with other strides no compiled kernel would apply
+            return values.transpose(0, 1)[:, index].contiguous()
+
+        return of_owners(bias), of_owners(sigma)
+
+    def _index(self, rows: list[_Row]) -> None:
+        """Where each row and image finds what it needs, as tensors."""
+
+        def tensor(values: Iterable[float], dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.tensor(list(values), dtype=dtype).to(self.shared.device)
+
+        self._sizes = [len(part.x) for part in self.parts]
+        self._x = torch.cat([part.x for part in self.parts])
+        self._previous = torch.cat([part.previous for part in self.parts])
+        self._image = tensor(row.image for row in rows)
+        self._modulation_at = tensor(row.modulation_at for row in rows)
+        depths = tensor(row.model.depth for row in rows)
+        self._modulation_stride = depths + 1
+        layers = torch.arange(int(depths.max()) + 1, device=self.shared.device)
+        self._layer = torch.minimum(layers[:, None], depths)  # the last is the final layer
+        conditional: dict[int, int] = {}
+        unconditional: dict[int, int] = {}
+        for place, row in enumerate(rows):
+            (conditional if row.conditional else unconditional).setdefault(row.image, place)
+        images = range(len(self._x))
+        self._conditional = tensor(conditional[i] for i in images)
+        self._unconditional = tensor(unconditional.get(i, conditional[i]) for i in images)
+        owner = [part for part in self.parts for _ in part.x]
+        guidance = [p.guidance_scale if p.unconditional_at is not None else 1.0 for p in owner]
+        self._guidance = tensor(guidance, torch.float32)
+        self._coefficients_at = tensor(p.coefficients_at + p.done_steps for p in owner)

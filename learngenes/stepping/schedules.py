@@ -1,0 +1,93 @@
+"""diffusers' schedulers as tables, so that one tensor operation steps rows of different ones.
+
+Each of them is linear in what it holds. With x the noisy image, scaled as under a
+variance-preserving process, and x0 what a prediction says of the clean one:
+
+    x0   = x0_x * x + x0_prediction * prediction
+    next = next_x * x + next_x0 * x0 + next_previous * (x0 of the step before)
+
+DDIM (arXiv 2010.02502, eta 0) and Euler (arXiv 2206.00364, algorithm 2 without churn) are the
+same step between other noise levels; DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2) also
+looks one step back.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from torch import Tensor
+
+from learngenes.config import DiffusionConfig
+from learngenes.model.diffusion import Sampler, sampler
+
+COLUMNS = ("x0_x", "x0_prediction", "next_x", "next_x0", "next_previous")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of one scheduler with one number of steps."""
+
+    timesteps: Tensor
+    """(S,) as the network is told them."""
+    coefficients: Tensor
+    """(S, 5) float32, in the order of COLUMNS."""
+    initial_scale: float
+    """What unit noise is multiplied by before the first step."""
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def step(
+    x: Tensor, prediction: Tensor, previous: Tensor, coefficients: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(next x, x0) of N images, each with its own scheduler and step.
+
+    x, prediction, previous: (N, C, H, W), the last being x0 of the step before, anything finite
+    at the first one; coefficients: (N, 5).
+    """
+    columns = coefficients[:, :, None, None, None].unbind(1)
+    x0_x, x0_prediction, next_x, next_x0, next_previous = columns
+    x0 = x0_x * x + x0_prediction * prediction
+    return next_x * x + next_x0 * x0 + next_previous * previous, x0
+
+
+@lru_cache(maxsize=256)
+def schedule(config: DiffusionConfig, name: str, num_inference_steps: int) -> Schedule:
+    """Raises ValueError when there is no scheduler `name`."""
+    steps = sampler(config, name, num_inference_steps)
+    ratio, next_ratio = _noise_to_signal(steps)
+    alpha, next_alpha = (ratio**2 + 1) ** -0.5, (next_ratio**2 + 1) ** -0.5
+    sigma, next_sigma = ratio * alpha, next_ratio * next_alpha
+    if config.prediction_type == "v_prediction":
+        x0_x, x0_prediction = alpha, -sigma
+    else:
+        x0_x, x0_prediction = 1 / alpha, -ratio
+    next_x = next_sigma / sigma
+    next_x0 = next_alpha - next_x * alpha
+    next_previous = torch.zeros_like(next_x0)
+    if isinstance(steps, DPMSolverMultistepScheduler):
+        h = ratio.log() - next_ratio.log()  # of half the log-SNR; infinite at the end
+        for i in range(1, len(h) - 1):  # the first step and the last are of first order
+            extrapolated = next_x0[i] * h[i] / h[i - 1] / 2
+            next_x0[i] += extrapolated
+            next_previous[i] -= extrapolated
+    columns = (x0_x, x0_prediction, next_x, next_x0, next_previous)
+    scale = float(steps.init_noise_sigma)
+    if isinstance(steps, EulerDiscreteScheduler):  # which keeps x / alpha
+        scale *= float(alpha[0])
+    return Schedule(steps.timesteps, torch.stack(columns, dim=1).float(), scale)
+
+
+def _noise_to_signal(steps: Sampler) -> tuple[Tensor, Tensor]:
+    """sigma / alpha before and after each step, (S,) float64 each."""
+    if not isinstance(steps, DDIMScheduler):
+        ratio = steps.sigmas.double()
+        return ratio[:-1], ratio[1:]
+    following = steps.timesteps - steps.config["num_train_timesteps"] // steps.num_inference_steps
+    cumulative = steps.alphas_cumprod.double()
+    final = steps.final_alpha_cumprod.double()
+    after = torch.where(following >= 0, cumulative[following.clamp(min=0)], final)
+    before = cumulative[steps.timesteps]
+    return (1 / before - 1).sqrt(), (1 / after - 1).sqrt()

@@ -1,0 +1,216 @@
+"""A family's weights as a batch multiplies with them, and what each model adds to them."""
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learngenes.config import DType, Kind, NetworkConfig
+from learngenes.device import compute_dtype
+from learngenes.family.family import Family
+from learngenes.model.dit import sinusoidal_timesteps
+from learngenes.model.factors import CLASSES, DenseLayers, Own, Scales, materialise, stored
+from learngenes.stepping.arithmetic import BLOCK_KINDS
+
+SPARE_RANKS = 8
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _given(tensor: Tensor | None) -> tuple[Tensor, ...]:
+    return () if tensor is None else (tensor,)
+
+
+class SharedWeights:
+    """What all models of a family that are stored in one dtype have in common.
+
+    The rank matters for int8 alone, whose scales are those of one rank prefix. Its matrices are
+    kept in what is computed in, like all others: they are shared by every model.
+    """
+
+    def __init__(self, family: Family, dtype: DType, rank: int | None = None) -> None:
+        self.family, self.dtype = family, dtype
+        self.network: NetworkConfig = family.manifest.network
+        self.device = family.stem.positions.device
+        self.compute = compute_dtype(dtype, self.device)
+        self.factors = {kind: self._factors(kind, rank or self.network.rank) for kind in Kind}
+        self.block_factors = tuple(self.factors[kind] for kind in BLOCK_KINDS)
+        stem = family.stem
+        self.heads = self.network.num_attention_heads
+        self.positions = stem.positions
+        self.patch = stem.patch.weight.flatten(1).T.to(self.compute).contiguous()  # (P, D)
+        assert stem.patch.bias is not None
+        self.patch_bias = stem.patch.bias.detach()
+        self.final = stem.final.weight.T.to(self.compute).contiguous()  # (D, P)
+        self.final_bias = stem.final.bias.detach()
+
+    def _factors(self, kind: Kind, rank: int) -> tuple[Tensor, Tensor]:
+        """V (n, r) and U^T (r, m); zero beyond `rank`, so that all have the same shape.
+
+        A rank's prefix is never the whole: a compiled kernel would tell the two apart.
+        """
+        genes = self.family.genes
+        u = stored(genes.u[kind].detach()[:, :rank], self.dtype, self.compute)
+        vt = stored(genes.v[kind].detach()[:, :rank].T, self.dtype, self.compute)
+        if self.dtype is DType.INT8:
+            u, vt = u.dequantize(), vt.dequantize()
+        beyond = (0, 0, 0, self.network.rank + SPARE_RANKS - rank)
+        ut = F.pad(u.to(self.compute).T, beyond)
+        return F.pad(vt.to(self.compute), beyond).T.contiguous(), ut.contiguous()
+
+    @property
+    def nbytes(self) -> int:
+        own = (self.patch, self.final, *itertools.chain(*self.factors.values()))
+        return nbytes(own)
+
+
+class ModelWeights(ABC):
+    """What one model owns, as a batch multiplies with it."""
+
+    depth: int
+    rank: int
+    """0 without factors."""
+    sigma: Tensor
+    """(L, 4, r) of BLOCK_KINDS."""
+    bias: Tensor
+    """(L, 9D) of BLOCK_KINDS."""
+    adaln_bias: Tensor
+    """(L, 6D)"""
+    materialised: tuple[Tensor, ...] | None
+    """W^T of each of BLOCK_KINDS, (L, n, m); None while the model is factored."""
+
+    def __init__(self, shared: SharedWeights, own: Own) -> None:
+        self.shared = shared
+        self.depth = own.depth
+        tensors = own.stacked()
+        bias = {kind: tensors[f"bias.{kind}"].to(shared.device, shared.compute) for kind in Kind}
+        self.bias = torch.cat([bias[kind] for kind in BLOCK_KINDS], dim=1)
+        self.adaln_bias = bias[Kind.ADALN]
+        self.classes = None if own.classes is None else own.classes.detach().to(shared.device)
+        """Of another task than the family's."""
+        self.used_at = 0
+        """For whoever has to choose which model is to go."""
+
+    @staticmethod
+    def of(shared: SharedWeights, own: Own) -> "ModelWeights":
+        if isinstance(own, DenseLayers):
+            return DenseWeights(shared, own)
+        return FactoredWeights(shared, own)
+
+    @staticmethod
+    def bytes_of(shared: SharedWeights, own: Own) -> int:
+        """What `of` would hold."""
+        layers = sum(t.numel() for k, t in own.stacked().items() if k != CLASSES)
+        return layers * shared.compute.itemsize + nbytes(_given(own.classes))
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """All that it holds."""
+
+    @abstractmethod
+    def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
+        """Of every step and layer in one product: (S, L + 1, 6D).
+
+        The last entry of a step is the final layer's, 2D.
+        """
+
+    @property
+    def class_table(self) -> Tensor:
+        """(C + 1, D), the null class last."""
+        return self.shared.family.stem.classes.weight if self.classes is None else self.classes
+
+    @property
+    def null_class(self) -> int:
+        return len(self.class_table) - 1
+
+    def _conditioning(self, timesteps: Tensor, class_label: int) -> Tensor:
+        """(S, D), through SiLU."""
+        stem = self.shared.family.stem
+        times = stem.time_out(F.silu(stem.time_in(sinusoidal_timesteps(timesteps))))
+        return F.silu(times + self.class_table[class_label])
+
+    def _with_final(self, layers: Tensor, conditioning: Tensor) -> Tensor:
+        final = self.shared.family.stem.final_modulation(conditioning)
+        padded_final = F.pad(final, (0, layers.shape[2] - final.shape[1]))
+        return torch.cat([layers, padded_final[:, None]], dim=1).to(self.shared.compute)
+
+
+class FactoredWeights(ModelWeights):
+    """Sigma and biases; and W of each layer, once it is materialised."""
+
+    def __init__(self, shared: SharedWeights, scales: Scales) -> None:
+        super().__init__(shared, scales)
+        self.rank = scales.rank
+        tensors = {k: t.to(shared.device, shared.compute) for k, t in scales.stacked().items()}
+        self.sigma = torch.stack([tensors[f"sigma.{kind}"] for kind in BLOCK_KINDS], dim=1)
+        self.adaln_sigma = tensors[f"sigma.{Kind.ADALN}"]
+        self.materialised = None
+
+    @property
+    def nbytes(self) -> int:
+        own = self.sigma, self.bias, self.adaln_sigma, self.adaln_bias
+        return nbytes(own) + nbytes(self.materialised or ()) + nbytes(_given(self.classes))
+
+    @property
+    def materialised_nbytes(self) -> int:
+        d, element = self.shared.network.width, self.bias.element_size()
+        return self.depth * element * sum(math.prod(kind.shape(d)) for kind in BLOCK_KINDS)
+
+    def materialise(self) -> None:
+        """Write every W out, from Sigma as it is kept here: rounded to what is computed in."""
+        shared, genes = self.shared, self.shared.family.genes
+        written = []
+        for index, kind in enumerate(BLOCK_KINDS):
+            u, v = (side[kind].detach()[:, : self.rank] for side in (genes.u, genes.v))
+            layers = [
+                stored(materialise(u, self._sigma(index)[layer], v), shared.dtype, shared.compute)
+                for layer in range(self.depth)
+            ]
+            written.append(torch.stack([w.T.to(shared.compute) for w in layers]))
+        self.materialised = tuple(written)
+
+    def _sigma(self, index: int) -> Tensor:
+        return self.sigma[:, index].float()
+
+    def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
+        """V's side is the same for all layers."""
+        conditioning = self._conditioning(timesteps, class_label)
+        v, ut = (factor.float() for factor in self.shared.factors[Kind.ADALN])
+        reduced = conditioning @ v[:, : self.rank]  # (S, r)
+        scaled = reduced[:, None] * self.adaln_sigma.float()  # (S, L, r)
+        layers = scaled @ ut[: self.rank] + self.adaln_bias.float()
+        return self._with_final(layers, conditioning)
+
+
+class DenseWeights(ModelWeights):
+    """Every W, of a refined model: nothing of it can be dropped and made again."""
+
+    def __init__(self, shared: SharedWeights, own: DenseLayers) -> None:
+        super().__init__(shared, own)
+        self.rank, self.sigma = 0, self.bias.new_zeros(self.depth, len(BLOCK_KINDS), 0)
+        self.materialised: tuple[Tensor, ...] = tuple(
+            self._stored(own, kind).transpose(1, 2).contiguous() for kind in BLOCK_KINDS
+        )
+        self._adaln = self._stored(own, Kind.ADALN)
+
+    def _stored(self, own: DenseLayers, kind: Kind) -> Tensor:
+        """(L, m, n), rounded to what it is stored in."""
+        weight = own.weight[kind].to(self.shared.device)
+        return stored(weight, self.shared.dtype, self.shared.compute).to(self.shared.compute)
+
+    @property
+    def nbytes(self) -> int:
+        own = self.bias, self.adaln_bias, self._adaln, *self.materialised
+        return nbytes(own) + nbytes(_given(self.classes))
+
+    def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
+        conditioning = self._conditioning(timesteps, class_label)
+        layers = torch.einsum("sd,lmd->slm", conditioning, self._adaln.float())
+        return self._with_final(layers + self.adaln_bias.float(), conditioning)

@@ -1,0 +1,1 @@
+"""Pre-training, Sigma retraining, refinement, condensation, calibration."""

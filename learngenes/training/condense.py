@@ -1,0 +1,296 @@
+"""Learngenes of a DiT that is there already: a CP fit of its stacked weights, then distillation.
+
+The layers' W of a kind, stacked (L, m, n), with U and V that all layers share and a diagonal for
+each, are a canonical polyadic decomposition: W[l] = sum over r of sigma[l, r] u_r v_r^T
+(Kolda and Bader, SIAM Review 51, 2009).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import tensorly
+import torch
+from accelerate import PartialState
+from pydantic import Field, PositiveInt, model_validator
+from safetensors.torch import load_file, save_file
+from tensorly.cp_tensor import CPTensor
+from tensorly.decomposition import parafac
+from torch import Tensor
+from tqdm import tqdm
+
+from learngenes.config import Configuration, DiffusionConfig, Kind, NetworkConfig, SizeSpace
+from learngenes.data import labelled
+from learngenes.device import default_device
+from learngenes.family.family import MANIFEST, Family, load_family, save_family
+from learngenes.formats.teacher import Teacher, TeacherError, read_teacher
+from learngenes.model.dense import DenseDiT
+from learngenes.model.factors import Learngenes, Scales
+from learngenes.training.new_family import write_family
+from learngenes.training.pretrain import (
+    LOG,
+    DataConfig,
+    Pretraining,
+    PretrainingConfig,
+    TrainingConfig,
+)
+
+REPORT = "condensation.json"
+RIDGE = 0.1
+"""Of a factor's normal equations, relative to the first guess's V. Without it components as good as
+cancel each other (Sigma up to 50 and not 10, for the same error), and training them diverges."""
+OnIteration = Callable[[], object]
+"""Called after every iteration of a fit."""
+Components = tuple[Tensor | None, Sequence[Tensor]]
+"""TensorLy's weights, and its factors: Sigma, U and V."""
+
+
+class CondensationConfig(Configuration):
+    """A CONFIG.toml of `fineserve condense`: the network is its teacher's."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    data: DataConfig
+    rank: PositiveInt
+    """Of U and V."""
+    sizes: SizeSpace
+    diffusion: DiffusionConfig | None = None
+    """Needed where the teacher has no scheduler beside it."""
+    training: TrainingConfig
+    """Of the distillation; its images are those of `data`."""
+    fit_iterations: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _ranks_are_there(self) -> Self:
+        self.sizes.require_rank(self.rank)
+        return self
+
+    def pretraining(self, teacher: Teacher) -> PretrainingConfig:
+        """Raises TeacherError when nothing says how the teacher was noised."""
+        diffusion = self.diffusion or teacher.diffusion
+        if diffusion is None:
+            raise TeacherError(
+                "no scheduler lies beside the teacher: say how it was trained, under [diffusion]"
+            )
+        return PretrainingConfig(
+            name=self.name,
+            data=self.data,
+            autoencoder=teacher.autoencoder,
+            network=teacher.network.config.model_copy(update={"rank": self.rank}),
+            diffusion=diffusion,
+            sizes=self.sizes,
+            training=self.training,
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """W[l] is about u diag(sigma[l]) v^T; the components in order of what they are worth."""
+
+    u: Tensor
+    """(m, r)"""
+    v: Tensor
+    """(n, r)"""
+    sigma: Tensor
+    """(L, r)"""
+    error: float
+    """Of all W together, relative to their norm."""
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        tensors = {"u": self.u, "v": self.v, "sigma": self.sigma, "error": torch.tensor(self.error)}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> "Fit":
+        tensors = load_file(file)
+        return cls(tensors["u"], tensors["v"], tensors["sigma"], float(tensors["error"]))
+
+
+@torch.no_grad()
+def fit(stack: Tensor, rank: int, iterations: int, on_iteration: OnIteration | None = None) -> Fit:
+    """Alternating least squares on `stack` (L, m, n), from the best components of its modes."""
+
+    def mttkrp(stack: Tensor, cp: Components, mode: int) -> Tensor:
+        product = _mttkrp(stack, cp, mode)
+        if mode == 2 and on_iteration is not None:
+            on_iteration()  # a callback of TensorLy's has all of the stack rebuilt: 37 GB
+        return product
+
+    with tensorly.backend_context("pytorch", local_threadsafe=True):
+        tensorly.tenalg.register_backend_method("unfolding_dot_khatri_rao", mttkrp)
+        tensorly.tenalg.use_dynamic_dispatch()
+        start = _first_guess(stack, rank)
+        ridge = RIDGE * float((start[1].T @ start[1]).diagonal().mean()) ** 2
+        _, (sigma, u, v) = parafac(
+            stack,
+            rank,
+            n_iter_max=iterations,
+            init=CPTensor((None, start)),
+            l2_reg=ridge,
+            tol=1e-6,
+        )
+    return _ordered(stack, sigma, u, v)
+
+
+def _mttkrp(stack: Tensor, cp: Components, mode: int) -> Tensor:
+    """TensorLy's forms a Khatri-Rao product, (m n, r) for Sigma: 24 GB for a kind of DiT-XL/2."""
+    _, (sigma, u, v) = cp
+    if mode == 0:
+        return torch.stack([(w @ v).mul_(u).sum(0) for w in stack])
+    if mode == 1:
+        return torch.stack([w @ (v * s) for w, s in zip(stack, sigma, strict=True)]).sum(0)
+    return torch.stack([w.T @ (u * s) for w, s in zip(stack, sigma, strict=True)]).sum(0)
+
+
+def _first_guess(stack: Tensor, rank: int) -> list[Tensor]:
+    """Sigma (L, r), U (m, r) and V (n, r) from the singular vectors of the stack's own modes.
+
+    W[l] is a sum of L matrices E_i, as much as a[l, i]; each E_i is a sum of outer products.
+    Those that weigh most are taken.
+    """
+    layers, m, n = stack.shape
+    flat, most = stack.flatten(1), min(m, n)
+    enough = min(layers, math.ceil(rank / most) + 1)
+    modes = torch.linalg.eigh(flat @ flat.T).eigenvectors.flip(1)[:, :enough]  # (L, E)
+    matrices = (modes.T @ flat).view(enough, m, n)
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    order = values.flatten().argsort(descending=True)[:rank]
+    sigma = modes[:, order // most] * values.flatten()[order]
+    u, v = left.transpose(1, 2).reshape(-1, m)[order].T, right.reshape(-1, n)[order].T
+    if spare := rank - len(order):  # more than these modes have: small and random
+        generator = torch.Generator(stack.device).manual_seed(0)
+        small = float(sigma.norm(dim=0).min())
+
+        def extended(factor: Tensor, scale: float) -> Tensor:
+            shape = len(factor), spare
+            drawn = torch.randn(shape, generator=generator, device=stack.device)
+            return torch.cat([factor, scale * drawn / len(factor) ** 0.5], dim=1)
+
+        sigma, u, v = extended(sigma, small), extended(u, 1), extended(v, 1)
+    return [sigma, u, v]
+
+
+def _ordered(stack: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Fit:
+    """Columns of U and V as long as those that training begins with (`Learngenes`)."""
+    (_, m, n), rank = stack.shape, sigma.shape[1]
+    std = (2 / ((m + n) * rank)) ** 0.25
+    long_u, long_v = (f.norm(dim=0).clamp(min=1e-12) for f in (u, v))
+    u, v = u / long_u * (std * m**0.5), v / long_v * (std * n**0.5)
+    sigma = sigma * (long_u * long_v) / (std**2 * (m * n) ** 0.5)
+    order = sigma.norm(dim=0).argsort(descending=True)
+    u, v, sigma = u[:, order], v[:, order], sigma[:, order]
+    left = sum(float((w - (u * s) @ v.T).square().sum()) for w, s in zip(stack, sigma, strict=True))
+    error = (left / float(stack.square().sum().clamp(min=1e-12))) ** 0.5
+    return Fit(u.cpu(), v.cpu(), sigma.cpu(), error)
+
+
+def fit_all(
+    network: DenseDiT, shape: NetworkConfig, iterations: int, kept: Path | None = None
+) -> tuple[Learngenes, Scales, dict[str, float]]:
+    """Learngenes and Sigma of every kind of `network`, and each fit's relative error.
+
+    Each kind's fit is stored in the directory `kept`, and found there again.
+    """
+    genes = Learngenes(shape)
+    sigma, bias, errors = {}, {}, {}
+    layers = network.weights()
+    with tqdm(total=len(Kind) * iterations, unit="iteration") as bar:
+        for number, kind in enumerate(Kind, start=1):
+            bar.set_description(f"fit of {kind}")
+            stack = torch.stack([layer[kind][0] for layer in layers])
+            file = kept and kept / f"{kind}.safetensors"
+            if file is not None and file.exists():
+                found = Fit.load(file)
+            else:
+                found = fit(stack.to(default_device()), shape.rank, iterations, bar.update)
+                if file is not None:
+                    found.save(file)
+            bar.set_postfix(error=f"{found.error:.4f}", refresh=False)
+            bar.update(number * iterations - bar.n)
+            genes.u[kind].data, genes.v[kind].data = found.u, found.v
+            sigma[kind] = found.sigma
+            bias[kind] = torch.stack([layer[kind][1] for layer in layers])
+            errors[str(kind)] = round(found.error, 5)
+    return genes, Scales(sigma, bias), errors
+
+
+def condense(source: str, config_file: Path, work: Path, directory: Path) -> Family:
+    """Fit, distil (or go on with either in `work`) and write the family to `directory`.
+
+    Raises ConfigError, TeacherError, DataError and TrainingError.
+    """
+    config = CondensationConfig.read(config_file)
+    teacher = read_teacher(source)
+    side, chosen = teacher.image_size, config.data
+    images = labelled.load(chosen.path, "train", chosen.class_names, side)
+    labelled.load(chosen.path, "test", chosen.class_names, side)  # there is one, or no fit is begun
+    if images.images.shape[1] != teacher.network.config.image_channels:
+        raise labelled.DataError(
+            f"{chosen.path} has images of {images.images.shape[1]} channels, the teacher's have "
+            f"{teacher.network.config.image_channels}"
+        )
+    teacher = teacher.with_classes(images.class_names)
+    pretraining = config.pretraining(teacher)
+    work /= _digest(teacher, config)
+    fitted = work / "fitted"
+    processes = PartialState()
+    if processes.is_main_process and not (fitted / MANIFEST).exists():
+        limited = images.balanced(config.data.limited_images)
+        write_fitted(teacher, limited, pretraining, config.fit_iterations, fitted)
+    processes.wait_for_everyone()
+    run = Pretraining(pretraining, work, fitted, teacher.network)
+    network = run.run().eval().requires_grad_(False)
+    if run.accelerator.is_main_process:
+        directory.mkdir(parents=True, exist_ok=True)
+        figures = json.loads((fitted / REPORT).read_text())
+        figures |= {"heldout_loss": run.heldout_losses(), "steps": run.step}
+        figures["teacher_heldout_loss"] = run.heldout_loss_of(teacher.network)
+        network.cpu()
+        (directory / REPORT).write_text(json.dumps(figures, indent=2) + "\n")
+        write_family(run, config_file, network, run.step, directory)
+    run.accelerator.wait_for_everyone()
+    return load_family(directory)
+
+
+def _digest(teacher: Teacher, config: CondensationConfig) -> str:
+    """Of all that a fit depends on."""
+    found = hashlib.sha256(f"{config.rank} {config.fit_iterations}".encode())
+    for tensor in teacher.network.state_dict().values():
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
+def write_fitted(
+    teacher: Teacher,
+    limited: labelled.LabelledImages,
+    config: PretrainingConfig,
+    iterations: int,
+    directory: Path,
+) -> None:
+    """A family whose learngenes are fitted to the teacher and have not been trained."""
+    fits = directory.parent / "fits"
+    genes, scales, errors = fit_all(teacher.network, config.network, iterations, fits)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / LOG).write_text(json.dumps({"step": 0, "images": 0}) + "\n")
+    (directory / REPORT).write_text(json.dumps({"fit_error": errors}) + "\n")
+    save_family(
+        directory,
+        {
+            **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
+            "class_names": limited.class_names,
+            "licence": config.data.licence,
+            "trained_steps": 0,
+            "form": config.training.form,
+        },
+        genes,
+        teacher.network.stem,
+        scales,
+        limited if teacher.encoder is None else teacher.encoder.encoded(limited, default_device()),
+        teacher.encoder,
+    )

@@ -1,0 +1,450 @@
+"""Phase 1: train U, V, the stem and the reference Sigma together, W rebuilt in every step.
+
+Two forms. `fixed-depth` is the paper's: one depth, full rank. `any-size` trains the full size in
+every step and, on the same images, a drawn depth and rank prefix (sandwich training and in-place
+distillation, arXiv 1903.05134): what is drawn learns what the full size predicts. Layer l of depth
+L reads its Sigma by linear interpolation over relative depth from the reference Sigma, so that
+every size is usable without retraining.
+
+Everything random in step s is drawn from a generator seeded with (seed, s): a run that was
+killed resumes from its last checkpoint as if it had not been.
+"""
+
+import functools
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import structlog
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from learngenes.config import (
+    Configuration,
+    DiffusionConfig,
+    Frozen,
+    NetworkConfig,
+    Size,
+    SizeSpace,
+)
+from learngenes.data import labelled
+from learngenes.data.latents import LatentEncoder, read_autoencoder
+from learngenes.device import default_device, native_bfloat16
+from learngenes.family.family import FamilyError, load_family
+from learngenes.model.diffusion import (
+    Predict,
+    heldout_loss,
+    noise_process,
+    step_generator,
+    training_batch,
+)
+from learngenes.model.dit import Stem
+from learngenes.model.factors import Learngenes, training_layer
+from learngenes.model.sigma import interpolated, interpolated_layers, reference_scales
+from learngenes.training import checkpoint
+from learngenes.training.muon import Muon
+
+log = structlog.get_logger()
+
+LOG = "log.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+CONFIG = "config.json"
+
+
+class DataConfig(Frozen):
+    path: Path
+    class_names: tuple[str, ...] = ()
+    limited_images: PositiveInt = 2000
+    heldout_images: PositiveInt = 1000
+    licence: str
+
+
+class TrainingConfig(Frozen):
+    form: Literal["any-size", "fixed-depth"] = "any-size"
+    steps: PositiveInt
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 5e-3
+    """Of the stem and of biases; like that of Sigma AdamW's, at the end of the warm-up."""
+    sigma_learning_rate: PositiveFloat = 2e-2
+    factor_learning_rate: PositiveFloat = 0.03
+    """Of U and V: Muon's."""
+    warmup_steps: PositiveInt = 200
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    clip_norm: PositiveFloat = 1.0
+    null_class_probability: float = Field(0.1, ge=0, le=1)
+    distillation: float = Field(1.0, ge=0, le=1)
+    """Share of the full size's prediction in what a drawn size learns, or of a teacher's in what
+    every size does; the rest is the data's."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    seed: int = 0
+    log_every_steps: PositiveInt = 50
+    checkpoint_every_steps: PositiveInt = 250
+
+
+class TrainingError(Exception):
+    """It cannot go on; the message says what to change."""
+
+
+class PretrainingConfig(Configuration):
+    """A CONFIG.toml of `fineserve pretrain`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    data: DataConfig
+    autoencoder: Path | None = None
+    """Of a family of latents: a directory that diffusers' `AutoencoderKL` is loaded from."""
+    network: NetworkConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sizes: SizeSpace
+    training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _ranks_are_there(self) -> Self:
+        self.sizes.require_rank(self.network.rank)
+        return self
+
+
+class FactorisedDiT(nn.Module):
+    """What phase 1 trains: a stem, the learngenes and the reference Sigma."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.stem = Stem(config)
+        self.genes = Learngenes(config)
+        self.scales = reference_scales(config)
+
+    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor, size: Size) -> Tensor:
+        """Prediction (N, C, H, W) of the network at `size`."""
+        layers = interpolated_layers(self.scales, size)
+        prediction: Tensor = self.stem(
+            x, timesteps, class_labels, [training_layer(self.genes, layer) for layer in layers]
+        )
+        return prediction
+
+    def optimizer(self, config: TrainingConfig) -> Muon:
+        """`peak_lr` of a group is the learning rate that a schedule has a share of."""
+        stem = [p for p in self.stem.parameters() if p.requires_grad]  # the decoder is frozen
+        rest = [*stem, *self.scales.bias.parameters()]
+        groups: list[dict[str, object]] = [
+            {"params": rest, "peak_lr": config.learning_rate},
+            {
+                "params": [*self.scales.sigma.parameters()],
+                "peak_lr": config.sigma_learning_rate,
+            },
+            {
+                "params": [*self.genes.parameters()],
+                "peak_lr": config.factor_learning_rate,
+                "orthogonal": True,
+            },
+        ]
+        return Muon(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+
+
+def draw_size(config: PretrainingConfig, generator: torch.Generator) -> Size:
+    """The size that is trained beside the full one in a step."""
+
+    def choose(values: tuple[int, ...]) -> int:
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    return Size(depth=choose(config.sizes.depths), rank=choose(config.sizes.ranks))
+
+
+def schedule(config: TrainingConfig, step: int) -> float:
+    """Share of the learning rates: linear warm-up, then a cosine to zero."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps)
+    return warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+@dataclass
+class Heldout:
+    """Images that no training sees, for the loss log."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Pretraining:
+    """One run in one working directory: checkpoints and `log.jsonl` live there."""
+
+    def __init__(
+        self,
+        config: PretrainingConfig,
+        directory: Path,
+        start: Path | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """`start`: a family to go on with; `teacher`: what predicts what all sizes learn.
+
+        Raises FamilyError when `start` has another network.
+        """
+        self.config = config
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        precision = config.training.mixed_precision
+        if precision == "auto":
+            precision = "bf16" if native_bfloat16(default_device()) else "no"
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        torch.manual_seed(config.training.seed)
+        self.encoder: LatentEncoder | None = None
+        if config.autoencoder is not None:
+            network, self.encoder, decoder = read_autoencoder(config.autoencoder, config.network)
+            if config.network.autoencoder is None:
+                self.config = config = config.model_copy(update={"network": network})
+        self.model = FactorisedDiT(config.network)
+        if self.encoder is not None:
+            self.model.stem.decoder = decoder
+        self.ema = AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay)
+        ).to(self.accelerator.device)
+        self.optimizer = self.model.optimizer(config.training)
+        self.before = Before()
+        self._resume()
+        if start and not self.step:
+            self._begin_from(start)
+        self.prepared, self.prepared_optimizer = self.accelerator.prepare(
+            self.model, self.optimizer
+        )
+        self.process = noise_process(config.diffusion)
+        self.teacher = None if teacher is None else teacher.to(self.accelerator.device)
+        self._load_data()
+
+    def _load_data(self) -> None:
+        c = self.config
+        size = c.network.image_size
+        self.images = self._encoded(labelled.load(c.data.path, "train", c.data.class_names, size))
+        if len(self.images.class_names) != c.network.num_classes:
+            raise labelled.DataError(
+                f"{c.data.path} has {len(self.images.class_names)} classes, "
+                f"the network is for {c.network.num_classes}"
+            )
+        test = labelled.load(c.data.path, "test", c.data.class_names, size)
+        test = self._encoded(test.balanced(c.data.heldout_images))
+        device = self.accelerator.device
+        self.heldout = Heldout(
+            test.normalised(torch.arange(len(test))).to(device), test.labels.to(device)
+        )
+
+    def _encoded(self, images: labelled.LabelledImages) -> labelled.LabelledImages:
+        wanted = self.config.network.image_channels
+        if images.images.shape[1] != wanted:
+            raise labelled.DataError(
+                f"{self.config.data.path} has images of {images.images.shape[1]} channels, "
+                f"the {'autoencoder' if self.encoder else 'network'} is for {wanted}"
+            )
+        if self.encoder is None:
+            return images
+        return self.encoder.encoded_once(images, self.directory, self.accelerator.device)
+
+    def run(self) -> FactorisedDiT:
+        """Train until `steps`; gives the averaged (EMA) network. Raises TrainingError."""
+        training = self.config.training
+        progress = tqdm(
+            total=training.steps,
+            initial=self.step,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        losses: list[float] = []
+        while self.step < training.steps:
+            losses.append(self._train_step())
+            if not math.isfinite(losses[-1]):
+                raise TrainingError(
+                    f"the loss of step {self.step} is {losses[-1]}: lower the learning rates in "
+                    f"the configuration, and remove {CHECKPOINT} and {LOG} in {self.directory}"
+                )
+            self.step += 1
+            progress.update()
+            if self.step % training.log_every_steps == 0:
+                progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
+                self._write_log({"train_loss": sum(losses) / len(losses)})
+                losses = []
+            if self.step % training.checkpoint_every_steps == 0 or self.step == training.steps:
+                self._write_log({"heldout_loss": self.heldout_losses()})
+                self._checkpoint()
+        progress.close()
+        averaged = self.ema.module
+        assert isinstance(averaged, FactorisedDiT)
+        return averaged
+
+    def _train_step(self) -> float:
+        training = self.config.training
+        first = training.seed * 1_000
+        shared = step_generator(first, self.step)  # the size is the same on every process
+        own = step_generator(first + 1 + self.accelerator.process_index, self.step)
+        network = self.config.network
+        full = Size(depth=network.depth, rank=network.rank)
+        indices = torch.randint(len(self.images), (training.batch_size,), generator=own)
+        images = self.images.normalised(indices).to(self.accelerator.device)
+        labels = self.images.labels[indices].clone()
+        dropped = torch.rand(len(labels), generator=own) < training.null_class_probability
+        labels[dropped] = network.num_classes
+        noisy, timesteps, target = training_batch(self.process, images, own)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * schedule(training, self.step)
+        labels = labels.to(images.device)
+
+        def backward(size: Size, wanted: Tensor) -> tuple[Tensor, Tensor]:
+            with self.accelerator.autocast():
+                prediction = self.prepared(noisy, timesteps, labels, size)
+            loss = F.mse_loss(prediction.float(), wanted)
+            self.accelerator.backward(loss)
+            return loss.detach(), prediction.detach().float()
+
+        if self.teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                taught = self.teacher(noisy, timesteps, labels).float()
+            target = torch.lerp(target, taught, training.distillation)
+        if training.form == "fixed-depth":
+            loss, _ = backward(full, target)
+        else:
+            with self.accelerator.no_sync(self.prepared):  # the second sends both gradients
+                loss, prediction = backward(full, target)
+            if self.teacher is None:
+                target = torch.lerp(target, prediction, training.distillation)
+            backward(draw_size(self.config, shared), target)
+        self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip_norm)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        self.ema.update_parameters(self.model)
+        return loss.item()
+
+    def heldout_losses(self) -> dict[str, float]:
+        """Held-out loss of the averaged network at the largest, a middle and the smallest size."""
+        sizes, network = self.config.sizes, self.config.network
+        middle = sizes.depths[len(sizes.depths) // 2], sizes.ranks[len(sizes.ranks) // 2]
+        watched = [
+            Size(depth=network.depth, rank=network.rank),
+            Size(depth=middle[0], rank=middle[1]),
+            Size(depth=sizes.depths[0], rank=sizes.ranks[0]),
+        ]
+        return {
+            f"L{size.depth} r{size.rank}": self.heldout_loss_of(
+                functools.partial(self.ema, size=size)
+            )
+            for size in watched
+        }
+
+    def heldout_loss_of(self, predict: Predict) -> float:
+        with self.accelerator.autocast():
+            return heldout_loss(predict, self.process, self.heldout.images, self.heldout.labels)
+
+    def _write_log(self, figures: dict[str, object]) -> None:
+        if self.accelerator.is_main_process:
+            images = self.before.images + self.step * self.config.training.batch_size
+            entry = {"step": self.before.steps + self.step, "images": images, **figures}
+            with (self.directory / LOG).open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _forget_log_after(self, step: int) -> None:
+        """Drop what was logged between the checkpoint and the kill: it is trained again."""
+        log_file = self.directory / LOG
+        if self.accelerator.is_main_process and log_file.exists():
+            lines = log_file.read_text().splitlines(keepends=True)
+            log_file.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
+
+    def _checkpoint(self) -> None:
+        if self.accelerator.is_main_process:
+            file = self.directory / CHECKPOINT
+            before = {"before_steps": self.before.steps, "before_images": self.before.images}
+            figures = {"step": self.step, **before}
+            checkpoint.write(file, figures, self.model, self.optimizer, self.ema.module)
+
+    def _require_same_configuration(self) -> None:
+        """As what is resumed was begun with, which is written down. Raises TrainingError."""
+        here = self.config.model_copy(update={"network": _shape(self.config.network)})
+        ours = here.model_dump(mode="json")
+        for name in ("log_every_steps", "checkpoint_every_steps"):  # of no consequence
+            del ours["training"][name]
+        file = self.directory / CONFIG
+        if (self.directory / CHECKPOINT).exists() and file.exists():
+            changed = sorted(_differing(json.loads(file.read_text()), ours))
+            if changed:
+                raise TrainingError(
+                    f"{self.directory} holds a training with another configuration (of "
+                    f"{', '.join(changed)}): choose another directory to work in, or remove "
+                    f"{CHECKPOINT} and {LOG} there"
+                )
+        if self.accelerator.is_main_process:
+            file.write_text(json.dumps(ours))
+
+    def _resume(self) -> None:
+        self._require_same_configuration()
+        figures = checkpoint.read(
+            self.directory / CHECKPOINT, self.model, self.optimizer, self.ema.module
+        )
+        self.step = int(figures.get("step", 0))
+        if self.step:
+            self.before = Before(int(figures["before_steps"]), int(figures["before_images"]))
+            self._forget_log_after(self.before.steps + self.step)
+            self.ema.n_averaged.fill_(self.step)
+            log.info("resumed", step=self.step, directory=str(self.directory))
+
+    def _begin_from(self, start: Path) -> None:
+        """The weights of a family of the same width, at this network's depth."""
+        self.before = Before.of(start)
+        family = load_family(start)
+        theirs, ours = family.manifest.network, self.config.network
+        if _shape(theirs.model_copy(update={"depth": ours.depth})) != _shape(ours):
+            raise FamilyError(
+                f"{start} cannot begin this training: its network is {theirs}, not {ours}; "
+                "only the depth may differ"
+            )
+        size = Size(depth=ours.depth, rank=ours.rank)
+        for model in (self.model, self.ema.module):
+            assert isinstance(model, FactorisedDiT)
+            model.stem.load_state_dict(family.stem.state_dict())
+            model.genes.load_state_dict(family.genes.state_dict())
+            model.scales.load_state_dict(interpolated(family.scales, size).state_dict())
+        if self.accelerator.is_main_process:
+            shutil.copyfile(start / LOG, self.directory / LOG)
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], at: str = "") -> Iterator[str]:
+    """Where they are not the same, as section.name."""
+    for name in one.keys() | other.keys():
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differing(a, b, f"{at}{name}.")
+        elif a != b:
+            yield f"{at}{name}"
+
+
+def _shape(network: NetworkConfig) -> NetworkConfig:
+    """Without what was measured of it on some device."""
+    if network.autoencoder is None:
+        return network
+    autoencoder = network.autoencoder.model_copy(update={"decode_bytes": (1,)})
+    return network.model_copy(update={"autoencoder": autoencoder})
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a family had seen before this training went on with it."""
+
+    steps: int = 0
+    images: int = 0
+
+    @classmethod
+    def of(cls, family: Path) -> "Before":
+        """Raises FamilyError when the family does not say."""
+        try:
+            last = json.loads((family / LOG).read_text().splitlines()[-1])
+            return cls(last["step"], last["images"])
+        except (OSError, IndexError, KeyError, ValueError) as error:
+            raise FamilyError(
+                f"{family / LOG} does not tell the steps and images of that family, so it cannot "
+                "be gone on with; name another, or leave --start out"
+            ) from error

@@ -1,0 +1,69 @@
+"""Beyond Sigma: every W and bias of one model, written out and trained without the constraint.
+
+What the paper does after phase 2. The model then shares its stem alone with its family.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from learngenes.config import Mode
+from learngenes.data.labelled import LabelledImages
+from learngenes.device import training_precision
+from learngenes.family.family import Family
+from learngenes.model.dense import DenseDiT, materialised
+from learngenes.model.factors import DenseLayers, Scales
+from learngenes.training.tuning import OnProgress, Tuned, Tuning, TuningConfig
+
+
+class RefinementConfig(TuningConfig):
+    steps: int = 10**9
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    heldout_every_steps: int = 50
+    patience: int = 10
+
+
+@dataclass(frozen=True)
+class Refined(Tuned):
+    layers: DenseLayers
+
+
+def refine(
+    family: Family,
+    scales: Scales,
+    config: RefinementConfig,
+    on_progress: OnProgress | None = None,
+    checkpoint_file: Path | None = None,
+    data: LabelledImages | None = None,
+) -> Refined:
+    """Train all W and biases of a model of `scales` for `max_seconds`; its stem stays frozen.
+
+    A smaller model than the family's full size learns half from what that predicts. Stops when
+    the held-out loss stops falling, and where `on_progress` raises Enough; the best layers are
+    kept, those of `scales` if nothing was better. A run that was killed goes on from
+    `checkpoint_file`, where it is kept now and then and whenever `on_progress` raises Pause.
+    """
+    model = DenseDiT(family.stem_of(scales), materialised(family.genes, scales))
+
+    def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+        with training_precision(x.device):
+            prediction: Tensor = model(x, timesteps, class_labels)
+        return prediction.float()
+
+    layers: nn.Module = model.layers
+    smaller = (scales.depth, scales.rank) != (family.full_size.depth, family.full_size.rank)
+    taught = smaller and scales.classes is None  # the family knows its own classes alone
+    teacher = family.assemble(family.scales, Mode.MATERIALISED) if taught else None
+    tuning = Tuning(
+        family,
+        layers,
+        predict,
+        config,
+        data or family.limited_data,
+        teacher=teacher,
+        checkpoint_file=checkpoint_file,
+    )
+    tuned = tuning.run(on_progress)
+    return Refined(**vars(tuned), layers=DenseLayers.of(model.weights(), scales.classes))

@@ -1,0 +1,62 @@
+"""Phase 2: U, V and the stem frozen, train one model's Sigma and biases on limited data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from learngenes.data.labelled import LabelledImages
+from learngenes.device import training_precision
+from learngenes.family.family import Family
+from learngenes.model.factors import Scales, training_layer
+from learngenes.training.tuning import OnProgress, Tuned, Tuning, TuningConfig
+
+
+class RetrainingConfig(TuningConfig):
+    steps: int = 300
+    batch_size: int = 8
+    learning_rate: float = 3e-3
+    max_seconds: float = 60.0
+    heldout_every_steps: int = 50
+    patience: int = 3
+
+
+TASK_RETRAINING = RetrainingConfig(
+    steps=1000, batch_size=16, learning_rate=1e-2, heldout_every_steps=50, patience=10
+)
+"""Of other images than the family's own: there is more to learn."""
+
+
+@dataclass(frozen=True)
+class Retrained(Tuned):
+    scales: Scales
+
+
+def retrain(
+    family: Family,
+    scales: Scales,
+    config: RetrainingConfig,
+    on_progress: OnProgress | None = None,
+    data: LabelledImages | None = None,
+    checkpoint_file: Path | None = None,
+) -> Retrained:
+    """Train `scales` (changed in place) on `data`, by default the family's own.
+
+    Those of another task have class embeddings of their own (`Family.for_task`).
+
+    `on_progress` is called after every step and may raise to cancel. Training stops after
+    `steps`, after `max_seconds`, or when the held-out loss stops falling; the learning rate
+    falls along a cosine to whichever of the first two ends is nearer. The scales with the best
+    held-out loss are kept: the given ones if nothing was better. What `checkpoint_file` holds is
+    gone on with.
+    """
+
+    def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+        layers = [training_layer(family.genes, layer) for layer in scales.layers()]
+        with training_precision(x.device):
+            prediction: Tensor = family.stem_of(scales)(x, timesteps, class_labels, layers)
+        return prediction.float()
+
+    data = data or family.limited_data
+    tuning = Tuning(family, scales, predict, config, data, checkpoint_file=checkpoint_file)
+    return Retrained(**vars(tuning.run(on_progress)), scales=scales)

@@ -1,0 +1,216 @@
+"""The loop of Sigma retraining and of refinement: a brief training on limited data."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import nn
+
+from learngenes.config import Frozen
+from learngenes.data.labelled import LabelledImages
+from learngenes.family.family import Family
+from learngenes.model.diffusion import (
+    Predict,
+    heldout_loss,
+    noise_process,
+    step_generator,
+    training_batch,
+)
+from learngenes.training import checkpoint
+
+log = structlog.get_logger()
+
+CHECKPOINT_SECONDS = 15.0
+
+
+class TuningConfig(Frozen):
+    steps: int
+    batch_size: int
+    learning_rate: float
+    max_seconds: float
+    heldout_images: int = 200
+    """At most; never more than a fifth of the data."""
+    heldout_every_steps: int = 25
+    patience: int
+    """Stop after so many held-out losses without a new best one."""
+    null_class_probability: float = 0.1
+    seed: int = 0
+
+
+class Progress(Frozen):
+    """Told to the callback after every step."""
+
+    step: int
+    steps: int
+    """Expected in all, at the present pace."""
+    loss: float
+    heldout_loss: float | None
+
+
+class Enough(Exception):
+    """Raised by the callback: end here, with the best so far."""
+
+
+class Pause(Exception):
+    """Raised by the callback: stop, to be gone on with from a checkpoint."""
+
+
+OnProgress = Callable[[Progress], object]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The model is left as it was when its held-out loss was lowest, which may be the start."""
+
+    initial_heldout_loss: float
+    heldout_loss: float
+    steps: int
+    seconds: float
+
+
+def split_heldout(data: LabelledImages, most: int) -> tuple[LabelledImages, LabelledImages]:
+    """Data to train on, and at most `most` images, the same ones each time, to judge by.
+
+    A fifth and at least one, but of no class the last image.
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    left = torch.bincount(data.labels).tolist()
+    held: list[int] = []
+    for index in order.tolist():
+        if len(held) >= min(most, max(1, len(data) // 5)):
+            break
+        label = int(data.labels[index])
+        if left[label] > 1:
+            left[label] -= 1
+            held.append(index)
+    taken = torch.tensor(held, dtype=torch.long)
+    return data.subset(order[~torch.isin(order, taken)]), data.subset(taken)
+
+
+class Tuning:
+    def __init__(
+        self,
+        family: Family,
+        model: nn.Module,
+        predict: Predict,
+        config: TuningConfig,
+        data: LabelledImages,
+        teacher: Predict | None = None,
+        checkpoint_file: Path | None = None,
+    ) -> None:
+        """Trains all of `model`, by which `predict` predicts, in place.
+
+        It learns from the data, and half from `teacher` where there is one. What
+        `checkpoint_file` holds is gone on with.
+        """
+        self.family, self.model, self.predict, self.config = family, model, predict, config
+        self.teacher, self.checkpoint_file = teacher, checkpoint_file
+        self.device = family.stem.positions.device
+        model.to(self.device).requires_grad_(True)
+        self.process = noise_process(family.manifest.diffusion)
+        self.train, held = split_heldout(data, config.heldout_images)
+        self.held_images = held.normalised(torch.arange(len(held))).to(self.device)
+        self.held_labels = held.labels.to(self.device)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+        self.best = copy.deepcopy(model)
+
+    def run(self, on_progress: OnProgress | None) -> Tuned:
+        config = self.config
+        initial = best = self._heldout_loss()
+        begun = self._resume()
+        if begun:
+            initial, best = begun["initial"], begun["best"]
+        before_seconds = begun.get("seconds", 0.0)
+        stale, step = int(begun.get("stale", 0)), int(begun.get("step", 0))
+        started = saved = time.monotonic()
+
+        def seconds() -> float:
+            return before_seconds + time.monotonic() - started
+
+        def save() -> None:
+            done = {"step": step, "seconds": seconds(), "stale": stale}
+            self._save({**done, "initial": initial, "best": best})
+
+        def share() -> float:
+            """Of the steps or of the time, whichever is nearer its end."""
+            return max(step / config.steps, seconds() / config.max_seconds)
+
+        ended = share()
+        try:
+            while ended < 1 and stale < config.patience:
+                loss = self._step(
+                    step, config.learning_rate * 0.5 * (1 + math.cos(math.pi * ended))
+                )
+                step += 1
+                ended = share()
+                heldout = None
+                if step % config.heldout_every_steps == 0 or ended >= 1:
+                    heldout = self._heldout_loss()
+                    stale = 0 if heldout < best else stale + 1
+                    if heldout < best:
+                        best = heldout
+                        self.best.load_state_dict(self.model.state_dict())
+                if on_progress is not None:
+                    steps = max(step, round(step / ended))
+                    on_progress(Progress(step=step, steps=steps, loss=loss, heldout_loss=heldout))
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    save()
+                    saved = time.monotonic()
+        except Enough:
+            last = self._heldout_loss()
+            if last < best:
+                best = last
+                self.best.load_state_dict(self.model.state_dict())
+        except Pause:
+            save()
+            raise
+        self.model.load_state_dict(self.best.state_dict())
+        self.model.requires_grad_(False)
+        return Tuned(initial, best, step, seconds())
+
+    def _step(self, step: int, learning_rate: float) -> float:
+        config = self.config
+        generator = step_generator(config.seed, step)
+        indices = torch.randint(len(self.train), (config.batch_size,), generator=generator)
+        labels = self.train.labels[indices].clone()
+        dropped = torch.rand(len(labels), generator=generator) < config.null_class_probability
+        labels[dropped] = len(self.train.class_names)
+        images, labels = self.train.normalised(indices).to(self.device), labels.to(self.device)
+        noisy, timesteps, target = training_batch(self.process, images, generator)
+        if self.teacher is not None:
+            with torch.no_grad():
+                target = torch.lerp(target, self.teacher(noisy, timesteps, labels), 0.5)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = F.mse_loss(self.predict(noisy, timesteps, labels), target)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+    def _heldout_loss(self) -> float:
+        return heldout_loss(self.predict, self.process, self.held_images, self.held_labels)
+
+    def _save(self, figures: dict[str, float]) -> None:
+        if self.checkpoint_file is None:
+            return
+        try:
+            checkpoint.write(self.checkpoint_file, figures, self.model, self.optimizer, self.best)
+        except (OSError, SafetensorError) as error:  # what is trained now does not need it
+            log.warning("no checkpoint", file=str(self.checkpoint_file), error=str(error))
+
+    def _resume(self) -> dict[str, float]:
+        if self.checkpoint_file is None:
+            return {}
+        try:
+            return checkpoint.read(self.checkpoint_file, self.model, self.optimizer, self.best)
+        except SafetensorError as error:
+            log.warning("beginning anew", unreadable=str(self.checkpoint_file), error=str(error))
+            return {}

@@ -1,0 +1,183 @@
+"""Planning: from a budget to a solution, or a refusal that says what would fit."""
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from learngenes.config import NetworkConfig, SizeSpace
+from learngenes.sizing.cost import Workload
+from learngenes.sizing.profile import DeviceProfile
+from learngenes.sizing.quality import QualityTable
+from learngenes.sizing.solver import (
+    Candidates,
+    Constraints,
+    Impossible,
+    Infeasible,
+    Solution,
+    solve,
+)
+from registry import metrics
+from registry.queue import BUILD_QUEUE
+from registry.records import FamilyRecord
+from registry.repository import Repository
+from service.deps import State
+from service.problems import Problem, unavailable
+from service.schemas import PlanRequest
+from service.submission import check_limits
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a plan is made for."""
+
+    family: FamilyRecord
+    quality: QualityTable
+    profile: DeviceProfile
+
+
+def choose_site(state: State, request: PlanRequest, *, live: bool) -> Site:
+    """The family and the profile of the device class; `live`: only where a worker builds now."""
+    family = choose_family(state, request.family)
+    if family.quality is None:
+        raise Problem(
+            422,
+            "family-not-calibrated",
+            f"the family {family.name} has no quality table, so no size can be called best; "
+            f"run `fineserve calibrate` on it and restart its workers",
+        )
+    profile = _profile(state.repository, family, request.device_class, live=live)
+    return Site(family, QualityTable.model_validate(family.quality), profile)
+
+
+def choose_family(state: State, name: str | None) -> FamilyRecord:
+    """The only one or the default one where `name` is None. Raises Problem."""
+    families = {family.name: family for family in state.repository.families()}
+    if not families:
+        raise unavailable(
+            "no worker has announced a family yet; start a worker, or wait for it", "no-family"
+        )
+    if name is None and len(families) == 1:
+        return next(iter(families.values()))
+    name = name or (default if (default := state.settings.default_family) in families else None)
+    if name is None:
+        raise Problem(422, "family-needed", f"say which family: one of {', '.join(families)}")
+    if name not in families:
+        raise Problem(
+            422, "unknown-family", f"no family {name!r}; choose one of {', '.join(families)}"
+        )
+    return families[name]
+
+
+def _profile(
+    repository: Repository, family: FamilyRecord, wanted: str | None, *, live: bool
+) -> DeviceProfile:
+    """Raises Problem: which class, unknown class, no profile yet, a stale one."""
+    torch_versions = {
+        worker.device_class: worker.torch_version
+        for worker in repository.workers()
+        if worker.queue == BUILD_QUEUE and family.name in worker.families
+    }
+    if live and not torch_versions:
+        raise unavailable(
+            f"no build worker with the family {family.name} runs now; start one, or wait for it",
+            "no-worker",
+        )
+    known = sorted(torch_versions)
+    if not live:
+        known = sorted({*known, *repository.profiled_classes(family.name)})
+    device_class = wanted or (known[0] if len(known) == 1 else None)
+    if known and device_class is None:
+        raise Problem(
+            422, "device-class-needed", f"say which device_class: one of {', '.join(known)}"
+        )
+    if known and device_class not in known:
+        raise Problem(
+            422,
+            "unknown-device-class",
+            f"no device_class {wanted!r} here; choose one of {', '.join(known)}",
+        )
+    raw = repository.profile(device_class, family.name) if device_class else None
+    if raw is None:
+        raise unavailable(
+            f"the device has no profile for {family.name} yet; a build worker measures one when "
+            "it starts, in under a minute: retry then",
+            "no-profile",
+        )
+    return _fresh(raw, family, torch_versions.get(device_class or ""))
+
+
+def _fresh(raw: str, family: FamilyRecord, torch_version: str | None) -> DeviceProfile:
+    """Raises Problem when a profile is stale."""
+    profile = _fitting(raw, family, torch_version)
+    if profile is None:
+        raise unavailable(
+            f"the device's profile for {family.name} is stale: it was measured with another "
+            "version of the family, of torch or of fineserve; restart a build worker on that "
+            "device, or run `fineserve profile` there",
+            "stale-profile",
+        )
+    return profile
+
+
+def _fitting(raw: str, family: FamilyRecord, torch_version: str | None) -> DeviceProfile | None:
+    try:
+        profile = DeviceProfile.model_validate_json(raw)
+    except ValidationError:
+        return None
+    fits = profile.fits(family.fingerprint, torch_version or profile.torch_version)
+    return profile if fits else None
+
+
+def missing_profiles(repository: Repository) -> list[str]:
+    """Calibrated families that a running build worker holds and has not profiled yet."""
+    missing = []
+    for family in repository.families():
+        for worker in repository.workers() if family.quality is not None else ():
+            if worker.queue != BUILD_QUEUE or family.name not in worker.families:
+                continue
+            raw = repository.profile(worker.device_class, family.name)
+            if raw is None or _fitting(raw, family, worker.torch_version) is None:
+                missing.append(family.name)
+    return sorted(set(missing))
+
+
+def solve_budget(
+    state: State, request: PlanRequest, site: Site, num_classes: int | None = None
+) -> Solution:
+    """`num_classes`: of a task. Raises Problem: over the limits, contradictory, infeasible."""
+    check_limits(state.settings, request.n, request.num_inference_steps)
+    workload = Workload(
+        n=request.n,
+        num_inference_steps=request.num_inference_steps,
+        guided=request.guidance_scale > 1,
+    )
+    network = NetworkConfig.model_validate(site.family.network)
+    if num_classes is not None:
+        network = network.model_copy(update={"num_classes": num_classes})
+    candidates = Candidates.of(
+        network,
+        SizeSpace.model_validate(site.family.sizes),
+        site.quality,
+        site.profile,
+        workload,
+    )
+    fields = {"max_mem_gb", "mem_scope", "max_latency_ms", "min_quality"}
+    fixed = {"depth", "rank", "mode", "dtype"}
+    try:
+        solution = solve(
+            candidates, Constraints.stated(**request.model_dump(include=fields | fixed))
+        )
+    except Impossible as error:
+        metrics.PLANS.labels("impossible").inc()
+        raise Problem(422, "contradictory-constraints", str(error)) from error
+    except Infeasible as error:
+        metrics.PLANS.labels("infeasible").inc()
+        raise Problem(
+            422,
+            "infeasible-budget",
+            f"{error}; send that, or lower n or num_inference_steps",
+            binding=error.binding,
+            nearest_feasible={**error.budget, "plan": error.nearest},
+        ) from error
+    metrics.PLANS.labels("solved").inc()
+    return solution

@@ -1,0 +1,180 @@
+"""/tasks: images of other classes, that models can be retrained on."""
+
+import contextlib
+import hashlib
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import IO, Annotated
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from safetensors.numpy import save
+
+from learngenes.config import NetworkConfig
+from registry.datasets import IMAGES_FILE, SHEET_FILE, Task
+from registry.errors import RecordNotFound
+from service.access import Anybody, Caller, Deployer, TaskDep
+from service.deps import State, StateDep
+from service.planning import choose_family
+from service.problems import Problem
+from service.schemas import NAME, TaskList, TaskResponse, Text
+from service.submission import require_room
+from service.uploads.archives import Limits, Upload, UploadError, preview, read_upload
+
+router = APIRouter(prefix="/tasks", tags=["tasks"])
+
+MOST_UPLOADS = 4
+"""At a time: each is kept until it has been read, and who waits to be read holds a thread."""
+MOST_READ_AT_ONCE = 2
+BUSY_SECONDS = 10
+_uploading = threading.BoundedSemaphore(MOST_UPLOADS)
+_reading = threading.BoundedSemaphore(MOST_READ_AT_ONCE)
+_keeping = threading.Lock()
+IN_MEMORY_BYTES = 8_000_000
+"""A larger upload waits in a temporary file, on the store's disk, which is watched."""
+ARCHIVES = {
+    kind: {"schema": {"type": "string", "format": "binary"}}
+    for kind in ("application/zip", "application/x-tar", "application/gzip")
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra={"requestBody": {"required": True, "content": ARCHIVES}},
+)
+async def create_task(
+    connection: Request,
+    response: Response,
+    state: StateDep,
+    caller: Deployer,
+    name: Annotated[str | None, Query(pattern=NAME)] = None,
+    family: Annotated[Text | None, Query()] = None,
+) -> TaskResponse:
+    """The body is a zip or tar of images, in folders that are named after their classes, or of what
+    `save_to_disk` of Hugging Face datasets has written, with an Image and a ClassLabel column.
+
+    The same images sent twice by one owner, under one name, are one task.
+    """
+    await run_in_threadpool(require_room, state)
+    with (
+        _one_of_few(),
+        tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(state.store.root)) as file,
+    ):
+        sha256 = await _received(connection, file, state.settings.max_upload_mb)
+        task = await run_in_threadpool(_store, state, caller, name, family, file, sha256)
+    response.headers["Location"] = f"/tasks/{task.id}"
+    return TaskResponse.of(task)
+
+
+@contextlib.contextmanager
+def _one_of_few() -> Iterator[None]:
+    if not _uploading.acquire(blocking=False):
+        raise Problem(
+            429,
+            "too-many-uploads",
+            f"{MOST_UPLOADS} uploads are under way; send this one again when one has ended",
+            headers={"Retry-After": str(BUSY_SECONDS)},
+        )
+    try:
+        yield
+    finally:
+        _uploading.release()
+
+
+async def _received(connection: Request, file: IO[bytes], most_mb: float) -> str:
+    """The body is in `file`; its SHA-256. Raises Problem 413."""
+    digest = hashlib.sha256()
+    async for chunk in connection.stream():
+        digest.update(chunk)
+        if file.tell() + len(chunk) > most_mb * 1e6:
+            raise Problem(
+                413,
+                "upload-too-large",
+                f"the upload has more than {most_mb} MB; send fewer or smaller images: they are "
+                "scaled to the family's size anyway",
+                limit=int(most_mb * 1e6),
+            )
+        file.write(chunk)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def _store(
+    state: State, caller: Caller, name: str | None, family: str | None, file: IO[bytes], sha256: str
+) -> Task:
+    record, settings = choose_family(state, family), state.settings
+    of_whom = "\n".join((caller.owner, name or "", record.name, sha256))
+    task_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
+    if known := _known(state, caller, task_id):
+        return known
+    network = NetworkConfig.model_validate(record.network)
+    limits = Limits(
+        unpacked_bytes=int(settings.max_unpacked_mb * 1e6),
+        images=settings.max_task_images,
+        classes=settings.max_task_classes,
+        scaled_bytes=int(settings.max_task_mb * 1e6),
+    )
+    try:
+        with _reading:
+            upload = read_upload(file, limits, network.image_channels, network.image_size)
+    except UploadError as error:
+        raise Problem(422, "unusable-upload", str(error)) from error
+    task = Task(
+        id=task_id,
+        owner=caller.owner,
+        name=name or f"{len(upload.class_names)} classes",
+        family=record.name,
+        class_names=upload.class_names,
+        counts=np.bincount(upload.labels).tolist(),
+    )
+    with _keeping:
+        # others came in while this one was read
+        return _known(state, caller, task_id) or _kept(state, upload, task)
+
+
+def _known(state: State, caller: Caller, task_id: str) -> Task | None:
+    """The task if it is there already. Raises Problem 409 when there may be no other."""
+    with contextlib.suppress(RecordNotFound):
+        return state.tasks.get(task_id)
+    most, there = state.settings.max_tasks, len(state.tasks.of(caller.owner))
+    if there >= most:
+        raise Problem(
+            409,
+            "too-many-tasks",
+            f"there are {there} tasks of yours, as many as may be; delete one first",
+            limit=most,
+        )
+    return None
+
+
+def _kept(state: State, upload: Upload, task: Task) -> Task:
+    images = {"images": upload.images, "labels": upload.labels}
+    state.tasks.put(task, {IMAGES_FILE: save(images), SHEET_FILE: preview(upload)})
+    return task
+
+
+@router.get("")
+def list_tasks(state: StateDep, caller: Anybody) -> TaskList:
+    """Newest first."""
+    return TaskList(tasks=[TaskResponse.of(task) for task in state.tasks.of(caller.sees)])
+
+
+@router.get("/{task_id}")
+def get_task(task: TaskDep, _: Anybody) -> TaskResponse:
+    return TaskResponse.of(task)
+
+
+@router.get("/{task_id}/preview.png", response_class=Response)
+def get_preview(task: TaskDep, state: StateDep, _: Anybody) -> Response:
+    """Some images of each class, a row each, as a model will see them."""
+    sheet = state.tasks.read(task.id, SHEET_FILE)
+    return Response(sheet, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
+
+
+@router.delete("/{task_id}", status_code=204)
+def delete_task(task: TaskDep, state: StateDep, _: Deployer) -> None:
+    """Models that were made for it stay; one that has yet to read its images fails."""
+    state.tasks.delete(task.id)

@@ -1,0 +1,192 @@
+"""/v1: the image API that OpenAI's clients speak. A prompt is a class, by name or number.
+
+What of that API makes no sense here is refused, not ignored.
+"""
+
+import base64
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+
+from learngenes.config import NetworkConfig
+from registry.errors import RecordNotFound
+from registry.records import GenerationRecord, ModelRecord
+from service.access import Anybody, Caller, ModelDep, Sampler, visible
+from service.deps import IdempotencyKey, State, StateDep
+from service.problems import Problem, no_family, problem_of, unavailable
+from service.routes.generations import (
+    CLIENT_CLOSED_REQUEST,
+    accept_generation,
+    pictures_of,
+    stay_for,
+)
+from service.schemas import GenerateRequest, Text
+
+
+class _Route(APIRoute):
+    """Errors as these clients expect them, in a problem document that has both."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def told(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Exception as error:
+                problem = problem_of(error)
+                if problem is None:
+                    raise
+                raise _as_theirs(problem) from error
+
+        return told
+
+
+def _as_theirs(problem: Problem) -> Problem:
+    fields = [error["field"] for error in problem.members.get("errors", ())]
+    error = {
+        "message": problem.detail,
+        "type": problem.kind,
+        "param": fields[0] if fields else None,
+        "code": problem.kind,
+    }
+    status = 400 if problem.status == 422 else problem.status
+    return Problem(status, problem.kind, problem.detail, problem.headers, error=error)
+
+
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=_Route)
+
+
+class ImagesRequest(BaseModel):
+    """`seed` and what follows it are ours; clients send them as `extra_body`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"model": "m-…", "prompt": "Sneaker", "n": 4}]},
+    )
+
+    model: Text
+    prompt: Text
+    """The name or the number of a class."""
+    n: Annotated[int, Field(ge=1)] | None = None
+    size: Text | None = None
+    """`auto`, or WIDTHxHEIGHT of the model's family: it makes no other."""
+    response_format: Literal["b64_json"] | None = None
+    """Images are in the answer; there are no URLs to fetch them from."""
+    output_format: Literal["png"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    quality: Literal["auto", "standard"] | None = None
+    """num_inference_steps says more."""
+    stream: Literal[False] | None = None
+    user: Text | None = None
+    safety_identifier: Text | None = None
+    moderation: Literal["auto", "low"] | None = None
+    """These three change no image: there is nothing to moderate in a class."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1)] = 25
+    guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] = 2.0
+    scheduler: Literal["ddim", "dpmsolver++", "euler"] = "ddim"
+
+
+class ImageData(BaseModel):
+    b64_json: str
+
+
+class ImagesResponse(BaseModel):
+    created: int
+    """Seconds since 1970."""
+    data: list[ImageData]
+    output_format: str = "png"
+    size: str
+
+
+class OpenAIModel(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+    @classmethod
+    def of(cls, record: ModelRecord) -> "OpenAIModel":
+        created = int(record.created_at.timestamp())
+        return cls(id=record.id, created=created, owned_by=record.owner or "fineserve")
+
+
+class OpenAIModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
+@router.post("/images/generations", response_model=ImagesResponse)
+async def generate_images(
+    request: ImagesRequest,
+    connection: Request,
+    state: StateDep,
+    caller: Sampler,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Sample images of a class and wait for them."""
+    size = await run_in_threadpool(_check_size, state, request, caller)
+    asked = GenerateRequest(
+        class_labels=[request.prompt],
+        n=request.n or 1,
+        **request.model_dump(
+            include={"model", "seed", "num_inference_steps", "guidance_scale", "scheduler"}
+        ),
+    )
+    record = await run_in_threadpool(accept_generation, state, asked, key, caller)
+    if not await stay_for(state, record, connection, may_leave=key is not None):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return await run_in_threadpool(_answer, state, record.id, size)
+
+
+def _check_size(state: State, request: ImagesRequest, caller: Caller) -> str:
+    """Raises Problem."""
+    model = visible(state.repository.models.get(request.model), caller)
+    family = state.repository.family(model.family)
+    if family is None:
+        raise no_family(model.family)
+    side = NetworkConfig.model_validate(family.network).image_size
+    size = f"{side}x{side}"
+    if request.size not in (None, "auto", size):
+        raise Problem(
+            422,
+            "unsupported-size",
+            f"size={request.size!r}: model {model.id} makes images of {size}; send that, or auto",
+        )
+    return size
+
+
+def _answer(state: State, generation_id: str, size: str) -> Response:
+    record: GenerationRecord = state.repository.generations.get(generation_id)
+    if not record.finished:
+        raise unavailable(
+            f"generation {record.id} is still {record.status}; GET /generations/{record.id} has "
+            "its images later",
+            "not-finished",
+            {"X-Should-Retry": "false"},  # else their clients ask for others, from the beginning
+        )
+    images = [
+        ImageData(b64_json=base64.b64encode(picture).decode())
+        for picture in pictures_of(state, record)
+    ]
+    created = int((record.finished_at or record.created_at).timestamp())
+    return JSONResponse(ImagesResponse(created=created, data=images, size=size).model_dump())
+
+
+@router.get("/models")
+def list_models(state: StateDep, caller: Anybody) -> OpenAIModelList:
+    """Those that images can be sampled from now, newest first."""
+    every = state.repository.models.all(caller.sees)
+    return OpenAIModelList(data=[OpenAIModel.of(record) for record in every if record.servable])
+
+
+@router.get("/models/{model_id}")
+def get_model(record: ModelDep, _: Anybody) -> OpenAIModel:
+    if not record.servable:
+        raise RecordNotFound(f"model {record.id} is {record.status}: GET /models/{record.id}")
+    return OpenAIModel.of(record)

@@ -1,0 +1,1 @@
+"""Archives that clients upload, and the images in them."""

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from learngenes.config import DType, Mode
+from learngenes.family.family import Family
+from learngenes.measuring.model import (
+    LATENCY_RUNS,
+    MIN_LATENCY_RUNS,
+    measure,
+    memory,
+    parameter_bytes,
+    run,
+)
+from learngenes.model.diffusion import SAMPLERS
+from learngenes.model.dit import DiT
+from learngenes.sizing.cost import Workload
+
+WORKLOAD = Workload(n=2, num_inference_steps=3)
+
+
+@pytest.fixture
+def model(family: Family) -> DiT:
+    return family.assemble(family.scales, Mode.FACTORED)
+
+
+@pytest.fixture
+def rows(model: DiT) -> list[int]:
+    """Of every forward pass."""
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    return rows
+
+
+def test_what_layers_share_counts_once(family: Family, model: DiT) -> None:
+    one = family.assemble(family.scales, Mode.FACTORED)
+    del one.layers[1:]
+    own = sum(
+        layer.get_parameter(f"{kind}.{name}").nbytes
+        for layer in model.layers[1:]
+        for kind in ("qkv", "o", "in", "out", "adaLN")
+        for name in ("sigma", "bias")
+    )
+    assert parameter_bytes(model) == parameter_bytes(one) + own
+
+
+def test_a_quantised_matrix_counts_as_its_parts(family: Family) -> None:
+    """A byte for each number; a float32 scale and a zero point of a byte for each row."""
+    int8 = family.assemble(family.scales, Mode.FACTORED, DType.INT8)
+    for name, (m, n) in {"qkv.u": (96, 48), "out.vt": (48, 128)}.items():
+        layer = torch.nn.Module()
+        layer.register_parameter("weight", int8.layers[0].get_parameter(name))
+        assert parameter_bytes(layer) == m * n + 5 * m
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_a_run_is_a_batch_as_stated(
+    family: Family, model: DiT, rows: list[int], scheduler: str
+) -> None:
+    for guided in (True, False):
+        workload = Workload(n=3, num_inference_steps=2, guided=guided)
+        assert run(model, family.manifest.diffusion, workload, scheduler) > 0
+    assert rows == [6, 6, 3, 3]
+
+
+def test_more_images_than_classes_can_be_measured(
+    family: Family, model: DiT, rows: list[int]
+) -> None:
+    run(model, family.manifest.diffusion, Workload(n=7, num_inference_steps=1))
+    assert rows == [14]
+
+
+def test_memory_is_of_weights_and_of_one_batch_however_many_steps(
+    family: Family, model: DiT
+) -> None:
+    diffusion = family.manifest.diffusion
+    two, three = (memory(model, diffusion, Workload(n=n)) for n in (2, 3))
+    unguided = memory(model, diffusion, Workload(n=2, guided=False))
+    assert parameter_bytes(model) < unguided < two < three
+    assert two == memory(model, diffusion, Workload(n=2, num_inference_steps=1000))
+
+
+@pytest.mark.parametrize(("max_seconds", "runs"), [(0.0, MIN_LATENCY_RUNS), (600.0, LATENCY_RUNS)])
+def test_batches_are_timed_until_the_time_is_up(
+    family: Family, model: DiT, rows: list[int], max_seconds: float, runs: int
+) -> None:
+    measurement = measure(model, family.manifest.diffusion, WORKLOAD, max_seconds)
+    assert measurement.latency_runs == runs
+    warm_up, memory_runs = 1, 2 * len(SAMPLERS)
+    assert rows == [4] * (warm_up + runs * WORKLOAD.num_inference_steps + memory_runs)
+
+
+def test_a_measurement_has_all_four_figures(family: Family, model: DiT) -> None:
+    cost = measure(model, family.manifest.diffusion, WORKLOAD, max_seconds=0).cost
+    assert cost.memory_bytes == memory(model, family.manifest.diffusion, WORKLOAD)
+    assert cost.process_memory_bytes > 50_000_000 > cost.memory_bytes
+    assert 0 < cost.latency_seconds <= cost.latency_p95_seconds

@@ -1,0 +1,103 @@
+import pytest
+
+from learngenes.config import DType, Mode
+from learngenes.device import peak_bytes
+from learngenes.family.family import Family
+from learngenes.measuring import steps
+from learngenes.measuring.steps import StepCosts, measure_step_costs
+from learngenes.stepping.batch import Batch, Stack
+from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.weights import SharedWeights
+from tests.support.batches import Desk, weights
+
+COSTS = StepCosts(
+    rows=(2, 4, 8),
+    seconds=(0.3, 0.4, 0.8),
+    full_rows=4,
+    row_bytes=1000,
+    factored_ratio={8: 0.5, 24: 0.9, 48: 1.5},
+)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds"),
+    [(1, 0.3), (2, 0.3), (3, 0.35), (4, 0.4), (6, 0.6), (8, 0.8), (12, 1.2), (80, 8.0)],
+)
+def test_a_step_lasts_as_between_its_neighbours_and_beyond_in_proportion(
+    rows: int, seconds: float
+) -> None:
+    assert COSTS.step_seconds(rows) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("rank", "factored"), [(1, True), (8, True), (24, True), (26, True), (30, False), (90, False)]
+)
+def test_a_rank_is_factored_where_that_is_faster(rank: int, factored: bool) -> None:
+    assert COSTS.prefers_factored(rank) is factored
+
+
+@pytest.fixture(params=[DType.FLOAT32, DType.BFLOAT16])
+def shared(family: Family, request: pytest.FixtureRequest) -> SharedWeights:
+    return SharedWeights(family, request.param)
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "rows"), [(2, (2,)), (16, (2, 4, 8, 16)), (31, (2, 4, 8, 16))]
+)
+def test_rows_are_doubled_up_to_the_most(
+    shared: SharedWeights, max_rows: int, rows: tuple[int, ...]
+) -> None:
+    costs = measure_step_costs(shared, Kernels(), max_rows, max_seconds=1000)
+    assert costs.rows == rows
+    assert len(costs.seconds) == len(rows)
+    assert min(costs.seconds) > 0
+    assert costs.full_rows in rows
+
+
+def test_every_rank_is_compared(shared: SharedWeights) -> None:
+    costs = measure_step_costs(shared, Kernels(), 4, max_seconds=1000)
+    assert tuple(costs.factored_ratio) == shared.family.manifest.sizes.ranks
+    assert min(costs.factored_ratio.values()) > 0
+
+
+def test_without_time_the_least_is_measured_that_can_be_used(shared: SharedWeights) -> None:
+    costs = measure_step_costs(shared, Kernels(), 64, max_seconds=0)
+    assert (costs.rows, costs.full_rows) == ((2,), 2)
+    ranks = shared.family.manifest.sizes.ranks
+    assert tuple(costs.factored_ratio) == (ranks[0], ranks[-1])
+    assert costs.row_bytes > 0
+
+
+def test_steps_do_not_run_out_where_some_batches_are_much_faster(
+    shared: SharedWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = steps._seconds
+
+    def as_if(batch: Batch, steps: int) -> float:
+        measured(batch, steps)
+        return 100.0 ** len(batch.parts) * batch.parts[0].x.shape[0]
+
+    monkeypatch.setattr(steps, "_seconds", as_if)
+    costs = measure_step_costs(shared, Kernels(), 16, max_seconds=1000)
+    assert costs.seconds == (200, 400, 800, 1600)
+    assert set(costs.factored_ratio.values()) == {50}
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_rows_take_about_what_is_said(shared: SharedWeights, mode: Mode) -> None:
+    costs = measure_step_costs(shared, Kernels(), 16, max_seconds=1000)
+    desk = Desk(shared)
+    rows = 12
+    model = weights(shared, shared.family.scales, mode)
+    part = desk.part(model, [0] * rows, range(rows), guidance_scale=1.0)
+    batch = Batch([part], desk.tables, Stack(shared), Kernels())
+    held = peak_bytes(batch.step, shared.device)
+    # as it is predicted for compiled kernels; those that are not hold up to twice as much
+    assert 0.4 * held <= rows * costs.row_bytes <= 2 * held
+
+
+def test_what_is_measured_leaves_the_family_as_it_was(family: Family) -> None:
+    before = {name: tensor.clone() for name, tensor in family.genes.state_dict().items()}
+    measure_step_costs(SharedWeights(family, DType.BFLOAT16), Kernels(), 4)
+    after = family.genes.state_dict()
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())

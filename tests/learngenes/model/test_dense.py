@@ -1,0 +1,35 @@
+import torch
+from tests.learngenes.test_dit import inputs
+
+from learngenes.config import Mode, NetworkConfig, Size
+from learngenes.model.dense import DenseDiT, materialised
+from learngenes.model.dit import DiT, Stem
+from learngenes.model.factors import Learngenes, Scales
+from learngenes.model.sigma import interpolated
+
+
+def test_it_starts_as_the_model_that_it_was_written_out_from(
+    network: NetworkConfig, stem: Stem, genes: Learngenes, scales: Scales
+) -> None:
+    sigma = interpolated(scales, Size(depth=3, rank=32))
+    factored = DiT(stem, genes, sigma, Mode.FACTORED)
+    dense = DenseDiT(stem, materialised(genes, sigma))
+    x, timesteps, labels = inputs(network)
+    with torch.no_grad():
+        torch.testing.assert_close(dense(x, timesteps, labels), factored(x, timesteps, labels))
+
+
+def test_training_moves_its_own_weights_and_not_the_learngenes(
+    network: NetworkConfig, stem: Stem, genes: Learngenes, scales: Scales
+) -> None:
+    before = {name: tensor.clone() for name, tensor in genes.state_dict().items()}
+    dense = DenseDiT(stem, materialised(genes, interpolated(scales, Size(depth=2, rank=16))))
+    first = dense.weights()
+    copies = [{kind: weight.clone() for kind, (weight, _) in layer.items()} for layer in first]
+    optimizer = torch.optim.SGD(dense.parameters(), lr=0.1)
+    dense(*inputs(network)).square().mean().backward()
+    optimizer.step()
+    for layer, copy in zip(dense.weights(), copies, strict=True):
+        for kind, (weight, _) in layer.items():
+            assert not torch.equal(weight, copy[kind])
+    assert all(torch.equal(genes.state_dict()[name], tensor) for name, tensor in before.items())

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from learngenes.config import Mode, Size
+from learngenes.family.family import Family, load_family
+from learngenes.model.diffusion import SAMPLERS, sampler
+from learngenes.model.dit import DiT
+from learngenes.model.sampling import sample
+from learngenes.model.sigma import interpolated
+
+
+@pytest.fixture
+def model(family: Family) -> DiT:
+    return family.assemble(family.scales, Mode.MATERIALISED)
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_an_image_depends_on_its_own_seed_only(
+    family: Family, model: DiT, scheduler: str, guidance_scale: float
+) -> None:
+    def images(labels: list[int], seeds: list[int]) -> torch.Tensor:
+        return sample(
+            model,
+            family.manifest.diffusion,
+            labels,
+            seeds,
+            num_inference_steps=5,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+        )
+
+    batch = images([0, 1, 2, 3], [7, 8, 9, 10])
+    alone = images([2], [9])
+    assert batch.shape == (4, 3, 8, 8)
+    assert batch.dtype == torch.uint8
+    assert (batch[2].int() - alone[0].int()).abs().max() <= 2
+    assert torch.equal(batch, images([0, 1, 2, 3], [7, 8, 9, 10]))
+    assert not torch.equal(alone, images([2], [11]))
+    assert not torch.equal(alone, images([3], [9]))
+
+
+def test_guidance_of_one_is_unguided(family: Family, model: DiT) -> None:
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    for guidance_scale in (1.0, 1.5):
+        sample(
+            model,
+            family.manifest.diffusion,
+            [0],
+            [0],
+            num_inference_steps=2,
+            guidance_scale=guidance_scale,
+        )
+    assert rows == [1, 1, 2, 2]
+
+
+def test_every_step_is_told_and_can_stop_the_sampling(family: Family, model: DiT) -> None:
+    told: list[tuple[int, int]] = []
+
+    def on_step(done: int, steps: int) -> None:
+        told.append((done, steps))
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, family.manifest.diffusion, [0], [0], num_inference_steps=4, on_step=on_step)
+    assert told == [(1, 4), (2, 4)]
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_every_number_of_steps_gives_as_many_timesteps(family: Family, scheduler: str) -> None:
+    for n in range(1, 251):
+        timesteps = sampler(family.manifest.diffusion, scheduler, n).timesteps
+        assert len(timesteps) == n
+        assert timesteps.min() >= 0
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_one_step_more_changes_a_trained_models_image_little(scheduler: str) -> None:
+    family = load_family(Path("families/fashion"))
+    model = family.assemble(interpolated(family.scales, Size(depth=3, rank=256)), Mode.MATERIALISED)
+    sixty, sixty_one = (
+        sample(
+            model, family.manifest.diffusion, [7], [0], num_inference_steps=n, scheduler=scheduler
+        ).float()
+        for n in (60, 61)
+    )
+    assert (sixty - sixty_one).abs().mean() < 5
+
+
+def test_an_unknown_scheduler_is_refused(family: Family) -> None:
+    with pytest.raises(ValueError, match="choose one of ddim"):
+        sampler(family.manifest.diffusion, "heun", 10)

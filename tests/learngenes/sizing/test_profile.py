@@ -1,0 +1,238 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from learngenes.config import DType, Mode
+from learngenes.sizing.cost import Execution, Workload
+from learngenes.sizing.profile import MOST_DRIFT, P95_RATIO_RANGE, Cost, DeviceProfile
+from tests.support.sizing import NETWORK, ROWS, SIZES, device_profile, executions
+
+FACTORED = Execution(Mode.FACTORED, DType.FLOAT32)
+MATERIALISED = Execution(Mode.MATERIALISED, DType.FLOAT32)
+PREDICTED = Cost(
+    memory_bytes=1000, process_memory_bytes=5000, latency_seconds=1.0, latency_p95_seconds=1.2
+)
+
+every_execution = pytest.mark.parametrize("execution", executions(), ids=str)
+
+
+@pytest.fixture
+def profile() -> DeviceProfile:
+    return device_profile(NETWORK, SIZES)
+
+
+def latency(
+    profile: DeviceProfile,
+    depth: int = 3,
+    rank: int = 24,
+    execution: Execution = FACTORED,
+    **workload: Any,
+) -> float:
+    return float(profile.latency_seconds(depth, rank, execution, Workload(**workload)))
+
+
+def test_it_comes_back_from_json_as_it_was(profile: DeviceProfile) -> None:
+    corrected = profile.corrected(PREDICTED, replace(PREDICTED, latency_seconds=1.3))
+    for each in (profile, corrected):
+        assert DeviceProfile.model_validate_json(each.model_dump_json()) == each
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "Input should be 1"),
+        ({"p95_ratio": 0.9}, "greater than or equal to 1"),
+        ({"speed_correction": 0}, "greater than 0"),
+        ({"flops": 1e12}, "Extra inputs"),
+    ],
+)
+def test_a_profile_that_is_not_one_is_refused(
+    profile: DeviceProfile, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DeviceProfile.model_validate({**profile.model_dump(), **change})
+
+
+def test_it_fits_the_weights_and_the_torch_it_was_measured_with(profile: DeviceProfile) -> None:
+    assert profile.fits("a-family", "2.0")
+    assert not profile.fits("another family", "2.0")
+    assert not profile.fits("a-family", "2.1")
+
+
+def test_it_knows_the_executions_it_was_measured_in(profile: DeviceProfile) -> None:
+    assert profile.executions == executions()
+    native = device_profile(NETWORK, SIZES, native_bfloat16=True, packing_threads=2)
+    assert native.executions == executions(native_bfloat16=True, packing_threads=2)
+
+
+@every_execution
+def test_latency_is_affine_in_depth(profile: DeviceProfile, execution: Execution) -> None:
+    two, three, ten = (latency(profile, depth, execution=execution) for depth in (2, 3, 10))
+    assert ten - two == pytest.approx(8 * (three - two))
+    assert three > two
+
+
+@every_execution
+def test_beside_the_request_latency_is_linear_in_steps(
+    profile: DeviceProfile, execution: Execution
+) -> None:
+    def steps(count: int) -> float:
+        seconds = latency(profile, execution=execution, num_inference_steps=count)
+        return seconds - profile.request_seconds
+
+    assert steps(50) == pytest.approx(50 * steps(1))
+
+
+def test_what_was_measured_is_what_is_predicted(profile: DeviceProfile) -> None:
+    cost = profile.layers[0]
+    for row, rank in enumerate(SIZES.ranks):
+        for column, rows in enumerate(ROWS):
+            step = profile.step_seconds[column] + 4 * cost.seconds[row][column]
+            predicted = latency(profile, 4, rank, n=rows, guided=False, num_inference_steps=10)
+            assert predicted == pytest.approx(profile.request_seconds + 10 * step)
+
+
+def test_between_two_ranks_latency_is_between_theirs(profile: DeviceProfile) -> None:
+    assert latency(profile, rank=36) == pytest.approx(
+        (latency(profile, rank=24) + latency(profile, rank=48)) / 2
+    )
+    assert latency(profile, rank=4) == latency(profile, rank=8)
+
+
+def test_written_out_weights_do_not_know_their_rank(profile: DeviceProfile) -> None:
+    assert latency(profile, rank=8, execution=MATERIALISED) == latency(
+        profile, rank=48, execution=MATERIALISED
+    )
+
+
+def test_between_two_batches_latency_is_between_theirs(profile: DeviceProfile) -> None:
+    four, ten, sixteen = (latency(profile, n=n, guided=False) for n in (4, 10, 16))
+    assert ten == pytest.approx((four + sixteen) / 2)
+
+
+def test_a_guided_image_costs_two_rows(profile: DeviceProfile) -> None:
+    assert latency(profile, n=2, guided=True) == latency(profile, n=4, guided=False)
+
+
+def test_beyond_the_largest_batch_the_last_slope_goes_on(profile: DeviceProfile) -> None:
+    four, sixteen, forty = (latency(profile, n=n, guided=False) for n in (4, 16, 40))
+    assert forty - sixteen == pytest.approx(2 * (sixteen - four))
+
+
+def test_beyond_the_largest_batch_latency_never_falls() -> None:
+    """Noise can make a larger batch look quicker than a smaller one."""
+    noisy = device_profile(NETWORK, SIZES, step_seconds=(0.001, 0.9, 0.8))
+    assert latency(noisy, n=1000, guided=False) > latency(noisy, n=16, guided=False)
+
+
+def test_a_profile_of_one_batch_holds_for_all() -> None:
+    whole = device_profile(NETWORK, SIZES)
+    layers = [
+        cost.model_copy(update={"seconds": tuple(row[:1] for row in cost.seconds)})
+        for cost in whole.layers
+    ]
+    one = whole.model_copy(
+        update={"rows": (1,), "step_seconds": whole.step_seconds[:1], "layers": tuple(layers)}
+    )
+    assert latency(one, n=16) == latency(one, n=1, guided=False)
+
+
+@every_execution
+def test_many_sizes_are_computed_at_once(profile: DeviceProfile, execution: Execution) -> None:
+    depths, ranks = np.array([2, 3, 9]), np.array([8, 30, 48])
+    together = profile.latency_seconds(depths, ranks, execution, Workload())
+    alone = [latency(profile, *size, execution) for size in zip(depths, ranks, strict=True)]
+    assert together.tolist() == pytest.approx(alone)
+
+
+def test_corrections_multiply(profile: DeviceProfile) -> None:
+    slower = profile.layers[0].model_copy(update={"correction": 1.5})
+    corrected = profile.model_copy(
+        update={"layers": (slower, *profile.layers[1:]), "speed_correction": 2.0}
+    )
+    assert latency(corrected) == pytest.approx(3 * latency(profile))
+    assert latency(corrected, execution=MATERIALISED) == pytest.approx(
+        2 * latency(profile, execution=MATERIALISED)
+    )
+
+
+def test_an_execution_that_was_not_profiled_is_a_key_error(profile: DeviceProfile) -> None:
+    some = profile.model_copy(update={"layers": profile.layers[:2]})
+    with pytest.raises(KeyError, match="materialised float32 was not profiled"):
+        latency(some, execution=MATERIALISED)
+
+
+def test_a_measured_speed_moves_the_prediction_half_way(profile: DeviceProfile) -> None:
+    slower = profile.corrected(PREDICTED, replace(PREDICTED, latency_seconds=1.44))
+    assert latency(slower) == pytest.approx(1.2 * latency(profile))
+    faster = profile.corrected(PREDICTED, replace(PREDICTED, latency_seconds=0.64))
+    assert latency(faster) == pytest.approx(0.8 * latency(profile))
+    assert profile.corrected(PREDICTED, PREDICTED).speed_correction == 1
+
+
+@pytest.mark.parametrize(("seconds", "moved"), [(1000.0, MOST_DRIFT), (0.001, 1 / MOST_DRIFT)])
+def test_one_wild_measurement_moves_it_no_further_than_a_great_drift(
+    profile: DeviceProfile, seconds: float, moved: float
+) -> None:
+    wild = profile.corrected(PREDICTED, replace(PREDICTED, latency_seconds=seconds))
+    assert wild.speed_correction == pytest.approx(moved**0.5)
+
+
+def test_a_steady_drift_is_followed(profile: DeviceProfile) -> None:
+    undisturbed = latency(profile)
+    for _ in range(100):
+        predicted = replace(PREDICTED, latency_seconds=latency(profile))
+        profile = profile.corrected(
+            predicted, replace(PREDICTED, latency_seconds=1.7 * undisturbed)
+        )
+    assert latency(profile) == pytest.approx(1.7 * undisturbed, rel=1e-4)
+
+
+def test_memory_that_was_missing_is_added_at_once(profile: DeviceProfile) -> None:
+    more = profile.corrected(
+        PREDICTED, replace(PREDICTED, memory_bytes=1300, process_memory_bytes=5400)
+    )
+    assert more.memory_overhead_bytes == profile.memory_overhead_bytes + 300
+    assert more.process_base_bytes == profile.process_base_bytes + 100  # 300 come with the model
+
+
+def test_memory_is_never_predicted_lower_for_a_measurement(profile: DeviceProfile) -> None:
+    less = profile.corrected(
+        PREDICTED, replace(PREDICTED, memory_bytes=10, process_memory_bytes=50)
+    )
+    assert less.memory_overhead_bytes == profile.memory_overhead_bytes
+    assert less.process_base_bytes == profile.process_base_bytes
+
+
+def test_a_missed_tail_widens_it_and_a_kept_one_narrows_it_a_little(profile: DeviceProfile) -> None:
+    missed = profile.corrected(PREDICTED, replace(PREDICTED, latency_p95_seconds=1.3))
+    kept = profile.corrected(PREDICTED, PREDICTED)
+    assert missed.p95_ratio > profile.p95_ratio > kept.p95_ratio
+    assert missed.p95_ratio - profile.p95_ratio > 10 * (profile.p95_ratio - kept.p95_ratio)
+
+
+@pytest.mark.parametrize(("p95", "end"), [(1.3, P95_RATIO_RANGE[1]), (1.1, P95_RATIO_RANGE[0])])
+def test_the_tail_stays_within_its_range(profile: DeviceProfile, p95: float, end: float) -> None:
+    for _ in range(300):
+        profile = profile.corrected(PREDICTED, replace(PREDICTED, latency_p95_seconds=p95))
+    assert profile.p95_ratio == end
+
+
+def test_three_misses_in_a_hundred_leave_the_tail_as_it_is(profile: DeviceProfile) -> None:
+    before = profile.p95_ratio
+    for i in range(100):
+        p95 = 1.3 if i % 33 == 32 else 1.1
+        profile = profile.corrected(PREDICTED, replace(PREDICTED, latency_p95_seconds=p95))
+    assert profile.p95_ratio == pytest.approx(before)
+
+
+def test_after_many_models_one_more_moves_little(profile: DeviceProfile) -> None:
+    slower = replace(PREDICTED, latency_seconds=2.0)
+    moved = []
+    for corrections in (0, 3, 100):
+        seasoned = profile.model_copy(update={"corrections": corrections})
+        moved.append(seasoned.corrected(PREDICTED, slower).speed_correction)
+    assert moved == pytest.approx([2**0.5, 2**0.2, 2**0.1])

@@ -1,0 +1,177 @@
+"""A family from a DiT that was there before."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.learngenes.test_pretrain import image_folder
+from torch import Tensor
+from typer.testing import CliRunner
+
+from fineserve.cli.main import cli
+from learngenes.config import Kind
+from learngenes.data.labelled import LabelledImages
+from learngenes.family.family import Family, load_family
+from learngenes.formats.diffusers import export_model
+from learngenes.formats.teacher import read_teacher
+from learngenes.training.condense import CondensationConfig, Fit, _first_guess, fit, fit_all
+
+CONFIG = """
+name = "condensed"
+rank = {rank}
+fit_iterations = 30
+[data]
+path = "{path}"
+limited_images = 40
+heldout_images = 20
+licence = "made by a test"
+[sizes]
+depths = [2, 3, 4]
+ranks = [8, {rank}]
+[training]
+steps = {steps}
+batch_size = 8
+warmup_steps = 2
+learning_rate = 1e-3
+sigma_learning_rate = 1e-3
+factor_learning_rate = 1e-3
+ema_decay = 0.1
+log_every_steps = 2
+checkpoint_every_steps = 2
+{more}
+"""
+
+
+def test_a_stack_with_factors_in_common_is_found_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, 6, generator=generator))[0] for n in (20, 12))
+    sigma = torch.randn(5, 6, generator=generator) * torch.tensor([32, 16, 8, 4, 2, 1])
+    stack = torch.einsum("mr,lr,nr->lmn", u, sigma, v)
+    iterations: list[None] = []
+    found = fit(stack, 6, 500, lambda: iterations.append(None))
+    assert found.error < 0.05
+    guessed = torch.einsum("lr,mr,nr->lmn", *_first_guess(stack, 6))
+    assert found.error < float((guessed - stack).norm() / stack.norm()) / 3
+    assert 1 < len(iterations) <= 500
+    rebuilt = torch.einsum("mr,lr,nr->lmn", found.u, found.sigma, found.v)
+    assert float((rebuilt - stack).norm() / stack.norm()) == pytest.approx(found.error, rel=0.01)
+    weights = found.sigma.norm(dim=0)
+    assert weights.tolist() == sorted(weights.tolist(), reverse=True)  # a prefix is the best part
+
+
+def test_any_stack_is_fitted_at_a_rank_that_is_large_enough() -> None:
+    stack = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    errors = {rank: fit(stack, rank, 100).error for rank in (2, 6, 12, 16)}
+    assert errors[2] > errors[6] > errors[12]
+    assert max(errors[12], errors[16]) < 0.05
+
+
+def test_nothing_as_large_as_the_stack_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a kind of DiT-XL/2 that takes 37 GB."""
+
+    def rebuilt(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("tensorly.decomposition._cp.cp_to_tensor", rebuilt)
+    stack = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    assert fit(stack, 12, 20, lambda: None).error < 0.5
+
+
+@pytest.fixture
+def teacher(family: Family, tmp_path: Path) -> Path:
+    export_model(family, family.scales, tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def test_a_kind_that_was_fitted_is_not_fitted_again(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = read_teacher(str(teacher)).network
+    network = dense.config.model_copy(update={"rank": 32})
+    whole, _, errors = fit_all(dense, network, 3, tmp_path / "fits")
+    (tmp_path / "fits" / f"{[*Kind][-1]}.safetensors").unlink()
+    fitted: list[Tensor] = []
+
+    def counted(stack: Tensor, *more: Any) -> Fit:
+        fitted.append(stack)
+        return fit(stack, *more)
+
+    monkeypatch.setattr("learngenes.training.condense.fit", counted)
+    again, _, errors_again = fit_all(dense, network, 3, tmp_path / "fits")
+    assert (len(fitted), errors_again) == (1, errors)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor)
+
+
+@pytest.fixture
+def images(limited_data: LabelledImages, tmp_path: Path) -> Path:
+    return image_folder(limited_data, tmp_path / "images")
+
+
+def config_file(images: Path, steps: int = 4, rank: int = 48, more: str = "") -> Path:
+    file = images.parent / "condense.toml"
+    file.write_text(CONFIG.format(path=images, steps=steps, rank=rank, more=more))
+    return file
+
+
+def condensed(teacher: Path, config: Path, out: str) -> Family:
+    words = ["condense", str(teacher), str(config)]
+    words += ["--work", str(config.parent / f"work-{out}"), "--family", str(config.parent / out)]
+    told = CliRunner().invoke(cli, words)
+    assert told.exit_code == 0, told.output
+    return load_family(config.parent / out)
+
+
+def test_a_family_computes_what_its_teacher_did(teacher: Path, images: Path) -> None:
+    made = condensed(teacher, config_file(images), "family")
+    report = json.loads((images.parent / "family" / "condensation.json").read_text())
+    assert all(error < 0.3 for error in report["fit_error"].values())  # it was of this rank
+    assert report["heldout_loss"]["L4 r48"] < 1.1 * report["teacher_heldout_loss"]
+    assert made.manifest.trained_steps == 4
+    assert len(made.limited_data) == 40
+
+
+def test_distillation_goes_on_where_it_was_killed(
+    teacher: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = condensed(teacher, config_file(images), "whole")
+    killed = pytest.MonkeyPatch()
+    killed.setattr("learngenes.training.condense.write_family", killed_here)
+    words = [str(teacher), str(config_file(images)), "--work", str(images.parent / "work-again")]
+    first = CliRunner().invoke(cli, ["condense", *words, "--family", str(images.parent / "no")])
+    assert isinstance(first.exception, KeyboardInterrupt | SystemExit)
+    killed.undo()
+    monkeypatch.setattr("learngenes.training.condense.fit_all", None)  # is not fitted a second time
+    again = condensed(teacher, config_file(images), "again")
+    for name, tensor in whole.genes.state_dict().items():
+        torch.testing.assert_close(again.genes.state_dict()[name], tensor)
+
+
+def killed_here(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_cannot_be_condensed_says_why(teacher: Path, images: Path) -> None:
+    def refusal(source: Path, config: Path) -> str:
+        words = ["condense", str(source), str(config), "--work", str(images.parent / "w")]
+        told = CliRunner().invoke(cli, [*words, "--family", str(images.parent / "f")])
+        assert told.exit_code == 1
+        return told.stderr
+
+    assert "not a DiT that diffusers loads" in refusal(images, config_file(images))
+    (teacher / "scheduler" / "scheduler_config.json").unlink()
+    assert "under [diffusion]" in refusal(teacher, config_file(images))
+    stated = config_file(images, more='[diffusion]\nprediction_type = "epsilon"')
+    assert CondensationConfig.read(stated).diffusion is not None
+    low = config_file(images)
+    low.write_text(low.read_text().replace("rank = 48", "rank = 4", 1))
+    assert "sizes.ranks go up to 48, the network's rank is 4" in refusal(teacher, low)
+    assert "network: Extra inputs" in refusal(teacher, config_file(images, more="[network]"))
+    assert "is not TOML" in refusal(teacher, config_file(images, more="="))
+    shutil.rmtree(images / "test")
+    said = config_file(images, more='[diffusion]\nprediction_type = "epsilon"')
+    assert "no folder 'test'" in refusal(teacher, said)
+    assert not (images.parent / "w").exists()

@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tests.learngenes.test_dit import inputs
+
+from learngenes.config import Kind, Mode, Size
+from learngenes.family.family import Family
+from learngenes.model.factors import DenseLayers, Scales
+from learngenes.model.sigma import interpolated
+from learngenes.training.refine import RefinementConfig, refine
+from learngenes.training.retrain import Retrained, RetrainingConfig, retrain
+from learngenes.training.tuning import Enough, Pause, Progress
+
+SIZE = Size(depth=3, rank=24)
+CONFIG = RefinementConfig(
+    steps=20, max_seconds=float("inf"), learning_rate=1e-3, heldout_every_steps=5
+)
+
+
+@pytest.fixture
+def start(family: Family) -> Scales:
+    return interpolated(family.scales, SIZE).requires_grad_(False)
+
+
+@pytest.fixture
+def retrained(family: Family, start: Scales) -> Retrained:
+    return retrain(family, start, RetrainingConfig(steps=60, patience=99))
+
+
+def same(one: DenseLayers, other: DenseLayers) -> bool:
+    return all(torch.equal(t, other.stacked()[name]) for name, t in one.stacked().items())
+
+
+def written_out(family: Family, scales: Scales) -> DenseLayers:
+    return refine(family, scales, CONFIG.model_copy(update={"learning_rate": 0.0})).layers
+
+
+def test_every_weight_learns_what_sigma_alone_cannot(family: Family, retrained: Retrained) -> None:
+    shared = {
+        k: v.clone() for k, v in (family.genes.state_dict() | family.stem.state_dict()).items()
+    }
+    refined = refine(family, retrained.scales, CONFIG.model_copy(update={"steps": 60}))
+    assert refined.steps == 60
+    assert refined.initial_heldout_loss == pytest.approx(retrained.heldout_loss, rel=1e-3)
+    assert refined.heldout_loss < 0.98 * retrained.heldout_loss
+    before = written_out(family, retrained.scales)
+    assert not any(torch.equal(refined.layers.weight[k], before.weight[k]) for k in Kind)
+    now = family.genes.state_dict() | family.stem.state_dict()
+    assert all(torch.equal(v, shared[k]) for k, v in now.items())
+
+
+def test_a_refined_model_is_assembled_from_its_layers(family: Family, start: Scales) -> None:
+    unchanged = family.assemble(written_out(family, start), Mode.MATERIALISED)
+    x, timesteps, labels = inputs(family.manifest.network)
+    torch.testing.assert_close(
+        unchanged(x, timesteps, labels), family.assemble(start, Mode.FACTORED)(x, timesteps, labels)
+    )
+    with pytest.raises(ValueError, match="its mode is materialised"):
+        family.assemble(written_out(family, start), Mode.FACTORED)
+
+
+def test_what_was_stopped_goes_on_as_if_it_had_not_been(
+    family: Family, start: Scales, tmp_path: Path
+) -> None:
+    file = tmp_path / "refinement.safetensors"
+    whole = refine(family, start, CONFIG)
+
+    def die(progress: Progress) -> None:
+        if progress.step == 12:
+            raise Pause
+
+    with pytest.raises(Pause):
+        refine(family, start, CONFIG, die, file)
+    steps: list[int] = []
+    resumed = refine(family, start, CONFIG, lambda p: steps.append(p.step), file)
+    assert steps == list(range(13, 21))
+    assert same(resumed.layers, whole.layers)
+    assert resumed.initial_heldout_loss == whole.initial_heldout_loss
+
+
+def test_patience_outlasts_a_pause(family: Family, retrained: Retrained, tmp_path: Path) -> None:
+    """Held-out losses that were no better count, before and after."""
+    file = tmp_path / "refinement.safetensors"
+    wild = CONFIG.model_copy(update={"learning_rate": 1000.0, "patience": 3})
+
+    def pause(progress: Progress) -> None:
+        if progress.step == 11:
+            raise Pause
+
+    assert refine(family, retrained.scales, wild).steps == 15
+    with pytest.raises(Pause):
+        refine(family, retrained.scales, wild, pause, file)
+    assert refine(family, retrained.scales, wild, None, file).steps == 15
+
+
+def test_an_unreadable_checkpoint_is_begun_anew(
+    family: Family, start: Scales, tmp_path: Path
+) -> None:
+    file = tmp_path / "refinement.safetensors"
+    file.write_bytes(b"half a file")
+    steps: list[int] = []
+    refine(family, start, CONFIG, lambda p: steps.append(p.step), file)
+    assert steps == [*range(1, 21)]
+
+
+def test_enough_keeps_the_best_so_far(family: Family, start: Scales) -> None:
+    def enough(progress: Progress) -> None:
+        if progress.step == 7:
+            raise Enough
+
+    refined = refine(family, start, CONFIG, enough)
+    assert refined.steps == 7
+    assert refined.heldout_loss < refined.initial_heldout_loss
+
+
+def test_it_never_makes_a_model_worse(family: Family, retrained: Retrained) -> None:
+    wild = CONFIG.model_copy(update={"learning_rate": 1000.0, "steps": 6})
+    refined = refine(family, retrained.scales, wild)
+    assert refined.heldout_loss == refined.initial_heldout_loss
+    assert same(refined.layers, written_out(family, retrained.scales))
+
+
+def test_only_a_smaller_model_learns_from_the_full_size(
+    family: Family, start: Scales, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    original = Family.assemble
+
+    def assemble(self: Family, *arguments: object) -> object:
+        asked.append(arguments[0])
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Family, "assemble", assemble)
+    refine(family, interpolated(family.scales, family.full_size), CONFIG)
+    assert asked == []
+    refine(family, start, CONFIG)
+    assert asked == [family.scales]

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from learngenes.config import Size
+from learngenes.data.labelled import LabelledImages
+from learngenes.family.family import Family
+from learngenes.model.factors import Scales
+from learngenes.model.sigma import interpolated
+from learngenes.training.retrain import RetrainingConfig, retrain
+from learngenes.training.tuning import Progress, split_heldout
+
+SIZE = Size(depth=3, rank=24)
+
+
+@pytest.fixture
+def start(family: Family) -> Scales:
+    return interpolated(family.scales, SIZE)
+
+
+def test_only_the_models_own_parameters_learn(family: Family, start: Scales) -> None:
+    shared = {k: v.clone() for k, v in family.genes.state_dict().items()}
+    stem = {k: v.clone() for k, v in family.stem.state_dict().items()}
+    before = start.stacked()
+    result = retrain(family, start, RetrainingConfig(steps=20, heldout_every_steps=5))
+    assert result.steps == 20
+    assert result.heldout_loss < result.initial_heldout_loss
+    assert not torch.equal(result.scales.stacked()["sigma.qkv"], before["sigma.qkv"])
+    assert all(torch.equal(v, shared[k]) for k, v in family.genes.state_dict().items())
+    assert all(torch.equal(v, stem[k]) for k, v in family.stem.state_dict().items())
+
+
+def test_it_stops_when_the_heldout_loss_stops_falling(family: Family, start: Scales) -> None:
+    config = RetrainingConfig(
+        steps=100, learning_rate=3.0, heldout_every_steps=1, patience=2, heldout_images=50
+    )
+    result = retrain(family, start, config)
+    assert result.steps < 100
+    assert result.heldout_loss <= result.initial_heldout_loss
+
+
+def test_it_stops_when_the_time_is_up(family: Family, start: Scales) -> None:
+    config = RetrainingConfig(steps=10**6, max_seconds=0.5, patience=10**6)
+    assert retrain(family, start, config).steps < 10**6
+
+
+def test_every_step_is_told_and_can_cancel(family: Family, start: Scales) -> None:
+    told: list[Progress] = []
+
+    def on_progress(progress: Progress) -> None:
+        told.append(progress)
+        if progress.step == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        retrain(family, start, RetrainingConfig(steps=9, heldout_every_steps=2), on_progress)
+    assert [p.step for p in told] == [1, 2, 3]
+    assert [p.heldout_loss is not None for p in told] == [False, True, False]
+
+
+def test_another_task_can_be_learned(
+    family: Family, start: Scales, limited_data: LabelledImages
+) -> None:
+    inverted = LabelledImages(
+        255 - limited_data.images, limited_data.labels, limited_data.class_names
+    )
+    result = retrain(family, start, RetrainingConfig(steps=10), data=inverted)
+    assert result.heldout_loss < result.initial_heldout_loss
+
+
+def test_no_class_is_judged_by_its_last_image(limited_data: LabelledImages) -> None:
+    few = limited_data.subset(torch.arange(10))  # two of each class
+    train, held = split_heldout(few, 100)
+    assert (len(train), len(held)) == (8, 2)
+    assert set(train.labels.tolist()) == set(few.labels.tolist())
+    train, held = split_heldout(limited_data.subset(torch.tensor([0, 1, 5, 6])), 100)
+    assert (len(train), len(held)) == (3, 1)
+    _, held = split_heldout(limited_data, 7)
+    assert len(held) == 7

@@ -1,0 +1,56 @@
+"""This device with a profile that nobody measured, and models measured in this process."""
+
+from collections.abc import Callable
+
+import torch
+
+from learngenes.device import default_device, device_class, native_bfloat16, packing_threads
+from learngenes.family.family import Family, load_family
+from learngenes.measuring.model import Measurement, measure
+from learngenes.model.factors import Scales
+from learngenes.sizing.cost import Workload
+from learngenes.sizing.profile import DeviceProfile
+from learngenes.sizing.solver import Candidates, Constraints, Plan, solve
+from registry.records import Budget
+from registry.repository import Repository
+from tests.support.sizing import device_profile
+from worker.build.verify import Request
+
+
+def made_up_profile(family: Family) -> DeviceProfile:
+    """One that fits this device, this torch and the family."""
+    device = default_device()
+    return device_profile(
+        family.manifest.network,
+        family.manifest.sizes,
+        device_class=device_class(device),
+        torch_version=torch.__version__,
+        family=family.manifest.name,
+        family_fingerprint=family.fingerprint,
+        native_bfloat16=native_bfloat16(device),
+        packing_threads=packing_threads(device),
+    )
+
+
+def keep_profile(repository: Repository, profile: DeviceProfile) -> None:
+    """As a worker does that has measured one."""
+    content = profile.model_dump_json()
+    repository.change_profile(profile.device_class, profile.family, lambda _: content)
+
+
+def planned(family: Family, profile: DeviceProfile, budget: Budget) -> Plan:
+    """What the service decides."""
+    manifest = family.manifest
+    assert family.quality is not None
+    sampling = {"n", "num_inference_steps", "guidance_scale"}
+    workload = Workload(budget.n, budget.num_inference_steps, budget.guidance_scale > 1)
+    candidates = Candidates.of(manifest.network, manifest.sizes, family.quality, profile, workload)
+    return solve(candidates, Constraints.stated(**budget.model_dump(exclude=sampling))).plan
+
+
+def verify_here(request: Request, scales: Scales, on_wait: Callable[[], None]) -> Measurement:
+    """`worker.build.verify.verify` without a process of its own, which takes seconds to start."""
+    on_wait()
+    family = load_family(request.family).to(default_device())
+    model = family.assemble(scales.to(default_device()), request.mode, request.dtype)
+    return measure(model, family.manifest.diffusion, request.workload, max_seconds=0)

@@ -1,0 +1,143 @@
+"""An engine under a test's control, and what is asked of it."""
+
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from learngenes.config import DType, Mode, Size
+from learngenes.family.family import Family
+from learngenes.measuring.steps import StepCosts
+from learngenes.model.factors import Scales
+from learngenes.model.sampling import sample
+from learngenes.stepping.batch import Batch
+from tests.support.batches import other_scales
+from worker.sampling.engine import Engine
+from worker.sampling.tickets import Pixels, Request, Ticket
+
+FULL_ROWS = 12
+SECONDS = 60.0
+"""Nothing here takes so long; a test that waits for more has failed."""
+AMPLE = 50_000_000
+
+
+def made_up_costs(*_: object) -> StepCosts:
+    """W is always faster, so that a model's mode is the one that is asked for."""
+    return StepCosts((1, 64), (0.001, 0.01), FULL_ROWS, 40_000, {48: 2.0})
+
+
+class Gate:
+    """Batches step when they are let: all at first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._allowed = inf
+        self._waiting = False
+        self.sizes: list[int] = []
+        """Images of each batch that stepped."""
+
+    def close(self) -> None:
+        self._allowed = 0
+
+    def allow(self, steps: float) -> None:
+        """So many more; returns when they have been done and the next one waits."""
+        with self._changed:
+            self._allowed += steps
+            self._waiting = False
+            self._changed.notify_all()
+        self.reached()
+
+    def open(self) -> None:
+        with self._changed:
+            self._allowed = inf
+            self._changed.notify_all()
+
+    def reached(self) -> None:
+        """Wait for a step that is not allowed yet."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._waiting, SECONDS)
+
+    def enter(self, batch: Batch) -> None:
+        with self._changed:
+            self._waiting = self._allowed < 1
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._allowed >= 1, SECONDS)
+            self._allowed -= 1
+            self.sizes.append(sum(len(part.x) for part in batch.parts))
+
+
+def room_for(engine: Engine, extra: int) -> None:
+    """So many bytes more than it has now, which is what an idle engine needs."""
+    engine.residency.budget_bytes = engine.residency.nbytes + extra
+
+
+@dataclass(frozen=True)
+class Model:
+    seed: int = 0
+    depth: int = 2
+    rank: int = 24
+    mode: Mode = Mode.MATERIALISED
+    dtype: DType = DType.FLOAT32
+
+    def scales(self, family: Family) -> Scales:
+        return other_scales(family, Size(depth=self.depth, rank=self.rank), self.seed)
+
+
+def ask(family: Family, model: Model | None = None, images: int = 2, **changes: Any) -> Request:
+    model = model or Model()
+    fields: dict[str, Any] = {
+        "family": family,
+        "model": str(model),
+        "revision": 0,
+        "rank": model.rank,
+        "mode": model.mode,
+        "dtype": model.dtype,
+        "load": lambda: model.scales(family),
+        "class_labels": [i % 5 for i in range(images)],
+        "seeds": list(range(images)),
+        "num_inference_steps": 3,
+        "target_seconds": inf,
+    }
+    return Request(**{**fields, **changes})
+
+
+def images_of(ticket: Ticket) -> list[Pixels]:
+    assert ticket.wait(SECONDS)
+    return ticket.images()
+
+
+def alone(engine: Engine, request: Request) -> list[Pixels]:
+    """Of a request when the engine has nothing else to do."""
+    return images_of(engine.submit(request))
+
+
+def same(ours: Sequence[Pixels], theirs: Sequence[Pixels]) -> bool:
+    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+
+
+def reference(family: Family, model: Model, request: Request) -> np.ndarray:
+    """By the model's own network and diffusers' scheduler."""
+    images = sample(
+        family.assemble(model.scales(family), model.mode, model.dtype),
+        family.manifest.diffusion,
+        request.class_labels,
+        request.seeds,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        scheduler=request.scheduler,
+    )
+    return images.numpy().astype(int)
+
+
+# Images
+
+
+def random_model(generator: random.Random) -> Model:
+    dtype = generator.choice(list(DType))
+    mode = Mode.FACTORED if dtype is DType.INT8 else generator.choice(list(Mode))
+    rank = generator.randint(2, 48)  # torchao cannot quantise one column
+    return Model(generator.randrange(10), generator.choice((2, 3, 4)), rank, mode, dtype)

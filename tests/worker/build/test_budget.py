@@ -1,0 +1,316 @@
+"""What a build does about its budget: it plans again, measures, steps down, gives up."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+import pytest
+import redis
+
+from learngenes.measuring.model import Measurement
+from learngenes.model.factors import Scales
+from learngenes.sizing.profile import Cost, DeviceProfile
+from registry.events import stream_key
+from registry.records import Budget, ModelRecord, PlanRecord
+from tests.support.devices import keep_profile, planned
+from tests.worker.conftest import MakeGeneration, MakeModel
+from worker.build.build import MOST_STEPS_DOWN, build, load_own
+from worker.build.profiles import stored_profile
+from worker.build.verify import Request
+from worker.runtime import Runtime
+from worker.sampling.sample import Sampler
+
+CHOICE = {"depth", "rank", "mode", "dtype"}
+WRITTEN_OUT = {"mode": "materialised", "dtype": "float32"}
+"""Fixed, so that only a shallower model is smaller."""
+
+
+@dataclass
+class Device:
+    """In place of verification: models need what `profile` predicts, and some more."""
+
+    runtime: Runtime
+    profile: DeviceProfile
+    more_bytes: int = 0
+    times_slower: float = 1.0
+    always: Cost | None = None
+    measured: list[PlanRecord] = field(default_factory=list)
+
+    def plan(self, **budget: object) -> PlanRecord:
+        """What the service decides by `profile`, for two steps."""
+        stated = Budget.model_validate({"num_inference_steps": 2, **budget})
+        plan = planned(self.runtime.family("tiny"), self.profile, stated)
+        return PlanRecord.model_validate(dataclasses.asdict(plan))
+
+    def verify(self, request: Request, scales: Scales, _: object) -> Measurement:
+        plan = self.plan(**request.model_dump(include=CHOICE))
+        assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
+        self.measured.append(plan)
+        predicted = plan.predicted
+        needed = Cost(
+            memory_bytes=predicted.memory_bytes + self.more_bytes,
+            process_memory_bytes=predicted.process_memory_bytes + self.more_bytes,
+            latency_seconds=predicted.latency_seconds * self.times_slower,
+            latency_p95_seconds=predicted.latency_p95_seconds * self.times_slower,
+        )
+        return Measurement(self.always or needed, latency_runs=5)
+
+
+@pytest.fixture
+def device(runtime: Runtime, profile: DeviceProfile, monkeypatch: pytest.MonkeyPatch) -> Device:
+    device = Device(runtime, profile)
+    monkeypatch.setattr("worker.build.build.verify", device.verify)
+    return device
+
+
+def built(runtime: Runtime, model: ModelRecord) -> ModelRecord:
+    build(runtime, model.id)
+    return runtime.repository.models.get(model.id)
+
+
+def told(client: redis.Redis, record: ModelRecord, event: str) -> list[dict[str, object]]:
+    """The data of a model's events of one name, in order."""
+    events = client.xrange(stream_key("model", record.id))
+    return [json.loads(fields["data"]) for _, fields in events if fields["event"] == event]
+
+
+def test_a_model_that_keeps_its_budget_is_as_planned(
+    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
+) -> None:
+    plan = device.plan()
+    record = built(runtime, make_model(plan=plan))
+    assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
+    assert record.plan == plan
+    assert record.measured == plan.predicted
+    assert told(client, record, "replanned") == []
+    (verified,) = told(client, record, "verified")
+    assert verified["over_budget"] == []
+    assert verified["measured"] == plan.predicted.model_dump()
+
+
+def test_a_model_over_its_memory_is_made_again_smaller(
+    runtime: Runtime,
+    sampler: Sampler,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    device: Device,
+    client: redis.Redis,
+) -> None:
+    first = device.plan()
+    device.more_bytes = 1000
+    budget_gb = first.predicted.memory_bytes / 1e9
+    record = built(runtime, make_model(plan=first, max_mem_gb=budget_gb, **WRITTEN_OUT))
+
+    assert (record.status, record.revision, record.attempts) == ("ready", 4, 1)
+    (tried,) = record.over_budget
+    assert tried.plan == first
+    assert tried.measured.memory_bytes == first.predicted.memory_bytes + 1000
+    assert record.plan.depth == first.depth - 1
+    assert record.measured is not None
+    assert record.measured.memory_bytes <= first.predicted.memory_bytes
+    assert record.measured.memory_bytes == record.plan.predicted.memory_bytes
+
+    verified = told(client, record, "verified")
+    assert [event["over_budget"] for event in verified] == [["max_mem_gb"], []]
+    assert [event["plan"] for event in verified] == [first.model_dump(), record.plan.model_dump()]
+    revisions = [event["revision"] for event in told(client, record, "status")]
+    assert list(dict.fromkeys(revisions)) == [None, 0, 3, 4]
+    for revision, plan in ((0, first), (3, record.plan), (4, record.plan)):
+        scales = load_own(runtime.store, runtime.family("tiny"), record.id, revision)
+        assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
+
+    images = make_generation(record.id, n=1)
+    sampler.generate(images.id)
+    sampled = runtime.repository.generations.get(images.id)
+    assert (sampled.status, sampled.revision) == ("done", 4)
+
+
+def test_a_model_over_its_latency_is_made_again_faster(
+    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
+) -> None:
+    first = device.plan()
+    device.times_slower = 1.05
+    budget_ms = first.predicted.latency_p95_seconds * 1000
+    record = built(runtime, make_model(plan=first, max_mem_gb=None, max_latency_ms=budget_ms))
+    assert (record.status, record.revision) == ("ready", 4)
+    assert record.measured is not None
+    assert record.measured.latency_p95_seconds * 1000 <= budget_ms
+    over, kept = told(client, record, "verified")
+    assert (over["over_budget"], kept["over_budget"]) == (["max_latency_ms"], [])
+
+
+def test_a_model_over_both_budgets_is_made_to_keep_both(
+    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
+) -> None:
+    first = device.plan()
+    device.more_bytes, device.times_slower = 1000, 1.05
+    memory_gb = first.predicted.memory_bytes / 1e9
+    latency_ms = first.predicted.latency_p95_seconds * 1000
+    model = make_model(plan=first, max_mem_gb=memory_gb, max_latency_ms=latency_ms)
+    record = built(runtime, model)
+    assert record.status == "ready"
+    assert record.measured is not None
+    assert record.measured.memory_bytes <= first.predicted.memory_bytes
+    assert record.measured.latency_p95_seconds * 1000 <= latency_ms
+    assert told(client, record, "verified")[0]["over_budget"] == ["max_mem_gb", "max_latency_ms"]
+
+
+def test_the_whole_process_counts_when_the_budget_is_for_it(
+    runtime: Runtime, make_model: MakeModel, device: Device
+) -> None:
+    first = device.plan()
+    device.more_bytes = 1000
+    whole = first.predicted.process_memory_bytes
+    model = make_model(plan=first, max_mem_gb=whole / 1e9, mem_scope="process")
+    record = built(runtime, model)
+    assert (record.status, len(record.over_budget)) == ("ready", 1)
+    assert record.measured is not None
+    assert record.measured.process_memory_bytes <= whole
+
+
+def test_what_needs_more_than_it_should_is_served_when_it_keeps_the_budget(
+    runtime: Runtime, make_model: MakeModel, device: Device
+) -> None:
+    device.more_bytes, device.times_slower = 100_000, 3
+    record = built(runtime, make_model(max_mem_gb=1, max_latency_ms=10_000))
+    assert (record.status, record.over_budget) == ("ready", [])
+
+
+def test_it_gives_up_after_so_many_steps_down(
+    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
+) -> None:
+    first = device.plan()
+    budget = first.predicted.memory_bytes
+    device.always = Cost(budget + 1, budget + 10**8, 0.01, 0.01)
+    record = built(runtime, make_model(plan=first, max_mem_gb=budget / 1e9))
+    assert (record.status, record.servable) == ("failed", False)
+    assert len(record.over_budget) == MOST_STEPS_DOWN
+    assert len({plan.model_dump_json(include=CHOICE) for plan in device.measured}) == 4
+    assert record.error is not None
+    assert record.error.startswith("OverBudget: depth ")
+    assert f"was measured at {budget + 1} bytes" in record.error
+    assert record.error.endswith("after 3 smaller ones; raise the budget")
+    over = [event["over_budget"] for event in told(client, record, "verified")]
+    assert over == [["max_mem_gb"]] * 4
+
+
+def test_it_gives_up_at_once_when_what_is_fixed_leaves_nothing_smaller(
+    runtime: Runtime, make_model: MakeModel, device: Device
+) -> None:
+    first = device.plan()
+    device.more_bytes = 1000
+    fixed = first.model_dump(include=CHOICE)
+    budget_gb = first.predicted.memory_bytes / 1e9
+    record = built(runtime, make_model(plan=first, max_mem_gb=budget_gb, **fixed))
+    assert (record.status, record.over_budget) == ("failed", [])
+    assert record.error is not None
+    assert "no size fits" in record.error
+    assert record.error.endswith("raise the budget or fix less")
+
+
+def test_a_smaller_model_may_have_a_higher_rank(
+    runtime: Runtime, make_model: MakeModel, device: Device
+) -> None:
+    """In fewer bits, on a device that is faster than it was; its Sigma is the family's again."""
+    fixed = {"depth": 4, "mode": "factored"}
+    first = device.plan(**fixed, rank=24, dtype="float32")
+    device.more_bytes, device.times_slower = 1000, 0.5
+    budgets = {
+        "max_mem_gb": first.predicted.memory_bytes / 1e9,
+        "max_latency_ms": first.predicted.latency_p95_seconds * 1000,
+    }
+    record = built(runtime, make_model(plan=first, **budgets, **fixed))
+    assert [plan.rank for plan in device.measured] == [24, 48]
+    assert (record.status, record.revision) == ("ready", 4)
+
+
+@pytest.mark.parametrize("killed_at", ["storing revision 3", "verifying it", "publishing"])
+def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
+    runtime: Runtime,
+    make_model: MakeModel,
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_at: str,
+) -> None:
+    first = device.plan()
+    device.more_bytes = 1000
+    budget_gb = first.predicted.memory_bytes / 1e9
+    model = make_model(plan=first, max_mem_gb=budget_gb, **WRITTEN_OUT)
+    put, verify = runtime.store.put, device.verify
+
+    def put_or_die(name: str, *args: object) -> None:
+        if name.endswith({"storing revision 3": "3", "publishing": "4"}.get(killed_at, "-")):
+            raise redis.ConnectionError("as if the worker had been killed")
+        put(name, *args)
+
+    def verify_or_die(*args: object) -> Measurement:
+        if killed_at == "verifying it" and device.measured:
+            raise redis.ConnectionError("as if the worker had been killed")
+        return verify(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.store, "put", put_or_die)
+        patch.setattr("worker.build.build.verify", verify_or_die)
+        with pytest.raises(redis.ConnectionError):
+            build(runtime, model.id)
+    halfway = runtime.repository.models.get(model.id)
+    assert halfway.servable
+    stepped_down = killed_at != "storing revision 3"
+    if stepped_down:
+        assert [tried.plan for tried in halfway.over_budget] == [first]
+        assert halfway.revision == 3
+    else:  # what is served is still the first plan's, and the record says so
+        assert (halfway.plan, halfway.over_budget, halfway.revision) == (first, [], 0)
+
+    record = built(runtime, model)
+    assert (record.status, record.revision, record.attempts) == ("ready", 4, 2)
+    assert [tried.plan for tried in record.over_budget] == [first]
+    assert not stepped_down or record.plan == halfway.plan
+    assert [p.depth for p in device.measured].count(first.depth) == (1 if stepped_down else 2)
+
+
+def test_a_plan_that_the_device_has_outgrown_is_made_again(
+    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
+) -> None:
+    promised = device.plan()
+    learnt = device.profile.model_copy(update={"memory_overhead_bytes": 1000})
+    keep_profile(runtime.repository, learnt)
+    device.profile = learnt
+    budget_gb = promised.predicted.memory_bytes / 1e9
+    record = built(runtime, make_model(plan=promised, max_mem_gb=budget_gb))
+    assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
+    assert record.plan.predicted.memory_bytes <= promised.predicted.memory_bytes
+    (replanned,) = told(client, record, "replanned")
+    assert replanned["before"] == promised.model_dump()
+    assert replanned["plan"] == record.plan.model_dump()
+    assert "profile has changed" in str(replanned["reason"])
+
+
+def test_a_changed_prediction_of_the_same_size_is_recorded_without_a_word(
+    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
+) -> None:
+    promised = device.plan()
+    device.profile = device.profile.model_copy(update={"speed_correction": 2.0})
+    keep_profile(runtime.repository, device.profile)
+    record = built(runtime, make_model(plan=promised))
+    assert record.plan == device.plan()
+    assert record.plan.predicted.latency_seconds == 2 * promised.predicted.latency_seconds
+    assert told(client, record, "replanned") == []
+
+
+def test_the_profile_learns_from_every_model_that_is_measured(
+    runtime: Runtime, make_model: MakeModel, device: Device
+) -> None:
+    device.more_bytes, device.times_slower = 5000, 4
+    built(runtime, make_model())
+    profile = stored_profile(runtime, "tiny")
+    assert profile is not None
+    assert profile.speed_correction == pytest.approx(2)
+    assert profile.memory_overhead_bytes == device.profile.memory_overhead_bytes + 5000
+    assert profile.p95_ratio > device.profile.p95_ratio
+    device.times_slower = 2
+    built(runtime, make_model())
+    settled = stored_profile(runtime, "tiny")
+    assert settled is not None
+    assert settled.speed_correction == pytest.approx(2)
+    assert settled.memory_overhead_bytes == profile.memory_overhead_bytes

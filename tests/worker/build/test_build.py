@@ -1,0 +1,376 @@
+import base64
+import dataclasses
+import json
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+
+import worker.build.build
+import worker.runtime
+from learngenes.training.tuning import Progress
+from registry.errors import ArtifactError
+from registry.events import stream_key
+from registry.records import ModelStatus
+from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
+from worker.build.build import build, load_own
+from worker.runtime import Runtime
+
+
+def statuses(client: redis.Redis, model_id: str) -> list[str]:
+    """The statuses in the event stream, in order."""
+    events = client.xrange(stream_key("model", model_id))
+    seen = [fields["data"] for _, fields in events if fields["event"] == "status"]
+    return [s.split('"status":"')[1].split('"')[0] for s in seen]
+
+
+def enqueued(client: redis.Redis, queue: str) -> list[str]:
+    """The models that messages in a queue name."""
+    messages = [json.loads(raw) for raw in client.lrange(queue, 0, -1)]
+    return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
+
+
+def test_a_queued_model_becomes_ready(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
+) -> None:
+    model_id = make_model().id
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert (record.status, record.revision, record.attempts) == ("ready", 1, 1)
+    assert record.ready_at is not None
+    assert record.measured is not None
+    assert 0.9 < record.measured.memory_bytes / record.plan.predicted.memory_bytes <= 1
+    assert record.measured.process_memory_bytes > record.measured.memory_bytes
+    assert 0 < record.measured.latency_seconds <= record.measured.latency_p95_seconds
+    assert record.over_budget == []
+    order = ["queued", "assembling", "retraining", "verifying", "ready"]
+    assert list(dict.fromkeys(statuses(client, model_id))) == order
+    assert not runtime.repository.models.leased(model_id)
+
+
+def test_revision_zero_is_published_before_retraining(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+    seen = []
+
+    def retrain_and_look(*args: object, **more: object) -> object:
+        record = runtime.repository.models.get(model_id)
+        seen.append((record.status, record.revision, record.servable))
+        return original(*args, **more)
+
+    original = worker.build.build.retrain
+    monkeypatch.setattr(worker.build.build, "retrain", retrain_and_look)
+    build(runtime, model_id)
+    assert seen == [(ModelStatus.RETRAINING, 0, True)]
+    family = runtime.family("tiny")
+    first, second = (load_own(runtime.store, family, model_id, i).stacked() for i in (0, 1))
+    assert any((first[name] != second[name]).any() for name in first)
+
+
+def test_a_model_is_built_once(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
+) -> None:
+    model_id = make_model().id
+    threads = [threading.Thread(target=build, args=(runtime, model_id)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    build(runtime, model_id)
+    assert runtime.repository.models.get(model_id).attempts == 1
+    assert statuses(client, model_id).count("ready") == 1
+
+
+def test_a_cancelled_build_stops_between_steps(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    settings = runtime.settings.model_copy(update={"retraining_steps": 10**6})
+    monkeypatch.setattr(runtime, "settings", settings)
+    thread = threading.Thread(target=build, args=(runtime, model_id))
+    thread.start()
+    models = runtime.repository.models
+    while models.get(model_id).status != "retraining":
+        pass
+    models.change(model_id, status="cancelled")
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert models.get(model_id).status == "cancelled"
+
+
+def test_a_model_deleted_while_it_is_built_leaves_nothing(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+    models = runtime.repository.models
+
+    def delete_and_verify(*args: object, **kwargs: object) -> object:
+        models.change(model_id, status="deleted")
+        return original(*args, **kwargs)
+
+    original = worker.build.build.verify
+    monkeypatch.setattr(worker.build.build, "verify", delete_and_verify)
+    build(runtime, model_id)
+    assert models.get(model_id).status == "deleted"
+    assert not (runtime.settings.resolved_store_dir / "models" / model_id).exists()
+
+
+def test_a_budget_that_this_device_cannot_keep_fails_the_model(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model_id = make_model(max_mem_gb=1e-6).id
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert record.status == "failed"
+    assert record.error is not None
+    assert "no size fits; the nearest (depth 2, rank 8, factored" in record.error
+    assert not record.servable
+
+
+def test_a_family_without_a_quality_table_fails_the_model(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = dataclasses.replace(runtime.family("tiny"), quality=None)
+    monkeypatch.setitem(runtime.families, "tiny", family)
+    model_id = make_model().id
+    build(runtime, model_id)
+    error = runtime.repository.models.get(model_id).error
+    assert error == "Impossible: the family tiny is not calibrated"
+
+
+def test_a_family_the_worker_does_not_hold_fails_the_model(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model_id = make_model(family="huge").id
+    build(runtime, model_id)
+    error = runtime.repository.models.get(model_id).error
+    assert error is not None
+    assert "no family 'huge'" in error
+
+
+def test_shutdown_leaves_the_model_to_the_next_worker(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model_id = make_model().id
+    runtime.stopping.set()
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert (record.status, record.revision, record.attempts) == ("retraining", 0, 0)
+    runtime.stopping.clear()
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert (record.status, record.attempts) == ("ready", 1)
+
+
+def test_an_absent_redis_does_not_fail_the_model(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+
+    def outage(*args: object, **kwargs: object) -> None:
+        raise redis.ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.build.build, "verify", outage)
+        with pytest.raises(redis.ConnectionError):
+            build(runtime, model_id)
+    assert runtime.repository.models.get(model_id).status == "verifying"
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert (record.status, record.attempts) == ("ready", 2)
+
+
+def test_a_build_is_cancelled_while_it_is_measured(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = make_model().id
+    models = runtime.repository.models
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    told: list[int] = []
+    original = worker.build.build.verify
+
+    def cancel_first(*args: object, **kwargs: object) -> object:
+        models.change(model_id, status="cancelled")
+        told.append(1)
+        result = original(*args, **kwargs)
+        told.append(2)
+        return result
+
+    monkeypatch.setattr(worker.build.build, "verify", cancel_first)
+    build(runtime, model_id)
+    assert told == [1]
+    assert models.get(model_id).status == "cancelled"
+
+
+def test_measuring_waits_until_nothing_is_sampled(
+    runtime: Runtime,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generations = runtime.repository.generations
+    sampling = make_generation("m-another")
+    active: list[int] = []
+    original = worker.build.build.verify
+
+    def finish(_: float) -> None:
+        generations.change(sampling.id, status="cancelled")
+
+    def count_and_verify(*args: object) -> object:
+        active.append(len(generations.active()))
+        return original(*args)
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=finish)
+    monkeypatch.setattr(worker.build.build, "time", clock)
+    monkeypatch.setattr(worker.build.build, "verify", count_and_verify)
+    build(runtime, make_model().id)
+    assert active == [0]
+
+
+def test_measuring_does_not_wait_for_ever(
+    runtime: Runtime,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker.build.build, "IDLE_SECONDS", 0.05)
+    make_generation("m-another")
+    model_id = make_model().id
+    build(runtime, model_id)
+    assert runtime.repository.models.get(model_id).status == "ready"
+
+
+def test_a_long_wait_is_ended_even_in_a_busy_queue(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "LONG_WAIT_SECONDS", 0.05)
+    lost, other = make_model().id, make_model().id
+    runtime.queue.enqueue("fineserve.build", other, runtime.device_class)
+    time.sleep(0.06)
+    build_housekeeping(runtime).requeue_lost()
+    assert lost in enqueued(client, f"build.{runtime.device_class}")
+
+
+def test_sigma_is_not_used_with_another_version_of_its_family(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model_id = make_model().id
+    build(runtime, model_id)
+    family = runtime.family("tiny")
+    hashes = {**family.manifest.sha256, "learngenes.safetensors": "0" * 64}
+    newer = dataclasses.replace(
+        family, manifest=family.manifest.model_copy(update={"sha256": hashes})
+    )
+    with pytest.raises(ArtifactError, match="another version of the family tiny"):
+        load_own(runtime.store, newer, model_id, 1)
+
+
+def test_lost_work_is_enqueued_again(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = runtime.repository.models
+    dead, alive, waiting = (make_model().id for _ in range(3))
+    make_model(device_class="another")
+    queue = f"build.{runtime.device_class}"
+    models.claim(dead, 3, 0.01)
+    models.claim(alive, 3, 60)
+    while models.leased(dead):
+        pass
+    keeper = build_housekeeping(runtime)
+    keeper.requeue_lost()
+    assert enqueued(client, queue) == [dead]
+    client.delete(queue)
+    monkeypatch.setattr(worker.runtime, "ORPHAN_SECONDS", 0.01)
+    time.sleep(0.02)
+    models.change(dead, status="cancelled")
+    keeper.requeue_lost()
+    assert enqueued(client, queue) == [waiting]
+    assert client.keys("build.*") == [queue]
+
+
+def test_whoever_took_lost_work_may_be_killed_before_it_begins(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "LOST_AGAIN_SECONDS", 0.05)
+    lost, queue = make_model().id, f"build.{runtime.device_class}"
+    runtime.repository.models.claim(lost, 3, 0.01)
+    runtime.queue.enqueue("fineserve.build", make_model().id, runtime.device_class)
+    while runtime.repository.models.leased(lost):
+        pass
+    keeper = build_housekeeping(runtime)
+    keeper.requeue_lost()
+    keeper.requeue_lost()
+    assert enqueued(client, queue).count(lost) == 1
+    time.sleep(0.06)
+    keeper.requeue_lost()
+    assert enqueued(client, queue).count(lost) == 2
+
+
+def test_lost_work_does_not_flood_the_queue(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "MOST_REQUEUED", 3)
+    models, queue = runtime.repository.models, f"build.{runtime.device_class}"
+    dead = [make_model().id for _ in range(5)]
+    for model in dead:
+        models.claim(model, 3, 0.01)
+    while any(models.leased(model) for model in dead):
+        pass
+    keeper = build_housekeeping(runtime)
+    keeper.requeue_lost()
+    assert sorted(enqueued(client, queue)) == sorted(dead[:3])
+    for _ in range(3):
+        keeper.requeue_lost()
+    assert sorted(enqueued(client, queue)) == sorted(dead)
+    models.claim(dead[0], 3, 0.01)  # dies again: it is lost again, at once
+    while models.leased(dead[0]):
+        pass
+    keeper.requeue_lost()
+    assert enqueued(client, queue).count(dead[0]) == 2
+
+
+def test_retraining_goes_on_from_its_checkpoint(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    model_id = make_model().id
+    original = worker.build.build.retrain
+
+    def shut_down_in_the_middle(*arguments: Any, **more: Any) -> object:
+        family, scales, config, tell = arguments
+
+        def told(progress: Progress) -> None:
+            if progress.step == 2:
+                runtime.stopping.set()
+            tell(progress)
+
+        return original(family, scales, config, told, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.build.build, "retrain", shut_down_in_the_middle)
+        build(runtime, model_id)
+    runtime.stopping.clear()
+    assert runtime.repository.models.get(model_id).status == "retraining"
+    build(runtime, model_id)
+    assert runtime.repository.models.get(model_id).status == "ready"
+    steps = [
+        json.loads(fields["data"])["step"]
+        for _, fields in client.xrange(stream_key("model", model_id))
+        if fields["event"] == "progress"
+    ]
+    assert steps == [1, 3, 4]  # the second was done, and not told
+    assert not [*(runtime.store.root / "models" / model_id).glob("checkpoint-*")]
+
+
+def test_a_corrupt_revision_is_noticed(runtime: Runtime, make_model: MakeModel) -> None:
+    model_id = make_model().id
+    build(runtime, model_id)
+    path = runtime.settings.resolved_store_dir / f"models/{model_id}/revision-1/own.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactError, match="corrupt"):
+        load_own(runtime.store, runtime.family("tiny"), model_id, 1)

@@ -1,0 +1,265 @@
+"""Models that are trained on after their Sigma."""
+
+import dataclasses
+import json
+import threading
+
+import numpy as np
+import pytest
+import redis
+from tests.worker.test_build import enqueued, statuses
+
+import worker.build.build
+import worker.runtime
+from learngenes.config import DType, Mode
+from learngenes.measuring.model import Measurement
+from learngenes.model.factors import DenseLayers, Scales
+from learngenes.model.sampling import sample
+from learngenes.training.refine import RefinementConfig, refine
+from learngenes.training.tuning import Progress
+from registry.events import stream_key
+from registry.records import ModelRecord, Refinement
+from registry.store import generation_name, image_file
+from tests.support.records import queued_model
+from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
+from worker.build.build import build, load_own
+from worker.runtime import Runtime
+from worker.sampling.sample import Sampler, encode_png
+
+
+@pytest.fixture
+def refinable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> ModelRecord:
+    """A queued model whose refinement takes 30 steps."""
+    original = refine
+
+    def briefly(
+        family: object, scales: object, config: RefinementConfig, *rest: object, **more: object
+    ) -> object:
+        brief = config.model_copy(update={"steps": 30, "learning_rate": 1e-3})
+        return original(family, scales, brief, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker.build.build, "refine", briefly)
+    wish = Refinement(max_seconds=600)
+    record = queued_model(device_class=runtime.device_class, mode="materialised")
+    return runtime.repository.models.create(record.replace(refine=wish))
+
+
+def tell_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(worker.build.build, "LEAST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(worker.build.build, "MOST_PROGRESS_EVENTS", float("inf"))
+
+
+def refining_steps(client: redis.Redis, model_id: str) -> list[object]:
+    progress = told(client, model_id, "progress")
+    return [event["step"] for event in progress if event["status"] == "refining"]
+
+
+def told(client: redis.Redis, model_id: str, event: str) -> list[dict[str, object]]:
+    events = client.xrange(stream_key("model", model_id))
+    return [json.loads(f["data"]) for _, f in events if f["event"] == event]
+
+
+def test_it_is_published_retrained_then_refined(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
+) -> None:
+    build(runtime, refinable.id)
+    record = runtime.repository.models.get(refinable.id)
+    assert (record.status, record.revision, record.plan.mode) == ("ready", 2, "materialised")
+    order = ["queued", "assembling", "retraining", "verifying", "refining", "ready"]
+    assert list(dict.fromkeys(statuses(client, record.id))) == order
+    family = runtime.family("tiny")
+    kinds = [type(load_own(runtime.store, family, record.id, i)) for i in range(3)]
+    assert kinds == [Scales, Scales, DenseLayers]
+    (figures,) = told(client, record.id, "refined")
+    assert figures["steps"] == 30
+    assert figures["heldout_loss"] < figures["heldout_loss_before"]  # type: ignore[operator]
+    phases = [event["status"] for event in told(client, record.id, "progress")]
+    assert list(dict.fromkeys(phases)) == ["retraining", "refining"]
+    folder = runtime.store.root / "models" / record.id
+    artifacts = ["record", "revision-0", "revision-1", "revision-2"]
+    assert sorted(p.name for p in folder.iterdir()) == artifacts
+
+
+def test_it_is_sampled_with_its_own_weights(
+    runtime: Runtime, refinable: ModelRecord, make_generation: MakeGeneration, sampler: Sampler
+) -> None:
+    build(runtime, refinable.id)
+    generation = make_generation(refinable.id)
+    sampler.generate(generation.id)
+    done = runtime.repository.generations.get(generation.id)
+    assert (done.status, done.revision) == ("done", 2)
+    family = runtime.family("tiny")
+    own = load_own(runtime.store, family, refinable.id, 2)
+    plan = runtime.repository.models.get(refinable.id).plan
+    alone = sample(
+        family.assemble(own, Mode(plan.mode), DType(plan.dtype)),
+        family.manifest.diffusion,
+        generation.class_labels,
+        generation.seeds,
+        num_inference_steps=generation.num_inference_steps,
+        guidance_scale=generation.guidance_scale,
+    )
+    for index, image in enumerate(alone.numpy()):
+        stored = runtime.store.read(generation_name(generation.id), image_file(index))
+        assert stored == encode_png(np.asarray(image))
+
+
+def test_a_refinement_that_gained_nothing_is_not_published(
+    runtime: Runtime, refinable: ModelRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = worker.build.build.refine
+
+    def in_vain(*arguments: object, **more: object) -> object:
+        refined = original(*arguments, **more)  # type: ignore[arg-type]
+        return dataclasses.replace(refined, heldout_loss=refined.initial_heldout_loss)
+
+    monkeypatch.setattr(worker.build.build, "refine", in_vain)
+    build(runtime, refinable.id)
+    record = runtime.repository.models.get(refinable.id)
+    assert (record.status, record.revision) == ("ready", 1)
+
+
+def test_a_caller_can_say_that_it_is_enough(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = runtime.repository.models
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    original = worker.build.build.refine
+
+    def without_end(
+        family: object, scales: object, config: object, tell: object, file: object, **more: object
+    ) -> object:
+        def stop(progress: Progress) -> None:
+            if progress.step == 9:
+                models.change(refinable.id, refine=Refinement(max_seconds=600, stopped=True))
+            tell(progress)  # type: ignore[operator]
+
+        return original(family, scales, config, stop, file, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker.build.build, "refine", without_end)
+    build(runtime, refinable.id)
+    assert models.get(refinable.id).status == "ready"
+    assert told(client, refinable.id, "refined")[0]["steps"] == 9
+
+
+def test_what_was_interrupted_too_often_is_served_as_it_was(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = runtime.repository.models
+
+    def away(*_: object, **__: object) -> None:
+        raise redis.ConnectionError
+
+    monkeypatch.setattr(worker.build.build, "refine", away)
+    for _ in range(runtime.settings.max_attempts - 1):
+        with pytest.raises(redis.ConnectionError):
+            build(runtime, refinable.id)
+    assert models.get(refinable.id).status == "refining"
+    build(runtime, refinable.id)
+    record = models.get(refinable.id)
+    assert (record.status, record.revision) == ("ready", 1)
+    assert told(client, refinable.id, "refined") == [{"error": "it was interrupted too often"}]
+
+
+def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
+    runtime: Runtime,
+    refinable: ModelRecord,
+    make_model: MakeModel,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models, queue = runtime.repository.models, f"build.{runtime.device_class}"
+    monkeypatch.setattr(worker.build.build, "TURN_SECONDS", 0)
+    tell_every_step(monkeypatch)
+    other = make_model().id
+    runtime.queue.enqueue("fineserve.build", other, runtime.device_class)
+    build(runtime, refinable.id)
+    halfway = models.get(refinable.id)
+    assert (halfway.status, halfway.revision, halfway.attempts) == ("refining", 1, 0)
+    assert sorted(enqueued(client, queue)) == sorted([other, refinable.id])
+    assert not models.leased(refinable.id)
+    build_housekeeping(runtime).requeue_lost()
+    assert enqueued(client, queue).count(refinable.id) == 1
+    build(runtime, other)
+    client.delete(queue)
+    monkeypatch.setattr(worker.build.build, "retrain", None)  # it is not retrained again
+    build(runtime, refinable.id)
+    record = models.get(refinable.id)
+    assert (record.status, record.revision, record.attempts) == ("ready", 2, 1)
+    assert refining_steps(client, record.id) == [*range(1, 31)]
+
+
+def test_it_goes_on_after_a_shutdown(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = runtime.repository.models
+    tell_every_step(monkeypatch)
+    thread = threading.Thread(target=build, args=(runtime, refinable.id))
+    thread.start()
+    while thread.is_alive() and not refining_steps(client, refinable.id):
+        pass
+    runtime.stopping.set()
+    thread.join(timeout=20)
+    assert models.get(refinable.id).status == "refining"
+    runtime.stopping.clear()
+    steps_before = refining_steps(client, refinable.id)
+    build(runtime, refinable.id)
+    assert (models.get(refinable.id).status, models.get(refinable.id).attempts) == ("ready", 1)
+    steps = refining_steps(client, refinable.id)[len(steps_before) :]
+    # what the shutdown kept from being told was done
+    assert steps[0] in (len(steps_before) + 1, len(steps_before) + 2)
+    assert steps == [*range(int(str(steps[0])), 31)]
+
+
+def test_whatever_goes_wrong_the_retrained_model_stays(
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise MemoryError("no room for Adam")
+
+    monkeypatch.setattr(worker.build.build, "refine", no_room)
+    build(runtime, refinable.id)
+    record = runtime.repository.models.get(refinable.id)
+    assert (record.status, record.revision) == ("ready", 1)
+    assert record.measured is not None
+    assert told(client, refinable.id, "refined") == [{"error": "MemoryError: no room for Adam"}]
+
+
+def test_a_refined_model_over_its_budget_is_not_published(
+    runtime: Runtime, refinable: ModelRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[type] = []
+    original = worker.build.build.verify
+
+    def measure_more(request: object, own: object, *rest: object) -> Measurement:
+        verified.append(type(own))
+        measurement = original(request, own, *rest)  # type: ignore[arg-type]
+        if not isinstance(own, DenseLayers):
+            return measurement
+        cost = dataclasses.replace(measurement.cost, memory_bytes=10**10)
+        return dataclasses.replace(measurement, cost=cost)
+
+    monkeypatch.setattr(worker.build.build, "verify", measure_more)
+    build(runtime, refinable.id)
+    record = runtime.repository.models.get(refinable.id)
+    assert verified == [Scales, DenseLayers]
+    assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
+    assert record.measured is not None
+    assert record.measured.memory_bytes < 10**10
+
+
+def test_a_model_deleted_while_it_is_refined_leaves_nothing(
+    runtime: Runtime, refinable: ModelRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    original = worker.build.build.refine
+
+    def delete_and_refine(*arguments: object, **more: object) -> object:
+        runtime.repository.models.change(refinable.id, status="deleted")
+        return original(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker.build.build, "refine", delete_and_refine)
+    build(runtime, refinable.id)
+    assert runtime.repository.models.get(refinable.id).status == "deleted"
+    assert not (runtime.store.root / "models" / refinable.id).exists()

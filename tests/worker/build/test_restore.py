@@ -1,0 +1,99 @@
+import os
+import time
+
+import pytest
+import redis
+
+from registry.errors import RecordNotFound
+from registry.records import ModelRecord
+from registry.store import MANIFEST, record_name
+from tests.worker.conftest import MakeGeneration, MakeModel
+from worker.build.build import build
+from worker.build.restore import ABANDONED_SECONDS, restore
+from worker.runtime import Runtime
+from worker.sampling.sample import Sampler
+
+
+@pytest.fixture
+def ready(runtime: Runtime, make_model: MakeModel) -> ModelRecord:
+    model_id = make_model().id
+    build(runtime, model_id)
+    return runtime.repository.models.get(model_id)
+
+
+def restored(runtime: Runtime) -> int:
+    return restore(runtime.store, runtime.repository.models)
+
+
+def test_a_ready_model_outlives_redis(
+    runtime: Runtime,
+    ready: ModelRecord,
+    client: redis.Redis,
+    sampler: Sampler,
+    make_generation: MakeGeneration,
+) -> None:
+    client.flushall()
+    assert restored(runtime) == 1
+    assert runtime.repository.models.get(ready.id) == ready
+    assert [record.id for record in runtime.repository.models.page(0, 9, ready.owner).items] == [
+        ready.id
+    ]
+    assert runtime.repository.models.count_active() == 0
+    generation = make_generation(ready.id)
+    sampler.generate(generation.id)
+    assert runtime.repository.generations.get(generation.id).status == "done"
+    assert restored(runtime) == 0
+
+
+def test_what_was_deleted_stays_so(runtime: Runtime, ready: ModelRecord) -> None:
+    runtime.repository.models.change(ready.id, status="deleted")
+    assert restored(runtime) == 0
+    assert runtime.store.directories("models") == []
+
+
+def test_what_was_cancelled_at_the_last_moment_does_not_come_back(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, client: redis.Redis
+) -> None:
+    model, put = make_model(), runtime.store.put
+
+    def cancelled(name: str, *content: object) -> None:
+        put(name, *content)  # type: ignore[arg-type]
+        if name == record_name(model.id):
+            runtime.repository.models.change(model.id, status="cancelled")
+
+    monkeypatch.setattr(runtime.store, "put", cancelled)
+    build(runtime, model.id)
+    client.flushall()
+    assert restored(runtime) == 0
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"record": {"id": "m-1"}}'])
+def test_a_record_that_cannot_be_read_is_left_alone(
+    runtime: Runtime, ready: ModelRecord, client: redis.Redis, content: str
+) -> None:
+    (runtime.store.root / record_name(ready.id) / MANIFEST).write_text(content)
+    client.flushall()
+    assert restored(runtime) == 0
+    with pytest.raises(RecordNotFound):
+        runtime.repository.models.get(ready.id)
+    (directory,) = runtime.store.directories("models")
+    long_ago = time.time() - ABANDONED_SECONDS - 1
+    for path in (directory, *directory.iterdir()):
+        os.utime(path, (long_ago, long_ago))
+    restored(runtime)
+    assert runtime.store.directories("models") == [directory]  # it was finished, and stays
+
+
+def test_what_an_unfinished_build_has_left_goes_after_a_while(
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
+) -> None:
+    model_id = make_model().id
+    runtime.store.put(f"models/{model_id}/revision-0", {"own.safetensors": b""}, {})
+    client.flushall()
+    assert restored(runtime) == 0
+    (directory,) = runtime.store.directories("models")
+    long_ago = time.time() - ABANDONED_SECONDS - 1
+    for path in (directory, *directory.iterdir()):
+        os.utime(path, (long_ago, long_ago))
+    restored(runtime)
+    assert runtime.store.directories("models") == []

@@ -1,0 +1,135 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+import worker.build.build
+from learngenes.config import DType, Mode, Size
+from learngenes.family.family import Family
+from learngenes.model.sigma import interpolated
+from learngenes.sizing.cost import Execution, Workload, memory_bytes
+from registry.errors import StorageFull
+from tests.worker.conftest import MakeModel
+from worker.build.build import build
+from worker.build.verify import Request, VerificationError, verify
+from worker.runtime import Runtime
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like this process: on a busy machine several threads wait for each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def request_for(families_dir: Path) -> Request:
+    return Request(
+        family=families_dir / "tiny",
+        depth=2,
+        rank=8,
+        mode=Mode.FACTORED,
+        dtype=DType.FLOAT32,
+        workload=Workload(n=2, num_inference_steps=2),
+        max_seconds=1,
+    )
+
+
+def a_process_that(monkeypatch: pytest.MonkeyPatch, directory: Path, does: str) -> None:
+    """In place of Python, so that it starts at once."""
+    program = directory / "python"
+    program.write_text(f"#!/bin/sh\ncat > {directory}/request\n{does}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr("worker.build.verify.sys.executable", str(program))
+
+
+def test_a_model_is_measured_in_a_process_of_its_own(
+    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way, with nothing replaced: a build whose model another process measures."""
+    monkeypatch.setattr(worker.build.build, "verify", verify)
+    model_id = make_model(num_inference_steps=3).id
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert (record.status, record.error) == ("ready", None)
+    assert record.measured is not None
+    assert 0.9 < record.measured.memory_bytes / record.plan.predicted.memory_bytes <= 1
+    assert 10**8 < record.measured.process_memory_bytes < 2 * 10**9
+    assert 0 < record.measured.latency_seconds <= record.measured.latency_p95_seconds
+
+
+def test_a_process_that_hangs_is_ended(
+    request_for: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    a_process_that(monkeypatch, tmp_path, "exec sleep 100")
+    monkeypatch.setattr("worker.build.verify.MOST_SECONDS", 0.3)
+    with pytest.raises(VerificationError, match="more than"):
+        verify(request_for)
+
+
+def test_a_full_disk_is_no_fault_of_the_model(
+    request_for: Request, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("worker.build.verify.save_file", full)
+    with pytest.raises(StorageFull, match="No space left"):
+        verify(request_for, family.scales)
+
+
+def test_scales_may_be_left_to_the_family(request_for: Request, family: Family) -> None:
+    measurement = verify(request_for)
+    execution = Execution(request_for.mode, request_for.dtype)
+    network = family.manifest.network
+    predicted = memory_bytes(network, 2, 8, execution, request_for.workload)
+    assert 0.9 < measurement.cost.memory_bytes / int(predicted) <= 1
+    assert measurement.latency_runs >= 5
+
+
+def test_the_process_is_given_the_models_own_scales(
+    request_for: Request, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = '{"cost": {"memory_bytes": 1, "process_memory_bytes": 2, "latency_seconds": 3, '
+    answer += '"latency_p95_seconds": 4}, "latency_runs": 5}'
+    a_process_that(monkeypatch, tmp_path, f"echo '{answer}'")
+    scales = interpolated(family.scales, Size(depth=2, rank=8))
+    measurement = verify(request_for, scales)
+    assert dataclasses.astuple(measurement) == ((1, 2, 3, 4), 5)
+    sent = Request.model_validate_json((tmp_path / "request").read_text())
+    assert sent.own is not None
+    assert sent == request_for.model_copy(update={"own": sent.own})
+    assert not sent.own.exists(), "what was written for the process is removed"
+
+
+def test_a_process_that_dies_leaves_its_last_words(
+    request_for: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_process_that(monkeypatch, tmp_path, "echo no memory is left >&2; exit 3")
+    with pytest.raises(VerificationError, match=r"(?s)status 3: .*no memory is left"):
+        verify(request_for)
+
+
+def test_a_model_whose_measurement_dies_has_failed_and_says_why(
+    runtime: Runtime, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.build.build, "verify", verify)
+    a_process_that(monkeypatch, tmp_path, "kill -9 $$")
+    model_id = make_model().id
+    build(runtime, model_id)
+    record = runtime.repository.models.get(model_id)
+    assert record.status == "failed"
+    assert record.error is not None
+    assert record.error.startswith("VerificationError: measuring ended with status -9")
+
+
+def test_who_waits_may_stop_it(
+    request_for: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_process_that(monkeypatch, tmp_path, "sleep 60")
+
+    def enough() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        verify(request_for, on_wait=enough)

@@ -1,0 +1,160 @@
+"""An exported model in a process that has diffusers and nothing of ours."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from benchmarks.interop.exports import PLAIN_DIFFUSERS
+from learngenes.data.latents import to_pixels
+from learngenes.formats.native import load_model
+from learngenes.formats.onnx import INPUTS
+from learngenes.model.sampling import initial_noise, sample
+from registry.exports import EXPORT_FILE, ExportFormat, export_name
+from registry.records import GenerationRecord
+from registry.store import generation_name, image_file
+from tests.worker.conftest import MakeGeneration, MakeModel
+from worker.build.build import build
+from worker.export.export import export
+from worker.runtime import Runtime
+from worker.sampling.sample import Sampler
+
+
+def unpacked(
+    runtime: Runtime, model_id: str, into: Path, form: ExportFormat = ExportFormat.DIFFUSERS
+) -> Path:
+    export(runtime, model_id, form)
+    revision = runtime.repository.models.get(model_id).revision
+    assert revision is not None
+    packed = runtime.store.read(export_name(model_id, revision, form), EXPORT_FILE)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        tar.extractall(into, filter="data")
+    return into / model_id
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_plain_diffusers_samples_the_same_images(
+    runtime: Runtime,
+    sampler: Sampler,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    tmp_path: Path,
+    depth: int,
+) -> None:
+    model = make_model(budget={"max_mem_gb": 1, "depth": depth, "dtype": "float32"})
+    build(runtime, model.id)
+    generation = make_generation(model.id)
+    ours = served(runtime, sampler, generation)
+
+    directory, out = unpacked(runtime, model.id, tmp_path), tmp_path / "images.npy"
+    wanted = {
+        "steps": generation.num_inference_steps,
+        "seeds": generation.seeds,
+        "labels": generation.class_labels,
+        "guidance": generation.guidance_scale,
+    }
+    subprocess.run(
+        [sys.executable, "-I", PLAIN_DIFFUSERS, directory, out, json.dumps(wanted)], check=True
+    )
+    theirs = to_pixels(torch.from_numpy(np.load(out))).permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def served(runtime: Runtime, sampler: Sampler, generation: GenerationRecord) -> np.ndarray:
+    """Its images, (N, H, W, C) of small integers."""
+    sampler.generate(generation.id)
+    files = [
+        runtime.store.read(generation_name(generation.id), image_file(i))
+        for i in range(len(generation.seeds))
+    ]
+    return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files]).astype(int)
+
+
+def test_onnx_runtime_samples_the_same_images(
+    runtime: Runtime,
+    sampler: Sampler,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    tmp_path: Path,
+) -> None:
+    model = make_model(budget={"max_mem_gb": 1, "depth": 3, "dtype": "float32"})
+    build(runtime, model.id)
+    generation = make_generation(model.id)
+    ours = served(runtime, sampler, generation)
+    stem = runtime.family("tiny").stem
+    before = [parameter.data_ptr() for parameter in stem.parameters()]
+    directory = unpacked(runtime, model.id, tmp_path, ExportFormat.ONNX)
+    after = [parameter.data_ptr() for parameter in stem.parameters()]
+    assert after == before  # the engine goes on with it
+
+    session = onnxruntime.InferenceSession(directory / "model.onnx")
+    scheduler = DDIMScheduler.from_pretrained(directory, subfolder="scheduler")
+    scheduler.set_timesteps(generation.num_inference_steps)
+    x = initial_noise(runtime.family("tiny").manifest.network, generation.seeds)
+    null = [len(runtime.family("tiny").manifest.class_names)] * len(x)
+    labels = np.array(generation.class_labels + null)
+    for t in scheduler.timesteps:
+        rows = torch.cat([x, x]).numpy()
+        given = (rows, np.full(len(rows), int(t)), labels)
+        (prediction,) = session.run(None, dict(zip(INPUTS, given, strict=True)))
+        conditional, unconditional = torch.from_numpy(prediction).chunk(2)
+        guided = unconditional + generation.guidance_scale * (conditional - unconditional)
+        x = scheduler.step(guided, t, x).prev_sample
+    theirs = to_pixels(x).permute(0, 2, 3, 1).numpy().astype(int)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("form", [ExportFormat.NATIVE, ExportFormat.ADAPTER])
+def test_learngenes_alone_samples_the_same_images(
+    runtime: Runtime,
+    sampler: Sampler,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    tmp_path: Path,
+    form: ExportFormat,
+) -> None:
+    model = make_model(budget={"max_mem_gb": 1, "depth": 3, "rank": 8, "dtype": "float32"})
+    build(runtime, model.id)
+    generation = make_generation(model.id)
+    ours = served(runtime, sampler, generation)
+    directory = unpacked(runtime, model.id, tmp_path, form)
+
+    loaded = load_model(directory, runtime.family("tiny"))
+    theirs = sample(
+        loaded.network,
+        loaded.manifest.diffusion,
+        generation.class_labels,
+        generation.seeds,
+        num_inference_steps=generation.num_inference_steps,
+        guidance_scale=generation.guidance_scale,
+    )
+    assert np.abs(ours - theirs.permute(0, 2, 3, 1).numpy().astype(int)).max() <= 1
+
+
+def test_its_card_says_what_it_is(runtime: Runtime, make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    build(runtime, model.id)
+    card = (unpacked(runtime, model.id, tmp_path) / "README.md").read_text()
+    record = runtime.repository.models.get(model.id)
+    assert record.measured is not None
+    assert f"# {record.name}" in card
+    assert f"depth {record.plan.depth}, rank {record.plan.rank}" in card
+    assert str(record.measured.memory_bytes) in card
+    assert runtime.family("tiny").manifest.licence in card
+
+
+def test_nothing_is_exported_of_a_model_that_cannot_be_sampled(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    model = make_model()
+    export(runtime, model.id, ExportFormat.DIFFUSERS)
+    assert not (runtime.store.root / "exports").exists()

@@ -1,0 +1,1 @@
+"""From a queued budget to a ready model: plan, retrain, verify, publish."""

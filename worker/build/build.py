@@ -1,0 +1,485 @@
+"""The build task: plan, assemble, publish unretrained, retrain Sigma, verify, publish.
+
+A model that is measured over its budget is made again, smaller, at most MOST_STEPS_DOWN times. One
+that is to be refined is served retrained meanwhile, and whatever becomes of the refinement.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from redis import RedisError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from learngenes.config import DType, Mode, Size
+from learngenes.data.labelled import LabelledImages
+from learngenes.device import release_memory
+from learngenes.family.family import Family
+from learngenes.model.factors import Own, Scales, own_from_stacked
+from learngenes.model.sigma import interpolated
+from learngenes.sizing import profile as sizing
+from learngenes.sizing.cost import Workload
+from learngenes.sizing.profile import DeviceProfile
+from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
+from learngenes.training.refine import RefinementConfig, refine
+from learngenes.training.retrain import TASK_RETRAINING, RetrainingConfig, retrain
+from learngenes.training.tuning import Enough, Pause, Progress
+from registry import metrics
+from registry.datasets import IMAGES_FILE, Tasks
+from registry.errors import ArtifactError, RecordNotFound, StorageFull, Superseded
+from registry.queue import BUILD_TASK
+from registry.records import DEFAULT_TASK, Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
+from registry.store import ArtifactStore, record_name, revision_name
+from worker.build.profiles import candidates, correct_profile, ensure_profile
+from worker.build.verify import Request, verify
+from worker.runtime import GivingWay, Reporter, Runtime
+
+log = structlog.get_logger()
+
+OWN_FILE = "own.safetensors"
+REVISIONS = 3
+"""Of each plan: interpolated, retrained, refined."""
+MOST_STEPS_DOWN = 3
+LEAST_PAUSE_SECONDS = 2.0
+MOST_PROGRESS_EVENTS = 500
+"""Between them, and in all: a stream of events keeps the last 2,000."""
+TURN_SECONDS = 30.0
+"""So long a refinement goes on while other models wait to be built."""
+IDLE_SECONDS = 30.0
+"""How long verification waits for the device to have nothing to sample."""
+
+
+class OverBudget(Exception):
+    """The finished model needs more than its budget, and no smaller one is left."""
+
+
+def build(runtime: Runtime, model_id: str) -> None:
+    """Make a queued model ready."""
+    models = runtime.repository.models
+    with runtime.watched():
+        runtime.attempt(models, model_id, lambda record: _Build(runtime, record).run())
+        release_memory(runtime.device)
+    with contextlib.suppress(RecordNotFound):
+        record = models.get(model_id)
+        if record.status == ModelStatus.DELETED:
+            runtime.store.delete(f"models/{model_id}")
+        elif record.finished:
+            directory = runtime.store.root / "models" / model_id
+            for left in directory.glob("checkpoint-*"):
+                left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # there are revisions in it
+                directory.rmdir()
+
+
+class _Build:
+    def __init__(self, runtime: Runtime, record: ModelRecord) -> None:
+        self.runtime = runtime
+        self.record = record
+        self.family = runtime.family(record.family)
+        budget = record.budget
+        self.workload = Workload(
+            n=budget.n,
+            num_inference_steps=budget.num_inference_steps,
+            guided=budget.guidance_scale > 1,
+        )
+        sampling = {"n", "num_inference_steps", "guidance_scale"}
+        self.constraints = Constraints.stated(**budget.model_dump(exclude=sampling))
+        self.reporter = Reporter(runtime, runtime.repository.models, record)
+        self._source = self.family.scales
+        self._num_classes: int | None = None
+        if record.task != DEFAULT_TASK:
+            assert record.class_names is not None
+            self._num_classes = len(record.class_names)
+            self._source = self.family.for_task(self._source, self._num_classes)
+
+    @functools.cached_property
+    def data(self) -> LabelledImages | None:
+        """Of a task that is not its family's. Read when something is learned from it, and no
+        sooner: a model that is served does not end with its task."""
+        if self.record.task == DEFAULT_TASK:
+            return None
+        return load_task(self.runtime.store, self.family, self.record.task, self.reporter.tell)
+
+    def run(self) -> None:
+        ensure_profile(self.runtime, self.record.family)
+        if self.record.revision is None:
+            with metrics.timed(metrics.BUILD_PHASE.labels("assembling")):
+                self._replan()
+                self._publish_unretrained(interpolated(self._source, self._size))
+        served: dict[str, object] = {}
+        scales = self._served_retrained()
+        if scales is None:
+            scales, measured = self._fit()
+            self._store(self._retrained_revision, scales)
+            served = {"revision": self._retrained_revision, "measured": measured}
+        if self.record.refine is not None:
+            again = not served
+            self._change(status=ModelStatus.REFINING, **served)
+            if again and self.record.attempts >= self.runtime.settings.max_attempts:
+                self._tell("refined", error="it was interrupted too often")
+            else:
+                with metrics.timed(metrics.BUILD_PHASE.labels("refining")):
+                    served = self._refine(scales)
+        self._finish({"status": ModelStatus.READY, "ready_at": now(), **served})
+
+    def _finish(self, changes: dict[str, object]) -> None:
+        """First in the store, from where it comes back if Redis should lose it."""
+        ready = self.record.replace(**changes).model_dump(mode="json")
+        self.runtime.store.put(record_name(self.record.id), {}, {"record": ready})
+        try:
+            self._change(**changes)
+        except (Superseded, RecordNotFound):
+            self._delete_record_unless_ready()
+            raise
+
+    def _delete_record_unless_ready(self) -> None:
+        """Another attempt may have been first."""
+        with contextlib.suppress(RecordNotFound):
+            if self.runtime.repository.models.get(self.record.id).status == ModelStatus.READY:
+                return
+        self.runtime.store.delete(record_name(self.record.id))
+
+    def _fit(self) -> tuple[Scales, Cost]:
+        """Retrained, and measured to keep the budget: smaller than was planned, if need be."""
+        scales = interpolated(self._source, self._size)
+        while True:
+            self._change(status=ModelStatus.RETRAINING)
+            with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
+                scales = self._retrain(scales)
+            measured, over = self._verify(scales)
+            if not over:
+                return scales, measured
+            scales = self._replace(self._step_down(measured, over), measured, scales)
+
+    def _replace(self, plan: PlanRecord, measured: Cost, scales: Scales) -> Scales:
+        """Begin again with a smaller plan: its first revision, and then what says so, at once."""
+        source = scales if plan.rank <= scales.rank else self._source
+        smaller = interpolated(source, Size(depth=plan.depth, rank=plan.rank))
+        tried = Verified(plan=self.record.plan, measured=measured)
+        over_budget = [*self.record.over_budget, tried]
+        self.record = self.record.replace(plan=plan, over_budget=over_budget)
+        self._publish_unretrained(smaller, plan=plan, over_budget=over_budget)
+        return smaller
+
+    def _publish_unretrained(self, scales: Scales, **changes: Any) -> None:
+        """Of a task that is not its family's there is nothing to show before it is retrained."""
+        if self._num_classes is None:
+            self._store(self._unretrained_revision, scales)
+            changes["revision"] = self._unretrained_revision
+        self._change(**changes)
+
+    @property
+    def _size(self) -> Size:
+        return Size(depth=self.record.plan.depth, rank=self.record.plan.rank)
+
+    @property
+    def _unretrained_revision(self) -> int:
+        """Of the present plan; the retrained one is the next, and then the refined one."""
+        return REVISIONS * len(self.record.over_budget)
+
+    @property
+    def _retrained_revision(self) -> int:
+        return self._unretrained_revision + 1
+
+    def _checkpoint_file(self, revision: int) -> Path:
+        """Of what becomes this revision, of this size and from these learngenes alone."""
+        size, fingerprint = self._size, self.family.fingerprint
+        name = f"checkpoint-{revision}-L{size.depth}r{size.rank}-{fingerprint}.safetensors"
+        return self.runtime.store.root / "models" / self.record.id / name
+
+    def _candidates(self) -> Candidates:
+        profile = ensure_profile(self.runtime, self.record.family)
+        return self._candidates_by(profile)
+
+    def _candidates_by(self, profile: DeviceProfile) -> Candidates:
+        return candidates(self.family, profile, self.workload, self._num_classes)
+
+    def _replan(self) -> None:
+        """The decision is this device's: its profile may have changed since the request."""
+        plan = _record(solve(self._candidates(), self.constraints).plan)
+        if _choice(plan) != _choice(self.record.plan):
+            reason = "this device's profile has changed since the request"
+            self._tell("replanned", before=self.record.plan, plan=plan, reason=reason)
+        self._change(plan=plan)
+
+    def _served_retrained(self) -> Scales | None:
+        """What an earlier attempt has published retrained, to be refined."""
+        if self.record.revision != self._retrained_revision:
+            return None
+        try:
+            own = load_own(
+                self.runtime.store, self.family, self.record.id, self._retrained_revision
+            )
+        except ArtifactError:  # corrupt, or made for another version of the family
+            self.runtime.store.delete(revision_name(self.record.id, self._retrained_revision))
+            return None
+        assert isinstance(own, Scales)
+        return own
+
+    def _refine(self, scales: Scales) -> dict[str, object]:
+        """The refined revision to serve; nothing where it is not better, or does not come about."""
+        assert self.record.refine is not None
+        try:
+            refined = refine(
+                self.family,
+                scales,
+                RefinementConfig(max_seconds=self.record.refine.max_seconds),
+                self._until_enough(self.record.refine.max_seconds),
+                self._checkpoint_file(self._retrained_revision + 1),
+                data=self.data,
+            )
+            figures = {
+                "steps": refined.steps,
+                "seconds": round(refined.seconds, 1),
+                "heldout_loss_before": refined.initial_heldout_loss,
+                "heldout_loss": refined.heldout_loss,
+            }
+            log.info("refined", model=self.record.id, **figures)
+            self._tell("refined", **figures)
+            if refined.heldout_loss >= refined.initial_heldout_loss:
+                return {}
+            measured, over = self._verify(refined.layers)
+            if over:
+                return {}
+            self._store(self._retrained_revision + 1, refined.layers)
+        except (Pause, Superseded, RecordNotFound, StorageFull, RedisError):
+            raise
+        except Exception as error:  # the retrained model is there, and stays
+            log.exception("not refined", model=self.record.id)
+            self._tell("refined", error=f"{type(error).__name__}: {error}")
+            return {}
+        return {"revision": self._retrained_revision + 1, "measured": measured}
+
+    def _until_enough(self, max_seconds: float) -> Callable[[Progress], None]:
+        """Tells the progress; ends it when the caller wants no more, or others have waited."""
+        turn_ends = time.monotonic() + TURN_SECONDS
+        pause_seconds = max(LEAST_PAUSE_SECONDS, max_seconds / MOST_PROGRESS_EVENTS)
+        told_at = 0.0
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal turn_ends, told_at
+            now_seconds = time.monotonic()
+            tells = progress.heldout_loss is not None or now_seconds - told_at > pause_seconds
+            told_at = now_seconds if tells else told_at
+            current = self._on_progress(progress) if tells else self.reporter.tell()
+            if current is not None and current.refine is not None and current.refine.stopped:
+                raise Enough
+            if now_seconds > turn_ends:
+                turn_ends += TURN_SECONDS
+                if self._others_wait():
+                    raise GivingWay(BUILD_TASK)
+
+        return on_progress
+
+    def _others_wait(self) -> bool:
+        models = self.runtime.repository.models
+        return any(
+            other.id != self.record.id
+            and other.device_class == self.runtime.device_class
+            and not models.leased(other.id)
+            for other in models.active()
+        )
+
+    def _retrain(self, scales: Scales) -> Scales:
+        settings = self.runtime.settings
+        config = RetrainingConfig(steps=settings.retraining_steps)
+        if self.data is not None:
+            config = TASK_RETRAINING.model_copy(update={"steps": settings.task_retraining_steps})
+        retrained = retrain(
+            self.family,
+            scales,
+            config.model_copy(update={"max_seconds": settings.retraining_max_seconds}),
+            self._on_progress,
+            data=self.data,
+            checkpoint_file=self._checkpoint_file(self._retrained_revision),
+        )
+        metrics.RETRAINING_LOSS.labels("before").observe(retrained.initial_heldout_loss)
+        metrics.RETRAINING_LOSS.labels("after").observe(retrained.heldout_loss)
+        log.info(
+            "retrained",
+            model=self.record.id,
+            steps=retrained.steps,
+            seconds=round(retrained.seconds, 1),
+            heldout_loss_before=retrained.initial_heldout_loss,
+            heldout_loss=retrained.heldout_loss,
+        )
+        return retrained.scales
+
+    def _verify(self, own: Own) -> tuple[Cost, list[str]]:
+        """What it needs, and which budgets that is over."""
+        self._change(status=ModelStatus.VERIFYING)
+        with metrics.timed(metrics.BUILD_PHASE.labels("verifying")):
+            measured = self._measure(own)
+        over = self._over(measured)
+        self._tell("verified", plan=self.record.plan, measured=measured, over_budget=over)
+        return measured, over
+
+    def _measure(self, own: Own) -> Cost:
+        """In a fresh process; the profile learns from it."""
+        deadline = time.monotonic() + IDLE_SECONDS
+        while self._sampling() and time.monotonic() < deadline:
+            self.reporter.tell()
+            time.sleep(0.1)
+        plan = self.record.plan
+        measurement = verify(
+            Request(
+                family=self.runtime.directories[self.record.family],
+                depth=plan.depth,
+                rank=plan.rank,
+                mode=Mode(plan.mode),
+                dtype=DType(plan.dtype),
+                workload=self.workload,
+                max_seconds=self.runtime.settings.verify_seconds,
+            ),
+            own,
+            self.reporter.tell,
+        )
+        size = Constraints(**_choice(plan))
+
+        def predicted(profile: DeviceProfile) -> sizing.Cost:
+            return solve(self._candidates_by(profile), size).plan.predicted
+
+        correct_profile(self.runtime, self.family, predicted, measurement.cost)
+        measured = Cost.model_validate(dataclasses.asdict(measurement.cost))
+        for quantity in ("memory_bytes", "process_memory_bytes", "latency_p95_seconds"):
+            ratio = getattr(measured, quantity) / getattr(plan.predicted, quantity)
+            metrics.MEASURED_RATIO.labels(quantity).observe(ratio)
+        return measured
+
+    def _sampling(self) -> bool:
+        """Whether this class of device has something to sample."""
+        active = self.runtime.repository.generations.active()
+        return any(record.device_class == self.runtime.device_class for record in active)
+
+    def _over(self, measured: Cost) -> list[str]:
+        """The budgets that the measured model does not keep."""
+        over = []
+        memory, latency = self.constraints.max_mem_bytes, self.constraints.max_latency_seconds
+        if memory is not None and self._scoped(measured) > memory:
+            over.append("max_mem_gb")
+        if latency is not None and measured.latency_p95_seconds > latency:
+            over.append("max_latency_ms")
+        return over
+
+    def _scoped(self, cost: Cost) -> int:
+        process = self.constraints.mem_scope == "process"
+        return cost.process_memory_bytes if process else cost.memory_bytes
+
+    def _step_down(self, measured: Cost, over: list[str]) -> PlanRecord:
+        """The best of those that keep the budget if they miss their prediction as this one did.
+
+        Raises OverBudget when there is none, or it was tried often enough.
+        """
+        plan, budget = self.record.plan, self.record.budget
+        story = (
+            f"depth {plan.depth}, rank {plan.rank}, {plan.mode}, {plan.dtype} was measured at "
+            f"{self._scoped(measured)} bytes and {measured.latency_p95_seconds:.3f} s (95th "
+            f"percentile), over {' and '.join(over)} of {budget.model_dump(exclude_none=True)}"
+        )
+        if len(self.record.over_budget) >= MOST_STEPS_DOWN:
+            raise OverBudget(f"{story}, after {MOST_STEPS_DOWN} smaller ones; raise the budget")
+        every = self._candidates()
+        try:
+            now_predicted = solve(every, Constraints(**_choice(plan))).plan.predicted
+            predicted = Cost.model_validate(dataclasses.asdict(now_predicted))
+            tightened: dict[str, float] = {}
+            if "max_mem_gb" in over and self.constraints.max_mem_bytes is not None:
+                missed = min(1, self._scoped(predicted) / self._scoped(measured))
+                tightened["max_mem_bytes"] = int(self.constraints.max_mem_bytes * missed)
+            if "max_latency_ms" in over and self.constraints.max_latency_seconds is not None:
+                ratio = predicted.latency_p95_seconds / measured.latency_p95_seconds
+                tightened["max_latency_seconds"] = self.constraints.max_latency_seconds * min(
+                    1, ratio
+                )
+            smaller = solve(every, self.constraints.model_copy(update=tightened)).plan
+        except (Impossible, Infeasible) as error:
+            raise OverBudget(f"{story}; {error}; raise the budget or fix less") from error
+        log.info("stepping down", model=self.record.id, over=over, plan=_choice(_record(smaller)))
+        return _record(smaller)
+
+    def _change(self, **changes: Any) -> None:
+        """Raises Superseded when this attempt is no longer the current one."""
+        self.record = self.runtime.repository.models.change(
+            self.record.id, attempt=self.record.attempts, **changes
+        )
+
+    def _tell(self, event: str, **data: object) -> None:
+        plain = {
+            name: value.model_dump() if isinstance(value, PlanRecord | Cost) else value
+            for name, value in data.items()
+        }
+        self.runtime.repository.models.tell(self.record.id, event, json.dumps(plain))
+
+    def _on_progress(self, progress: Progress) -> ModelRecord | None:
+        def told() -> str:
+            return json.dumps({"status": self.record.status, **progress.model_dump()})
+
+        judged = progress.heldout_loss is not None
+        return self.reporter.tell(told, every_seconds=0 if judged else None)
+
+    def _store(self, revision: int, own: Own) -> None:
+        self.runtime.store.put(
+            revision_name(self.record.id, revision),
+            {OWN_FILE: save_tensors(own.stacked())},
+            {
+                "record": self.record.model_dump(mode="json"),
+                "revision": revision,
+                "family_fingerprint": self.family.fingerprint,
+            },
+        )
+
+
+def _record(plan: Plan) -> PlanRecord:
+    return PlanRecord.model_validate(dataclasses.asdict(plan))
+
+
+def _choice(plan: PlanRecord) -> dict[str, object]:
+    return plan.model_dump(include={"depth", "rank", "mode", "dtype"})
+
+
+def load_task(
+    store: ArtifactStore, family: Family, task_id: str, on_part: Callable[[], object]
+) -> LabelledImages:
+    """As `family`'s network sees its images. Raises ArtifactError.
+
+    Latents are kept for other models of the task; `on_part` is called while they are made.
+    """
+    tasks = Tasks(store)
+    images = _task_images(tasks, task_id)
+    encoder = family.encoder_fingerprint
+    if encoder is None:
+        return images
+    if kept := tasks.latents(task_id, encoder):
+        return dataclasses.replace(images, images=load_tensors(kept)["latents"])
+    encoded = family.encoded(images, on_part)
+    tasks.keep_latents(task_id, encoder, save_tensors({"latents": encoded.images}))
+    return encoded
+
+
+def _task_images(tasks: Tasks, task_id: str) -> LabelledImages:
+    try:
+        class_names = tasks.get(task_id).class_names
+        tensors = load_tensors(tasks.read(task_id, IMAGES_FILE))
+    except RecordNotFound as error:
+        raise ArtifactError(f"{error}; it was deleted: upload its images again") from error
+    return LabelledImages(tensors["images"], tensors["labels"], tuple(class_names))
+
+
+def load_own(store: ArtifactStore, family: Family, model_id: str, revision: int) -> Own:
+    """A published revision's own parameters, on the family's device. Raises ArtifactError."""
+    name = revision_name(model_id, revision)
+    store.require_family(name, family.manifest.name, family.fingerprint)
+    content = store.read(name, OWN_FILE)
+    try:
+        own = own_from_stacked(load_tensors(content))
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise ArtifactError(f"{name}/{OWN_FILE} is not a model's: {error}") from error
+    return own.to(family.stem.positions.device)

@@ -1,0 +1,117 @@
+"""Device profiles: measured when there is none that fits, corrected by what is built."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import torch
+from pydantic import ValidationError
+
+from learngenes.config import DType, Mode, Size
+from learngenes.family.family import Family
+from learngenes.measuring.device import OnProgress, execution_on, measure_profile
+from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes
+from learngenes.sizing.profile import Cost, DeviceProfile
+from learngenes.sizing.solver import Candidates, Impossible
+from worker.build.verify import Request, verify
+from worker.runtime import Runtime
+
+log = structlog.get_logger()
+
+PROCESS_MARGIN = 1.05
+"""The C library's allocator keeps some of what was freed, in one run more than in another."""
+
+
+def ensure_profile(runtime: Runtime, family: str) -> DeviceProfile:
+    """The stored profile if it is of this family, device and torch; else a new one."""
+    with runtime.device_alone():
+        stored = stored_profile(runtime, family)
+        return stored or refresh_profile(runtime, family)
+
+
+def stored_profile(runtime: Runtime, family: str) -> DeviceProfile | None:
+    """None when there is none or it is stale."""
+    raw = runtime.repository.profile(runtime.device_class, family)
+    if raw is None:
+        return None
+    try:
+        profile = DeviceProfile.model_validate_json(raw)
+    except ValidationError:
+        return None  # of another release
+    fits = profile.fits(runtime.family(family).fingerprint, torch.__version__)
+    return profile if fits else None
+
+
+def refresh_profile(
+    runtime: Runtime, family: str, on_progress: OnProgress = lambda *_: None
+) -> DeviceProfile:
+    """Measure and store."""
+    log.info("profiling", family=family, device_class=runtime.device_class)
+    on_progress(0, "a process of its own")
+    base = process_base_bytes(runtime.family(family), runtime.directories[family])
+    profile = measure_profile(
+        runtime.family(family), base, runtime.settings.profile_seconds, on_progress
+    )
+    content = profile.model_dump_json()
+    runtime.repository.change_profile(runtime.device_class, family, lambda _: content)
+    log.info("profiled", family=family, p95_ratio=profile.p95_ratio, process_base_bytes=base)
+    return profile
+
+
+def process_base_bytes(family: Family, directory: Path) -> int:
+    """What a process that serves from the family in `directory` holds beside its model.
+
+    Taken from a model in int8, which needs the most libraries and the most room to be made.
+    """
+    manifest = family.manifest
+    size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[-1])
+    workload = Workload(n=1, num_inference_steps=1)
+    execution = execution_on(family.stem.positions.device, Mode.FACTORED, DType.INT8)
+    measured = verify(
+        Request(
+            family=directory,
+            depth=size.depth,
+            rank=size.rank,
+            mode=execution.mode,
+            dtype=execution.dtype,
+            workload=workload,
+            max_seconds=1,
+        )
+    )
+    own = memory_bytes(manifest.network, size.depth, size.rank, execution, workload)
+    shared = shared_bytes(manifest.network, size.rank, execution)
+    return round(PROCESS_MARGIN * (measured.cost.process_memory_bytes - int(own) + int(shared)))
+
+
+def candidates(
+    family: Family, profile: DeviceProfile, workload: Workload, num_classes: int | None = None
+) -> Candidates:
+    """Every size of a family on this device; `num_classes`: of a task.
+
+    Raises Impossible when the family is not calibrated.
+    """
+    manifest = family.manifest
+    network = manifest.network
+    if num_classes is not None:
+        network = network.model_copy(update={"num_classes": num_classes})
+    if family.quality is None:
+        raise Impossible(f"the family {manifest.name} is not calibrated")
+    return Candidates.of(network, manifest.sizes, family.quality, profile, workload)
+
+
+def correct_profile(
+    runtime: Runtime,
+    family: Family,
+    predict: Callable[[DeviceProfile], Cost],
+    measured: Cost,
+) -> None:
+    """Learn from one size that was measured: of what the profile now says of it (`predict`), for
+    it may have learned from the same size before.
+    """
+
+    def correct(raw: str | None) -> str:
+        assert raw is not None
+        profile = DeviceProfile.model_validate_json(raw)
+        return profile.corrected(predict(profile), measured).model_dump_json()
+
+    runtime.repository.change_profile(runtime.device_class, family.manifest.name, correct)

@@ -1,0 +1,110 @@
+"""A model measured in a process of its own: `python -m worker verify`, JSON in and out.
+
+The process imports what a sampling worker imports and loads the model's family alone, so that
+its largest resident set is what serving this one model takes.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from learngenes.config import DType, Mode, Size
+from learngenes.device import default_device, release_memory
+from learngenes.family.family import Family, load_family
+from learngenes.measuring.model import Measurement, measure
+from learngenes.model.factors import Own, own_from_stacked
+from learngenes.model.sigma import interpolated
+from learngenes.sizing.cost import Workload
+from registry.errors import StorageFull
+
+POLL_SECONDS = 0.2
+MOST_SECONDS = 1800.0
+"""A process that takes longer hangs."""
+
+
+class VerificationError(RuntimeError):
+    """The measuring process died; the message has its last words."""
+
+
+class Request(BaseModel):
+    family: Path
+    """The family's directory."""
+    depth: int
+    rank: int
+    mode: Mode
+    dtype: DType
+    workload: Workload
+    max_seconds: float = 30.0
+    own: Path | None = None
+    """The model's, in a safetensors file; by default Sigma interpolated from the family's."""
+
+
+def verify(
+    request: Request, own: Own | None = None, on_wait: Callable[[], object] = lambda: None
+) -> Measurement:
+    """Measure in a fresh process. `on_wait` is called now and then and may raise to stop.
+
+    Raises VerificationError when the process dies, as it does when memory runs out.
+    """
+    with tempfile.TemporaryDirectory(prefix="fineserve-") as directory:
+        if own is not None:
+            request = request.model_copy(update={"own": Path(directory) / "own.safetensors"})
+            tensors = {name: tensor.cpu() for name, tensor in own.stacked().items()}
+            try:
+                save_file(tensors, str(request.own))
+            except (OSError, SafetensorError) as error:
+                raise StorageFull(f"the model cannot be written to {directory}: {error}") from error
+        with (
+            (Path(directory) / "errors").open("w+") as errors,
+            subprocess.Popen(
+                [sys.executable, "-m", "worker", "verify"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            ) as process,
+        ):
+            deadline = time.monotonic() + MOST_SECONDS
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(request.model_dump_json())
+                process.stdin.close()
+                while process.poll() is None:
+                    on_wait()
+                    time.sleep(POLL_SECONDS)
+                    if time.monotonic() > deadline:
+                        raise VerificationError(f"measuring took more than {MOST_SECONDS:.0f} s")
+            except BaseException:
+                process.kill()
+                raise
+            if process.returncode:
+                errors.seek(0)
+                raise VerificationError(
+                    f"measuring ended with status {process.returncode}: {errors.read()[-500:]}"
+                )
+            return TypeAdapter(Measurement).validate_json(process.stdout.read())
+
+
+def _own(request: Request, family: Family) -> Own:
+    if request.own is None:
+        return interpolated(family.scales, Size(depth=request.depth, rank=request.rank))
+    return own_from_stacked(load_file(request.own)).to(default_device())
+
+
+def main() -> None:
+    request = Request.model_validate_json(sys.stdin.read())
+    family = load_family(request.family).to(default_device())
+    model = family.assemble(_own(request, family), request.mode, request.dtype)
+    release_memory(default_device())  # of what was only stored in another dtype
+    measurement = measure(model, family.manifest.diffusion, request.workload, request.max_seconds)
+    sys.stdout.write(json.dumps(asdict(measurement)) + "\n")

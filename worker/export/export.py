@@ -1,0 +1,191 @@
+"""The export task: the revision of a model that is served now, to be taken elsewhere."""
+
+import io
+import tarfile
+import tempfile
+from pathlib import Path
+
+import structlog
+from redis.exceptions import RedisError
+
+from learngenes.config import DType, Mode
+from learngenes.family.family import Family
+from learngenes.formats.diffusers import PIPELINE_NULL_CLASS, export_model
+from learngenes.formats.native import save_model
+from learngenes.formats.onnx import export_in_process
+from learngenes.model.factors import Own
+from registry.errors import StorageFull
+from registry.exports import EXPORT_FILE, ExportFormat, export_name
+from registry.records import ModelRecord
+from registry.repository import Reason
+from worker.build.build import load_own
+from worker.runtime import Runtime, Stopping
+
+log = structlog.get_logger()
+
+FAILURE_SECONDS = 10.0
+"""So long everybody who waits is told; then it may be tried again."""
+
+CARD = """---
+library_name: {library}
+pipeline_tag: unconditional-image-generation
+tags: [fineserve, FINE, {family}]
+license: other
+---
+
+# {name}
+
+A diffusion transformer that fineserve sized for a budget. {usage}
+
+| | |
+|---|---|
+| family | {family} (learngenes {fingerprint}), trained for {trained_steps} steps{seed} |
+| model | {id}, revision {revision} |
+| size | depth {depth}, rank {rank}; served as {mode}, {dtype} |
+| budget | {budget} |
+| measured when served | {measured} |
+| image | {channels} x {pixels} x {pixels}, values from -1 to 1 |
+| classes | {classes}; {null_class} is the null class |
+
+Method: FINE (arXiv 2409.19289). {licence}
+"""
+
+
+DIFFUSERS_USAGE = """Its weights are written out in float32:
+
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+    transformer = DiTTransformer2DModel.from_pretrained(".", subfolder="transformer")
+    scheduler = DDIMScheduler.from_pretrained(".", subfolder="scheduler")"""
+ONNX_USAGE = """Its weights are written out in float32; the loop over the scheduler's
+timesteps is the caller's:
+
+    session = onnxruntime.InferenceSession("model.onnx")
+    (prediction,) = session.run(
+        None, {"sample": x, "timestep": timesteps, "class_labels": labels}
+    )  # float32 (N, C, H, W), int64 (N,), int64 (N,) -> float32 (N, C, H, W)"""
+NATIVE_USAGE = """It holds U and V of its rank, Sigma and the stem:
+
+    from pathlib import Path
+
+    from learngenes.model.sampling import sample
+    from learngenes.formats.native import load_model
+
+    model = load_model(Path("."))
+    images = sample(model.network, model.manifest.diffusion, class_labels=[0], seeds=[0])"""
+ADAPTER_USAGE = """It holds what is its own alone, and needs its family beside it:
+
+    from pathlib import Path
+
+    from learngenes.family.family import load_family
+    from learngenes.model.sampling import sample
+    from learngenes.formats.native import load_model
+
+    model = load_model(Path("."), load_family(Path("families/NAME")))
+    images = sample(model.network, model.manifest.diffusion, class_labels=[0], seeds=[0])"""
+LATENTS_USAGE = {
+    ExportFormat.DIFFUSERS: """
+
+It denoises latents, `vae/` makes images of them: `DiTPipeline.from_pretrained(".")` does both.""",
+    ExportFormat.ONNX: """
+
+It denoises latents, and `decoder.onnx` makes images of them, of `latents` `images`.""",
+}
+USAGES = {
+    ExportFormat.DIFFUSERS: ("diffusers", DIFFUSERS_USAGE),
+    ExportFormat.ONNX: ("onnx", ONNX_USAGE),
+    ExportFormat.NATIVE: ("fineserve", NATIVE_USAGE),
+    ExportFormat.ADAPTER: ("fineserve", ADAPTER_USAGE),
+}
+"""Library, as Hugging Face's model cards name it, and how to load it there."""
+
+
+def export(runtime: Runtime, model_id: str, form: ExportFormat) -> None:
+    """Write the tar that `GET /models/{id}/export` waits for; it stays for a day.
+
+    A model that is gone leaves nothing: who waits is told by its record. Any other failure is told.
+    """
+    record = runtime.repository.models.get(model_id)
+    if record.revision is None or not record.servable:
+        log.info("nothing to export", model=model_id, status=record.status)
+        return
+    try:
+        with runtime.alone("export"):  # each takes as much memory as its model in float32, twice
+            _export(runtime, record, record.revision, form)
+    except (Stopping, RedisError):
+        raise
+    except Exception as error:
+        log.exception("export failed", model=model_id, form=form)
+        name = export_name(model_id, record.revision, form)
+        problem = "storage-full" if isinstance(error, StorageFull) else None
+        reason = Reason(f"{type(error).__name__}: {error}", problem)
+        runtime.repository.fail_once(name, reason, FAILURE_SECONDS)
+
+
+def _export(runtime: Runtime, record: ModelRecord, revision: int, form: ExportFormat) -> None:
+    name = export_name(record.id, revision, form)
+    if runtime.store.path(name, EXPORT_FILE) is not None:
+        return
+    family = runtime.family(record.family)
+    own = load_own(runtime.store, family, record.id, revision)
+    with tempfile.TemporaryDirectory(prefix="fineserve-export-") as temporary:
+        directory = Path(temporary)
+        _write(form, directory, record, family, own)
+        (directory / "README.md").write_text(model_card(record, family, form))
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            tar.add(directory, arcname=record.id)
+    runtime.store.put(name, {EXPORT_FILE: packed.getvalue()}, {"revision": revision})
+
+
+def _write(
+    form: ExportFormat, directory: Path, record: ModelRecord, family: Family, own: Own
+) -> None:
+    if form is ExportFormat.DIFFUSERS:
+        export_model(family, own, directory, record.class_names or ())
+    elif form is ExportFormat.ONNX:
+        export_in_process(family, own, directory)
+    else:
+        save_model(
+            directory,
+            family,
+            own,
+            Mode(record.plan.mode),
+            DType(record.plan.dtype),
+            record.class_names or family.manifest.class_names,
+            whole=form is ExportFormat.NATIVE,
+        )
+
+
+def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
+    """What the exported directory says of itself."""
+    manifest, plan, measured = family.manifest, record.plan, record.measured
+    class_names = record.class_names or manifest.class_names
+    library, usage = USAGES[form]
+    if manifest.network.autoencoder is not None:
+        usage += LATENTS_USAGE.get(form, "")
+    seed = "" if manifest.seed is None else f", seed {manifest.seed}"
+    null_class = PIPELINE_NULL_CLASS if form is ExportFormat.DIFFUSERS else len(class_names)
+    classes = ", ".join(f"{number} {name}" for number, name in enumerate(class_names))
+    return CARD.format(
+        library=library,
+        usage=usage,
+        seed=seed,
+        null_class=null_class,
+        family=record.family,
+        name=record.name,
+        fingerprint=family.fingerprint[:12],
+        trained_steps=manifest.trained_steps,
+        id=record.id,
+        revision=record.revision,
+        depth=plan.depth,
+        rank=plan.rank,
+        mode=plan.mode,
+        dtype=plan.dtype,
+        budget=record.budget.model_dump_json(exclude_none=True),
+        measured=measured.model_dump_json() if measured else "not yet",
+        channels=manifest.network.image_channels,
+        pixels=manifest.network.image_size,
+        classes=classes,
+        licence=manifest.licence,
+    )

@@ -1,0 +1,1 @@
+"""The sampling task and the engine that steps every request together."""

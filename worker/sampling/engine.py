@@ -1,0 +1,488 @@
+"""The sampling engine: one loop that owns a device and steps every running request together.
+
+Requests come and go between two denoising steps. They may differ in model, size, class, number
+of steps, scheduler, guidance and seed; those of one family and dtype are one batch
+(`learngenes.stepping.batch`). All tensor work is done by the engine's own thread and the lanes
+that it waits for (`learngenes.stepping.lanes`), in which rows share every matrix product.
+"""
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import structlog
+import torch
+from torch import Tensor
+
+from learngenes.config import DType, Mode
+from learngenes.device import (
+    decoded_together,
+    never_compile,
+    release_memory,
+    synchronise,
+    with_threads,
+)
+from learngenes.family.family import Family
+from learngenes.measuring.steps import StepCosts, measure_step_costs
+from learngenes.model.dit import Stem
+from learngenes.model.sampling import initial_noise
+from learngenes.sizing.cost import decoder_bytes, decoding_bytes
+from learngenes.stepping.batch import Batch, Part
+from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.lanes import Lanes
+from learngenes.stepping.schedules import schedule
+from learngenes.stepping.weights import ModelWeights, SharedWeights
+from registry import metrics, tracing
+from worker.sampling.residency import OutOfRoom, Pool, Residency
+from worker.sampling.tickets import (
+    EngineStopped,
+    NotFinite,
+    Pixels,
+    Preview,
+    Request,
+    Ticket,
+    TicketPart,
+)
+from worker.sampling.turns import Limits, choose
+
+log = structlog.get_logger()
+
+QUANTUM_STEPS = 8
+"""After so many steps it is decided again who runs, when there are more than fit."""
+
+
+class Engine:
+    """One for each device. `start` it, `submit` from any thread, `stop` it."""
+
+    def __init__(
+        self,
+        families: Iterable[Family],
+        budget_bytes: int,
+        *,
+        max_rows: int = 64,
+        latency_target_ratio: float = 2.0,
+        compile_kernels: bool = True,
+        measure_steps: Callable[[SharedWeights, Kernels, int], StepCosts] = measure_step_costs,
+    ) -> None:
+        """`measure_steps`: of a family in one dtype, with at most so many rows."""
+        self._families = list(families)
+        self._device = self._families[0].stem.positions.device
+        self._max_rows = max_rows
+        self._measure_steps = measure_steps
+        self._kernels = (
+            Kernels.compiled(self._device)
+            if compile_kernels
+            else Kernels(lanes=Lanes.of(self._device))
+        )
+        self.residency = Residency(budget_bytes - self._decoders_bytes())
+        self._latency_target_ratio = latency_target_ratio
+        self.costs: dict[tuple[str, torch.dtype], StepCosts] = {}
+        """By family and what is computed in; complete once the engine has started."""
+        self.gauges: dict[str, float] = {}
+        """What registry.metrics.WORKER_GAUGES names, at the last composition."""
+        self._parts: list[TicketPart] = []
+        self._running: list[TicketPart] = []
+        self._batches: list[Batch] = []
+        self._served: dict[str, float] = {}
+        """Rows stepped for each owner that has something here."""
+        self._changed = threading.Condition()
+        self._arrived: list[Ticket] = []
+        self._cancelled: list[Ticket] = []
+        self._previews: list[Preview] = []
+        self._stopping = False
+        self._moved_at: float | None = None
+        """When the last step ended; None while there is nothing to step."""
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def _decoders_bytes(self) -> int:
+        """What families of latents take beside what is counted in Residency."""
+        networks = [family.manifest.network for family in self._families]
+        held = sum(decoder_bytes(network) for network in networks)
+        decoding = max(decoding_bytes(network, self._max_rows) for network in networks)
+        return held + self._kernels.lanes.count * decoding
+
+    def start(self) -> None:
+        """Compile and measure; ready when it returns. Raises EngineStopped when that fails."""
+        self._thread.start()
+        self._ready.wait()
+        if self._stopping:
+            raise EngineStopped("the engine did not start; its log says why")
+
+    def stop(self) -> None:
+        """Requests under way get EngineStopped."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def submit(self, request: Request) -> Ticket:
+        """Raises what `request.load` raises, and EngineStopped."""
+        known = self.residency.knows(request.model_key)
+        ticket = Ticket(request, None if known else request.load())
+        with self._changed:
+            if self._stopping:
+                raise EngineStopped("the engine is not running")
+            self._arrived.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Its rows leave the batch before the next step; it ends with EngineStopped."""
+        with self._changed:
+            self._cancelled.append(ticket)
+            self._changed.notify()
+
+    def preview(self, ticket: Ticket, max_seconds: float = 1.0) -> Pixels | None:
+        """What its first image is taken to be by now, (C, H, W); None before its first step."""
+        preview = Preview(ticket)
+        with self._changed:
+            self._previews.append(preview)
+            self._changed.notify()
+        preview.done.wait(max_seconds)
+        return preview.pixels
+
+    def stuck_seconds(self) -> float:
+        """For how long nothing has moved though there was something to do."""
+        moved_at = self._moved_at
+        return 0.0 if moved_at is None else time.monotonic() - moved_at
+
+    # From here on all is done by the engine's own thread and its lanes.
+
+    def _run(self) -> None:
+        try:
+            with with_threads(self._kernels.lanes.threads), torch.inference_mode():
+                self._warm_up()
+                self._ready.set()
+                with never_compile():
+                    while self._turn():
+                        pass
+        except Exception:
+            log.exception("the engine broke")
+        finally:
+            with self._changed:
+                self._stopping = True
+            ended = EngineStopped("the engine stopped")
+            for ticket in {*self._arrived, *(part.ticket for part in self._parts)}:
+                ticket.fail(ended)
+            self._ready.set()
+            self._kernels.lanes.close()
+
+    def _warm_up(self) -> None:
+        for family in self._families:
+            for dtype in (DType.FLOAT32, DType.BFLOAT16):
+                shared = self.residency.pool(family, dtype, family.manifest.network.rank).shared
+                key = _cost_key(shared)
+                if key in self.costs:
+                    continue
+                started = time.monotonic()
+                self._compile(shared)
+                compiled = time.monotonic()
+                costs = self._measure_steps(shared, self._kernels, self._max_rows)
+                self.costs[key] = costs
+                log.info(
+                    "engine warmed up",
+                    family=family.manifest.name,
+                    compute=str(shared.compute),
+                    compile_seconds=round(compiled - started, 1),
+                    measure_seconds=round(time.monotonic() - compiled, 1),
+                    rows_per_second=[
+                        (rows, round(rows / seconds))
+                        for rows, seconds in zip(costs.rows, costs.seconds, strict=True)
+                    ],
+                    full_rows=costs.full_rows,
+                    row_bytes=costs.row_bytes,
+                )
+
+    def _compile(self, shared: SharedWeights) -> None:
+        try:
+            self._kernels.warm_up(shared)
+        except Exception as error:  # no compiler on this machine, most likely
+            log.warning("sampling uncompiled, which is slower", reason=str(error)[-300:])
+            self._kernels = Kernels(lanes=self._kernels.lanes)
+
+    def _turn(self) -> bool:
+        """Let come and go who does, then step until somebody does; False at the end."""
+        with self._changed:
+            while not (self._wanted or self._parts):
+                self._moved_at = None
+                self.gauges = self._gauges()
+                self._changed.wait()
+            self._moved_at = time.monotonic()
+            if self._stopping:
+                return False
+            arrived, self._arrived = self._arrived, []
+            cancelled, self._cancelled = self._cancelled, []
+            previews, self._previews = self._previews, []
+        for ticket in arrived:
+            with self._failing(ticket):
+                self._take_in(ticket)
+        for ticket in cancelled:
+            self._end(ticket, EngineStopped("cancelled"))
+        for preview in previews:
+            with contextlib.suppress(Exception):  # nobody depends on one
+                preview.answer()
+        steps = self._compose()
+        self.gauges = self._gauges()
+        for _ in range(steps):
+            if not all(self._step(batch) for batch in self._batches) or self._wanted:
+                break
+        self._collect()
+        return True
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "device_held_bytes": self.residency.nbytes,
+            "device_budget_bytes": self.residency.budget_bytes,
+            "engine_models": self.residency.models,
+            "engine_running": len(self._running),
+            "engine_waiting": len(self._parts) - len(self._running),
+        }
+
+    @property
+    def _wanted(self) -> bool:
+        return bool(self._arrived or self._cancelled or self._previews or self._stopping)
+
+    @contextlib.contextmanager
+    def _failing(self, ticket: Ticket) -> Iterator[None]:
+        """What goes wrong inside is the end of this request, and of no other."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("a request failed in the engine", model=ticket.request.model)
+            self._end(ticket, error)
+
+    def _take_in(self, ticket: Ticket) -> None:
+        request = ticket.request
+        pool = self.residency.pool(request.family, request.dtype, request.rank)
+        costs = self.costs[_cost_key(pool.shared)]
+        target = request.target_seconds
+        if target is None:
+            step_seconds = costs.step_seconds(max(request.rows, costs.full_rows))
+            target = self._latency_target_ratio * request.num_inference_steps * step_seconds
+        ticket.deadline = ticket.arrived_at + target
+        waiting = {part.owner for part in self._parts}
+        self._served = {owner: self._served.get(owner, 0.0) for owner in waiting}
+        self._served.setdefault(request.owner, min(self._served.values(), default=0.0))
+        most = max(1, costs.full_rows // request.rows_per_image)
+        starts = range(0, len(request.seeds), most)
+        ticket.parts = [TicketPart(ticket, slice(start, start + most), pool) for start in starts]
+        self._parts += ticket.parts
+
+    def _compose(self) -> int:
+        """Decide who is in the next batches; after how many steps that is to be done again."""
+        limits = {pool: self._limits(pool) for pool in {part.pool for part in self._parts}}
+        chosen = choose(self._parts, self._served, limits.__getitem__, time.monotonic())
+        if set(chosen) != set(self._running):
+            self._dissolve()
+            begun = [part for part in chosen if self._begin(part)]
+            if not begun:  # what has begun already must go on, so that there will be room
+                begun = [part for part in self._parts if part.state is not None][:1]
+            self._running = [part for part in begun if part in self._parts]
+            for pool in dict.fromkeys(part.pool for part in self._running):
+                parts = [part for part in self._running if part.pool is pool]
+                if parts:  # else another batch could not be composed, and all are taken apart
+                    self._start_batch(parts)
+        steps = min((part.left for part in self._running), default=0)
+        everybody = len(self._running) == len(self._parts)
+        return steps if everybody else min(steps, QUANTUM_STEPS)
+
+    def _limits(self, pool: Pool) -> Limits:
+        costs = self.costs[_cost_key(pool.shared)]
+        free = self.residency.budget_bytes - self.residency.nbytes
+        rows = min(costs.full_rows, pool.most_rows, free // costs.row_bytes)
+        return Limits(rows, costs.step_seconds)
+
+    def _start_batch(self, parts: list[TicketPart]) -> None:
+        pool, states = parts[0].pool, [part.state for part in parts if part.state is not None]
+        try:
+            self._batches.append(Batch(states, pool.tables, pool.stack, self._kernels))
+            metrics.BATCH_ROWS.observe(sum(part.rows for part in parts))
+            metrics.BATCH_MODELS.observe(len({state.model for state in states}))
+        except Exception:
+            log.exception("a batch could not be composed", rows=sum(part.rows for part in parts))
+            self._isolate(parts)
+
+    def _begin(self, part: TicketPart) -> bool:
+        """Whether it has all it needs on the device."""
+        if part.state is not None:
+            return True
+        with self._failing(part.ticket):
+            try:
+                part.state = self._prepare(part)
+            except OutOfRoom:
+                self._give_back(part)
+                if not any(other.state is not None for other in self._parts):
+                    raise  # there is nothing to wait for
+        return part.state is not None
+
+    def _prepare(self, part: TicketPart) -> Part:
+        request, pool = part.ticket.request, part.pool
+        shared = pool.shared
+        model = self._model(part)
+        steps = schedule(
+            request.family.manifest.diffusion, request.scheduler, request.num_inference_steps
+        )
+        kind = (request.scheduler, request.num_inference_steps)
+        timesteps = steps.timesteps.to(self._device)
+
+        def modulations(label: int) -> int:
+            key = (request.model_key, kind, label)
+            at = pool.modulations.take(
+                key, lambda: model.modulations(timesteps, label).flatten(0, 1)
+            )
+            part.modulations.append(key)
+            return at
+
+        conditional = [modulations(label) for label in request.class_labels[part.images]]
+        unconditional = modulations(model.null_class) if request.guided else None
+        noise = initial_noise(shared.network, part.seeds).to(self._device)
+        return Part(
+            model,
+            steps,
+            pool.coefficients.at(kind, steps),
+            conditional,
+            unconditional,
+            request.guidance_scale,
+            noise * steps.initial_scale,
+            torch.zeros_like(noise),
+        )
+
+    def _model(self, part: TicketPart) -> ModelWeights:
+        request, pool = part.ticket.request, part.pool
+        in_use = {other.state.model for other in self._parts if other.state is not None}
+        costs = self.costs[_cost_key(pool.shared)]
+        written_out = request.mode is Mode.MATERIALISED and not costs.prefers_factored(request.rank)
+        model = self.residency.model(
+            pool,
+            request.model_key,
+            lambda: part.ticket.own or request.load(),
+            in_use,
+            materialise=written_out,
+        )
+        part.ticket.own = None  # of a refined model it is as much as the model
+        return model
+
+    def _step(self, batch: Batch) -> bool:
+        """False when the batch failed and has been taken apart."""
+        try:
+            links = [part.ticket.link for part in self._running if part.state in batch.parts]
+            with (
+                metrics.timed(metrics.STEP),
+                tracing.tracer.start_as_current_span("engine step", links=links),
+            ):
+                batch.step()
+                synchronise(self._device)
+            self._moved_at = time.monotonic()
+        except Exception:
+            log.exception("a step failed", parts=len(batch.parts))
+            self._isolate([part for part in self._running if part.state in batch.parts])
+            return False
+        return True
+
+    def _isolate(self, parts: list[TicketPart]) -> None:
+        """One more step for each alone, which is the end of those that fail.
+
+        When none does the batch was too large for the memory, and later ones are smaller.
+        """
+        self._dissolve()
+        release_memory(self._device)
+        failed = False
+        for part in [part for part in parts if part in self._parts]:
+            assert part.state is not None
+            try:
+                alone = Batch([part.state], part.pool.tables, part.pool.stack, self._kernels)
+                alone.step()
+                alone.settle()
+            except Exception as error:
+                failed = True
+                self._end(part.ticket, error)
+        if not failed:
+            pool = parts[0].pool
+            pool.most_rows = max(1, sum(part.rows for part in parts) // 2)
+            log.warning("batches are smaller from now on", rows=pool.most_rows)
+
+    def _collect(self) -> None:
+        if not any(part.left == 0 for part in self._running):
+            return
+        finished = [part for part in self._running if part.left == 0]
+        self._dissolve()
+        by_stem: dict[Stem, list[TicketPart]] = {}
+        for part in finished:
+            with self._failing(part.ticket):
+                if part in self._parts:
+                    self._require_finite(part)
+                    by_stem.setdefault(part.ticket.request.family.stem, []).append(part)
+        for stem, parts in by_stem.items():
+            if still := [part for part in parts if part in self._parts]:
+                self._finish(stem, still)
+
+    def _require_finite(self, part: TicketPart) -> None:
+        assert part.state is not None
+        if not bool(part.state.x.isfinite().all()):
+            raise NotFinite(
+                f"model {part.ticket.request.model} makes images that are not numbers; "
+                "make it again, or use another revision or scheduler"
+            )
+
+    def _finish(self, stem: Stem, parts: list[TicketPart]) -> None:
+        """Parts of one family: latents are decoded together, or one by one where that fails."""
+        denoised = [part.state.x for part in parts if part.state is not None]
+        pixels: Sequence[Tensor] = ()
+        try:
+            pixels = self._decoded(stem, torch.cat(denoised)).split([len(x) for x in denoised])
+        except Exception:
+            log.exception("images cannot be decoded together", parts=len(parts))
+        if not pixels:  # only now is the memory free that it held
+            release_memory(self._device)
+        for i, part in enumerate(parts):
+            with self._failing(part.ticket):
+                if part in self._parts:
+                    images = pixels[i] if pixels else self._decoded(stem, denoised[i], 1)
+                    self._parts.remove(part)
+                    self._give_back(part)
+                    part.ticket.keep(part, list(images.numpy()))
+
+    def _decoded(self, stem: Stem, x: Tensor, at_once: int | None = None) -> Tensor:
+        """uint8 (N, C, H, W); whoever looks for what is stuck sees each few."""
+
+        def pixels(few: Tensor) -> Tensor:
+            images = stem.pixels(few)
+            self._moved_at = time.monotonic()
+            return images
+
+        if at_once:
+            return torch.cat([pixels(few) for few in x.split(at_once)])
+        runs = [functools.partial(pixels, few) for few in x.split(decoded_together(self._device))]
+        return torch.cat(self._kernels.lanes.run(runs))
+
+    def _dissolve(self) -> None:
+        """Give all images back to their parts, and count what their owners had."""
+        for part in self._running:
+            if part.state is not None and part.state.batch is not None:
+                self._served[part.owner] += part.rows * part.state.batch.steps_run
+        for batch in self._batches:
+            batch.settle()
+        self._batches, self._running = [], []
+
+    def _end(self, ticket: Ticket, error: Exception) -> None:
+        if ticket.done:
+            return
+        if any(part in self._running for part in ticket.parts):
+            self._dissolve()
+        for part in ticket.parts:
+            self._give_back(part)
+        self._parts = [part for part in self._parts if part.ticket is not ticket]
+        ticket.fail(error)
+
+    def _give_back(self, part: TicketPart) -> None:
+        for key in part.modulations:
+            part.pool.modulations.give_back(key)
+        part.modulations = []
+
+
+def _cost_key(shared: SharedWeights) -> tuple[str, torch.dtype]:
+    return shared.family.fingerprint, shared.compute

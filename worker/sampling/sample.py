@@ -1,0 +1,195 @@
+"""The sampling task: hands its request to the engine, waits, and stores the images.
+
+Many of these tasks wait in one process; the engine steps what they asked for together.
+"""
+
+import base64
+import contextlib
+import functools
+import gc
+import io
+import json
+import os
+import sys
+from typing import NoReturn
+
+import structlog
+from PIL import Image
+
+from learngenes.config import DType, Mode
+from learngenes.device import capacity_bytes
+from registry import metrics
+from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
+from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
+from registry.store import generation_name, image_file
+from worker.build.build import load_own
+from worker.runtime import PROGRESS_SECONDS, Reporter, Runtime
+from worker.sampling.engine import Engine
+from worker.sampling.step_costs import step_costs
+from worker.sampling.tickets import EngineStopped, Pixels, Request, Ticket
+
+log = structlog.get_logger()
+
+PREVIEW_PIXELS = 64
+WAITING_SECONDS = 4 * PROGRESS_SECONDS
+"""How often a request that does not move looks whether it is still wanted."""
+SWITCH_SECONDS = 0.0005
+"""How long a waiting task may keep the engine from its next operation; 5 ms by default."""
+
+
+class Sampler:
+    def __init__(self, runtime: Runtime) -> None:
+        """Starts the engine: half a minute, or three when it has to compile."""
+        self.runtime = runtime
+        settings = runtime.settings
+        budget_bytes = capacity_bytes(runtime.device)
+        if settings.device_mem_gb is not None:
+            budget_bytes = int(settings.device_mem_gb * 1e9)
+        self.engine = Engine(
+            runtime.families.values(),
+            budget_bytes,
+            max_rows=settings.max_batch_rows,
+            latency_target_ratio=settings.latency_target_ratio,
+            compile_kernels=settings.compile,
+            measure_steps=functools.partial(step_costs, runtime),
+        )
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self.engine.start()
+        gc.collect()
+        gc.freeze()  # else each full collection walks all that torch and its compiler have made
+
+    def generate(self, generation_id: str) -> None:
+        """Make the images of a queued generation.
+
+        One that has ended its worker twice has its last attempt alone: what ran beside it had
+        its attempts used up, too, and is not to end with it.
+        """
+        generations, most = self.runtime.repository.generations, self.runtime.settings.max_attempts
+        with contextlib.ExitStack() as alone:
+            with contextlib.suppress(RecordNotFound):
+                if 0 < most - 1 <= generations.get(generation_id).attempts:
+                    alone.enter_context(self.runtime.alone("last attempts"))
+            self.runtime.attempt(generations, generation_id, self._run)
+
+    def _run(self, record: GenerationRecord) -> None:
+        _require_wanted(record)
+        runtime = self.runtime
+        generations = runtime.repository.generations
+        model = runtime.repository.models.get(record.model)
+        revision = model.revision
+        if revision is None or not model.servable:
+            raise ModelGone(f"model {record.model} is {model.status}")
+        started_at = now()
+        ticket = self._submit(self._request(record, model, revision))
+        self._follow(ticket, record)
+        finished_at = now()
+        pictures = [encode_png(image) for image in self._images(ticket)]
+        runtime.store.put(
+            generation_name(record.id),
+            {image_file(i): picture for i, picture in enumerate(pictures)},
+            {"record": record.model_dump(mode="json")},
+        )
+        generations.change(
+            record.id,
+            attempt=record.attempts,
+            known=record,
+            status=GenerationStatus.DONE,
+            revision=revision,
+            started_at=started_at,
+            finished_at=finished_at,
+        )
+        metrics.IMAGES.labels(model.plan.depth).inc(len(pictures))
+
+    def _request(self, record: GenerationRecord, model: ModelRecord, revision: int) -> Request:
+        family = self.runtime.family(model.family)
+        return Request(
+            family=family,
+            model=model.id,
+            revision=revision,
+            rank=model.plan.rank,
+            mode=Mode(model.plan.mode),
+            dtype=DType(model.plan.dtype),
+            load=lambda: load_own(self.runtime.store, family, model.id, revision),
+            class_labels=record.class_labels,
+            seeds=record.seeds,
+            num_inference_steps=record.num_inference_steps,
+            guidance_scale=record.guidance_scale,
+            scheduler=record.scheduler,
+            owner=record.owner,
+            target_seconds=_target_seconds(record, model),
+        )
+
+    def _follow(self, ticket: Ticket, record: GenerationRecord) -> None:
+        """Until it is done; tells how it goes, and cancels it when nobody wants it any more.
+
+        Of one that waits its turn there is nothing to tell, and with many that do, whatever is
+        done for each takes from those that run.
+        """
+        reporter = Reporter(self.runtime, self.runtime.repository.generations, record)
+        seen = ticket.progress
+        try:
+            while not ticket.wait(PROGRESS_SECONDS):
+                before, seen = seen, ticket.progress
+                if seen != before:
+                    reporter.tell(lambda: self._progress(ticket, record), every_seconds=0)
+                else:
+                    reporter.tell(every_seconds=WAITING_SECONDS)
+                _require_wanted(record)
+        except BaseException:
+            self.engine.cancel(ticket)
+            raise
+
+    def _progress(self, ticket: Ticket, record: GenerationRecord) -> str:
+        step, steps = ticket.progress
+        progress: dict[str, object] = {"step": step, "steps": steps}
+        if record.previews and (pixels := self.engine.preview(ticket)) is not None:
+            progress["b64_png"] = base64.b64encode(encode_png(pixels, PREVIEW_PIXELS)).decode()
+        return json.dumps(progress)
+
+    def _submit(self, request: Request) -> Ticket:
+        try:
+            return self.engine.submit(request)
+        except EngineStopped:
+            _end()
+
+    def _images(self, ticket: Ticket) -> list[Pixels]:
+        try:
+            return ticket.images()
+        except EngineStopped:  # nobody cancelled it
+            _end()
+
+
+def _end() -> NoReturn:
+    """The engine's loop itself has failed, and only a new process helps."""
+    log.critical("the engine broke; this worker ends, its requests are taken up again")
+    os._exit(1)
+
+
+def _require_wanted(record: GenerationRecord) -> None:
+    """Raises DeadlineMissed."""
+    if record.deadline is not None and now() > record.deadline:
+        raise DeadlineMissed(f"{record.id} was not done by {record.deadline:%H:%M:%S} UTC")
+
+
+def _target_seconds(record: GenerationRecord, model: ModelRecord) -> float | None:
+    """The model's latency budget, for as many steps and images as are asked for; or what is left
+    until the request's deadline."""
+    targets = []
+    if record.deadline is not None:
+        targets.append((record.deadline - now()).total_seconds())
+    budget = model.budget
+    if budget.max_latency_ms is not None:
+        steps = record.num_inference_steps / budget.num_inference_steps
+        targets.append(budget.max_latency_ms / 1000 * steps * max(1, len(record.seeds) / budget.n))
+    return min(targets, default=None)
+
+
+def encode_png(image: Pixels, most_pixels: int | None = None) -> bytes:
+    """uint8 (C, H, W), one channel or three; scaled down to `most_pixels` a side."""
+    channels_last = image.transpose(1, 2, 0)
+    picture = Image.fromarray(channels_last[..., 0] if len(image) == 1 else channels_last)
+    if most_pixels is not None:
+        picture.thumbnail((most_pixels, most_pixels))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()

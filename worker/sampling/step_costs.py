@@ -1,0 +1,55 @@
+"""What steps cost, measured once on each class of device and kept for the next start."""
+
+import torch
+from pydantic import ValidationError
+
+from learngenes.config import Frozen
+from learngenes.measuring.steps import StepCosts, measure_step_costs
+from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.weights import SharedWeights
+from worker.runtime import Runtime
+
+
+class MeasuredAs(Frozen):
+    """All that the costs of a family's steps in one dtype depend on, on one class of device."""
+
+    family_fingerprint: str
+    torch_version: str
+    compiled: bool
+    lanes: int
+    threads: int
+    max_rows: int
+
+
+class KeptStepCosts(Frozen):
+    measured_as: MeasuredAs
+    costs: StepCosts
+
+
+def step_costs(
+    runtime: Runtime, shared: SharedWeights, kernels: Kernels, max_rows: int
+) -> StepCosts:
+    """The kept ones where all that they depend on is as it was; else new ones, which are kept."""
+    measured_as = MeasuredAs(
+        family_fingerprint=shared.family.fingerprint,
+        torch_version=torch.__version__,
+        compiled=kernels.are_compiled,
+        lanes=kernels.lanes.count,
+        threads=kernels.lanes.threads,
+        max_rows=max_rows,
+    )
+    of = runtime.device_class, shared.family.manifest.name, str(shared.compute)
+    kept = _parsed(runtime.repository.step_costs(*of))
+    if kept is not None and kept.measured_as == measured_as:
+        return kept.costs
+    costs = measure_step_costs(shared, kernels, max_rows)
+    kept = KeptStepCosts(measured_as=measured_as, costs=costs)
+    runtime.repository.keep_step_costs(*of, kept.model_dump_json())
+    return costs
+
+
+def _parsed(raw: str | None) -> KeptStepCosts | None:
+    try:
+        return None if raw is None else KeptStepCosts.model_validate_json(raw)
+    except ValidationError:
+        return None  # of another release
