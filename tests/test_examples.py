@@ -19,7 +19,7 @@ from learngenes.family.family import Family
 from learngenes.formats.diffusers import export_model
 from learngenes.formats.teacher import Teacher, read_teacher
 from learngenes.model.diffusion import heldout_loss, noise_process
-from tests.learngenes.test_latents import directory, latent_family
+from tests.learngenes.data.test_latents import directory, latent_family
 
 __all__ = ["directory", "latent_family"]
 

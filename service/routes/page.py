@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-DIRECTORY = Path(__file__).parent / "web"
+DIRECTORY = Path(__file__).parent.parent / "web"
 
 router = APIRouter(include_in_schema=False)
 files = StaticFiles(directory=DIRECTORY)

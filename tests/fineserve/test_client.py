@@ -10,13 +10,13 @@ import httpx
 import pytest
 from httpx_sse import EventSource, ServerSentEvent
 from PIL import Image
-from tests.fineserve.test_models import alive, made
-from tests.service.test_uploads import Files, png, zipped
 
 import fineserve
 from fineserve import AsyncClient, Client
 from fineserve.client import FineserveError, NotReady
 from registry.settings import Settings
+from tests.fineserve.cli.test_models import alive, made
+from tests.service.uploads.test_archives import Files, png, zipped
 from worker.runtime import Runtime
 
 __all__ = ["alive"]

@@ -7,9 +7,9 @@ import httpx
 import openai
 import pytest
 from PIL import Image
-from tests.fineserve.test_models import alive, made
 
 from registry.settings import Settings
+from tests.fineserve.cli.test_models import alive, made
 from worker.runtime import Runtime
 
 __all__ = ["alive"]

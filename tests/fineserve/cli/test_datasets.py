@@ -5,10 +5,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from tests.fineserve.test_models import alive, made, run
-from tests.service.test_uploads import Files, png, saved, zipped
 
 from fineserve.packing import packed
+from tests.fineserve.cli.test_models import alive, made, run
+from tests.service.uploads.test_archives import Files, png, saved, zipped
 
 __all__ = ["alive"]
 

@@ -8,8 +8,6 @@ import onnxruntime
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiTPipeline
-from tests.learngenes.test_condense import CONFIG as CONDENSED
-from tests.learngenes.test_pretrain import image_folder
 
 from learngenes.config import DType, Mode, NetworkConfig, Size
 from learngenes.data.labelled import LabelledImages
@@ -33,6 +31,8 @@ from learngenes.training.calibrate import calibrate
 from learngenes.training.condense import condense
 from learngenes.training.new_family import pretrain_family
 from learngenes.training.retrain import RetrainingConfig, retrain
+from tests.learngenes.training.test_condense import CONFIG as CONDENSED
+from tests.learngenes.training.test_pretrain import image_folder
 from tests.support.sizing import NETWORK
 
 CPU = torch.device("cpu")

@@ -1,11 +1,11 @@
 import torch
-from tests.learngenes.test_dit import inputs
 
 from learngenes.config import Mode, NetworkConfig, Size
 from learngenes.model.dense import DenseDiT, materialised
 from learngenes.model.dit import DiT, Stem
 from learngenes.model.factors import Learngenes, Scales
 from learngenes.model.sigma import interpolated
+from tests.learngenes.model.test_dit import inputs
 
 
 def test_it_starts_as_the_model_that_it_was_written_out_from(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.learngenes.test_pretrain import image_folder
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -18,6 +17,7 @@ from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import export_model
 from learngenes.formats.teacher import read_teacher
 from learngenes.training.condense import CondensationConfig, Fit, _first_guess, fit, fit_all
+from tests.learngenes.training.test_pretrain import image_folder
 
 CONFIG = """
 name = "condensed"

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.learngenes.test_dit import inputs
 
 from learngenes.config import Kind, Mode, Size
 from learngenes.family.family import Family
@@ -11,6 +10,7 @@ from learngenes.model.sigma import interpolated
 from learngenes.training.refine import RefinementConfig, refine
 from learngenes.training.retrain import Retrained, RetrainingConfig, retrain
 from learngenes.training.tuning import Enough, Pause, Progress
+from tests.learngenes.model.test_dit import inputs
 
 SIZE = Size(depth=3, rank=24)
 CONFIG = RefinementConfig(

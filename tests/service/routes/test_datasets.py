@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from PIL import Image
 from safetensors.numpy import load
-from tests.service.test_uploads import Files, png, tarred, zipped
 
 import worker.build.build
 import worker.runtime
@@ -22,6 +21,7 @@ from registry.keys import Keys, Scope
 from registry.settings import Settings
 from service.uploads.archives import Upload, read_upload
 from tests.service.conftest import Stack
+from tests.service.uploads.test_archives import Files, png, tarred, zipped
 from worker.build.build import build
 from worker.export.export import model_card
 

@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 import redis
-from tests.worker.test_build import enqueued, statuses
 
 import worker.build.build
 import worker.runtime
@@ -21,6 +20,7 @@ from registry.events import stream_key
 from registry.records import ModelRecord, Refinement
 from registry.store import generation_name, image_file
 from tests.support.records import queued_model
+from tests.worker.build.test_build import enqueued, statuses
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
 from worker.build.build import build, load_own
 from worker.runtime import Runtime

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
-from tests.learngenes.test_latents import LATENTS, autoencoder
 
 from learngenes.config import DiffusionConfig
 from learngenes.data.labelled import LabelledImages
@@ -20,6 +19,7 @@ from learngenes.training.pretrain import FactorisedDiT
 from registry.datasets import IMAGES_FILE, Task, Tasks
 from registry.errors import StorageFull
 from registry.store import ArtifactStore
+from tests.learngenes.data.test_latents import LATENTS, autoencoder
 from tests.support.engines import AMPLE, SECONDS, Gate, Model, ask, images_of, reference
 from tests.support.sizing import SIZES, quality_table
 from tests.worker.conftest import MakeModel
