@@ -20,11 +20,11 @@ from PIL import Image
 
 from benchmarks.classifier import accuracy, train_classifier
 from benchmarks.deployment import REPOSITORY, Deployment
-from learngenes.config import Mode, Size
+from learngenes.config import Mode, Scheduler, Size
 from learngenes.data.labelled import LabelledImages, load
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import to_diffusers
-from learngenes.model.diffusion import sampler
+from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.sampling import initial_noise
 from learngenes.model.sigma import interpolated
 
@@ -142,7 +142,7 @@ def diffusers_seconds(family: Family, n: int) -> float:
     network = to_diffusers(model)
     labels = torch.tensor([7] * n + [10] * n)
     started = time.perf_counter()
-    schedule = sampler(family.manifest.diffusion, "ddim", STEPS)
+    schedule = diffusers_scheduler(family.manifest.diffusion, Scheduler.DDIM, STEPS)
     x = initial_noise(model.config, range(n))
     for t in schedule.timesteps:
         rows = torch.cat([x, x])

@@ -26,7 +26,7 @@ from httpx_sse import ServerSentEvent, aconnect_sse, connect_sse
 from pydantic import BaseModel
 
 from fineserve.packing import packed
-from service.schemas import (
+from fineserve.wire import (
     GenerationResponse,
     ModelList,
     ModelResponse,

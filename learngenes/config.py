@@ -129,6 +129,10 @@ class NetworkConfig(Frozen):
         """1 or 3."""
         return self.in_channels if self.autoencoder is None else self.autoencoder.image_channels
 
+    def with_classes(self, num_classes: int | None) -> Self:
+        """The same network for a data set of other classes; None: as it is."""
+        return self if num_classes is None else self.model_copy(update={"num_classes": num_classes})
+
     @property
     def patch_values(self) -> int:
         """Scalars in one patch."""
@@ -141,6 +145,17 @@ class DiffusionConfig(Frozen):
     num_train_timesteps: PositiveInt = 1000
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+
+
+class Scheduler(StrEnum):
+    """How noise becomes an image; the names are those of the requests."""
+
+    DDIM = "ddim"
+    """Song et al., arXiv 2010.02502."""
+    DPMSOLVER = "dpmsolver++"
+    """DPM-Solver++ 2M, arXiv 2211.01095."""
+    EULER = "euler"
+    """Karras et al., arXiv 2206.00364, algorithm 1."""
 
 
 class SizeSpace(Frozen):

@@ -3,17 +3,20 @@
 import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from fineserve.wire import DEFAULT_TASK, Refinement
+from learngenes.config import NetworkConfig, Scheduler, SizeSpace
+from learngenes.sizing.budget import Budget, Cost, Plan, Verified
+from learngenes.sizing.quality import QualityTable
 
 
 def now() -> datetime:
     return datetime.now(UTC)
 
 
-DEFAULT_TASK = "default"
-"""The family's own images; any other is an id."""
 GIVEN_UP = {"failed", "cancelled", "deleted"}
 
 
@@ -66,61 +69,6 @@ class ModelStatus(StrEnum):
     DELETED = "deleted"
 
 
-class Cost(BaseModel):
-    """What a size costs, predicted or measured."""
-
-    memory_bytes: int
-    """Weights and peak activations of one batch."""
-    process_memory_bytes: int
-    """The whole of a process that serves this one model."""
-    latency_seconds: float
-    """Median of one batch."""
-    latency_p95_seconds: float
-
-
-class PlanRecord(BaseModel):
-    depth: int
-    rank: int
-    mode: str
-    dtype: str
-    n: int
-    """Images in one batch."""
-    predicted: Cost
-    quality: float
-    """Of the family's best, which is 1."""
-
-
-class Verified(BaseModel):
-    """A plan that was built, and what it was measured to cost."""
-
-    plan: PlanRecord
-    measured: Cost
-
-
-class Budget(BaseModel):
-    """What the caller can afford, for which sampling, and what is fixed."""
-
-    max_mem_gb: float | None = None
-    mem_scope: Literal["model", "process"] = "model"
-    max_latency_ms: float | None = None
-    min_quality: float | None = None
-    n: int = 4
-    num_inference_steps: int = 25
-    guidance_scale: float = 2.0
-    depth: int | None = None
-    rank: int | None = None
-    mode: str | None = None
-    dtype: str | None = None
-
-
-class Refinement(BaseModel):
-    """A wish: every W trained further, after Sigma."""
-
-    max_seconds: int
-    stopped: bool = False
-    """Whether the caller wants no more of it: the best so far is taken."""
-
-
 class ModelRecord(Record):
     NAME = "model"
     ID_PREFIX = "m"
@@ -150,7 +98,7 @@ class ModelRecord(Record):
     Three more for each time that a model was over its budget and a smaller one was made."""
     budget: Budget
     refine: Refinement | None = None
-    plan: PlanRecord
+    plan: Plan
     measured: Cost | None = None
     over_budget: list[Verified] = []
     """What was tried before `plan` and measured to need too much."""
@@ -197,7 +145,7 @@ class GenerationRecord(Record):
     seeds: list[int]
     num_inference_steps: int
     guidance_scale: float
-    scheduler: str
+    scheduler: Scheduler
     previews: bool = False
     deadline: datetime | None = None
     """After it nobody wants the images any more."""
@@ -206,27 +154,18 @@ class GenerationRecord(Record):
     finished_at: datetime | None = None
 
 
-class Failure(BaseModel):
-    """What an operator is told of a record that failed."""
-
-    kind: str
-    id: str
-    error: str
-    at: datetime
-
-
 class FamilyRecord(BaseModel):
     """What workers announce of a family they hold; shapes as in its family.json."""
 
     name: str
-    network: dict[str, Any]
-    sizes: dict[str, list[int]]
+    network: NetworkConfig
+    sizes: SizeSpace
     class_names: list[str]
     licence: str
     trained_steps: int
     fingerprint: str
     """Changes with the weights."""
-    quality: dict[str, Any] | None
+    quality: QualityTable | None
     """Its quality table; None until it is calibrated."""
 
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from redis.client import Pipeline
 from redis.lock import Lock
 
+from fineserve.wire import Failure
 from registry import metrics
 from registry.errors import (
     IdempotencyConflict,
@@ -29,7 +30,6 @@ from registry.errors import (
 from registry.events import MAX_EVENTS, stream_key
 from registry.records import (
     GIVEN_UP,
-    Failure,
     FamilyRecord,
     GenerationRecord,
     ModelRecord,

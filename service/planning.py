@@ -2,27 +2,16 @@
 
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
-from learngenes.config import NetworkConfig, SizeSpace
-from learngenes.sizing.cost import Workload
+from fineserve.wire import PlanRequest
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.quality import QualityTable
-from learngenes.sizing.solver import (
-    Candidates,
-    Constraints,
-    Impossible,
-    Infeasible,
-    Solution,
-    solve,
-)
+from learngenes.sizing.solver import Candidates, Impossible, Infeasible, Solution, solve
 from registry import metrics
 from registry.queue import BUILD_QUEUE
 from registry.records import FamilyRecord
 from registry.repository import Repository
 from service.deps import State
 from service.problems import Problem, unavailable
-from service.schemas import PlanRequest
 from service.submission import check_limits
 
 
@@ -46,7 +35,7 @@ def choose_site(state: State, request: PlanRequest, *, live: bool) -> Site:
             f"run `fineserve calibrate` on it and restart its workers",
         )
     profile = _profile(state.repository, family, request.device_class, live=live)
-    return Site(family, QualityTable.model_validate(family.quality), profile)
+    return Site(family, family.quality, profile)
 
 
 def choose_family(state: State, name: str | None) -> FamilyRecord:
@@ -108,7 +97,7 @@ def _profile(
 
 def _fresh(raw: str, family: FamilyRecord, torch_version: str | None) -> DeviceProfile:
     """Raises Problem when a profile is stale."""
-    profile = _fitting(raw, family, torch_version)
+    profile = DeviceProfile.fitting(raw, family.fingerprint, torch_version)
     if profile is None:
         raise unavailable(
             f"the device's profile for {family.name} is stale: it was measured with another "
@@ -119,15 +108,6 @@ def _fresh(raw: str, family: FamilyRecord, torch_version: str | None) -> DeviceP
     return profile
 
 
-def _fitting(raw: str, family: FamilyRecord, torch_version: str | None) -> DeviceProfile | None:
-    try:
-        profile = DeviceProfile.model_validate_json(raw)
-    except ValidationError:
-        return None
-    fits = profile.fits(family.fingerprint, torch_version or profile.torch_version)
-    return profile if fits else None
-
-
 def missing_profiles(repository: Repository) -> list[str]:
     """Calibrated families that a running build worker holds and has not profiled yet."""
     missing = []
@@ -136,7 +116,7 @@ def missing_profiles(repository: Repository) -> list[str]:
             if worker.queue != BUILD_QUEUE or family.name not in worker.families:
                 continue
             raw = repository.profile(worker.device_class, family.name)
-            if raw is None or _fitting(raw, family, worker.torch_version) is None:
+            if not DeviceProfile.fitting(raw, family.fingerprint, worker.torch_version):
                 missing.append(family.name)
     return sorted(set(missing))
 
@@ -146,27 +126,15 @@ def solve_budget(
 ) -> Solution:
     """`num_classes`: of a task. Raises Problem: over the limits, contradictory, infeasible."""
     check_limits(state.settings, request.n, request.num_inference_steps)
-    workload = Workload(
-        n=request.n,
-        num_inference_steps=request.num_inference_steps,
-        guided=request.guidance_scale > 1,
-    )
-    network = NetworkConfig.model_validate(site.family.network)
-    if num_classes is not None:
-        network = network.model_copy(update={"num_classes": num_classes})
     candidates = Candidates.of(
-        network,
-        SizeSpace.model_validate(site.family.sizes),
+        site.family.network.with_classes(num_classes),
+        site.family.sizes,
         site.quality,
         site.profile,
-        workload,
+        request.workload,
     )
-    fields = {"max_mem_gb", "mem_scope", "max_latency_ms", "min_quality"}
-    fixed = {"depth", "rank", "mode", "dtype"}
     try:
-        solution = solve(
-            candidates, Constraints.stated(**request.model_dump(include=fields | fixed))
-        )
+        solution = solve(candidates, request.constraints)
     except Impossible as error:
         metrics.PLANS.labels("impossible").inc()
         raise Problem(422, "contradictory-constraints", str(error)) from error

@@ -37,7 +37,7 @@ from worker.build.restore import restore
 from worker.build.verify import VerificationError
 from worker.export.export import export
 from worker.runtime import Housekeeping, Runtime
-from worker.sampling.sample import Sampler
+from worker.sampling.sample import Sampling
 
 log = structlog.get_logger()
 
@@ -47,10 +47,10 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         self.runtime = Runtime.start(settings)
-        self._sampler: Sampler | None = None
+        self._sampler: Sampling | None = None
 
     @property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> Sampling:
         assert self._sampler is not None, "a build worker got something to sample"
         return self._sampler
 
@@ -61,7 +61,7 @@ class Worker:
         self._publish_previews()
         if SAMPLE_QUEUE in queues:
             with self.runtime.device_alone():
-                self._sampler = Sampler(self.runtime)
+                self._sampler = Sampling(self.runtime)
             engine = self._sampler.engine
             Housekeeping(
                 self.runtime,

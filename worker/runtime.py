@@ -142,13 +142,13 @@ class Runtime:
         return [
             FamilyRecord(
                 name=name,
-                network=family.manifest.network.model_dump(mode="json", exclude_none=True),
-                sizes={k: list(v) for k, v in family.manifest.sizes.model_dump().items()},
+                network=family.manifest.network,
+                sizes=family.manifest.sizes,
                 class_names=list(family.manifest.class_names),
                 licence=family.manifest.licence,
                 trained_steps=family.manifest.trained_steps,
                 fingerprint=family.fingerprint,
-                quality=family.quality.model_dump(mode="json") if family.quality else None,
+                quality=family.quality,
             )
             for name, family in self.families.items()
         ]

@@ -22,7 +22,7 @@ from learngenes.model.factors import Scales
 from learngenes.model.sampling import initial_noise
 from learngenes.model.sigma import interpolated
 from worker.sampling.engine import Engine
-from worker.sampling.tickets import Request
+from worker.sampling.tickets import SampleRequest
 
 PLAIN_DIFFUSERS = Path(__file__).with_name("plain_diffusers.py")
 SIZES = {
@@ -68,7 +68,7 @@ def _differences(family: Family, size: Size) -> dict[str, float]:
 
 def by_engine(family: Family, own: Scales, labels: list[int]) -> np.ndarray:
     """What the service samples, before it becomes whole numbers."""
-    request = Request(
+    request = SampleRequest(
         family=family,
         model="exported",
         revision=0,

@@ -13,7 +13,7 @@ from benchmarks.frechet import frechet_distance, gaussian
 from benchmarks.local import started
 from benchmarks.parts import Figures
 from fineserve import Client
-from learngenes.config import Mode, Size
+from learngenes.config import Mode, Scheduler, Size
 from learngenes.data import labelled
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import load_family
@@ -66,7 +66,7 @@ def _unretrained(size: Size) -> torch.Tensor:
             [i % len(CLASSES) for i in range(AT_ONCE)],
             range(start, start + AT_ONCE),
             num_inference_steps=STEPS,
-            scheduler="dpmsolver++",
+            scheduler=Scheduler.DPMSOLVER,
             guidance_scale=1.0,
         )
         for start in range(0, SAMPLES, AT_ONCE)
@@ -95,7 +95,7 @@ def _sampled(client: Client, model: str) -> torch.Tensor:
             n=AT_ONCE,
             seed=start,
             num_inference_steps=STEPS,
-            scheduler="dpmsolver++",
+            scheduler=Scheduler.DPMSOLVER,
             guidance_scale=1.0,
         )
         images += [np.asarray(Image.open(io.BytesIO(image.png))) for image in made]

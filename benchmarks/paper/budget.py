@@ -20,8 +20,8 @@ from learngenes.model.dense import DenseDiT
 from learngenes.model.dit import DiT
 from learngenes.model.factors import DenseLayers, Learngenes
 from learngenes.model.sigma import interpolated
-from learngenes.sizing.cost import Workload
-from learngenes.sizing.solver import Candidates, Constraints, Infeasible, Plan, solve
+from learngenes.sizing.budget import Constraints, Plan, Workload
+from learngenes.sizing.solver import Candidates, Infeasible, solve
 from learngenes.training.calibrate import calibrate
 from learngenes.training.retrain import RetrainingConfig, retrain
 

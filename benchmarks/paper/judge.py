@@ -13,6 +13,7 @@ from benchmarks.classifier import accuracy, new_classifier, train_classifier
 from benchmarks.frechet import Gaussian, frechet_distance, gaussian
 from benchmarks.paper.setting import Setting, Splits
 from benchmarks.paper.training import CPU, denoising_loss
+from learngenes.config import Scheduler
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
 from learngenes.model.dense import DenseDiT
@@ -65,7 +66,7 @@ class Judge:
                     seeds.tolist(),
                     num_inference_steps=self.setting.sampling_steps,
                     guidance_scale=guidance_scale,
-                    scheduler="dpmsolver++",
+                    scheduler=Scheduler.DPMSOLVER,
                 )
                 parts.append(part)
         return torch.cat(parts)

@@ -7,10 +7,9 @@ import numpy as np
 
 from benchmarks.serving.engine import engine, request
 from benchmarks.serving.subjects import SEED, Figures, say, sizes
-from learngenes.config import DType, Mode
+from learngenes.config import DType, Mode, Scheduler
 from learngenes.family.family import Family
-from learngenes.model.diffusion import SAMPLERS
-from worker.sampling.tickets import Request
+from worker.sampling.tickets import SampleRequest
 
 REQUESTS = 1000
 MODELS = 60
@@ -39,7 +38,7 @@ def measure() -> Figures:
     return figures
 
 
-def _random(loaded: Family, chance: random.Random) -> Request:
+def _random(loaded: Family, chance: random.Random) -> SampleRequest:
     """Any model, mode, dtype, number of images and steps, guidance and scheduler."""
     number = chance.randrange(MODELS)
     dtype = list(DType)[number % len(DType)]
@@ -54,5 +53,5 @@ def _random(loaded: Family, chance: random.Random) -> Request:
         seeds=[chance.randrange(10**6) for _ in range(images)],
         steps=chance.choice((1, 2, 5, 10)),
         guidance_scale=chance.choice((1.0, 2.0, 4.0)),
-        scheduler=chance.choice(SAMPLERS),
+        scheduler=chance.choice([*Scheduler]),
     )

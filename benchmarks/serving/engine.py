@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import numpy as np
 
 from benchmarks.serving.subjects import STEPS, family
-from learngenes.config import DType, Mode, Size
+from learngenes.config import DType, Mode, Scheduler, Size
 from learngenes.device import with_threads
 from learngenes.family.family import Family
 from learngenes.model.sigma import interpolated
 from worker.sampling.engine import Engine
-from worker.sampling.tickets import Request
+from worker.sampling.tickets import SampleRequest
 
 BUDGET_BYTES = 4 * 10**9
 
@@ -42,10 +42,10 @@ def request(
     seeds: Sequence[int] = (0,),
     steps: int = STEPS,
     guidance_scale: float = 2.0,
-    scheduler: str = "ddim",
-) -> Request:
+    scheduler: Scheduler = Scheduler.DDIM,
+) -> SampleRequest:
     """Of the model `number` of a size: its Sigma is the family's, and its own copy."""
-    return Request(
+    return SampleRequest(
         family=loaded,
         model=f"L{size.depth} r{size.rank} {mode} {dtype} {number}",
         revision=0,
@@ -62,7 +62,7 @@ def request(
 
 
 def images_per_second(
-    started: Engine, requests: Sequence[Request], clients: int, seconds: float
+    started: Engine, requests: Sequence[SampleRequest], clients: int, seconds: float
 ) -> float:
     """Of `clients` threads that send one of `requests` after the other; a second more to begin."""
     begin = time.perf_counter() + 1

@@ -14,9 +14,8 @@ import numpy as np
 
 from benchmarks.sizing.subjects import RESULTS, describe, dit_xl, fashion, say
 from learngenes.config import Mode
-from learngenes.sizing.cost import Workload
-from learngenes.sizing.profile import Cost
-from learngenes.sizing.solver import Candidates, Constraints, Infeasible, solve
+from learngenes.sizing.budget import Constraints, Cost, Workload
+from learngenes.sizing.solver import Candidates, Infeasible, solve
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -4,8 +4,9 @@ from typing import Any
 
 from benchmarks.sizing.subjects import describe, dit_xl, say
 from learngenes.config import DType, Mode
-from learngenes.sizing.cost import Workload, weight_bytes
-from learngenes.sizing.solver import Constraints, Plan, solve
+from learngenes.sizing.budget import Budget, Constraints, Plan, Workload
+from learngenes.sizing.cost import weight_bytes
+from learngenes.sizing.solver import solve
 
 WORKLOAD = Workload(n=1, num_inference_steps=1)
 BUDGETS_GB = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -35,7 +36,7 @@ def measure() -> dict[str, Any]:
     for latency_ms in LATENCIES_MS:
         for budget_gb in BUDGETS_GB:
             budget = {"max_mem_gb": budget_gb, "max_latency_ms": latency_ms}
-            plan = solve(candidates, Constraints.stated(**budget)).plan
+            plan = solve(candidates, Budget.model_validate(budget).constraints).plan
             figures = _checked(plan, f"{budget_gb} GB, {latency_ms} ms")
             within = figures["measured_bytes"] <= budget_gb * 1e9
             budgets.append({**budget, **figures, "quality": plan.quality, "within": within})

@@ -9,10 +9,11 @@ import numpy as np
 
 from benchmarks.sizing.subjects import say
 from learngenes.config import DType, Mode, NetworkConfig, SizeSpace, executable
-from learngenes.sizing.cost import Execution, Workload, memory_bytes, shared_bytes
+from learngenes.sizing.budget import Constraints, Workload
+from learngenes.sizing.cost import Execution, memory_bytes, shared_bytes
 from learngenes.sizing.profile import DeviceProfile, LayerCost
 from learngenes.sizing.quality import QualityTable
-from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, solve
+from learngenes.sizing.solver import Candidates, Impossible, Infeasible, solve
 
 CASES = 10_000
 Size = tuple[float, float, float, float]

@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.deployment import Deployment
 from benchmarks.sizing.subjects import RESULTS, dit_xl, fashion, say
-from learngenes.sizing.cost import Workload
-from learngenes.sizing.solver import Constraints, Infeasible, solve
+from learngenes.sizing.budget import Constraints, Workload
+from learngenes.sizing.solver import Infeasible, solve
 
 SOLVES = 10_000
 REQUESTS_PER_SECOND = 50

@@ -11,11 +11,11 @@ from learngenes.family.family import Family, load_family
 from learngenes.family.synthetic import write_synthetic_family
 from learngenes.measuring.device import measure_profile
 from learngenes.measuring.model import Measurement
-from learngenes.sizing.cost import Workload
+from learngenes.sizing.budget import Plan, Workload
 from learngenes.sizing.profile import DeviceProfile
-from learngenes.sizing.solver import Candidates, Plan
+from learngenes.sizing.solver import Candidates
 from worker.build.profiles import process_base_bytes
-from worker.build.verify import Request, verify
+from worker.build.verify import Verification, verify
 
 REPOSITORY = Path(__file__).parent.parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -39,9 +39,9 @@ class Subject:
         assert quality is not None
         return Candidates.of(manifest.network, manifest.sizes, quality, self.profile, workload)
 
-    def request(self, plan: Plan, workload: Workload, max_seconds: float) -> Request:
+    def request(self, plan: Plan, workload: Workload, max_seconds: float) -> Verification:
         """To measure a plan as a build worker does before it calls a model ready."""
-        return Request(
+        return Verification(
             family=self.directory,
             depth=plan.depth,
             rank=plan.rank,

@@ -9,10 +9,10 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
-from learngenes.config import Kind, Mode, NetworkConfig
+from learngenes.config import Kind, Mode, NetworkConfig, Scheduler
 from learngenes.data.latents import joined
 from learngenes.family.family import Family
-from learngenes.model.diffusion import sampler
+from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.dit import DiT
 from learngenes.model.factors import Own
 
@@ -47,7 +47,8 @@ def export_model(
     if family.encoder is not None:
         _save_pipeline(family, labels, directory)
     # the number of steps is the request's, and is not part of a saved scheduler
-    sampler(family.manifest.diffusion, "ddim", 1).save_pretrained(directory / "scheduler")
+    scheduler = diffusers_scheduler(family.manifest.diffusion, Scheduler.DDIM, 1)
+    scheduler.save_pretrained(directory / "scheduler")
 
 
 def _save_pipeline(family: Family, labels: Mapping[str, str], directory: Path) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from learngenes.config import DType, Mode
+from learngenes.config import DType, Mode, Scheduler
 from learngenes.data.latents import LatentDecoder
 from learngenes.family.family import Family
 from learngenes.formats.diffusers import to_diffusers
 from learngenes.formats.native import Model, load_model, save_model
-from learngenes.model.diffusion import sampler
+from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.dit import DiT
 from learngenes.model.factors import Own
 
@@ -74,7 +74,8 @@ def export_onnx(model: Model, directory: Path) -> None:
     decoder = model.network.stem.decoder
     if isinstance(decoder, LatentDecoder):
         _export(decoder, (x,), directory / DECODER_FILE, (DECODER_INPUT,), DECODER_OUTPUT)
-    sampler(model.manifest.diffusion, "ddim", 1).save_pretrained(directory / "scheduler")
+    scheduler = diffusers_scheduler(model.manifest.diffusion, Scheduler.DDIM, 1)
+    scheduler.save_pretrained(directory / "scheduler")
 
 
 def _export(

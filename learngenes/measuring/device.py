@@ -21,7 +21,8 @@ from learngenes.family.family import Family
 from learngenes.measuring.model import memory, run
 from learngenes.model.dit import DiT
 from learngenes.model.sigma import interpolated
-from learngenes.sizing.cost import Execution, Workload, memory_bytes
+from learngenes.sizing.budget import Workload
+from learngenes.sizing.cost import Execution, memory_bytes
 from learngenes.sizing.profile import DeviceProfile, LayerCost
 
 MAX_ROWS = 64

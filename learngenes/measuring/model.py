@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from learngenes.config import DiffusionConfig
+from learngenes.config import DiffusionConfig, Scheduler
 from learngenes.device import peak_bytes, process_peak_bytes, synchronise
 from learngenes.model.dense import DenseDiT
-from learngenes.model.diffusion import SAMPLERS
 from learngenes.model.dit import DiT
 from learngenes.model.sampling import sample
-from learngenes.sizing.cost import Workload
-from learngenes.sizing.profile import Cost
+from learngenes.sizing.budget import Cost, Workload
 
 LATENCY_RUNS = 100
 MIN_LATENCY_RUNS = 5
@@ -41,7 +39,10 @@ def _plain(tensor: Tensor) -> list[Tensor]:
 
 
 def run(
-    model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload, scheduler: str = "ddim"
+    model: DiT | DenseDiT,
+    diffusion: DiffusionConfig,
+    workload: Workload,
+    scheduler: Scheduler = Scheduler.DDIM,
 ) -> float:
     """Sample one batch as `workload` says; seconds it took."""
     device = model.stem.positions.device
@@ -65,7 +66,7 @@ def memory(model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload
     device = model.stem.positions.device
     activations = max(
         peak_bytes(lambda name=name: run(model, diffusion, short, name), device)  # type: ignore[misc]
-        for name in SAMPLERS
+        for name in Scheduler
     )
     return parameter_bytes(model) + activations
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from learngenes.config import Mode, Size
+from learngenes.config import Mode, Scheduler, Size
 from learngenes.device import synchronise
 from learngenes.measuring.device import execution_on
 from learngenes.model.sigma import interpolated
-from learngenes.sizing.cost import Workload, activation_bytes
+from learngenes.sizing.budget import Workload
+from learngenes.sizing.cost import activation_bytes
 from learngenes.stepping.batch import Batch, Part, Stack, Tables
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.schedules import schedule
@@ -135,7 +136,7 @@ def _seconds(batch: Batch, steps: int) -> float:
 def batch_of(models: Sequence[ModelWeights], rows: int, kernels: Kernels) -> Batch:
     """`rows` unguided images of each model, after their first step of MOST_STEPS."""
     shared, network = models[0].shared, models[0].shared.network
-    plan = schedule(shared.family.manifest.diffusion, "ddim", MOST_STEPS)
+    plan = schedule(shared.family.manifest.diffusion, Scheduler.DDIM, MOST_STEPS)
     timesteps = plan.timesteps.to(shared.device)
     picture = (network.in_channels, network.sample_size, network.sample_size)
     parts, modulations, at = [], [], 0

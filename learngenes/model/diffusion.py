@@ -13,21 +13,25 @@ from diffusers import (
 )
 from torch import Tensor
 
-from learngenes.config import DiffusionConfig
+from learngenes.config import DiffusionConfig, Scheduler
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(noisy (N, C, H, W), timesteps (N,), class_labels (N,)) -> prediction (N, C, H, W)."""
 
-Sampler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
-SAMPLERS = ("ddim", "dpmsolver++", "euler")
-_SOLVERS = {"dpmsolver++": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
+DiffusersScheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
+_SOLVERS = {
+    Scheduler.DPMSOLVER: DPMSolverMultistepScheduler,
+    Scheduler.EULER: EulerDiscreteScheduler,
+}
 
 
 def noise_process(config: DiffusionConfig) -> DDPMScheduler:
     return DDPMScheduler(**config.model_dump())
 
 
-def sampler(config: DiffusionConfig, name: str, num_inference_steps: int) -> Sampler:
+def diffusers_scheduler(
+    config: DiffusionConfig, scheduler: Scheduler, num_inference_steps: int
+) -> DiffusersScheduler:
     """diffusers' scheduler, set to its timesteps. It keeps state: make one for each batch.
 
     DDIM must not clip the predicted image: diffusers keeps the noise of the unclipped one, and
@@ -35,18 +39,16 @@ def sampler(config: DiffusionConfig, name: str, num_inference_steps: int) -> Sam
     some numbers of steps (61 of 1000 is one) gives one timestep too many, -1; it is dropped.
     """
     n = num_inference_steps
-    if name == "ddim":
+    if Scheduler(scheduler) is Scheduler.DDIM:
         ddim = DDIMScheduler(**config.model_dump(), timestep_spacing="trailing", clip_sample=False)
         ddim.set_timesteps(n)
         ddim.timesteps = ddim.timesteps[:n]
         return ddim
-    if name in _SOLVERS:
-        solver = _SOLVERS[name](**config.model_dump(), timestep_spacing="trailing")
-        solver.set_timesteps(n)
-        solver.sigmas = torch.cat([solver.sigmas[:n], solver.sigmas[-1:]])
-        solver.timesteps = solver.timesteps[:n]
-        return solver
-    raise ValueError(f"unknown scheduler {name!r}; choose one of {', '.join(SAMPLERS)}")
+    solver = _SOLVERS[scheduler](**config.model_dump(), timestep_spacing="trailing")
+    solver.set_timesteps(n)
+    solver.sigmas = torch.cat([solver.sigmas[:n], solver.sigmas[-1:]])
+    solver.timesteps = solver.timesteps[:n]
+    return solver
 
 
 def step_generator(stream: int, step: int) -> torch.Generator:

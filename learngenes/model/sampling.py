@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from learngenes.config import DiffusionConfig, NetworkConfig
+from learngenes.config import DiffusionConfig, NetworkConfig, Scheduler
 from learngenes.model.dense import DenseDiT
-from learngenes.model.diffusion import sampler
+from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.dit import DiT
 
 OnStep = Callable[[int, int], None]
@@ -31,7 +31,7 @@ def sample(
     *,
     num_inference_steps: int = 25,
     guidance_scale: float = 2.0,
-    scheduler: str = "ddim",
+    scheduler: Scheduler = Scheduler.DDIM,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """One image per (class label, seed), uint8 (N, C, H, W), on the CPU; latents are decoded.
@@ -40,7 +40,7 @@ def sample(
     the rows of each step, as in diffusers' `DiTPipeline`.
     """
     device = model.stem.positions.device
-    steps = sampler(diffusion, scheduler, num_inference_steps)
+    steps = diffusers_scheduler(diffusion, scheduler, num_inference_steps)
     x = initial_noise(model.config, seeds).to(device) * steps.init_noise_sigma
     labels = torch.tensor(list(class_labels), device=device)
     guided = guidance_scale > 1

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learngenes.config import TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
+from learngenes.sizing.budget import Workload
 
 Ints = NDArray[np.int64]
 
@@ -20,21 +21,6 @@ INT8_ROW_BYTES = 5
 """torchao keeps a float32 scale and an int8 zero point for each row of a matrix."""
 SCHEDULE_BYTES = 7 * 1000 * BYTES_PER_FLOAT32
 """The tables of a thousand-step noise schedule that a diffusers scheduler keeps."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """The sampling that a budget is stated for."""
-
-    n: int = 4
-    """Images in one batch."""
-    num_inference_steps: int = 25
-    guided: bool = True
-
-    @property
-    def rows(self) -> int:
-        """Rows of a forward pass: a guided image needs a second, unconditional one."""
-        return self.n * (2 if self.guided else 1)
 
 
 @dataclass(frozen=True)

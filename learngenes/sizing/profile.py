@@ -1,6 +1,5 @@
 """How fast a device runs a family, as measured: everything that sizing cannot compute."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Self
 
@@ -11,11 +10,13 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     model_validator,
 )
 
 from learngenes.config import DType, Frozen, Mode
-from learngenes.sizing.cost import Execution, Ints, Workload
+from learngenes.sizing.budget import Cost, Workload
+from learngenes.sizing.cost import Execution, Ints
 from learngenes.sizing.quality import Floats
 
 PROFILE_VERSION: Literal[1] = 1
@@ -26,19 +27,6 @@ P95_STEP = 0.1
 P95_MISSES = 0.03
 """The share of measured 95th percentiles that p95_ratio settles to leave outside."""
 P95_RATIO_RANGE = (1.05, 2.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a size costs, predicted or measured."""
-
-    memory_bytes: int
-    """Weights and peak activations of one batch."""
-    process_memory_bytes: int
-    """The whole of a process that serves this one model."""
-    latency_seconds: float
-    """Median of one batch."""
-    latency_p95_seconds: float
 
 
 class LayerCost(Frozen):
@@ -96,9 +84,23 @@ class DeviceProfile(Frozen):
                 raise ValueError("each table needs a row per rank, and a column per number of rows")
         return self
 
-    def fits(self, family_fingerprint: str, torch_version: str) -> bool:
-        """Whether it was measured with these weights and this release of torch."""
-        return (self.family_fingerprint, self.torch_version) == (family_fingerprint, torch_version)
+    @classmethod
+    def fitting(
+        cls, raw: str | None, family_fingerprint: str, torch_version: str | None
+    ) -> Self | None:
+        """The kept JSON of a profile, where it was measured with these weights and this torch.
+
+        None where there is none, or another release of fineserve wrote it. `torch_version` is
+        None where no worker is there to say.
+        """
+        if raw is None:
+            return None
+        try:
+            profile = cls.model_validate_json(raw)
+        except ValidationError:
+            return None
+        same_torch = torch_version in (None, profile.torch_version)
+        return profile if same_torch and profile.family_fingerprint == family_fingerprint else None
 
     @property
     def executions(self) -> list[Execution]:

@@ -3,74 +3,31 @@
 import bisect
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, PositiveInt
 
-from learngenes.config import DType, Frozen, Mode, NetworkConfig, SizeSpace, executable
+from learngenes.config import NetworkConfig, SizeSpace, executable
+from learngenes.sizing.budget import (
+    BudgetName,
+    Constraints,
+    Cost,
+    MemoryScope,
+    Plan,
+    Slack,
+    Workload,
+)
 from learngenes.sizing.cost import (
     Execution,
     Ints,
-    Workload,
     memory_bytes,
     process_bytes,
     shared_bytes,
 )
-from learngenes.sizing.profile import Cost, DeviceProfile
+from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.quality import Floats, QualityTable
 
 Bools = NDArray[np.bool_]
-Scope = Literal["model", "process"]
-BudgetName = Literal["max_mem_gb", "max_latency_ms", "min_quality"]
-
-
-class Constraints(Frozen):
-    """What the caller can afford, and what is fixed; None where it does not matter."""
-
-    max_mem_bytes: Annotated[int, Field(ge=0)] | None = None
-    mem_scope: Scope = "model"
-    max_latency_seconds: PositiveFloat | None = None
-    min_quality: Annotated[float, Field(gt=0, le=1)] | None = None
-    depth: PositiveInt | None = None
-    rank: PositiveInt | None = None
-    mode: Mode | None = None
-    dtype: DType | None = None
-
-    @classmethod
-    def stated(
-        cls, *, max_mem_gb: float | None = None, max_latency_ms: float | None = None, **rest: Any
-    ) -> Self:
-        """From the units that people use: GB of 10^9 bytes, milliseconds."""
-        return cls(
-            max_mem_bytes=None if max_mem_gb is None else round(max_mem_gb * 1e9),
-            max_latency_seconds=None if max_latency_ms is None else max(max_latency_ms / 1e3, 1e-9),
-            **rest,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One size, and what it is predicted to cost and to be worth."""
-
-    depth: int
-    rank: int
-    mode: Mode
-    dtype: DType
-    n: int
-    """Images in one batch: what the budget was stated for."""
-    predicted: Cost
-    quality: float
-    """Of the family's best, which is 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slack:
-    """What of the budget is left; None where there was none."""
-
-    memory_bytes: int | None
-    latency_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +110,7 @@ class Candidates:
             quality=quality.qualities(every_depth, every_rank, np.repeat(ratios, len(depths))),
         )
 
-    def scoped_memory(self, scope: Scope) -> Ints:
+    def scoped_memory(self, scope: MemoryScope) -> Ints:
         return self.process if scope == "process" else self.memory
 
     def plans(self, indices: list[int]) -> list[Plan]:

@@ -63,7 +63,7 @@ class Tables:
     """(…, 6D)."""
 
 
-Layer = Callable[[Tensor, Tensor], Tensor]
+RunLayer = Callable[[Tensor, Tensor], Tensor]
 """(tokens (N, T, D), modulation (N, 6D)) -> tokens."""
 
 
@@ -72,7 +72,7 @@ class _Segment:
     """Rows of a batch that run through the same products, deepest first."""
 
     at: slice
-    layers: list[tuple[int, int, Layer]]
+    layers: list[tuple[int, int, RunLayer]]
     """Of each layer: rows that need it, rows it is run for, and the layer."""
 
     @classmethod
@@ -81,7 +81,7 @@ class _Segment:
         start: int,
         depths: list[int],
         size: int,
-        layer: Callable[[int, int], Layer],
+        layer: Callable[[int, int], RunLayer],
         shared: SharedWeights,
     ) -> "_Segment":
         """From row `start` on, slots of `size` rows; `layer` makes layer `index` for `count`."""
@@ -302,7 +302,7 @@ class Batch:
         factors = shared.block_factors
         bias, sigma = self._own([row.model for row in rows], rank)
 
-        def layer(index: int, at: int, count: int) -> Layer:
+        def layer(index: int, at: int, count: int) -> RunLayer:
             own = sigma[index, at : at + count], bias[index, at : at + count]
             return lambda h, modulation: block(h, modulation, factors, *own, shared.heads)
 
@@ -310,12 +310,12 @@ class Batch:
         return rows
 
     def _add_segments(
-        self, start: int, depths: list[int], size: int, layer: Callable[[int, int, int], Layer]
+        self, start: int, depths: list[int], size: int, layer: Callable[[int, int, int], RunLayer]
     ) -> None:
         """One for each lane; `layer` makes layer `index` for `count` slots from one on."""
         for share in shares(depths, self._kernels.lanes.count):
 
-            def of_share(index: int, count: int, at: int = share.start) -> Layer:
+            def of_share(index: int, count: int, at: int = share.start) -> RunLayer:
                 return layer(index, at, count)
 
             first = start + share.start * size
@@ -338,7 +338,7 @@ class Batch:
         one = slots[0].materialised if len(of_model) == 1 else None
         bias, _ = self._own(slots if one is None else slots[:1], 0)
 
-        def layer(index: int, at: int, count: int) -> Layer:
+        def layer(index: int, at: int, count: int) -> RunLayer:
             if one is None:
                 weights, models, own = stack.layer(index, at, count), count, bias[index, at:]
             else:  # all rows of the share beside the same W

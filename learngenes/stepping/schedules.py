@@ -18,8 +18,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
-from learngenes.config import DiffusionConfig
-from learngenes.model.diffusion import Sampler, sampler
+from learngenes.config import DiffusionConfig, Scheduler
+from learngenes.model.diffusion import DiffusersScheduler, diffusers_scheduler
 
 COLUMNS = ("x0_x", "x0_prediction", "next_x", "next_x0", "next_previous")
 
@@ -54,9 +54,9 @@ def step(
 
 
 @lru_cache(maxsize=256)
-def schedule(config: DiffusionConfig, name: str, num_inference_steps: int) -> Schedule:
-    """Raises ValueError when there is no scheduler `name`."""
-    steps = sampler(config, name, num_inference_steps)
+def schedule(config: DiffusionConfig, scheduler: Scheduler, num_inference_steps: int) -> Schedule:
+    """The table of one scheduler. Raises ValueError when there is none of that name."""
+    steps = diffusers_scheduler(config, scheduler, num_inference_steps)
     ratio, next_ratio = _noise_to_signal(steps)
     alpha, next_alpha = (ratio**2 + 1) ** -0.5, (next_ratio**2 + 1) ** -0.5
     sigma, next_sigma = ratio * alpha, next_ratio * next_alpha
@@ -80,7 +80,7 @@ def schedule(config: DiffusionConfig, name: str, num_inference_steps: int) -> Sc
     return Schedule(steps.timesteps, torch.stack(columns, dim=1).float(), scale)
 
 
-def _noise_to_signal(steps: Sampler) -> tuple[Tensor, Tensor]:
+def _noise_to_signal(steps: DiffusersScheduler) -> tuple[Tensor, Tensor]:
     """sigma / alpha before and after each step, (S,) float64 each."""
     if not isinstance(steps, DDIMScheduler):
         ratio = steps.sigmas.double()

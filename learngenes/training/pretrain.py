@@ -158,7 +158,7 @@ def draw_size(config: PretrainingConfig, generator: torch.Generator) -> Size:
     return Size(depth=choose(config.sizes.depths), rank=choose(config.sizes.ranks))
 
 
-def schedule(config: TrainingConfig, step: int) -> float:
+def learning_rate_share(config: TrainingConfig, step: int) -> float:
     """Share of the learning rates: linear warm-up, then a cosine to zero."""
     warmup = min(1.0, (step + 1) / config.warmup_steps)
     return warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -293,7 +293,7 @@ class Pretraining:
         noisy, timesteps, target = training_batch(self.process, images, own)
 
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * schedule(training, self.step)
+            group["lr"] = group["peak_lr"] * learning_rate_share(training, self.step)
         labels = labels.to(images.device)
 
         def backward(size: Size, wanted: Tensor) -> tuple[Tensor, Tensor]:

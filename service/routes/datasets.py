@@ -12,16 +12,15 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from safetensors.numpy import save
 
-from learngenes.config import NetworkConfig
+from fineserve.wire import NAME, TaskList, TaskResponse, Text
 from registry.datasets import IMAGES_FILE, SHEET_FILE, Task
 from registry.errors import RecordNotFound
 from service.access import Anybody, Caller, Deployer, TaskDep
 from service.deps import State, StateDep
 from service.planning import choose_family
 from service.problems import Problem
-from service.schemas import NAME, TaskList, TaskResponse, Text
 from service.submission import require_room
-from service.uploads.archives import Limits, Upload, UploadError, preview, read_upload
+from service.uploads.archives import Upload, UploadError, UploadLimits, preview, read_upload
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
@@ -66,7 +65,7 @@ async def create_task(
         sha256 = await _received(connection, file, state.settings.max_upload_mb)
         task = await run_in_threadpool(_store, state, caller, name, family, file, sha256)
     response.headers["Location"] = f"/tasks/{task.id}"
-    return TaskResponse.of(task)
+    return TaskResponse.model_validate(task)
 
 
 @contextlib.contextmanager
@@ -110,8 +109,8 @@ def _store(
     task_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
     if known := _known(state, caller, task_id):
         return known
-    network = NetworkConfig.model_validate(record.network)
-    limits = Limits(
+    network = record.network
+    limits = UploadLimits(
         unpacked_bytes=int(settings.max_unpacked_mb * 1e6),
         images=settings.max_task_images,
         classes=settings.max_task_classes,
@@ -159,12 +158,14 @@ def _kept(state: State, upload: Upload, task: Task) -> Task:
 @router.get("")
 def list_tasks(state: StateDep, caller: Anybody) -> TaskList:
     """Newest first."""
-    return TaskList(tasks=[TaskResponse.of(task) for task in state.tasks.of(caller.sees)])
+    return TaskList(
+        tasks=[TaskResponse.model_validate(task) for task in state.tasks.of(caller.sees)]
+    )
 
 
 @router.get("/{task_id}")
 def get_task(task: TaskDep, _: Anybody) -> TaskResponse:
-    return TaskResponse.of(task)
+    return TaskResponse.model_validate(task)
 
 
 @router.get("/{task_id}/preview.png", response_class=Response)

@@ -20,6 +20,13 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from PIL import Image
 from redis import RedisError
 
+from fineserve.wire import (
+    MAX_SEED,
+    GenerateRequest,
+    GenerationResponse,
+    ImageResponse,
+    Seconds,
+)
 from registry.errors import IllegalTransition
 from registry.events import follow, stream_key
 from registry.queue import SAMPLE_TASK
@@ -29,13 +36,6 @@ from service.access import Caller, GenerationDep, Sampler
 from service.deps import IdempotencyKey, LastEventId, State, StateDep
 from service.problems import Problem, no_family
 from service.routes.models import require_servable, require_worker
-from service.schemas import (
-    MAX_SEED,
-    GenerateRequest,
-    GenerationResponse,
-    ImageResponse,
-    Seconds,
-)
 from service.streams import events
 from service.submission import check_limits, require_room, submit
 

@@ -1,7 +1,6 @@
 """/models: from a budget to a model."""
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -12,18 +11,18 @@ from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from kombu.exceptions import OperationalError
 
+from fineserve.wire import DEFAULT_TASK, ModelList, ModelRequest, ModelResponse, Refinement
 from registry.datasets import Task
 from registry.errors import ArtifactError
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.queue import BUILD_TASK, EXPORT_TASK, SAMPLE_QUEUE
-from registry.records import DEFAULT_TASK, ModelRecord, ModelStatus, PlanRecord, Refinement
+from registry.records import ModelRecord, ModelStatus
 from registry.repository import Reason
 from registry.store import revision_name
 from service.access import Anybody, Caller, Deployer, ModelDep, visible
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, State, StateDep
 from service.planning import choose_site, solve_budget
 from service.problems import Problem, no_family, storage_full, unavailable
-from service.schemas import ModelList, ModelRequest, ModelResponse
 from service.streams import events
 from service.submission import require_room, submit
 
@@ -50,7 +49,7 @@ def create_model(
     )
     submit(state, BUILD_TASK, stored)
     response.headers["Location"] = f"/models/{stored.id}"
-    return ModelResponse.of(stored)
+    return ModelResponse.model_validate(stored)
 
 
 def _task(state: State, request: ModelRequest, caller: Caller) -> Task | None:
@@ -76,7 +75,6 @@ def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelReco
     site = choose_site(state, request, live=True)
     class_names = None if task is None else task.class_names
     solution = solve_budget(state, request, site, len(class_names) if class_names else None)
-    plan = PlanRecord.model_validate(dataclasses.asdict(solution.plan))
     model_id = ModelRecord.new_id()
     return ModelRecord(
         id=model_id,
@@ -88,7 +86,7 @@ def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelReco
         class_names=class_names,
         budget=request.budget,
         refine=request.refine and Refinement(max_seconds=request.refine.max_seconds),
-        plan=plan,
+        plan=solution.plan,
     )
 
 
@@ -99,13 +97,14 @@ def list_models(
     """Newest first; deleted ones are left out."""
     page = state.repository.models.page(offset, limit, caller.sees)
     return ModelList(
-        models=[ModelResponse.of(record) for record in page.items], next_offset=page.next_offset
+        models=[ModelResponse.model_validate(record) for record in page.items],
+        next_offset=page.next_offset,
     )
 
 
 @router.get("/{model_id}")
 def get_model(record: ModelDep, _: Anybody) -> ModelResponse:
-    return ModelResponse.of(record)
+    return ModelResponse.model_validate(record)
 
 
 @router.delete("/{model_id}", status_code=204)
@@ -126,7 +125,7 @@ def cancel_model(record: ModelDep, state: StateDep, _: Deployer) -> ModelRespons
             return {"refine": current.refine.model_copy(update={"stopped": True})}
         return {"status": ModelStatus.CANCELLED}
 
-    return ModelResponse.of(state.repository.models.decide(record.id, cancelled))
+    return ModelResponse.model_validate(state.repository.models.decide(record.id, cancelled))
 
 
 @router.get("/{model_id}/events", response_class=EventSourceResponse)

@@ -13,7 +13,8 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
-from learngenes.config import NetworkConfig
+from fineserve.wire import GenerateRequest, Text
+from learngenes.config import Scheduler
 from registry.errors import RecordNotFound
 from registry.records import GenerationRecord, ModelRecord
 from service.access import Anybody, Caller, ModelDep, Sampler, visible
@@ -25,7 +26,6 @@ from service.routes.generations import (
     pictures_of,
     stay_for,
 )
-from service.schemas import GenerateRequest, Text
 
 
 class _Route(APIRoute):
@@ -89,7 +89,7 @@ class ImagesRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1)] = 25
     guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] = 2.0
-    scheduler: Literal["ddim", "dpmsolver++", "euler"] = "ddim"
+    scheduler: Scheduler = Scheduler.DDIM
 
 
 class ImageData(BaseModel):
@@ -150,7 +150,7 @@ def _check_size(state: State, request: ImagesRequest, caller: Caller) -> str:
     family = state.repository.family(model.family)
     if family is None:
         raise no_family(model.family)
-    side = NetworkConfig.model_validate(family.network).image_size
+    side = family.network.image_size
     size = f"{side}x{side}"
     if request.size not in (None, "auto", size):
         raise Problem(

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
+from fineserve.wire import PlanRequest, PlanResponse
 from service.access import Anybody
 from service.deps import StateDep
 from service.planning import choose_site, solve_budget
-from service.schemas import PlanRequest, PlanResponse
 
 router = APIRouter(tags=["sizing"])
 

@@ -9,6 +9,16 @@ from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from fineserve.wire import (
+    CallerResponse,
+    FamilyList,
+    FamilyResponse,
+    ModelResponse,
+    Readiness,
+    Snapshot,
+    Status,
+    WorkerResponse,
+)
 from registry.keys import Scope
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE
 from registry.records import FamilyRecord
@@ -17,15 +27,6 @@ from service.access import Anybody, Caller
 from service.deps import State, StateDep
 from service.planning import missing_profiles
 from service.problems import Problem
-from service.schemas import (
-    CallerResponse,
-    FamilyList,
-    ModelResponse,
-    Readiness,
-    Snapshot,
-    Status,
-    WorkerResponse,
-)
 from service.submission import no_room
 
 log = structlog.get_logger()
@@ -39,12 +40,16 @@ SNAPSHOT_MODELS = 50
 @router.get("/families")
 def list_families(state: StateDep, _: Anybody) -> FamilyList:
     """What the workers hold."""
-    return FamilyList(families=state.repository.families())
+    return FamilyList(families=[_shown(family) for family in state.repository.families()])
 
 
 @router.get("/families/{name}")
-def get_family(name: str, state: StateDep, _: Anybody) -> FamilyRecord:
-    return _family(state, name)
+def get_family(name: str, state: StateDep, _: Anybody) -> FamilyResponse:
+    return _shown(_family(state, name))
+
+
+def _shown(family: FamilyRecord) -> FamilyResponse:
+    return FamilyResponse.model_validate(family.model_dump(mode="json"))
 
 
 def _family(state: State, name: str) -> FamilyRecord:
@@ -90,7 +95,7 @@ def _status(state: State, caller: Caller) -> Status:
         caller=key and CallerResponse(key=key.id, owner=key.owner, scopes=key.scopes),
         missing=_missing(state),
         families=[family.name for family in repository.families()],
-        workers=[WorkerResponse.of(worker) for worker in workers],
+        workers=[WorkerResponse.model_validate(worker) for worker in workers],
         queues={queue: state.waiting(queue) for queue in (BUILD_QUEUE, SAMPLE_QUEUE)},
         active_models=repository.models.count_active(),
         active_generations=repository.generations.count_active(),
@@ -122,7 +127,7 @@ def _snapshot(state: State, caller: Caller) -> str:
     made = state.repository.images_made()
     return Snapshot(
         status=_status(state, caller),
-        models=[ModelResponse.of(record) for record in newest],
+        models=[ModelResponse.model_validate(record) for record in newest],
         images={record.id: made[record.id] for record in newest if record.id in made},
     ).model_dump_json()
 

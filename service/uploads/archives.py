@@ -42,7 +42,7 @@ class UploadError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class UploadLimits:
     unpacked_bytes: int
     images: int
     classes: int
@@ -63,7 +63,7 @@ class Upload:
     class_names: list[str]
 
 
-def read_upload(file: IO[bytes], limits: Limits, channels: int, side: int) -> Upload:
+def read_upload(file: IO[bytes], limits: UploadLimits, channels: int, side: int) -> Upload:
     """All images, resized to `side` and converted to grey or RGB. Raises UploadError.
 
     Of a dataset with several splits those of `train`.
@@ -98,7 +98,7 @@ def read_upload(file: IO[bytes], limits: Limits, channels: int, side: int) -> Up
     )
 
 
-def _check_classes(class_names: list[str], names: list[str], limits: Limits) -> None:
+def _check_classes(class_names: list[str], names: list[str], limits: UploadLimits) -> None:
     if not names:
         raise UploadError(
             f"there are no images ({', '.join(sorted(SUFFIXES))}) in it; put each into a folder "
@@ -111,7 +111,7 @@ def _check_classes(class_names: list[str], names: list[str], limits: Limits) -> 
             raise UploadError(f"class {name!r} has one image; send {LEAST_OF_A_CLASS} or more")
 
 
-def _labelled(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, str, bytes]]:
+def _labelled(file: IO[bytes], limits: UploadLimits) -> Iterator[tuple[str, str, bytes]]:
     """Class name, place in the archive and encoded image, in the order of the archive."""
     try:
         dataset = _dataset(file, limits)
@@ -136,7 +136,7 @@ def _rows(path: PurePosixPath, opened: IO[bytes]) -> Iterator[tuple[str, str, by
         raise UploadError(f"{str(path)!r} {error}") from error
 
 
-def _dataset(file: IO[bytes], limits: Limits) -> set[PurePosixPath]:
+def _dataset(file: IO[bytes], limits: UploadLimits) -> set[PurePosixPath]:
     """The files of a dataset's training split; none when the archive holds images instead."""
     saved: dict[PurePosixPath, set[PurePosixPath]] = {}
     images, data = False, set()
@@ -172,7 +172,7 @@ def _data_files(opened: IO[bytes]) -> list[str]:
         return []  # of something else
 
 
-def _members(file: IO[bytes], limits: Limits) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+def _members(file: IO[bytes], limits: UploadLimits) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
     """Images and datasets by their path, to be read at once; what else there is, is skipped."""
     allowance = _Allowance(limits.unpacked_bytes)
     members = _zipped if zipfile.is_zipfile(file) else _tarred
@@ -218,7 +218,7 @@ def _tarred(file: IO[bytes], allowance: "_Allowance") -> Iterator[tuple[PurePosi
                 yield path, opened
 
 
-def _content(opened: IO[bytes], limits: Limits) -> bytes:
+def _content(opened: IO[bytes], limits: UploadLimits) -> bytes:
     """And one byte more of what is too large."""
     return opened.read(limits.file_bytes + 1)
 
@@ -263,7 +263,7 @@ def _wanted(path: PurePosixPath) -> bool:
     return known and not _hidden(path)
 
 
-def _check_file(where: str, size: int, limits: Limits) -> None:
+def _check_file(where: str, size: int, limits: UploadLimits) -> None:
     if size > limits.file_bytes:
         raise UploadError(
             f"{where!r} has more than {limits.file_bytes / 1e6:.0f} MB; scale it down"
@@ -299,7 +299,7 @@ def _class(name: str) -> str:
 
 
 def _scaled(
-    where: str, content: bytes, limits: Limits, channels: int, side: int
+    where: str, content: bytes, limits: UploadLimits, channels: int, side: int
 ) -> tuple[NDArray[np.uint8], int]:
     """(C, side, side), and how many pixels it had."""
     try:

@@ -16,7 +16,7 @@ from service.app import make_app
 from tests.support.devices import keep_profile
 from worker.build.build import build
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampler
+from worker.sampling.sample import Sampling
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def url(settings: Settings, runtime: Runtime) -> Iterator[str]:
 def working(runtime: Runtime, quick_verification: None) -> Iterator[None]:
     """Every record is worked on as soon as it is accepted."""
     stop = threading.Event()
-    sampler = Sampler(runtime)
+    sampler = Sampling(runtime)
     repository = runtime.repository
 
     def work() -> None:

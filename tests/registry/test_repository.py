@@ -17,6 +17,7 @@ from registry.errors import (
 from registry.records import FamilyRecord, ModelRecord, WorkerRecord
 from registry.repository import Reason, Records, Repository, Room
 from tests.support.records import queued_model
+from tests.support.sizing import NETWORK, SIZES
 
 
 @pytest.fixture
@@ -246,8 +247,8 @@ def a_worker(worker_id: str) -> WorkerRecord:
 def a_family(name: str) -> FamilyRecord:
     return FamilyRecord(
         name=name,
-        network={},
-        sizes={},
+        network=NETWORK,
+        sizes=SIZES,
         class_names=[],
         licence="",
         trained_steps=1,

@@ -13,7 +13,7 @@ from service.app import make_app
 from tests.support.devices import keep_profile
 from worker.build.build import build
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampler
+from worker.sampling.sample import Sampling
 
 LOCAL = "http://127.0.0.1"
 
@@ -24,7 +24,7 @@ class Stack:
 
     api: TestClient
     runtime: Runtime
-    sampler: Sampler
+    sampler: Sampling
 
     def plan(self, **body: object) -> httpx.Response:
         return self.api.post("/plan", json=body)
@@ -70,7 +70,7 @@ def stack(
     runtime = Runtime.start(settings)
     runtime.announce_families()
     keep_profile(runtime.repository, profile)
-    stack = Stack(api, runtime, Sampler(runtime))
+    stack = Stack(api, runtime, Sampling(runtime))
     stack.heartbeat()
     yield stack
     stack.sampler.engine.stop()

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from learngenes.config import DType, Kind, Mode, Size
+from learngenes.config import DType, Kind, Mode, Scheduler, Size
 from learngenes.family.family import Family
-from learngenes.model.diffusion import SAMPLERS
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import initial_noise
 from learngenes.model.sigma import interpolated
@@ -74,7 +73,7 @@ class Desk:
         *,
         num_inference_steps: int = 4,
         guidance_scale: float = 2.0,
-        scheduler: str = "ddim",
+        scheduler: Scheduler = Scheduler.DDIM,
     ) -> Part:
         diffusion = self.shared.family.manifest.diffusion
         steps = schedule(diffusion, scheduler, num_inference_steps)
@@ -102,7 +101,7 @@ class Desk:
             [generator.randrange(1000) for _ in range(images)],
             num_inference_steps=generator.randint(1, 7),
             guidance_scale=generator.choice([1.0, 1.5, 4.0]),
-            scheduler=generator.choice(SAMPLERS),
+            scheduler=generator.choice([*Scheduler]),
         )
 
     def alone(self, part: Part, kernels: Kernels | None = None) -> Tensor:

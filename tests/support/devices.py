@@ -8,13 +8,12 @@ from learngenes.device import default_device, device_class, native_bfloat16, pac
 from learngenes.family.family import Family, load_family
 from learngenes.measuring.model import Measurement, measure
 from learngenes.model.factors import Scales
-from learngenes.sizing.cost import Workload
+from learngenes.sizing.budget import Budget, Plan
 from learngenes.sizing.profile import DeviceProfile
-from learngenes.sizing.solver import Candidates, Constraints, Plan, solve
-from registry.records import Budget
+from learngenes.sizing.solver import Candidates, solve
 from registry.repository import Repository
 from tests.support.sizing import device_profile
-from worker.build.verify import Request
+from worker.build.verify import Verification
 
 
 def made_up_profile(family: Family) -> DeviceProfile:
@@ -42,13 +41,13 @@ def planned(family: Family, profile: DeviceProfile, budget: Budget) -> Plan:
     """What the service decides."""
     manifest = family.manifest
     assert family.quality is not None
-    sampling = {"n", "num_inference_steps", "guidance_scale"}
-    workload = Workload(budget.n, budget.num_inference_steps, budget.guidance_scale > 1)
-    candidates = Candidates.of(manifest.network, manifest.sizes, family.quality, profile, workload)
-    return solve(candidates, Constraints.stated(**budget.model_dump(exclude=sampling))).plan
+    candidates = Candidates.of(
+        manifest.network, manifest.sizes, family.quality, profile, budget.workload
+    )
+    return solve(candidates, budget.constraints).plan
 
 
-def verify_here(request: Request, scales: Scales, on_wait: Callable[[], None]) -> Measurement:
+def verify_here(request: Verification, scales: Scales, on_wait: Callable[[], None]) -> Measurement:
     """`worker.build.verify.verify` without a process of its own, which takes seconds to start."""
     on_wait()
     family = load_family(request.family).to(default_device())

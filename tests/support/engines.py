@@ -17,7 +17,7 @@ from learngenes.model.sampling import sample
 from learngenes.stepping.batch import Batch
 from tests.support.batches import other_scales
 from worker.sampling.engine import Engine
-from worker.sampling.tickets import Pixels, Request, Ticket
+from worker.sampling.tickets import Pixels, SampleRequest, Ticket
 
 FULL_ROWS = 12
 SECONDS = 60.0
@@ -87,7 +87,9 @@ class Model:
         return other_scales(family, Size(depth=self.depth, rank=self.rank), self.seed)
 
 
-def ask(family: Family, model: Model | None = None, images: int = 2, **changes: Any) -> Request:
+def ask(
+    family: Family, model: Model | None = None, images: int = 2, **changes: Any
+) -> SampleRequest:
     model = model or Model()
     fields: dict[str, Any] = {
         "family": family,
@@ -102,7 +104,7 @@ def ask(family: Family, model: Model | None = None, images: int = 2, **changes: 
         "num_inference_steps": 3,
         "target_seconds": inf,
     }
-    return Request(**{**fields, **changes})
+    return SampleRequest(**{**fields, **changes})
 
 
 def images_of(ticket: Ticket) -> list[Pixels]:
@@ -110,7 +112,7 @@ def images_of(ticket: Ticket) -> list[Pixels]:
     return ticket.images()
 
 
-def alone(engine: Engine, request: Request) -> list[Pixels]:
+def alone(engine: Engine, request: SampleRequest) -> list[Pixels]:
     """Of a request when the engine has nothing else to do."""
     return images_of(engine.submit(request))
 
@@ -119,7 +121,7 @@ def same(ours: Sequence[Pixels], theirs: Sequence[Pixels]) -> bool:
     return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
 
 
-def reference(family: Family, model: Model, request: Request) -> np.ndarray:
+def reference(family: Family, model: Model, request: SampleRequest) -> np.ndarray:
     """By the model's own network and diffusers' scheduler."""
     images = sample(
         family.assemble(model.scales(family), model.mode, model.dtype),

@@ -1,6 +1,8 @@
 """Records as the service would leave them."""
 
-from registry.records import Budget, Cost, ModelRecord, PlanRecord
+from learngenes.config import DType, Mode
+from learngenes.sizing.budget import Budget, Cost, Plan
+from registry.records import ModelRecord
 
 A_COST = Cost(
     memory_bytes=300_000,
@@ -8,11 +10,11 @@ A_COST = Cost(
     latency_seconds=0.1,
     latency_p95_seconds=0.12,
 )
-A_PLAN = PlanRecord(
+A_PLAN = Plan(
     depth=3,
     rank=24,
-    mode="materialised",
-    dtype="float32",
+    mode=Mode.MATERIALISED,
+    dtype=DType.FLOAT32,
     n=4,
     predicted=A_COST,
     quality=0.5,
@@ -22,7 +24,7 @@ A_PLAN = PlanRecord(
 def queued_model(
     family: str = "tiny",
     device_class: str = "a-device",
-    plan: PlanRecord = A_PLAN,
+    plan: Plan = A_PLAN,
     **budget: object,
 ) -> ModelRecord:
     """With a budget of two steps in 1 GB unless it says otherwise."""

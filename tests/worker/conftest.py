@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from learngenes.config import Scheduler
 from learngenes.family.family import Family
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.stepping.batch import Batch
@@ -13,7 +14,7 @@ from tests.support.engines import AMPLE, Gate, made_up_costs
 from tests.support.records import queued_model
 from worker.runtime import Housekeeping, Runtime
 from worker.sampling.engine import Engine
-from worker.sampling.sample import Sampler
+from worker.sampling.sample import Sampling
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def build_housekeeping(runtime: Runtime) -> Housekeeping[ModelRecord]:
 
 
 @pytest.fixture
-def sampler(runtime: Runtime) -> Iterator[Sampler]:
-    sampler = Sampler(runtime)
+def sampler(runtime: Runtime) -> Iterator[Sampling]:
+    sampler = Sampling(runtime)
     yield sampler
     sampler.engine.stop()
 
@@ -63,7 +64,7 @@ def make_generation(runtime: Runtime) -> MakeGeneration:
                 seeds=list(range(n)),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=2.0,
-                scheduler="ddim",
+                scheduler=Scheduler.DDIM,
                 **more,
             )
         )

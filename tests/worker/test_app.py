@@ -137,7 +137,7 @@ def test_a_worker_that_cannot_start_ends(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("worker.app.Sampler", fail)
+    monkeypatch.setattr("worker.app.Sampling", fail)
     app = make_app(settings)
     app.amqp.queues.select(["sample.a-device"])
     with pytest.raises(SystemExit) as ended:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from learngenes.family.family import FamilyError
-from learngenes.sizing.quality import QualityTable
 from registry.records import now
 from registry.settings import Settings
 from tests.service.conftest import beat
@@ -21,10 +20,10 @@ def test_families_are_announced_with_what_the_solver_needs(runtime: Runtime) -> 
     runtime.announce_families()
     (family,) = runtime.repository.families()
     assert family.name == "tiny"
-    assert family.network["width"] == 32
-    assert family.sizes == {"depths": [2, 3, 4], "ranks": [8, 24, 48]}
+    assert family.network.width == 32
+    assert family.sizes == runtime.family("tiny").manifest.sizes
     assert family.fingerprint == runtime.family("tiny").fingerprint
-    assert QualityTable.model_validate(family.quality) == runtime.family("tiny").quality
+    assert family.quality == runtime.family("tiny").quality
 
 
 def test_housekeeping_shows_that_the_worker_is_alive(runtime: Runtime) -> None:

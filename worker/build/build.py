@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from pydantic_core import to_json
 from redis import RedisError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from learngenes.config import DType, Mode, Size
+from fineserve.wire import DEFAULT_TASK
+from learngenes.config import Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import release_memory
 from learngenes.family.family import Family
 from learngenes.model.factors import Own, Scales, own_from_stacked
 from learngenes.model.sigma import interpolated
-from learngenes.sizing import profile as sizing
-from learngenes.sizing.cost import Workload
+from learngenes.sizing.budget import Cost, Plan, Verified
 from learngenes.sizing.profile import DeviceProfile
-from learngenes.sizing.solver import Candidates, Constraints, Impossible, Infeasible, Plan, solve
+from learngenes.sizing.solver import Candidates, Impossible, Infeasible, solve
 from learngenes.training.refine import RefinementConfig, refine
 from learngenes.training.retrain import TASK_RETRAINING, RetrainingConfig, retrain
 from learngenes.training.tuning import Enough, Pause, Progress
@@ -36,10 +37,10 @@ from registry import metrics
 from registry.datasets import IMAGES_FILE, Tasks
 from registry.errors import ArtifactError, RecordNotFound, StorageFull, Superseded
 from registry.queue import BUILD_TASK
-from registry.records import DEFAULT_TASK, Cost, ModelRecord, ModelStatus, PlanRecord, Verified, now
+from registry.records import ModelRecord, ModelStatus, now
 from registry.store import ArtifactStore, record_name, revision_name
 from worker.build.profiles import candidates, correct_profile, ensure_profile
-from worker.build.verify import Request, verify
+from worker.build.verify import Verification, verify
 from worker.runtime import GivingWay, Reporter, Runtime
 
 log = structlog.get_logger()
@@ -84,14 +85,7 @@ class _Build:
         self.runtime = runtime
         self.record = record
         self.family = runtime.family(record.family)
-        budget = record.budget
-        self.workload = Workload(
-            n=budget.n,
-            num_inference_steps=budget.num_inference_steps,
-            guided=budget.guidance_scale > 1,
-        )
-        sampling = {"n", "num_inference_steps", "guidance_scale"}
-        self.constraints = Constraints.stated(**budget.model_dump(exclude=sampling))
+        self.workload, self.constraints = record.budget.workload, record.budget.constraints
         self.reporter = Reporter(runtime, runtime.repository.models, record)
         self._source = self.family.scales
         self._num_classes: int | None = None
@@ -159,7 +153,7 @@ class _Build:
                 return scales, measured
             scales = self._replace(self._step_down(measured, over), measured, scales)
 
-    def _replace(self, plan: PlanRecord, measured: Cost, scales: Scales) -> Scales:
+    def _replace(self, plan: Plan, measured: Cost, scales: Scales) -> Scales:
         """Begin again with a smaller plan: its first revision, and then what says so, at once."""
         source = scales if plan.rank <= scales.rank else self._source
         smaller = interpolated(source, Size(depth=plan.depth, rank=plan.rank))
@@ -204,8 +198,8 @@ class _Build:
 
     def _replan(self) -> None:
         """The decision is this device's: its profile may have changed since the request."""
-        plan = _record(solve(self._candidates(), self.constraints).plan)
-        if _choice(plan) != _choice(self.record.plan):
+        plan = solve(self._candidates(), self.constraints).plan
+        if plan.constraints != self.record.plan.constraints:
             reason = "this device's profile has changed since the request"
             self._tell("replanned", before=self.record.plan, plan=plan, reason=reason)
         self._change(plan=plan)
@@ -330,25 +324,24 @@ class _Build:
             time.sleep(0.1)
         plan = self.record.plan
         measurement = verify(
-            Request(
+            Verification(
                 family=self.runtime.directories[self.record.family],
                 depth=plan.depth,
                 rank=plan.rank,
-                mode=Mode(plan.mode),
-                dtype=DType(plan.dtype),
+                mode=plan.mode,
+                dtype=plan.dtype,
                 workload=self.workload,
                 max_seconds=self.runtime.settings.verify_seconds,
             ),
             own,
             self.reporter.tell,
         )
-        size = Constraints(**_choice(plan))
 
-        def predicted(profile: DeviceProfile) -> sizing.Cost:
-            return solve(self._candidates_by(profile), size).plan.predicted
+        def predicted(profile: DeviceProfile) -> Cost:
+            return solve(self._candidates_by(profile), plan.constraints).plan.predicted
 
         correct_profile(self.runtime, self.family, predicted, measurement.cost)
-        measured = Cost.model_validate(dataclasses.asdict(measurement.cost))
+        measured = measurement.cost
         for quantity in ("memory_bytes", "process_memory_bytes", "latency_p95_seconds"):
             ratio = getattr(measured, quantity) / getattr(plan.predicted, quantity)
             metrics.MEASURED_RATIO.labels(quantity).observe(ratio)
@@ -370,10 +363,9 @@ class _Build:
         return over
 
     def _scoped(self, cost: Cost) -> int:
-        process = self.constraints.mem_scope == "process"
-        return cost.process_memory_bytes if process else cost.memory_bytes
+        return cost.scoped_memory_bytes(self.constraints.mem_scope)
 
-    def _step_down(self, measured: Cost, over: list[str]) -> PlanRecord:
+    def _step_down(self, measured: Cost, over: list[str]) -> Plan:
         """The best of those that keep the budget if they miss their prediction as this one did.
 
         Raises OverBudget when there is none, or it was tried often enough.
@@ -388,8 +380,7 @@ class _Build:
             raise OverBudget(f"{story}, after {MOST_STEPS_DOWN} smaller ones; raise the budget")
         every = self._candidates()
         try:
-            now_predicted = solve(every, Constraints(**_choice(plan))).plan.predicted
-            predicted = Cost.model_validate(dataclasses.asdict(now_predicted))
+            predicted = solve(every, plan.constraints).plan.predicted
             tightened: dict[str, float] = {}
             if "max_mem_gb" in over and self.constraints.max_mem_bytes is not None:
                 missed = min(1, self._scoped(predicted) / self._scoped(measured))
@@ -402,8 +393,8 @@ class _Build:
             smaller = solve(every, self.constraints.model_copy(update=tightened)).plan
         except (Impossible, Infeasible) as error:
             raise OverBudget(f"{story}; {error}; raise the budget or fix less") from error
-        log.info("stepping down", model=self.record.id, over=over, plan=_choice(_record(smaller)))
-        return _record(smaller)
+        log.info("stepping down", model=self.record.id, over=over, plan=smaller)
+        return smaller
 
     def _change(self, **changes: Any) -> None:
         """Raises Superseded when this attempt is no longer the current one."""
@@ -412,11 +403,7 @@ class _Build:
         )
 
     def _tell(self, event: str, **data: object) -> None:
-        plain = {
-            name: value.model_dump() if isinstance(value, PlanRecord | Cost) else value
-            for name, value in data.items()
-        }
-        self.runtime.repository.models.tell(self.record.id, event, json.dumps(plain))
+        self.runtime.repository.models.tell(self.record.id, event, to_json(data).decode())
 
     def _on_progress(self, progress: Progress) -> ModelRecord | None:
         def told() -> str:
@@ -435,14 +422,6 @@ class _Build:
                 "family_fingerprint": self.family.fingerprint,
             },
         )
-
-
-def _record(plan: Plan) -> PlanRecord:
-    return PlanRecord.model_validate(dataclasses.asdict(plan))
-
-
-def _choice(plan: PlanRecord) -> dict[str, object]:
-    return plan.model_dump(include={"depth", "rank", "mode", "dtype"})
 
 
 def load_task(

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import structlog
 import torch
-from pydantic import ValidationError
 
 from learngenes.config import DType, Mode, Size
 from learngenes.family.family import Family
 from learngenes.measuring.device import OnProgress, execution_on, measure_profile
-from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes
-from learngenes.sizing.profile import Cost, DeviceProfile
+from learngenes.sizing.budget import Cost, Workload
+from learngenes.sizing.cost import memory_bytes, shared_bytes
+from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, Impossible
-from worker.build.verify import Request, verify
+from worker.build.verify import Verification, verify
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -32,14 +32,7 @@ def ensure_profile(runtime: Runtime, family: str) -> DeviceProfile:
 def stored_profile(runtime: Runtime, family: str) -> DeviceProfile | None:
     """None when there is none or it is stale."""
     raw = runtime.repository.profile(runtime.device_class, family)
-    if raw is None:
-        return None
-    try:
-        profile = DeviceProfile.model_validate_json(raw)
-    except ValidationError:
-        return None  # of another release
-    fits = profile.fits(runtime.family(family).fingerprint, torch.__version__)
-    return profile if fits else None
+    return DeviceProfile.fitting(raw, runtime.family(family).fingerprint, torch.__version__)
 
 
 def refresh_profile(
@@ -68,7 +61,7 @@ def process_base_bytes(family: Family, directory: Path) -> int:
     workload = Workload(n=1, num_inference_steps=1)
     execution = execution_on(family.stem.positions.device, Mode.FACTORED, DType.INT8)
     measured = verify(
-        Request(
+        Verification(
             family=directory,
             depth=size.depth,
             rank=size.rank,
@@ -91,9 +84,7 @@ def candidates(
     Raises Impossible when the family is not calibrated.
     """
     manifest = family.manifest
-    network = manifest.network
-    if num_classes is not None:
-        network = network.model_copy(update={"num_classes": num_classes})
+    network = manifest.network.with_classes(num_classes)
     if family.quality is None:
         raise Impossible(f"the family {manifest.name} is not calibrated")
     return Candidates.of(network, manifest.sizes, family.quality, profile, workload)

@@ -23,7 +23,7 @@ from learngenes.family.family import Family, load_family
 from learngenes.measuring.model import Measurement, measure
 from learngenes.model.factors import Own, own_from_stacked
 from learngenes.model.sigma import interpolated
-from learngenes.sizing.cost import Workload
+from learngenes.sizing.budget import Workload
 from registry.errors import StorageFull
 
 POLL_SECONDS = 0.2
@@ -35,7 +35,7 @@ class VerificationError(RuntimeError):
     """The measuring process died; the message has its last words."""
 
 
-class Request(BaseModel):
+class Verification(BaseModel):
     family: Path
     """The family's directory."""
     depth: int
@@ -49,7 +49,7 @@ class Request(BaseModel):
 
 
 def verify(
-    request: Request, own: Own | None = None, on_wait: Callable[[], object] = lambda: None
+    request: Verification, own: Own | None = None, on_wait: Callable[[], object] = lambda: None
 ) -> Measurement:
     """Measure in a fresh process. `on_wait` is called now and then and may raise to stop.
 
@@ -95,14 +95,14 @@ def verify(
             return TypeAdapter(Measurement).validate_json(process.stdout.read())
 
 
-def _own(request: Request, family: Family) -> Own:
+def _own(request: Verification, family: Family) -> Own:
     if request.own is None:
         return interpolated(family.scales, Size(depth=request.depth, rank=request.rank))
     return own_from_stacked(load_file(request.own)).to(default_device())
 
 
 def main() -> None:
-    request = Request.model_validate_json(sys.stdin.read())
+    request = Verification.model_validate_json(sys.stdin.read())
     family = load_family(request.family).to(default_device())
     model = family.assemble(_own(request, family), request.mode, request.dtype)
     release_memory(default_device())  # of what was only stored in another dtype

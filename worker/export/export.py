@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 import structlog
+from pydantic_core import to_json
 from redis.exceptions import RedisError
 
-from learngenes.config import DType, Mode
 from learngenes.family.family import Family
 from learngenes.formats.diffusers import PIPELINE_NULL_CLASS, export_model
 from learngenes.formats.native import save_model
@@ -150,8 +150,8 @@ def _write(
             directory,
             family,
             own,
-            Mode(record.plan.mode),
-            DType(record.plan.dtype),
+            record.plan.mode,
+            record.plan.dtype,
             record.class_names or family.manifest.class_names,
             whole=form is ExportFormat.NATIVE,
         )
@@ -183,7 +183,7 @@ def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
         mode=plan.mode,
         dtype=plan.dtype,
         budget=record.budget.model_dump_json(exclude_none=True),
-        measured=measured.model_dump_json() if measured else "not yet",
+        measured=to_json(measured).decode() if measured else "not yet",
         channels=manifest.network.image_channels,
         pixels=manifest.network.image_size,
         classes=classes,

@@ -41,11 +41,11 @@ from worker.sampling.tickets import (
     NotFinite,
     Pixels,
     Preview,
-    Request,
+    SampleRequest,
     Ticket,
     TicketPart,
 )
-from worker.sampling.turns import Limits, choose
+from worker.sampling.turns import BatchLimits, choose
 
 log = structlog.get_logger()
 
@@ -119,7 +119,7 @@ class Engine:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: SampleRequest) -> Ticket:
         """Raises what `request.load` raises, and EngineStopped."""
         known = self.residency.knows(request.model_key)
         ticket = Ticket(request, None if known else request.load())
@@ -290,11 +290,11 @@ class Engine:
         everybody = len(self._running) == len(self._parts)
         return steps if everybody else min(steps, QUANTUM_STEPS)
 
-    def _limits(self, pool: Pool) -> Limits:
+    def _limits(self, pool: Pool) -> BatchLimits:
         costs = self.costs[_cost_key(pool.shared)]
         free = self.residency.budget_bytes - self.residency.nbytes
         rows = min(costs.full_rows, pool.most_rows, free // costs.row_bytes)
-        return Limits(rows, costs.step_seconds)
+        return BatchLimits(rows, costs.step_seconds)
 
     def _start_batch(self, parts: list[TicketPart]) -> None:
         pool, states = parts[0].pool, [part.state for part in parts if part.state is not None]

@@ -16,7 +16,6 @@ from typing import NoReturn
 import structlog
 from PIL import Image
 
-from learngenes.config import DType, Mode
 from learngenes.device import capacity_bytes
 from registry import metrics
 from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
@@ -26,7 +25,7 @@ from worker.build.build import load_own
 from worker.runtime import PROGRESS_SECONDS, Reporter, Runtime
 from worker.sampling.engine import Engine
 from worker.sampling.step_costs import step_costs
-from worker.sampling.tickets import EngineStopped, Pixels, Request, Ticket
+from worker.sampling.tickets import EngineStopped, Pixels, SampleRequest, Ticket
 
 log = structlog.get_logger()
 
@@ -37,7 +36,7 @@ SWITCH_SECONDS = 0.0005
 """How long a waiting task may keep the engine from its next operation; 5 ms by default."""
 
 
-class Sampler:
+class Sampling:
     def __init__(self, runtime: Runtime) -> None:
         """Starts the engine: half a minute, or three when it has to compile."""
         self.runtime = runtime
@@ -100,15 +99,17 @@ class Sampler:
         )
         metrics.IMAGES.labels(model.plan.depth).inc(len(pictures))
 
-    def _request(self, record: GenerationRecord, model: ModelRecord, revision: int) -> Request:
+    def _request(
+        self, record: GenerationRecord, model: ModelRecord, revision: int
+    ) -> SampleRequest:
         family = self.runtime.family(model.family)
-        return Request(
+        return SampleRequest(
             family=family,
             model=model.id,
             revision=revision,
             rank=model.plan.rank,
-            mode=Mode(model.plan.mode),
-            dtype=DType(model.plan.dtype),
+            mode=model.plan.mode,
+            dtype=model.plan.dtype,
             load=lambda: load_own(self.runtime.store, family, model.id, revision),
             class_labels=record.class_labels,
             seeds=record.seeds,
@@ -146,7 +147,7 @@ class Sampler:
             progress["b64_png"] = base64.b64encode(encode_png(pixels, PREVIEW_PIXELS)).decode()
         return json.dumps(progress)
 
-    def _submit(self, request: Request) -> Ticket:
+    def _submit(self, request: SampleRequest) -> Ticket:
         try:
             return self.engine.submit(request)
         except EngineStopped:

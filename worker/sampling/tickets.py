@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from opentelemetry.trace import Link
 
-from learngenes.config import DType, Mode
+from learngenes.config import DType, Mode, Scheduler
 from learngenes.family.family import Family
 from learngenes.model.factors import Own
 from learngenes.stepping.batch import Part
@@ -28,7 +28,7 @@ class NotFinite(Exception):
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     family: Family
     model: str
     revision: int
@@ -41,7 +41,7 @@ class Request:
     seeds: Sequence[int]
     num_inference_steps: int
     guidance_scale: float = 2.0
-    scheduler: str = "ddim"
+    scheduler: Scheduler = Scheduler.DDIM
     owner: str = ""
     """Owners have the same share of a device that has too much to do."""
     target_seconds: float | None = None
@@ -68,7 +68,7 @@ class Request:
 class Ticket:
     """A request that the engine has."""
 
-    request: Request
+    request: SampleRequest
     own: Own | None
     """None when the engine had the model already."""
     arrived_at: float = field(default_factory=time.monotonic)

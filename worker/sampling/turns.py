@@ -30,7 +30,7 @@ C = TypeVar("C", bound=Candidate)
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchLimits:
     """Of one place."""
 
     rows: int
@@ -59,7 +59,7 @@ def in_turn(candidates: Sequence[C], served: Mapping[str, float]) -> list[C]:
 def choose(
     candidates: Sequence[C],
     served: Mapping[str, float],
-    limits: Callable[[Any], Limits],
+    limits: Callable[[Any], BatchLimits],
     now: float,
 ) -> list[C]:
     """As many as fit, in turn, unless one more would make one before it miss its deadline.

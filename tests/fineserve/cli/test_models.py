@@ -107,7 +107,7 @@ def test_a_generation_that_is_cancelled_is_no_success(
     def gone(_: object, record_id: str) -> None:
         runtime.repository.generations.change(record_id, status="cancelled")
 
-    monkeypatch.setattr("worker.sampling.sample.Sampler.generate", gone)
+    monkeypatch.setattr("worker.sampling.sample.Sampling.generate", gone)
     result = run(url, "generate", model, "--out", str(tmp_path))
     assert result.exit_code == 1
     assert "the generation cancelled" in result.stderr

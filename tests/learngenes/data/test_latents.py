@@ -26,7 +26,8 @@ from learngenes.measuring.device import execution_on, measure_profile
 from learngenes.measuring.model import memory, parameter_bytes
 from learngenes.model.sampling import initial_noise, sample
 from learngenes.model.sigma import interpolated
-from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes, weight_bytes
+from learngenes.sizing.budget import Workload
+from learngenes.sizing.cost import memory_bytes, shared_bytes, weight_bytes
 from learngenes.training.calibrate import calibrate
 from learngenes.training.condense import condense
 from learngenes.training.new_family import pretrain_family

@@ -6,8 +6,9 @@ import torch
 from learngenes.config import DType, Mode, NetworkConfig, SizeSpace
 from learngenes.family.family import Family, load_family
 from learngenes.family.synthetic import DIT_XL_2, DIT_XL_2_SIZES, write_synthetic_family
-from learngenes.sizing.cost import Workload, learngene_parameters
-from learngenes.sizing.solver import Candidates, Constraints, solve
+from learngenes.sizing.budget import Constraints, Workload
+from learngenes.sizing.cost import learngene_parameters
+from learngenes.sizing.solver import Candidates, solve
 from tests.support.sizing import device_profile
 
 SIZES = SizeSpace(depths=(2, 4), ranks=(8, 48))

@@ -10,7 +10,8 @@ from learngenes.family.synthetic import write_synthetic_family
 from learngenes.measuring.device import MOST_P95_RATIO, measure_profile
 from learngenes.measuring.model import run
 from learngenes.model.sigma import interpolated
-from learngenes.sizing.cost import Workload, memory_bytes
+from learngenes.sizing.budget import Workload
+from learngenes.sizing.cost import memory_bytes
 from learngenes.sizing.profile import DeviceProfile
 from tests.support.sizing import EXECUTIONS, NETWORK, SIZES
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from learngenes.config import DType, Mode
+from learngenes.config import DType, Mode, Scheduler
 from learngenes.family.family import Family
 from learngenes.measuring.model import (
     LATENCY_RUNS,
@@ -11,9 +11,8 @@ from learngenes.measuring.model import (
     parameter_bytes,
     run,
 )
-from learngenes.model.diffusion import SAMPLERS
 from learngenes.model.dit import DiT
-from learngenes.sizing.cost import Workload
+from learngenes.sizing.budget import Workload
 
 WORKLOAD = Workload(n=2, num_inference_steps=3)
 
@@ -52,9 +51,9 @@ def test_a_quantised_matrix_counts_as_its_parts(family: Family) -> None:
         assert parameter_bytes(layer) == m * n + 5 * m
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS)
+@pytest.mark.parametrize("scheduler", Scheduler)
 def test_a_run_is_a_batch_as_stated(
-    family: Family, model: DiT, rows: list[int], scheduler: str
+    family: Family, model: DiT, rows: list[int], scheduler: Scheduler
 ) -> None:
     for guided in (True, False):
         workload = Workload(n=3, num_inference_steps=2, guided=guided)
@@ -85,7 +84,7 @@ def test_batches_are_timed_until_the_time_is_up(
 ) -> None:
     measurement = measure(model, family.manifest.diffusion, WORKLOAD, max_seconds)
     assert measurement.latency_runs == runs
-    warm_up, memory_runs = 1, 2 * len(SAMPLERS)
+    warm_up, memory_runs = 1, 2 * len(Scheduler)
     assert rows == [4] * (warm_up + runs * WORKLOAD.num_inference_steps + memory_runs)
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from learngenes.config import Mode, Size
+from learngenes.config import Mode, Scheduler, Size
 from learngenes.family.family import Family, load_family
-from learngenes.model.diffusion import SAMPLERS, sampler
+from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.dit import DiT
 from learngenes.model.sampling import sample
 from learngenes.model.sigma import interpolated
@@ -16,10 +16,10 @@ def model(family: Family) -> DiT:
     return family.assemble(family.scales, Mode.MATERIALISED)
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS)
+@pytest.mark.parametrize("scheduler", Scheduler)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_an_image_depends_on_its_own_seed_only(
-    family: Family, model: DiT, scheduler: str, guidance_scale: float
+    family: Family, model: DiT, scheduler: Scheduler, guidance_scale: float
 ) -> None:
     def images(labels: list[int], seeds: list[int]) -> torch.Tensor:
         return sample(
@@ -70,16 +70,18 @@ def test_every_step_is_told_and_can_stop_the_sampling(family: Family, model: DiT
     assert told == [(1, 4), (2, 4)]
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS)
-def test_every_number_of_steps_gives_as_many_timesteps(family: Family, scheduler: str) -> None:
+@pytest.mark.parametrize("scheduler", Scheduler)
+def test_every_number_of_steps_gives_as_many_timesteps(
+    family: Family, scheduler: Scheduler
+) -> None:
     for n in range(1, 251):
-        timesteps = sampler(family.manifest.diffusion, scheduler, n).timesteps
+        timesteps = diffusers_scheduler(family.manifest.diffusion, scheduler, n).timesteps
         assert len(timesteps) == n
         assert timesteps.min() >= 0
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS)
-def test_one_step_more_changes_a_trained_models_image_little(scheduler: str) -> None:
+@pytest.mark.parametrize("scheduler", Scheduler)
+def test_one_step_more_changes_a_trained_models_image_little(scheduler: Scheduler) -> None:
     family = load_family(Path("families/fashion"))
     model = family.assemble(interpolated(family.scales, Size(depth=3, rank=256)), Mode.MATERIALISED)
     sixty, sixty_one = (
@@ -93,4 +95,4 @@ def test_one_step_more_changes_a_trained_models_image_little(scheduler: str) -> 
 
 def test_an_unknown_scheduler_is_refused(family: Family) -> None:
     with pytest.raises(ValueError, match="choose one of ddim"):
-        sampler(family.manifest.diffusion, "heun", 10)
+        diffusers_scheduler(family.manifest.diffusion, "heun", 10)

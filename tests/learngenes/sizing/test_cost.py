@@ -13,9 +13,9 @@ from learngenes.measuring.device import execution_on
 from learngenes.measuring.model import memory, parameter_bytes
 from learngenes.model.dit import DiT
 from learngenes.model.sigma import interpolated
+from learngenes.sizing.budget import Workload
 from learngenes.sizing.cost import (
     Execution,
-    Workload,
     dense_parameters,
     learngene_parameters,
     memory_bytes,

@@ -6,8 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from learngenes.config import DType, Mode
-from learngenes.sizing.cost import Execution, Workload
-from learngenes.sizing.profile import MOST_DRIFT, P95_RATIO_RANGE, Cost, DeviceProfile
+from learngenes.sizing.budget import Cost, Workload
+from learngenes.sizing.cost import Execution
+from learngenes.sizing.profile import MOST_DRIFT, P95_RATIO_RANGE, DeviceProfile
 from tests.support.sizing import NETWORK, ROWS, SIZES, device_profile, executions
 
 FACTORED = Execution(Mode.FACTORED, DType.FLOAT32)
@@ -57,9 +58,13 @@ def test_a_profile_that_is_not_one_is_refused(
 
 
 def test_it_fits_the_weights_and_the_torch_it_was_measured_with(profile: DeviceProfile) -> None:
-    assert profile.fits("a-family", "2.0")
-    assert not profile.fits("another family", "2.0")
-    assert not profile.fits("a-family", "2.1")
+    kept = profile.model_dump_json()
+    assert DeviceProfile.fitting(kept, "a-family", "2.0") == profile
+    assert DeviceProfile.fitting(kept, "a-family", None) == profile
+    assert DeviceProfile.fitting(kept, "another family", "2.0") is None
+    assert DeviceProfile.fitting(kept, "a-family", "2.1") is None
+    assert DeviceProfile.fitting('{"version": 0}', "a-family", "2.0") is None
+    assert DeviceProfile.fitting(None, "a-family", "2.0") is None
 
 
 def test_it_knows_the_executions_it_was_measured_in(profile: DeviceProfile) -> None:

@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 
 from learngenes.config import DType, Mode, SizeSpace
-from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes
+from learngenes.sizing.budget import Budget, Constraints, Plan, Workload
+from learngenes.sizing.cost import memory_bytes, shared_bytes
 from learngenes.sizing.profile import DeviceProfile, LayerCost
 from learngenes.sizing.quality import QualityTable
-from learngenes.sizing.solver import (
-    Candidates,
-    Constraints,
-    Impossible,
-    Infeasible,
-    Plan,
-    Solution,
-    solve,
-)
+from learngenes.sizing.solver import Candidates, Impossible, Infeasible, Solution, solve
 from tests.support.sizing import EXECUTIONS, NETWORK, ROWS, SIZES, device_profile, quality_table
 
 CASES = 300
@@ -79,7 +72,7 @@ def stated(constraints: Constraints) -> set[str]:
 
 def merged(constraints: Constraints, budget: dict[str, float]) -> Constraints:
     """What a caller sends who takes the budget that was offered."""
-    offered = Constraints.stated(**budget)
+    offered = Budget.model_validate(budget).constraints
     return constraints.model_copy(
         update={FIELDS[name]: getattr(offered, FIELDS[name]) for name in budget}
     )
@@ -397,7 +390,7 @@ def test_a_figure_of_few_digits_is_offered_whole(
 
 def test_a_refusal_says_what_would_be_enough(candidates: Candidates) -> None:
     with pytest.raises(Infeasible) as error:
-        solve(candidates, Constraints.stated(max_mem_gb=1e-6))
+        solve(candidates, Budget(max_mem_gb=1e-6).constraints)
     nearest = error.value.nearest
     assert (nearest.depth, nearest.rank, nearest.mode) == (2, 8, Mode.FACTORED)
     enough = error.value.budget["max_mem_gb"]
@@ -417,11 +410,11 @@ def test_without_a_budget_the_best_of_the_family_is_the_plan(candidates: Candida
 
 
 def test_people_state_gigabytes_and_milliseconds() -> None:
-    constraints = Constraints.stated(max_mem_gb=0.5, max_latency_ms=250, min_quality=0.9, depth=3)
-    assert constraints == Constraints(
+    budget = Budget(max_mem_gb=0.5, max_latency_ms=250, min_quality=0.9, depth=3)
+    assert budget.constraints == Constraints(
         max_mem_bytes=500_000_000, max_latency_seconds=0.25, min_quality=0.9, depth=3
     )
-    assert Constraints.stated() == Constraints()
+    assert Budget().constraints == Constraints()
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from learngenes.config import DType, Mode, Size, executable
+from learngenes.config import DType, Mode, Scheduler, Size, executable
 from learngenes.data.latents import to_pixels
 from learngenes.family.family import Family
 from learngenes.model.dense import materialised
-from learngenes.model.diffusion import SAMPLERS
 from learngenes.model.factors import DenseLayers
 from learngenes.model.sampling import sample
 from learngenes.model.sigma import interpolated
@@ -73,11 +72,11 @@ def sized(shared: SharedWeights, mode: Mode, depth: int = 2, seed: int = 0) -> M
 # Against diffusers' schedulers and one model at a time
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS)
+@pytest.mark.parametrize("scheduler", Scheduler)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize(("mode", "dtype"), EXECUTIONS)
 def test_images_are_those_of_the_models_own_network(
-    family: Family, mode: Mode, dtype: DType, guidance_scale: float, scheduler: str
+    family: Family, mode: Mode, dtype: DType, guidance_scale: float, scheduler: Scheduler
 ) -> None:
     how: dict[str, Any] = {
         "num_inference_steps": 6,
@@ -277,9 +276,9 @@ def test_images_are_with_the_batch_until_it_is_settled(float_shared: SharedWeigh
     assert torch.equal(three.previous, predicted)
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS)
+@pytest.mark.parametrize("scheduler", Scheduler)
 def test_what_is_predicted_at_the_last_step_is_the_image(
-    float_shared: SharedWeights, scheduler: str
+    float_shared: SharedWeights, scheduler: Scheduler
 ) -> None:
     desk = Desk(float_shared)
     part = desk.part(sized(float_shared, Mode.FACTORED), LABELS, SEEDS, scheduler=scheduler)

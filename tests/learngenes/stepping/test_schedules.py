@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from learngenes.config import DiffusionConfig
-from learngenes.model.diffusion import SAMPLERS, sampler
+from learngenes.config import DiffusionConfig, Scheduler
+from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.stepping.schedules import Schedule, schedule, step
 
 SHAPE = (1, 4, 4)
@@ -23,7 +23,7 @@ def reference(
     config: DiffusionConfig, name: str, noise: Tensor, predictions: Tensor
 ) -> list[Tensor]:
     """The same by diffusers; what its Euler keeps is divided by the signal's scale."""
-    steps = sampler(config, name, len(predictions))
+    steps = diffusers_scheduler(config, name, len(predictions))
     x = noise * steps.init_noise_sigma
     states = []
     for i, (t, prediction) in enumerate(zip(steps.timesteps, predictions, strict=True)):
@@ -42,7 +42,7 @@ def worst_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", Scheduler)
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 25, 61, 250])
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
 def test_every_step_is_that_of_diffusers(name: str, count: int, prediction_type: str) -> None:
@@ -53,13 +53,13 @@ def test_every_step_is_that_of_diffusers(name: str, count: int, prediction_type:
     noise = torch.randn(SHAPE, generator=generator)
     predictions = torch.randn((count, *SHAPE), generator=generator)
     table = schedule(config, name, count)
-    assert torch.equal(table.timesteps, sampler(config, name, count).timesteps)
+    assert torch.equal(table.timesteps, diffusers_scheduler(config, name, count).timesteps)
     ours = trajectory(table, noise, predictions)
     theirs = reference(config, name, noise, predictions)
     assert worst_difference(ours, theirs) <= 1e-4
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", Scheduler)
 def test_every_step_is_that_of_diffusers_under_the_cosine_schedule(name: str) -> None:
     config = DiffusionConfig()
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def test_images_of_one_call_have_schedulers_and_steps_of_their_own() -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((3, *SHAPE), generator=generator)
     predictions = torch.randn((20, 3, *SHAPE), generator=generator)
-    tables = [schedule(config, name, 20) for name in SAMPLERS]
+    tables = [schedule(config, name, 20) for name in Scheduler]
     alone = [trajectory(t, noise[i], predictions[:, i]) for i, t in enumerate(tables)]
     scales = torch.tensor([t.initial_scale for t in tables])[:, None, None, None]
     x, previous = noise * scales, torch.zeros(3, *SHAPE)

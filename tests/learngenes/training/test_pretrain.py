@@ -14,7 +14,7 @@ from learngenes.config import ConfigError, Size
 from learngenes.data.labelled import DataError, LabelledImages
 from learngenes.family.family import FamilyError, load_family
 from learngenes.training.new_family import pretrain_family
-from learngenes.training.pretrain import Pretraining, PretrainingConfig, schedule
+from learngenes.training.pretrain import Pretraining, PretrainingConfig, learning_rate_share
 
 CONFIG = """
 name = "stripes"
@@ -228,7 +228,7 @@ def test_a_drawn_size_learns_from_the_full_one(config_file: Path, tmp_path: Path
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(config_file: Path) -> None:
     training = PretrainingConfig.read(config_file).training
-    rates = [schedule(training, step) for step in range(11)]
+    rates = [learning_rate_share(training, step) for step in range(11)]
     assert rates[0] < rates[1] < rates[2]
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[10] == pytest.approx(0)

@@ -8,6 +8,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from fineserve.wire import Snapshot
 from registry.keys import Keys, Scope
 from registry.repository import MAX_FAILURES
 from registry.settings import Settings
@@ -16,7 +17,6 @@ from service.__main__ import check_host
 from service.access import Caller
 from service.app import make_app
 from service.routes.status import status_events
-from service.schemas import Snapshot
 from tests.service.conftest import LOCAL, Stack
 
 

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.uploads.archives import Limits, UploadError, preview, read_upload
+from service.uploads.archives import UploadError, UploadLimits, preview, read_upload
 from service.uploads.arrow import ArrowError, labelled_images
 
-LIMITS = Limits(
+LIMITS = UploadLimits(
     unpacked_bytes=200_000, images=20, classes=3, scaled_bytes=10_000, image_pixels=10_000
 )
 Files = dict[str, bytes]
@@ -52,7 +52,7 @@ def tarred(files: Files, compression: str = "") -> io.BytesIO:
     return buffer
 
 
-def read(file: IO[bytes], limits: Limits = LIMITS, channels: int = 3) -> list[str]:
+def read(file: IO[bytes], limits: UploadLimits = LIMITS, channels: int = 3) -> list[str]:
     return read_upload(file, limits, channels, 4).class_names
 
 

@@ -1,24 +1,24 @@
 """What a build does about its budget: it plans again, measures, steps down, gives up."""
 
-import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import pytest
 import redis
 
 from learngenes.measuring.model import Measurement
 from learngenes.model.factors import Scales
-from learngenes.sizing.profile import Cost, DeviceProfile
+from learngenes.sizing.budget import Budget, Cost, Plan
+from learngenes.sizing.profile import DeviceProfile
 from registry.events import stream_key
-from registry.records import Budget, ModelRecord, PlanRecord
+from registry.records import ModelRecord
 from tests.support.devices import keep_profile, planned
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.build.build import MOST_STEPS_DOWN, build, load_own
 from worker.build.profiles import stored_profile
-from worker.build.verify import Request
+from worker.build.verify import Verification
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampler
+from worker.sampling.sample import Sampling
 
 CHOICE = {"depth", "rank", "mode", "dtype"}
 WRITTEN_OUT = {"mode": "materialised", "dtype": "float32"}
@@ -34,15 +34,14 @@ class Device:
     more_bytes: int = 0
     times_slower: float = 1.0
     always: Cost | None = None
-    measured: list[PlanRecord] = field(default_factory=list)
+    measured: list[Plan] = field(default_factory=list)
 
-    def plan(self, **budget: object) -> PlanRecord:
+    def plan(self, **budget: object) -> Plan:
         """What the service decides by `profile`, for two steps."""
         stated = Budget.model_validate({"num_inference_steps": 2, **budget})
-        plan = planned(self.runtime.family("tiny"), self.profile, stated)
-        return PlanRecord.model_validate(dataclasses.asdict(plan))
+        return planned(self.runtime.family("tiny"), self.profile, stated)
 
-    def verify(self, request: Request, scales: Scales, _: object) -> Measurement:
+    def verify(self, request: Verification, scales: Scales, _: object) -> Measurement:
         plan = self.plan(**request.model_dump(include=CHOICE))
         assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
         self.measured.append(plan)
@@ -85,12 +84,12 @@ def test_a_model_that_keeps_its_budget_is_as_planned(
     assert told(client, record, "replanned") == []
     (verified,) = told(client, record, "verified")
     assert verified["over_budget"] == []
-    assert verified["measured"] == plan.predicted.model_dump()
+    assert verified["measured"] == asdict(plan.predicted)
 
 
 def test_a_model_over_its_memory_is_made_again_smaller(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     make_model: MakeModel,
     make_generation: MakeGeneration,
     device: Device,
@@ -112,7 +111,7 @@ def test_a_model_over_its_memory_is_made_again_smaller(
 
     verified = told(client, record, "verified")
     assert [event["over_budget"] for event in verified] == [["max_mem_gb"], []]
-    assert [event["plan"] for event in verified] == [first.model_dump(), record.plan.model_dump()]
+    assert [event["plan"] for event in verified] == [asdict(first), asdict(record.plan)]
     revisions = [event["revision"] for event in told(client, record, "status")]
     assert list(dict.fromkeys(revisions)) == [None, 0, 3, 4]
     for revision, plan in ((0, first), (3, record.plan), (4, record.plan)):
@@ -185,7 +184,7 @@ def test_it_gives_up_after_so_many_steps_down(
     record = built(runtime, make_model(plan=first, max_mem_gb=budget / 1e9))
     assert (record.status, record.servable) == ("failed", False)
     assert len(record.over_budget) == MOST_STEPS_DOWN
-    assert len({plan.model_dump_json(include=CHOICE) for plan in device.measured}) == 4
+    assert len({plan.constraints for plan in device.measured}) == 4
     assert record.error is not None
     assert record.error.startswith("OverBudget: depth ")
     assert f"was measured at {budget + 1} bytes" in record.error
@@ -281,8 +280,8 @@ def test_a_plan_that_the_device_has_outgrown_is_made_again(
     assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
     assert record.plan.predicted.memory_bytes <= promised.predicted.memory_bytes
     (replanned,) = told(client, record, "replanned")
-    assert replanned["before"] == promised.model_dump()
-    assert replanned["plan"] == record.plan.model_dump()
+    assert replanned["before"] == asdict(promised)
+    assert replanned["plan"] == asdict(record.plan)
     assert "profile has changed" in str(replanned["reason"])
 
 

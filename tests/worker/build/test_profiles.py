@@ -10,9 +10,10 @@ from structlog.testing import capture_logs
 from learngenes.config import DType, Mode
 from learngenes.family.family import Family
 from learngenes.measuring.model import Measurement
-from learngenes.sizing.cost import Workload, memory_bytes, shared_bytes
-from learngenes.sizing.profile import Cost, DeviceProfile
-from learngenes.sizing.solver import Constraints, solve
+from learngenes.sizing.budget import Constraints, Cost, Workload
+from learngenes.sizing.cost import memory_bytes, shared_bytes
+from learngenes.sizing.profile import DeviceProfile
+from learngenes.sizing.solver import solve
 from registry.settings import Settings
 from tests.support.devices import keep_profile, made_up_profile
 from worker.build.profiles import (
@@ -24,7 +25,7 @@ from worker.build.profiles import (
     refresh_profile,
     stored_profile,
 )
-from worker.build.verify import Request
+from worker.build.verify import Verification
 from worker.runtime import Runtime
 
 SAID = (0.5, "layers")
@@ -129,9 +130,9 @@ def test_refreshing_measures_in_any_case_and_says_how_far_it_is(
 def test_the_process_is_what_a_model_in_int8_needs_beside_itself(
     runtime: Runtime, profile: DeviceProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests: list[Request] = []
+    requests: list[Verification] = []
 
-    def verify(request: Request) -> Measurement:
+    def verify(request: Verification) -> Measurement:
         requests.append(request)
         return Measurement(Cost(10**6, 3 * 10**8, 0.1, 0.1), latency_runs=1)
 

@@ -10,7 +10,6 @@ import redis
 
 import worker.build.build
 import worker.runtime
-from learngenes.config import DType, Mode
 from learngenes.measuring.model import Measurement
 from learngenes.model.factors import DenseLayers, Scales
 from learngenes.model.sampling import sample
@@ -24,7 +23,7 @@ from tests.worker.build.test_build import enqueued, statuses
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
 from worker.build.build import build, load_own
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampler, encode_png
+from worker.sampling.sample import Sampling, encode_png
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_it_is_published_retrained_then_refined(
 
 
 def test_it_is_sampled_with_its_own_weights(
-    runtime: Runtime, refinable: ModelRecord, make_generation: MakeGeneration, sampler: Sampler
+    runtime: Runtime, refinable: ModelRecord, make_generation: MakeGeneration, sampler: Sampling
 ) -> None:
     build(runtime, refinable.id)
     generation = make_generation(refinable.id)
@@ -93,7 +92,7 @@ def test_it_is_sampled_with_its_own_weights(
     own = load_own(runtime.store, family, refinable.id, 2)
     plan = runtime.repository.models.get(refinable.id).plan
     alone = sample(
-        family.assemble(own, Mode(plan.mode), DType(plan.dtype)),
+        family.assemble(own, plan.mode, plan.dtype),
         family.manifest.diffusion,
         generation.class_labels,
         generation.seeds,

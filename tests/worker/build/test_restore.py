@@ -11,7 +11,7 @@ from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.build.build import build
 from worker.build.restore import ABANDONED_SECONDS, restore
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampler
+from worker.sampling.sample import Sampling
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_ready_model_outlives_redis(
     runtime: Runtime,
     ready: ModelRecord,
     client: redis.Redis,
-    sampler: Sampler,
+    sampler: Sampling,
     make_generation: MakeGeneration,
 ) -> None:
     client.flushall()

@@ -8,11 +8,12 @@ import worker.build.build
 from learngenes.config import DType, Mode, Size
 from learngenes.family.family import Family
 from learngenes.model.sigma import interpolated
-from learngenes.sizing.cost import Execution, Workload, memory_bytes
+from learngenes.sizing.budget import Workload
+from learngenes.sizing.cost import Execution, memory_bytes
 from registry.errors import StorageFull
 from tests.worker.conftest import MakeModel
 from worker.build.build import build
-from worker.build.verify import Request, VerificationError, verify
+from worker.build.verify import Verification, VerificationError, verify
 from worker.runtime import Runtime
 
 
@@ -23,8 +24,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def request_for(families_dir: Path) -> Request:
-    return Request(
+def request_for(families_dir: Path) -> Verification:
+    return Verification(
         family=families_dir / "tiny",
         depth=2,
         rank=8,
@@ -59,7 +60,7 @@ def test_a_model_is_measured_in_a_process_of_its_own(
 
 
 def test_a_process_that_hangs_is_ended(
-    request_for: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    request_for: Verification, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "exec sleep 100")
     monkeypatch.setattr("worker.build.verify.MOST_SECONDS", 0.3)
@@ -68,7 +69,7 @@ def test_a_process_that_hangs_is_ended(
 
 
 def test_a_full_disk_is_no_fault_of_the_model(
-    request_for: Request, family: Family, monkeypatch: pytest.MonkeyPatch
+    request_for: Verification, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -78,7 +79,7 @@ def test_a_full_disk_is_no_fault_of_the_model(
         verify(request_for, family.scales)
 
 
-def test_scales_may_be_left_to_the_family(request_for: Request, family: Family) -> None:
+def test_scales_may_be_left_to_the_family(request_for: Verification, family: Family) -> None:
     measurement = verify(request_for)
     execution = Execution(request_for.mode, request_for.dtype)
     network = family.manifest.network
@@ -88,7 +89,7 @@ def test_scales_may_be_left_to_the_family(request_for: Request, family: Family) 
 
 
 def test_the_process_is_given_the_models_own_scales(
-    request_for: Request, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_for: Verification, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = '{"cost": {"memory_bytes": 1, "process_memory_bytes": 2, "latency_seconds": 3, '
     answer += '"latency_p95_seconds": 4}, "latency_runs": 5}'
@@ -96,14 +97,14 @@ def test_the_process_is_given_the_models_own_scales(
     scales = interpolated(family.scales, Size(depth=2, rank=8))
     measurement = verify(request_for, scales)
     assert dataclasses.astuple(measurement) == ((1, 2, 3, 4), 5)
-    sent = Request.model_validate_json((tmp_path / "request").read_text())
+    sent = Verification.model_validate_json((tmp_path / "request").read_text())
     assert sent.own is not None
     assert sent == request_for.model_copy(update={"own": sent.own})
     assert not sent.own.exists(), "what was written for the process is removed"
 
 
 def test_a_process_that_dies_leaves_its_last_words(
-    request_for: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_for: Verification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "echo no memory is left >&2; exit 3")
     with pytest.raises(VerificationError, match=r"(?s)status 3: .*no memory is left"):
@@ -124,7 +125,7 @@ def test_a_model_whose_measurement_dies_has_failed_and_says_why(
 
 
 def test_who_waits_may_stop_it(
-    request_for: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_for: Verification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "sleep 60")
 

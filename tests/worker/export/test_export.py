@@ -26,7 +26,7 @@ from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.build.build import build
 from worker.export.export import export
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampler
+from worker.sampling.sample import Sampling
 
 
 def unpacked(
@@ -44,7 +44,7 @@ def unpacked(
 @pytest.mark.parametrize("depth", [2, 4])
 def test_plain_diffusers_samples_the_same_images(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     make_model: MakeModel,
     make_generation: MakeGeneration,
     tmp_path: Path,
@@ -69,7 +69,7 @@ def test_plain_diffusers_samples_the_same_images(
     assert np.abs(ours - theirs).max() <= 1
 
 
-def served(runtime: Runtime, sampler: Sampler, generation: GenerationRecord) -> np.ndarray:
+def served(runtime: Runtime, sampler: Sampling, generation: GenerationRecord) -> np.ndarray:
     """Its images, (N, H, W, C) of small integers."""
     sampler.generate(generation.id)
     files = [
@@ -81,7 +81,7 @@ def served(runtime: Runtime, sampler: Sampler, generation: GenerationRecord) -> 
 
 def test_onnx_runtime_samples_the_same_images(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     make_model: MakeModel,
     make_generation: MakeGeneration,
     tmp_path: Path,
@@ -116,7 +116,7 @@ def test_onnx_runtime_samples_the_same_images(
 @pytest.mark.parametrize("form", [ExportFormat.NATIVE, ExportFormat.ADAPTER])
 def test_learngenes_alone_samples_the_same_images(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     make_model: MakeModel,
     make_generation: MakeGeneration,
     tmp_path: Path,

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from learngenes.config import DType, Mode
+from learngenes.config import DType, Mode, Scheduler
 from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts
-from learngenes.model.diffusion import SAMPLERS
 from learngenes.model.factors import Scales
 from tests.support.engines import (
     AMPLE,
@@ -45,7 +44,7 @@ def test_requests_that_come_and_go_together_get_the_images_they_get_alone(
             seeds=[generator.randrange(10_000) for _ in range(images)],
             num_inference_steps=generator.randint(1, 12) if i else 100,
             guidance_scale=generator.choice([1.0, 1.5, 4.0]),
-            scheduler=generator.choice(SAMPLERS),
+            scheduler=generator.choice([*Scheduler]),
             owner=generator.choice("ab"),
             target_seconds=generator.choice([0.01, 1.0, None]),
         )
@@ -77,9 +76,9 @@ def test_requests_that_come_and_go_together_get_the_images_they_get_alone(
 
 
 @pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("scheduler", SAMPLERS)
+@pytest.mark.parametrize("scheduler", Scheduler)
 def test_images_are_those_of_the_models_own_network(
-    engine: Engine, family: Family, mode: Mode, scheduler: str
+    engine: Engine, family: Family, mode: Mode, scheduler: Scheduler
 ) -> None:
     model = Model(mode=mode)
     request = ask(family, model, 3, scheduler=scheduler)

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 import worker.sampling.sample
-from learngenes.config import DType, Mode
 from learngenes.model.sampling import sample
 from registry.errors import Superseded
 from registry.events import stream_key
@@ -21,8 +20,8 @@ from registry.store import generation_name, image_file
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.build.build import build, load_own
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampler, _target_seconds, encode_png
-from worker.sampling.tickets import EngineStopped, Request, Ticket
+from worker.sampling.sample import Sampling, _target_seconds, encode_png
+from worker.sampling.tickets import EngineStopped, SampleRequest, Ticket
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def events(runtime: Runtime, record: GenerationRecord, name: str) -> list[dict[s
     return [json.loads(fields["data"]) for _, fields in entries if fields["event"] == name]
 
 
-def until_running(runtime: Runtime, sampler: Sampler, record: GenerationRecord) -> None:
+def until_running(runtime: Runtime, sampler: Sampling, record: GenerationRecord) -> None:
     while not (
         runtime.repository.generations.get(record.id).status == "running"
         and any(part.done_steps for part in list(sampler.engine._parts))
@@ -73,7 +72,7 @@ def until_running(runtime: Runtime, sampler: Sampler, record: GenerationRecord) 
 
 
 def test_images_come_back_through_the_store(
-    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration
+    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration
 ) -> None:
     first, again = make_generation(ready), make_generation(ready)
     for record in (first, again):
@@ -88,15 +87,13 @@ def test_images_come_back_through_the_store(
 
 
 def test_images_are_those_of_the_model_as_it_was_built(
-    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration
+    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration
 ) -> None:
     record = make_generation(ready)
     sampler.generate(record.id)
     family = runtime.family("tiny")
     plan = runtime.repository.models.get(ready).plan
-    model = family.assemble(
-        load_own(runtime.store, family, ready, 1), Mode(plan.mode), DType(plan.dtype)
-    )
+    model = family.assemble(load_own(runtime.store, family, ready, 1), plan.mode, plan.dtype)
     alone = sample(
         model,
         family.manifest.diffusion,
@@ -110,7 +107,7 @@ def test_images_are_those_of_the_model_as_it_was_built(
 
 def test_one_worker_serves_several_sizes_at_once(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     make_model: MakeModel,
     make_generation: MakeGeneration,
     in_background: Callable[..., threading.Thread],
@@ -128,7 +125,7 @@ def test_one_worker_serves_several_sizes_at_once(
 
 
 def test_a_model_deleted_meanwhile_fails_its_requests(
-    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration
+    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration
 ) -> None:
     record = make_generation(ready)
     runtime.repository.models.change(ready, status="deleted")
@@ -140,7 +137,7 @@ def test_a_model_deleted_meanwhile_fails_its_requests(
 
 def test_the_last_attempt_is_alone(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     ready: str,
     make_generation: MakeGeneration,
     monkeypatch: pytest.MonkeyPatch,
@@ -162,7 +159,7 @@ def test_the_last_attempt_is_alone(
 
 
 def test_images_that_nobody_waits_for_any_more_are_not_made(
-    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration, often: None
+    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration, often: None
 ) -> None:
     generations = runtime.repository.generations
     late = make_generation(ready, deadline=now() - timedelta(seconds=1))
@@ -180,7 +177,7 @@ def test_images_that_nobody_waits_for_any_more_are_not_made(
 
 
 def test_progress_is_told_with_a_preview_if_it_was_asked_for(
-    runtime: Runtime, sampler: Sampler, ready: str, make_generation: MakeGeneration, often: None
+    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration, often: None
 ) -> None:
     plain = make_generation(ready, n=1, num_inference_steps=400)
     shown = make_generation(ready, n=1, num_inference_steps=400, previews=True)
@@ -210,7 +207,7 @@ class Waiting:
 
 def test_nothing_is_told_of_a_request_that_only_waits(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     ready: str,
     make_generation: MakeGeneration,
     monkeypatch: pytest.MonkeyPatch,
@@ -223,7 +220,7 @@ def test_nothing_is_told_of_a_request_that_only_waits(
 
 def test_a_request_that_waits_is_given_up_when_it_is_cancelled(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     ready: str,
     make_generation: MakeGeneration,
     monkeypatch: pytest.MonkeyPatch,
@@ -246,7 +243,7 @@ def test_a_large_preview_is_scaled_down() -> None:
 
 def test_a_cancelled_generation_leaves_the_engine(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     ready: str,
     make_generation: MakeGeneration,
     often: None,
@@ -266,7 +263,7 @@ def test_a_cancelled_generation_leaves_the_engine(
 
 def test_shutdown_leaves_the_generation_to_the_next_worker(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     ready: str,
     make_generation: MakeGeneration,
     often: None,
@@ -287,12 +284,12 @@ def test_shutdown_leaves_the_generation_to_the_next_worker(
 
 def test_a_worker_whose_engine_broke_ends_so_that_its_work_is_taken_up_again(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     ready: str,
     make_generation: MakeGeneration,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(request: Request) -> Ticket:
+    def broken(request: SampleRequest) -> Ticket:
         ticket = Ticket(request, None)
         ticket.fail(EngineStopped("the engine stopped"))
         return ticket
@@ -310,7 +307,7 @@ def test_a_worker_whose_engine_broke_ends_so_that_its_work_is_taken_up_again(
 
 def test_an_engine_that_takes_nothing_any_more_ends_its_worker(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: Sampling,
     ready: str,
     make_generation: MakeGeneration,
     monkeypatch: pytest.MonkeyPatch,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from worker.sampling.turns import Limits, choose, in_turn
+from worker.sampling.turns import BatchLimits, choose, in_turn
 
 NEVER = float("inf")
 NOW = 100.0
@@ -20,8 +20,8 @@ class Waiting:
     place: Hashable = "here"
 
 
-def limited(rows: int, seconds: Callable[[int], float] = lambda rows: 0.1 * rows) -> Limits:
-    return Limits(rows, seconds)
+def limited(rows: int, seconds: Callable[[int], float] = lambda rows: 0.1 * rows) -> BatchLimits:
+    return BatchLimits(rows, seconds)
 
 
 def chosen(

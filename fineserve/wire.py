@@ -1,26 +1,18 @@
-"""Requests and answers. An unknown field in a request is an error."""
+"""The types of the HTTP API: requests and answers. An unknown field in a request is an error.
+
+Service and client are made of them, and neither torch nor the rest of the service is needed.
+"""
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from learngenes.sizing.solver import Plan, Slack
-from registry.datasets import Task
-from registry.keys import Scope
-from registry.records import (
-    DEFAULT_TASK,
-    Budget,
-    Cost,
-    Failure,
-    FamilyRecord,
-    ModelRecord,
-    PlanRecord,
-    Refinement,
-    Verified,
-    WorkerRecord,
-)
+from learngenes.config import Mode, NetworkConfig, Scheduler, SizeSpace
+from learngenes.sizing.budget import Budget, Cost, Plan, Slack, Verified
 
+DEFAULT_TASK = "default"
+"""The family's own images; any other is a task's id."""
 MAX_SEED = 2**63 - 1
 NAME = r"^[\w .-]{1,64}$"
 MAX_REFINEMENT_SECONDS = 24 * 3600
@@ -32,11 +24,9 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
-Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
 
 
-class PlanRequest(BaseModel):
+class PlanRequest(Budget):
     """A budget: max_mem_gb, max_latency_ms, or both; and for which sampling it holds."""
 
     model_config = ConfigDict(
@@ -46,23 +36,6 @@ class PlanRequest(BaseModel):
         },
     )
 
-    max_mem_gb: Annotated[Number, Field(gt=0, le=10_000)] | None = None
-    """Of 10^9 bytes."""
-    mem_scope: Literal["model", "process"] = "model"
-    """Whether max_mem_gb bounds weights and peak activations, or the whole serving process."""
-    max_latency_ms: Annotated[Number, Field(gt=0, le=86_400_000)] | None = None
-    """The 95th percentile of one batch, on an idle device."""
-    min_quality: Annotated[Number, Field(gt=0, le=1)] | None = None
-    """Of the family's best, which is 1."""
-    n: Annotated[Count, Field(le=1024)] = 4
-    """Images in one batch."""
-    num_inference_steps: Annotated[Count, Field(le=1000)] = 25
-    guidance_scale: Annotated[Number, Field(ge=1, le=20)] = 2.0
-    """1 is unguided, and halves the rows of a step."""
-    depth: Count | None = None
-    rank: Count | None = None
-    mode: Literal["factored", "materialised"] | None = None
-    dtype: Literal["float32", "bfloat16", "int8"] | None = None
     family: Text | None = None
     """May be left out while there is only one."""
     device_class: Text | None = None
@@ -84,7 +57,15 @@ class PlanRequest(BaseModel):
 class RefineRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    max_seconds: Annotated[Count, Field(le=MAX_REFINEMENT_SECONDS)]
+    max_seconds: Annotated[int, Field(ge=1, le=MAX_REFINEMENT_SECONDS, strict=True)]
+
+
+class Refinement(BaseModel):
+    """A wish: every W trained further, after Sigma."""
+
+    max_seconds: int
+    stopped: bool = False
+    """Whether the caller wants no more of it: the best so far is taken."""
 
 
 class ModelRequest(PlanRequest):
@@ -98,11 +79,17 @@ class ModelRequest(PlanRequest):
 
     @model_validator(mode="after")
     def _refinable(self) -> Self:
-        if self.refine and self.mode == "factored":
+        if self.refine and self.mode is Mode.FACTORED:
             raise ValueError("a refined model has no factors: leave mode out, or leave refine out")
         if self.refine:
-            self.mode = "materialised"
+            self.mode = Mode.MATERIALISED
         return self
+
+
+class Answer(BaseModel):
+    """What a record tells its owner."""
+
+    model_config = ConfigDict(from_attributes=True)
 
 
 class PlanResponse(BaseModel):
@@ -117,7 +104,7 @@ class PlanResponse(BaseModel):
     """Sizes that no other beats in quality, memory and latency at once, best first."""
 
 
-class ModelResponse(BaseModel):
+class ModelResponse(Answer):
     id: str
     name: str
     family: str
@@ -129,16 +116,12 @@ class ModelResponse(BaseModel):
     revision: int | None
     budget: Budget
     refine: Refinement | None
-    plan: PlanRecord
+    plan: Plan
     measured: Cost | None
     over_budget: list[Verified]
     error: str | None
     created_at: datetime
     ready_at: datetime | None
-
-    @classmethod
-    def of(cls, record: ModelRecord) -> "ModelResponse":
-        return cls.model_validate(record.model_dump(include=set(cls.model_fields)))
 
 
 class ModelList(BaseModel):
@@ -146,11 +129,26 @@ class ModelList(BaseModel):
     next_offset: int | None
 
 
+class FamilyResponse(Answer):
+    """A family that workers hold; shapes as in its family.json."""
+
+    name: str
+    network: NetworkConfig
+    sizes: SizeSpace
+    class_names: list[str]
+    licence: str
+    trained_steps: int
+    fingerprint: str
+    """Changes with the weights."""
+    quality: dict[str, Any] | None
+    """Its quality table; None until it is calibrated."""
+
+
 class FamilyList(BaseModel):
-    families: list[FamilyRecord]
+    families: list[FamilyResponse]
 
 
-class TaskResponse(BaseModel):
+class TaskResponse(Answer):
     id: str
     name: str
     family: str
@@ -158,10 +156,6 @@ class TaskResponse(BaseModel):
     counts: list[int]
     """Images of each class."""
     created_at: datetime
-
-    @classmethod
-    def of(cls, task: Task) -> "TaskResponse":
-        return cls.model_validate(task.model_dump(exclude={"owner"}))
 
 
 class TaskList(BaseModel):
@@ -182,7 +176,7 @@ class GenerateRequest(BaseModel):
     num_inference_steps: Annotated[int, Field(ge=1)] = 25
     guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] = 2.0
     """1 is unguided."""
-    scheduler: Literal["ddim", "dpmsolver++", "euler"] = "ddim"
+    scheduler: Scheduler = Scheduler.DDIM
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     """Image i has seed + i; drawn when left out."""
     format: Literal["png"] = "png"
@@ -213,7 +207,7 @@ class GenerationResponse(BaseModel):
     error: str | None
 
 
-class WorkerResponse(BaseModel):
+class WorkerResponse(Answer):
     name: str
     """Host and process."""
     queue: str
@@ -223,15 +217,20 @@ class WorkerResponse(BaseModel):
     gauges: dict[str, float]
     """As /metrics names them."""
 
-    @classmethod
-    def of(cls, worker: WorkerRecord) -> "WorkerResponse":
-        return cls(name=worker.name, **worker.model_dump(exclude={"id"}))
-
 
 class CallerResponse(BaseModel):
     key: str
     owner: str
-    scopes: tuple[Scope, ...]
+    scopes: tuple[str, ...]
+
+
+class Failure(BaseModel):
+    """What an operator is told of a record that failed."""
+
+    kind: str
+    id: str
+    error: str
+    at: datetime
 
 
 class Status(BaseModel):

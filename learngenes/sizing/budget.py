@@ -1,0 +1,138 @@
+"""The words of sizing: what a caller can afford, what a size costs, and the plan that is chosen.
+
+Neither numpy nor torch here: the service's HTTP types and its clients are made of these.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+
+from learngenes.config import DType, Frozen, Mode
+
+MemoryScope = Literal["model", "process"]
+BudgetName = Literal["max_mem_gb", "max_latency_ms", "min_quality"]
+
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sampling that a budget is stated for."""
+
+    n: int = 4
+    """Images in one batch."""
+    num_inference_steps: int = 25
+    guided: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Rows of a forward pass: a guided image needs a second, unconditional one."""
+        return self.n * (2 if self.guided else 1)
+
+
+class Constraints(Frozen):
+    """A budget in bytes and seconds, and what is fixed; None where it does not matter."""
+
+    max_mem_bytes: Annotated[int, Field(ge=0)] | None = None
+    mem_scope: MemoryScope = "model"
+    max_latency_seconds: PositiveFloat | None = None
+    min_quality: Annotated[float, Field(gt=0, le=1)] | None = None
+    depth: PositiveInt | None = None
+    rank: PositiveInt | None = None
+    mode: Mode | None = None
+    dtype: DType | None = None
+
+
+class Budget(BaseModel):
+    """What the caller can afford, for which sampling, and what is fixed."""
+
+    max_mem_gb: Annotated[Number, Field(gt=0, le=10_000)] | None = None
+    """Memory, in units of 10^9 bytes."""
+    mem_scope: MemoryScope = "model"
+    """Whether max_mem_gb bounds weights and peak activations, or the whole serving process."""
+    max_latency_ms: Annotated[Number, Field(gt=0, le=86_400_000)] | None = None
+    """The 95th percentile of one batch, on an idle device."""
+    min_quality: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Least quality, where the family's best has 1."""
+    n: Annotated[Count, Field(le=1024)] = 4
+    """Images in one batch."""
+    num_inference_steps: Annotated[Count, Field(le=1000)] = 25
+    guidance_scale: Annotated[Number, Field(ge=1, le=20)] = 2.0
+    """1 is unguided, and halves the rows of a step."""
+    depth: Count | None = None
+    rank: Count | None = None
+    mode: Mode | None = None
+    dtype: DType | None = None
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(self.n, self.num_inference_steps, guided=self.guidance_scale > 1)
+
+    @property
+    def constraints(self) -> Constraints:
+        """In bytes and seconds: a GB is 10^9 bytes."""
+        gigabytes, milliseconds = self.max_mem_gb, self.max_latency_ms
+        return Constraints(
+            max_mem_bytes=None if gigabytes is None else round(gigabytes * 1e9),
+            mem_scope=self.mem_scope,
+            max_latency_seconds=None if milliseconds is None else max(milliseconds / 1e3, 1e-9),
+            min_quality=self.min_quality,
+            depth=self.depth,
+            rank=self.rank,
+            mode=self.mode,
+            dtype=self.dtype,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a size costs, predicted or measured."""
+
+    memory_bytes: int
+    """Weights and peak activations of one batch."""
+    process_memory_bytes: int
+    """The whole of a process that serves this one model."""
+    latency_seconds: float
+    """Median of one batch."""
+    latency_p95_seconds: float
+
+    def scoped_memory_bytes(self, scope: MemoryScope) -> int:
+        return self.process_memory_bytes if scope == "process" else self.memory_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One size, and what it is predicted to cost and to be worth."""
+
+    depth: int
+    rank: int
+    mode: Mode
+    dtype: DType
+    n: int
+    """Images in one batch: what the budget was stated for."""
+    predicted: Cost
+    quality: float
+    """Share of the family's best, which is 1."""
+
+    @property
+    def constraints(self) -> Constraints:
+        """What only this size keeps."""
+        return Constraints(depth=self.depth, rank=self.rank, mode=self.mode, dtype=self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A plan that was built, and what it was measured to cost."""
+
+    plan: Plan
+    measured: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Slack:
+    """What of the budget is left; None where there was none."""
+
+    memory_bytes: int | None
+    latency_seconds: float | None
