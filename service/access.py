@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItemPerMinute
 
-from registry.datasets import Task
+from registry.datasets import Dataset
 from registry.errors import RecordNotFound
 from registry.keys import ApiKey, Scope
 from registry.records import GenerationRecord, ModelRecord, Record
@@ -125,7 +125,7 @@ Deployer = Annotated[Caller, Depends(Access(Scope.DEPLOY))]
 Operator = Annotated[Caller, Depends(Access(Scope.ADMIN))]
 
 
-R = TypeVar("R", bound=Record | Task)
+R = TypeVar("R", bound=Record | Dataset)
 
 
 def visible(record: R, caller: Caller) -> R:
@@ -147,10 +147,12 @@ def _generation(
     return visible(state.repository.generations.get(generation_id), caller)
 
 
-def _task(task_id: str, state: StateDep, caller: Annotated[Caller, Depends(identify)]) -> Task:
-    return visible(state.tasks.get(task_id), caller)
+def _dataset(
+    task_id: str, state: StateDep, caller: Annotated[Caller, Depends(identify)]
+) -> Dataset:
+    return visible(state.datasets.get(task_id), caller)
 
 
-TaskDep = Annotated[Task, Depends(_task)]
+DatasetDep = Annotated[Dataset, Depends(_dataset)]
 ModelDep = Annotated[ModelRecord, Depends(_model)]
 GenerationDep = Annotated[GenerationRecord, Depends(_generation)]

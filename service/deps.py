@@ -8,7 +8,7 @@ from fastapi import Depends, Header, Query, Request
 from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from registry.datasets import Tasks
+from registry.datasets import Datasets
 from registry.events import connect_async
 from registry.keys import Keys
 from registry.queue import Queue, make_celery
@@ -30,8 +30,8 @@ class State:
     limiter: MovingWindowRateLimiter
 
     @property
-    def tasks(self) -> Tasks:
-        return Tasks(self.store)
+    def datasets(self) -> Datasets:
+        return Datasets(self.store)
 
     @classmethod
     def start(cls, settings: Settings) -> "State":

@@ -17,7 +17,7 @@ from learngenes.family.family import FamilyError, file_sha256, load_family
 from learngenes.model.factors import Scales, own_from_stacked
 from registry.errors import ArtifactError
 from registry.store import ArtifactStore
-from worker.build.build import OWN_FILE, load_own
+from worker.artifacts import OWN_FILE, load_own
 
 FILES = ("learngenes", "stem", "scales", "limited_data")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

@@ -36,7 +36,8 @@ from worker.build.profiles import ensure_profile
 from worker.build.restore import restore
 from worker.build.verify import VerificationError
 from worker.export.export import export
-from worker.runtime import Housekeeping, Runtime
+from worker.housekeeping import Housekeeping
+from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
 log = structlog.get_logger()

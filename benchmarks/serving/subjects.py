@@ -16,7 +16,7 @@ from learngenes.config import Size
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import export_model
 from registry.store import ArtifactStore
-from worker.build.build import load_own
+from worker.artifacts import load_own
 
 FAMILY = REPOSITORY / "families" / "fashion"
 STEPS = 25

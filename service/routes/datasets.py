@@ -13,9 +13,9 @@ from fastapi.concurrency import run_in_threadpool
 from safetensors.numpy import save
 
 from fineserve.wire import NAME, TaskList, TaskResponse, Text
-from registry.datasets import IMAGES_FILE, SHEET_FILE, Task
+from registry.datasets import IMAGES_FILE, SHEET_FILE, Dataset
 from registry.errors import RecordNotFound
-from service.access import Anybody, Caller, Deployer, TaskDep
+from service.access import Anybody, Caller, DatasetDep, Deployer
 from service.deps import State, StateDep
 from service.planning import choose_family
 from service.problems import Problem
@@ -63,9 +63,9 @@ async def create_task(
         tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(state.store.root)) as file,
     ):
         sha256 = await _received(connection, file, state.settings.max_upload_mb)
-        task = await run_in_threadpool(_store, state, caller, name, family, file, sha256)
-    response.headers["Location"] = f"/tasks/{task.id}"
-    return TaskResponse.model_validate(task)
+        dataset = await run_in_threadpool(_store, state, caller, name, family, file, sha256)
+    response.headers["Location"] = f"/tasks/{dataset.id}"
+    return TaskResponse.model_validate(dataset)
 
 
 @contextlib.contextmanager
@@ -103,11 +103,11 @@ async def _received(connection: Request, file: IO[bytes], most_mb: float) -> str
 
 def _store(
     state: State, caller: Caller, name: str | None, family: str | None, file: IO[bytes], sha256: str
-) -> Task:
+) -> Dataset:
     record, settings = choose_family(state, family), state.settings
     of_whom = "\n".join((caller.owner, name or "", record.name, sha256))
-    task_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
-    if known := _known(state, caller, task_id):
+    dataset_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
+    if known := _known(state, caller, dataset_id):
         return known
     network = record.network
     limits = UploadLimits(
@@ -121,8 +121,8 @@ def _store(
             upload = read_upload(file, limits, network.image_channels, network.image_size)
     except UploadError as error:
         raise Problem(422, "unusable-upload", str(error)) from error
-    task = Task(
-        id=task_id,
+    dataset = Dataset(
+        id=dataset_id,
         owner=caller.owner,
         name=name or f"{len(upload.class_names)} classes",
         family=record.name,
@@ -131,14 +131,14 @@ def _store(
     )
     with _keeping:
         # others came in while this one was read
-        return _known(state, caller, task_id) or _kept(state, upload, task)
+        return _known(state, caller, dataset_id) or _kept(state, upload, dataset)
 
 
-def _known(state: State, caller: Caller, task_id: str) -> Task | None:
+def _known(state: State, caller: Caller, dataset_id: str) -> Dataset | None:
     """The task if it is there already. Raises Problem 409 when there may be no other."""
     with contextlib.suppress(RecordNotFound):
-        return state.tasks.get(task_id)
-    most, there = state.settings.max_tasks, len(state.tasks.of(caller.owner))
+        return state.datasets.get(dataset_id)
+    most, there = state.settings.max_tasks, len(state.datasets.of(caller.owner))
     if there >= most:
         raise Problem(
             409,
@@ -149,33 +149,33 @@ def _known(state: State, caller: Caller, task_id: str) -> Task | None:
     return None
 
 
-def _kept(state: State, upload: Upload, task: Task) -> Task:
+def _kept(state: State, upload: Upload, dataset: Dataset) -> Dataset:
     images = {"images": upload.images, "labels": upload.labels}
-    state.tasks.put(task, {IMAGES_FILE: save(images), SHEET_FILE: preview(upload)})
-    return task
+    state.datasets.put(dataset, {IMAGES_FILE: save(images), SHEET_FILE: preview(upload)})
+    return dataset
 
 
 @router.get("")
 def list_tasks(state: StateDep, caller: Anybody) -> TaskList:
     """Newest first."""
     return TaskList(
-        tasks=[TaskResponse.model_validate(task) for task in state.tasks.of(caller.sees)]
+        tasks=[TaskResponse.model_validate(dataset) for dataset in state.datasets.of(caller.sees)]
     )
 
 
 @router.get("/{task_id}")
-def get_task(task: TaskDep, _: Anybody) -> TaskResponse:
-    return TaskResponse.model_validate(task)
+def get_task(dataset: DatasetDep, _: Anybody) -> TaskResponse:
+    return TaskResponse.model_validate(dataset)
 
 
 @router.get("/{task_id}/preview.png", response_class=Response)
-def get_preview(task: TaskDep, state: StateDep, _: Anybody) -> Response:
+def get_preview(dataset: DatasetDep, state: StateDep, _: Anybody) -> Response:
     """Some images of each class, a row each, as a model will see them."""
-    sheet = state.tasks.read(task.id, SHEET_FILE)
+    sheet = state.datasets.read(dataset.id, SHEET_FILE)
     return Response(sheet, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
 
 
 @router.delete("/{task_id}", status_code=204)
-def delete_task(task: TaskDep, state: StateDep, _: Deployer) -> None:
+def delete_task(dataset: DatasetDep, state: StateDep, _: Deployer) -> None:
     """Models that were made for it stay; one that has yet to read its images fails."""
-    state.tasks.delete(task.id)
+    state.datasets.delete(dataset.id)

@@ -12,7 +12,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from kombu.exceptions import OperationalError
 
 from fineserve.wire import DEFAULT_TASK, ModelList, ModelRequest, ModelResponse, Refinement
-from registry.datasets import Task
+from registry.datasets import Dataset
 from registry.errors import ArtifactError
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.queue import BUILD_TASK, EXPORT_TASK, SAMPLE_QUEUE
@@ -52,34 +52,34 @@ def create_model(
     return ModelResponse.model_validate(stored)
 
 
-def _task(state: State, request: ModelRequest, caller: Caller) -> Task | None:
+def _dataset(state: State, request: ModelRequest, caller: Caller) -> Dataset | None:
     """Raises Problem."""
     if request.task == DEFAULT_TASK:
         return None
-    task = visible(state.tasks.get(request.task), caller)
-    if request.family not in (None, task.family):
+    dataset = visible(state.datasets.get(request.task), caller)
+    if request.family not in (None, dataset.family):
         raise Problem(
             422,
             "other-family",
-            f"task {task.id} is for the family {task.family}; leave family out, or upload its "
-            f"images for {request.family}",
+            f"task {dataset.id} is for the family {dataset.family}; leave family out, or "
+            f"upload its images for {request.family}",
         )
-    return task
+    return dataset
 
 
 def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelRecord:
     require_room(state)
-    task = _task(state, request, caller)
-    if task is not None:
-        request = request.model_copy(update={"family": task.family})
+    dataset = _dataset(state, request, caller)
+    if dataset is not None:
+        request = request.model_copy(update={"family": dataset.family})
     site = choose_site(state, request, live=True)
-    class_names = None if task is None else task.class_names
+    class_names = None if dataset is None else dataset.class_names
     solution = solve_budget(state, request, site, len(class_names) if class_names else None)
     model_id = ModelRecord.new_id()
     return ModelRecord(
         id=model_id,
         owner=caller.owner,
-        name=request.name or f"{task.name if task else site.family.name} {model_id}",
+        name=request.name or f"{dataset.name if dataset else site.family.name} {model_id}",
         family=site.family.name,
         device_class=site.profile.device_class,
         task=request.task,

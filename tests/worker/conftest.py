@@ -12,7 +12,8 @@ from registry.settings import Settings
 from tests.support.devices import keep_profile
 from tests.support.engines import AMPLE, Gate, made_up_costs
 from tests.support.records import queued_model
-from worker.runtime import Housekeeping, Runtime
+from worker.housekeeping import Housekeeping
+from worker.runtime import Runtime
 from worker.sampling.engine import Engine
 from worker.sampling.sample import Sampling
 

@@ -5,7 +5,6 @@ that is to be refined is served retrained meanwhile, and whatever becomes of the
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import time
@@ -16,16 +15,13 @@ from typing import Any
 import structlog
 from pydantic_core import to_json
 from redis import RedisError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fineserve.wire import DEFAULT_TASK
 from learngenes.config import Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import release_memory
-from learngenes.family.family import Family
-from learngenes.model.factors import Own, Scales, own_from_stacked
+from learngenes.model.factors import Own, Scales
 from learngenes.model.sigma import interpolated
 from learngenes.sizing.budget import Cost, Plan, Verified
 from learngenes.sizing.profile import DeviceProfile
@@ -34,18 +30,17 @@ from learngenes.training.refine import RefinementConfig, refine
 from learngenes.training.retrain import TASK_RETRAINING, RetrainingConfig, retrain
 from learngenes.training.tuning import Enough, Pause, Progress
 from registry import metrics
-from registry.datasets import IMAGES_FILE, Tasks
 from registry.errors import ArtifactError, RecordNotFound, StorageFull, Superseded
 from registry.queue import BUILD_TASK
 from registry.records import ModelRecord, ModelStatus, now
-from registry.store import ArtifactStore, record_name, revision_name
+from registry.store import record_name, revision_name
+from worker.artifacts import OWN_FILE, load_dataset, load_own
 from worker.build.profiles import candidates, correct_profile, ensure_profile
 from worker.build.verify import Verification, verify
 from worker.runtime import GivingWay, Reporter, Runtime
 
 log = structlog.get_logger()
 
-OWN_FILE = "own.safetensors"
 REVISIONS = 3
 """Of each plan: interpolated, retrained, refined."""
 MOST_STEPS_DOWN = 3
@@ -100,7 +95,7 @@ class _Build:
         sooner: a model that is served does not end with its task."""
         if self.record.task == DEFAULT_TASK:
             return None
-        return load_task(self.runtime.store, self.family, self.record.task, self.reporter.tell)
+        return load_dataset(self.runtime.store, self.family, self.record.task, self.reporter.tell)
 
     def run(self) -> None:
         ensure_profile(self.runtime, self.record.family)
@@ -422,43 +417,3 @@ class _Build:
                 "family_fingerprint": self.family.fingerprint,
             },
         )
-
-
-def load_task(
-    store: ArtifactStore, family: Family, task_id: str, on_part: Callable[[], object]
-) -> LabelledImages:
-    """As `family`'s network sees its images. Raises ArtifactError.
-
-    Latents are kept for other models of the task; `on_part` is called while they are made.
-    """
-    tasks = Tasks(store)
-    images = _task_images(tasks, task_id)
-    encoder = family.encoder_fingerprint
-    if encoder is None:
-        return images
-    if kept := tasks.latents(task_id, encoder):
-        return dataclasses.replace(images, images=load_tensors(kept)["latents"])
-    encoded = family.encoded(images, on_part)
-    tasks.keep_latents(task_id, encoder, save_tensors({"latents": encoded.images}))
-    return encoded
-
-
-def _task_images(tasks: Tasks, task_id: str) -> LabelledImages:
-    try:
-        class_names = tasks.get(task_id).class_names
-        tensors = load_tensors(tasks.read(task_id, IMAGES_FILE))
-    except RecordNotFound as error:
-        raise ArtifactError(f"{error}; it was deleted: upload its images again") from error
-    return LabelledImages(tensors["images"], tensors["labels"], tuple(class_names))
-
-
-def load_own(store: ArtifactStore, family: Family, model_id: str, revision: int) -> Own:
-    """A published revision's own parameters, on the family's device. Raises ArtifactError."""
-    name = revision_name(model_id, revision)
-    store.require_family(name, family.manifest.name, family.fingerprint)
-    content = store.read(name, OWN_FILE)
-    try:
-        own = own_from_stacked(load_tensors(content))
-    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{name}/{OWN_FILE} is not a model's: {error}") from error
-    return own.to(family.stem.positions.device)

@@ -18,7 +18,7 @@ from registry.errors import StorageFull
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.records import ModelRecord
 from registry.repository import Reason
-from worker.build.build import load_own
+from worker.artifacts import load_own
 from worker.runtime import Runtime, Stopping
 
 log = structlog.get_logger()

@@ -21,7 +21,7 @@ from registry import metrics
 from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
-from worker.build.build import load_own
+from worker.artifacts import load_own
 from worker.runtime import PROGRESS_SECONDS, Reporter, Runtime
 from worker.sampling.engine import Engine
 from worker.sampling.step_costs import step_costs

@@ -14,7 +14,7 @@ import worker.build.build
 import worker.runtime
 from learngenes.config import AutoencoderConfig
 from learngenes.training.tuning import Progress
-from registry.datasets import IMAGES_FILE, Tasks
+from registry.datasets import IMAGES_FILE, Datasets
 from registry.errors import StorageFull
 from registry.exports import ExportFormat
 from registry.keys import Keys, Scope
@@ -233,7 +233,7 @@ def test_images_for_a_family_of_latents_have_the_size_of_its_images(stack: Stack
     network = {**stack.runtime.announced[0].network, "autoencoder": described.model_dump()}
     stack.runtime.announced[0] = stack.runtime.announced[0].model_copy(update={"network": network})
     stack.runtime.announce_families()
-    images = load(Tasks(stack.runtime.store).read(upload(stack), IMAGES_FILE))["images"]
+    images = load(Datasets(stack.runtime.store).read(upload(stack), IMAGES_FILE))["images"]
     assert images.shape[1:] == (3, 32, 32)
 
 

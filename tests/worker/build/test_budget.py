@@ -14,7 +14,8 @@ from registry.events import stream_key
 from registry.records import ModelRecord
 from tests.support.devices import keep_profile, planned
 from tests.worker.conftest import MakeGeneration, MakeModel
-from worker.build.build import MOST_STEPS_DOWN, build, load_own
+from worker.artifacts import load_own
+from worker.build.build import MOST_STEPS_DOWN, build
 from worker.build.profiles import stored_profile
 from worker.build.verify import Verification
 from worker.runtime import Runtime

@@ -16,7 +16,8 @@ from registry.errors import ArtifactError
 from registry.events import stream_key
 from registry.records import ModelStatus
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
-from worker.build.build import build, load_own
+from worker.artifacts import load_own
+from worker.build.build import build
 from worker.runtime import Runtime
 
 

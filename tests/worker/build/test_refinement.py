@@ -21,7 +21,8 @@ from registry.store import generation_name, image_file
 from tests.support.records import queued_model
 from tests.worker.build.test_build import enqueued, statuses
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
-from worker.build.build import build, load_own
+from worker.artifacts import load_own
+from worker.build.build import build
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling, encode_png
 

@@ -16,14 +16,15 @@ from learngenes.device import with_threads
 from learngenes.family.family import Family, load_family, save_family, write_quality
 from learngenes.sizing.cost import decoding_bytes
 from learngenes.training.pretrain import FactorisedDiT
-from registry.datasets import IMAGES_FILE, Task, Tasks
+from registry.datasets import IMAGES_FILE, Dataset, Datasets
 from registry.errors import StorageFull
 from registry.store import ArtifactStore
 from tests.learngenes.data.test_latents import LATENTS, autoencoder
 from tests.support.engines import AMPLE, SECONDS, Gate, Model, ask, images_of, reference
 from tests.support.sizing import SIZES, quality_table
 from tests.worker.conftest import MakeModel
-from worker.build.build import build, load_own, load_task
+from worker.artifacts import load_dataset, load_own
+from worker.build.build import build
 from worker.runtime import Runtime
 from worker.sampling.engine import Engine
 from worker.sampling.tickets import Preview
@@ -183,28 +184,28 @@ def test_a_model_of_latents_is_built_and_keeps_its_budget(
     assert own.depth == record.plan.depth
 
 
-def stored_task(runtime: Runtime) -> Task:
+def stored_dataset(runtime: Runtime) -> Dataset:
     pixels, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
     pixels[2:] = 255
-    task = Task(
+    task = Dataset(
         id="t-0123456789abcdef", name="mine", family=NAME, class_names=[*"ab"], counts=[2, 2]
     )
     images = {IMAGES_FILE: save({"images": pixels, "labels": labels})}
-    Tasks(runtime.store).put(task, images)
+    Datasets(runtime.store).put(task, images)
     return task
 
 
 def test_a_tasks_latents_are_made_once_and_go_with_it(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks, task = Tasks(runtime.store), stored_task(runtime)
+    tasks, task = Datasets(runtime.store), stored_dataset(runtime)
     family = runtime.family(NAME)
     parts: list[None] = []
-    first = load_task(runtime.store, family, task.id, lambda: parts.append(None))
+    first = load_dataset(runtime.store, family, task.id, lambda: parts.append(None))
     assert (first.images.shape, first.images.dtype) == ((4, 2, 4, 4), torch.float16)
     assert len(parts) == 1
     monkeypatch.setattr(LatentEncoder, "encoded", lambda *_: pytest.fail("encoded again"))
-    again = load_task(runtime.store, family, task.id, lambda: None)
+    again = load_dataset(runtime.store, family, task.id, lambda: None)
     assert torch.equal(again.images, first.images)
     assert again.class_names == ("a", "b")
     tasks.delete(task.id)
@@ -214,15 +215,15 @@ def test_a_tasks_latents_are_made_once_and_go_with_it(
 def test_latents_that_there_is_no_room_for_are_used_all_the_same(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, family = stored_task(runtime), runtime.family(NAME)
+    task, family = stored_dataset(runtime), runtime.family(NAME)
 
     def full(*_: object) -> None:
         raise StorageFull("no room")
 
     with monkeypatch.context() as patch:
         patch.setattr(ArtifactStore, "put", full)
-        first = load_task(runtime.store, family, task.id, lambda: None)
+        first = load_dataset(runtime.store, family, task.id, lambda: None)
     assert family.encoder_fingerprint is not None
-    assert Tasks(runtime.store).latents(task.id, family.encoder_fingerprint) is None
-    again = load_task(runtime.store, family, task.id, lambda: None)
+    assert Datasets(runtime.store).latents(task.id, family.encoder_fingerprint) is None
+    again = load_dataset(runtime.store, family, task.id, lambda: None)
     assert torch.equal(again.images, first.images)

@@ -18,7 +18,8 @@ from registry.events import stream_key
 from registry.records import GenerationRecord, now
 from registry.store import generation_name, image_file
 from tests.worker.conftest import MakeGeneration, MakeModel
-from worker.build.build import build, load_own
+from worker.artifacts import load_own
+from worker.build.build import build
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling, _target_seconds, encode_png
 from worker.sampling.tickets import EngineStopped, SampleRequest, Ticket

@@ -1,0 +1,143 @@
+"""What a worker does beside its work: a heartbeat, a search for lost work, and the store."""
+
+import contextlib
+import faulthandler
+import os
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import redis
+import structlog
+import torch
+
+from learngenes.device import process_resident_bytes
+from registry.errors import IllegalTransition
+from registry.records import GenerationRecord, ModelRecord, WorkerRecord, now
+from registry.repository import DEVICE_SECONDS, Records
+from worker.build.restore import restore
+from worker.runtime import LONG_WAIT_SECONDS, Runtime
+
+log = structlog.get_logger()
+
+R = TypeVar("R", bound=ModelRecord | GenerationRecord)
+
+SWEEP_SECONDS = 600.0
+COUNT_SECONDS = 60.0
+LOST_AGAIN_SECONDS = 60.0
+"""In a busy queue, what was begun and is nobody's is enqueued again so often: who took its message
+may have been killed before it began."""
+MOST_REQUEUED = 100
+"""At a time."""
+ORPHAN_SECONDS = 10.0
+"""A queued record that is older, in no lease, while the queue is empty, has lost its message."""
+
+
+class Housekeeping(Generic[R]):
+    """Heartbeat, a search for lost work, and the store, every few seconds."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        records: Records[R],
+        queue: str,
+        task: str,
+        stuck_seconds: Callable[[], float],
+        gauges: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """`stuck_seconds`: for how long its work has not moved. `gauges`: what a heartbeat tells
+        besides; see registry.metrics.WORKER_GAUGES."""
+        self._runtime, self._records, self._queue, self._task = runtime, records, queue, task
+        self._stuck_seconds, self._gauges = stuck_seconds, gauges
+        self._period_seconds = runtime.settings.lease_seconds / 3
+
+    def start(self) -> None:
+        """Each chore in a thread of its own: a heart beats, however much there is to tidy up."""
+        for name, work in (
+            ("heartbeat", self._live),
+            ("lost work", lambda: self._repeat(self.requeue_lost)),
+            ("store", lambda: self._repeat(self.tend_store)),
+        ):
+            threading.Thread(target=work, name=name, daemon=True).start()
+
+    def _live(self) -> None:
+        self._repeat(self.end_if_stuck, self.beat)
+        with contextlib.suppress(redis.RedisError):  # it expires
+            self._runtime.repository.take_back_heartbeat(self._runtime.worker_id)
+
+    def _repeat(self, *chores: Callable[[], None]) -> None:
+        while not self._runtime.stopping.is_set():
+            for chore in chores:
+                try:
+                    chore()
+                except Exception:  # the broker may be away for a while; work must not end with it
+                    log.exception("housekeeping failed", queue=self._queue)
+            self._runtime.stopping.wait(self._period_seconds)
+
+    def end_if_stuck(self) -> None:
+        """Its supervisor starts another process."""
+        seconds = self._stuck_seconds()
+        if seconds > self._runtime.settings.stuck_seconds:
+            log.critical("stuck: this worker ends, its work is taken up again", seconds=seconds)
+            faulthandler.dump_traceback()  # where each thread is
+            os._exit(1)
+
+    def beat(self) -> None:
+        runtime = self._runtime
+        beat = WorkerRecord(
+            id=runtime.worker_id,
+            queue=self._queue,
+            device_class=runtime.device_class,
+            torch_version=torch.__version__,
+            families=sorted(runtime.families),
+            gauges={**self._gauges(), "process_resident_bytes": process_resident_bytes()},
+        )
+        runtime.repository.heartbeat(beat, 3 * self._period_seconds)
+        runtime.announce_families()
+
+    def tend_store(self) -> None:
+        """It looks at every file, which takes long where there are many."""
+        runtime = self._runtime
+        if runtime.repository.once("count", COUNT_SECONDS):
+            runtime.repository.announce_store(runtime.store.used_bytes())
+        if runtime.repository.once("sweep", SWEEP_SECONDS):
+            runtime.store.sweep(runtime.settings.image_ttl_seconds)
+            restore(runtime.store, runtime.repository.models)
+
+    def requeue_lost(self) -> None:
+        """Enqueue again what is under way without a lease, or waits without a message.
+
+        A message too many does no harm, one too few would: what has waited very long is
+        enqueued again even if the queue is not empty. Thousands too many would: a few at a time.
+        """
+        device_class, active = self._runtime.device_class, self._records.active()
+        ours = [record for record in active if record.device_class == device_class]
+        self._fail_unserved([record for record in active if record.device_class != device_class])
+        waiting = self._runtime.queue.length(self._queue, device_class) if ours else 0
+        patience = LONG_WAIT_SECONDS if waiting else ORPHAN_SECONDS
+        requeued = 0
+        for record in self._records.unleased([r for r in ours if self._may_be_lost(r, patience)]):
+            once_in = patience if record.status == "queued" else min(patience, LOST_AGAIN_SECONDS)
+            if requeued < MOST_REQUEUED and self._runtime.repository.once(
+                requeued_name(record.id, record.attempts), once_in
+            ):
+                requeued += 1
+                log.warning("requeueing lost work", record=record.id, status=record.status)
+                self._runtime.queue.enqueue(self._task, record.id, device_class)
+
+    @staticmethod
+    def _may_be_lost(record: R, patience: float) -> bool:
+        """Of what is queued only if it is old; an age below zero: the clock was set back."""
+        age_seconds = (now() - record.created_at).total_seconds()
+        return record.status != "queued" or not 0 <= age_seconds < patience
+
+    def _fail_unserved(self, records: list[R]) -> None:
+        """Work for a class of device that has had no worker for hours would wait for ever."""
+        for record in records:
+            waited_seconds = (now() - record.created_at).total_seconds()
+            if waited_seconds < DEVICE_SECONDS or self._records.leased(record.id):
+                continue
+            if not self._runtime.repository.served(self._queue, record.device_class):
+                error = f"no worker of {record.device_class} for {DEVICE_SECONDS // 3600} hours"
+                with contextlib.suppress(IllegalTransition):
+                    self._records.change(record.id, status="failed", error=error)
