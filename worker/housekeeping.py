@@ -16,7 +16,7 @@ from registry.errors import IllegalTransition
 from registry.records import GenerationRecord, ModelRecord, WorkerRecord, now
 from registry.repository import DEVICE_SECONDS, Records
 from worker.build.restore import restore
-from worker.runtime import LONG_WAIT_SECONDS, Runtime
+from worker.runtime import LONG_WAIT_SECONDS, Runtime, requeued_name
 
 log = structlog.get_logger()
 
