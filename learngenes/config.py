@@ -1,4 +1,7 @@
-"""What a family is made of, as validated data: shapes, diffusion process, sizes. No torch here."""
+"""Configuration of a family: shapes, noise process, sizes, and the names of modes and dtypes.
+
+No torch here.
+"""
 
 import tomllib
 from enum import StrEnum
@@ -16,7 +19,7 @@ from pydantic import (
 )
 
 TIME_FREQUENCIES = 256
-"""Sines and cosines that a timestep is embedded with."""
+"""Number of sines and cosines that embed a timestep."""
 
 
 class Kind(StrEnum):
@@ -29,7 +32,7 @@ class Kind(StrEnum):
     ADALN = "adaLN"
 
     def shape(self, width: int) -> tuple[int, int]:
-        """(m_k, n_k): output and input features at network width d."""
+        """Output and input features (m_k, n_k) at network width d."""
         m, n = _WIDTHS[self]
         return m * width, n * width
 
@@ -44,21 +47,21 @@ _WIDTHS = {
 
 
 class Frozen(BaseModel):
-    """Immutable, and an unknown field is an error."""
+    """An immutable pydantic model that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the file and the fields."""
+    """A configuration cannot be used; the message names the file and the fields."""
 
 
 class Configuration(Frozen):
-    """What somebody writes as a TOML file."""
+    """A configuration that people write as a TOML file."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises ConfigError."""
+        """Read and validate a file. Raises ConfigError."""
         try:
             return cls.model_validate(tomllib.loads(path.read_text()))
         except ValidationError as error:
@@ -72,24 +75,24 @@ class Configuration(Frozen):
 
 
 class AutoencoderConfig(Frozen):
-    """What makes images of a network's latents: diffusers' `AutoencoderKL`, in its words."""
+    """Shape of a family's autoencoder, in the words of diffusers' `AutoencoderKL`."""
 
     image_channels: PositiveInt = 3
     block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     layers_per_block: PositiveInt = 1
     norm_num_groups: PositiveInt = 32
     scaling_factor: PositiveFloat
-    """Latents are multiplied by it, for a variance of about one."""
+    """Factor that gives latents a variance of about one."""
     decoder_parameters: PositiveInt
     decode_bytes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    """At most alive while one image is decoded, two, and as many as are at once; as measured."""
+    """Measured peak bytes while 1, 2, … images are decoded at once, up to `decoded_together`."""
 
 
 class NetworkConfig(Frozen):
     """Shape of a family's diffusion transformer at its reference size."""
 
     sample_size: PositiveInt
-    """Of what it denoises, images or latents: height and width."""
+    """Height and width of what is denoised: images or latents."""
     in_channels: PositiveInt
     patch_size: PositiveInt
     width: PositiveInt
@@ -98,7 +101,7 @@ class NetworkConfig(Frozen):
     depth: Annotated[int, Field(ge=2)]
     rank: PositiveInt
     autoencoder: AutoencoderConfig | None = Field(default=None, repr=False)
-    """Of a network of latents."""
+    """None where the network denoises images."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -119,23 +122,23 @@ class NetworkConfig(Frozen):
 
     @property
     def image_size(self) -> int:
-        """Height and width, in pixels."""
+        """Height and width of an image, in pixels."""
         if self.autoencoder is None:
             return self.sample_size
         return self.sample_size << (len(self.autoencoder.block_out_channels) - 1)
 
     @property
     def image_channels(self) -> int:
-        """1 or 3."""
+        """Channels of an image: 1 or 3."""
         return self.in_channels if self.autoencoder is None else self.autoencoder.image_channels
 
     def with_classes(self, num_classes: int | None) -> Self:
-        """The same network for a data set of other classes; None: as it is."""
+        """This network for a data set of `num_classes` classes; None leaves it as it is."""
         return self if num_classes is None else self.model_copy(update={"num_classes": num_classes})
 
     @property
     def patch_values(self) -> int:
-        """Scalars in one patch."""
+        """Number of scalars in one patch."""
         return self.patch_size**2 * self.in_channels
 
 
@@ -148,7 +151,7 @@ class DiffusionConfig(Frozen):
 
 
 class Scheduler(StrEnum):
-    """How noise becomes an image; the names are those of the requests."""
+    """Schedulers that turn noise into an image, under the names that requests use."""
 
     DDIM = "ddim"
     """Song et al., arXiv 2010.02502."""
@@ -159,7 +162,7 @@ class Scheduler(StrEnum):
 
 
 class SizeSpace(Frozen):
-    """The depths and rank prefixes that a family was trained for."""
+    """Depths and rank prefixes that a family was trained for."""
 
     depths: tuple[PositiveInt, ...]
     ranks: tuple[PositiveInt, ...]
@@ -173,7 +176,7 @@ class SizeSpace(Frozen):
         return self
 
     def require_rank(self, rank: int) -> None:
-        """Raises ValueError when a prefix is longer than what it is one of."""
+        """Raise ValueError when a rank prefix is longer than the network's rank."""
         if self.ranks[-1] > rank:
             raise ValueError(f"sizes.ranks go up to {self.ranks[-1]}, the network's rank is {rank}")
 
@@ -198,12 +201,12 @@ class DType(StrEnum):
 
 
 def executable(mode: Mode, dtype: DType) -> bool:
-    """int8 is for U and V: W is never stored in it."""
+    """Whether a model can run so: int8 is for U and V, W is never stored in it."""
     return not (mode is Mode.MATERIALISED and dtype is DType.INT8)
 
 
 class Size(Frozen):
-    """How much of a family a model uses."""
+    """Share of a family that a model uses."""
 
     depth: PositiveInt
     rank: PositiveInt

@@ -1,4 +1,4 @@
-"""All that differs by device. Everything else takes a `torch.device` and runs unchanged."""
+"""Everything that differs by device; all other code takes a `torch.device` and runs unchanged."""
 
 import contextlib
 import ctypes
@@ -22,13 +22,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
+"""Parameter number in glibc's malloc.h."""
 MOST_ARENAS = 2
 MOST_LANES = 2
-"""As many as a guided image has rows, so that all cores work for one alone."""
+"""Most lanes: a guided image has two rows, so that all cores work for a single one."""
 MOST_COMPILED = 256
-"""Times that one function is compiled, for families and dtypes; torch's own setting for it, 8 by
-default, is one for each thread."""
+"""Most compilations of one function, one for each family and dtype; torch's own limit is 8, and
+kept per thread."""
 
 
 def default_device() -> torch.device:
@@ -43,7 +43,7 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def training_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Products in bfloat16 where it runs in hardware; weights and the rest stay float32."""
+    """Autocast that makes products in bfloat16 where hardware does; the rest stays float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device))
 
 
@@ -61,8 +61,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def decoded_together(device: torch.device) -> int:
-    """Latents that are made into images by one call: on a CPU each alone, so that an image has
-    the same bytes whatever else is decoded."""
+    """Number of latents that one call decodes.
+
+    On a CPU it is one, so that an image has the same bytes whatever else is decoded.
+    """
     return 4 if device.type == "cuda" else 1
 
 
@@ -72,21 +74,21 @@ def packing_threads(device: torch.device) -> int:
 
 
 def lanes_of(device: torch.device) -> tuple[int, int]:
-    """Lanes (`learngenes.stepping.lanes`) that step a batch, and threads that each may have."""
+    """Number of lanes (`learngenes.stepping.lanes`) that step a batch, and of threads in each."""
     threads = torch.get_num_threads()
     count = 1 if device.type == "cuda" else min(MOST_LANES, threads)
     return count, threads // count
 
 
 def compute_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """What a model with matrices stored in `dtype` computes in."""
+    """Dtype that a model computes in when its matrices are stored in `dtype`."""
     if dtype is DType.FLOAT32 or not native_bfloat16(device):
         return torch.float32
     return torch.bfloat16
 
 
 def device_class(device: torch.device) -> str:
-    """Devices of one class are as fast as each other: letters, digits and hyphens."""
+    """Name of a class of equally fast devices, in letters, digits and hyphens."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -104,11 +106,11 @@ def _processor() -> str:
 
 
 def compiled(function: Callable[P, R], device: torch.device, threads: int) -> Callable[P, R]:
-    """By torch.compile, when it is first called; on CUDA as a graph for each number of rows.
+    """`function` through torch.compile, at its first call; on CUDA as a graph per number of rows.
 
-    On a CPU it has so many threads, and runs without Python's lock, so that lanes can run side by
-    side. What was compiled for other arguments stays in its order, since two lanes look through it
-    at the same time, and one would miss what the other moves to the front.
+    On a CPU it uses `threads` threads and releases Python's lock, so that lanes run side by side.
+    dynamo's cache is not reordered by use: two lanes search it at the same time, and one would
+    miss the entry that the other moves to the front.
     """
     how: dict[str, Any] = {"recompile_limit": MOST_COMPILED}
     if device.type == "cuda":
@@ -121,7 +123,7 @@ def compiled(function: Callable[P, R], device: torch.device, threads: int) -> Ca
 
 
 def varying(tensor: Tensor, dims: Iterable[int]) -> Tensor:
-    """Mark what differs from call to call, so that one kernel is compiled for every size."""
+    """Mark dimensions that differ from call to call, so that one kernel serves every size."""
     for dim in dims:
         if tensor.shape[dim] > 1:
             torch._dynamo.mark_dynamic(tensor, dim)
@@ -129,18 +131,18 @@ def varying(tensor: Tensor, dims: Iterable[int]) -> Tensor:
 
 
 def begin_step(device: torch.device) -> None:
-    """From here on CUDA graphs may write over what they gave in the step before."""
+    """Let CUDA graphs overwrite the outputs of the step before."""
     if device.type == "cuda":
         torch.compiler.cudagraph_mark_step_begin()
 
 
 def kept(tensor: Tensor) -> Tensor:
-    """What a compiled function gave, to be used in later steps."""
+    """A compiled function's output, safe to use in later steps."""
     return tensor.clone() if tensor.device.type == "cuda" else tensor
 
 
 def never_compile() -> contextlib.AbstractContextManager[object]:
-    """What is not compiled by now runs as it is: a request must not wait for a compiler."""
+    """Run uncompiled whatever is not compiled by now: a request never waits for a compiler."""
     stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance(
         "eager_on_recompile"
     )
@@ -148,8 +150,10 @@ def never_compile() -> contextlib.AbstractContextManager[object]:
 
 
 def padded(rows: int, device: torch.device) -> int:
-    """How many rows a batch of `rows` is run as: a CUDA graph is recorded for each number, so there
-    are few of them."""
+    """Number of rows that a batch of `rows` is padded to.
+
+    A CUDA graph is recorded for each number, so there are few of them.
+    """
     if device.type != "cuda":
         return rows
     power = 1 << max(1, (rows - 1).bit_length())
@@ -159,8 +163,7 @@ def padded(rows: int, device: torch.device) -> int:
 
 @contextlib.contextmanager
 def with_threads(count: int) -> Iterator[None]:
-    """So many OpenMP threads for what this thread does inside, and for threads that first compute
-    meanwhile.
+    """Limit this thread to `count` OpenMP threads, and threads that first compute meanwhile.
 
     Each thread that computes gets a team of its own, and when all teams have more threads than
     there are cores they wait asleep: small operations then take three times as long.
@@ -174,13 +177,13 @@ def with_threads(count: int) -> Iterator[None]:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for queued work, so that a clock tells the truth."""
+    """Wait for queued work, so that a clock measures it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most that the allocator held at once during `work`, above what it held before.
+    """Most bytes that the allocator held at once during `work`, above those it held before.
 
     On CUDA the caching allocator keeps this figure. On the CPU every allocation and release
     of torch's allocator is recorded by the profiler and summed in order, which is exact for
@@ -203,17 +206,17 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 def share_arenas() -> None:
-    """Let all threads take memory from a few heaps, where the C library is glibc.
+    """Make all threads share a few heaps, where the C library is glibc.
 
-    It gives up to eight heaps a core to threads that ask at the same time, and what a request of
-    one thread leaves free in its heap is of no use to the other threads.
+    glibc gives up to eight heaps a core to threads that ask at the same time, and memory that is
+    free in the heap of one thread is of no use to the others.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_ARENA_MAX, MOST_ARENAS)
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back to the system what the allocator keeps of freed tensors."""
+    """Return the memory of freed tensors from the allocator to the system."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return
@@ -222,7 +225,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def capacity_bytes(device: torch.device) -> int:
-    """What this process can expect to have of the device's memory.
+    """Bytes of the device's memory that this process may expect to use.
 
     Of a CPU's, half: of the machine's or of what the container may use, if that is less.
     """
@@ -236,13 +239,13 @@ def capacity_bytes(device: torch.device) -> int:
 
 
 def process_resident_bytes() -> int:
-    """What this process holds of the machine's memory now."""
+    """Resident bytes of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def process_peak_bytes(device: torch.device) -> int:
-    """The most that this process has held on the device since it began, runtime included.
+    """Most bytes that this process has held on the device since it began, runtime included.
 
     On the CPU the largest resident set, libraries and all, which is what a container's limit
     counts. On CUDA what the allocator reserved and what the context takes besides.

@@ -1,4 +1,4 @@
-"""Between images and what a network sees: values in [-1, 1], or the latents of an autoencoder."""
+"""Images as a network sees them: values in [-1, 1], or the latents of an autoencoder."""
 
 import contextlib
 import hashlib
@@ -26,20 +26,20 @@ DEFAULTS = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-"""What a family's autoencoder has to say of these, as Stable Diffusion's does."""
+"""Settings that a family's autoencoder must have, as Stable Diffusion's does."""
 
 
 class AutoencoderError(ValueError):
-    """Not an autoencoder that a family can have; the message says why."""
+    """A family cannot use this autoencoder; the message says why."""
 
 
 def to_pixels(x: Tensor) -> Tensor:
-    """[-1, 1] to uint8, on the CPU."""
+    """Values in [-1, 1] as uint8, on the CPU."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
 def new_autoencoder(network: NetworkConfig) -> AutoencoderKL:
-    """diffusers' own, with random weights. `network` has an autoencoder."""
+    """diffusers' `AutoencoderKL` with random weights, in the shape that `network` names."""
     config = network.autoencoder
     assert config is not None
     blocks = len(config.block_out_channels)
@@ -58,7 +58,7 @@ def new_autoencoder(network: NetworkConfig) -> AutoencoderKL:
 
 
 class LatentDecoder(nn.Module):
-    """(N, C, H, W) latents of variance about one to images (N, C', H', W') in [-1, 1]."""
+    """Decoder: latents (N, C, H, W) of variance about one -> images (N, C', H', W') in [-1, 1]."""
 
     def __init__(self, network: NetworkConfig) -> None:
         super().__init__()
@@ -73,14 +73,14 @@ class LatentDecoder(nn.Module):
 
     @torch.inference_mode()
     def pixels(self, latents: Tensor) -> Tensor:
-        """uint8, on the CPU; a few at a time, since its maps are large."""
+        """Images (uint8, on the CPU), decoded a few at a time since the feature maps are large."""
         return torch.cat(
             [to_pixels(self(part)) for part in latents.split(decoded_together(latents.device))]
         )
 
 
 class LatentEncoder(nn.Module):
-    """The inverse of LatentDecoder: to the means, without what is drawn around them."""
+    """Inverse of LatentDecoder: the means of the latents, without the noise around them."""
 
     def __init__(self, network: NetworkConfig) -> None:
         super().__init__()
@@ -101,9 +101,9 @@ class LatentEncoder(nn.Module):
         device: torch.device | None = None,
         on_part: Callable[[], object] = lambda: None,
     ) -> LabelledImages:
-        """The same data as latents, float16; `on_part` is called now and then and may raise.
+        """The same data as float16 latents; `on_part` is called now and then and may raise.
 
-        On `device`, for as long as it takes; by default where it is.
+        The encoder moves to `device` meanwhile; by default it stays where it is.
         """
         home = next(self.parameters()).device
         device = device or home
@@ -120,7 +120,7 @@ class LatentEncoder(nn.Module):
     def encoded_once(
         self, data: LabelledImages, directory: Path, device: torch.device | None = None
     ) -> LabelledImages:
-        """As `encoded`; what has been is found again in `directory`."""
+        """`encoded`, kept in `directory` and found there again."""
         file = directory / f"latents-{self._digest(data)}.safetensors"
         with contextlib.suppress(FileNotFoundError, SafetensorError):  # not there, or not whole
             return LabelledImages(load_file(file)["latents"], data.labels, data.class_names)
@@ -131,7 +131,7 @@ class LatentEncoder(nn.Module):
         return encoded
 
     def _digest(self, data: LabelledImages) -> str:
-        """Of the images, and of all that encodes them."""
+        """Digest of the images and of everything that encodes them."""
         found = hashlib.sha256(repr((self.scaling_factor, data.images.shape)).encode())
         for tensor in (*self.state_dict().values(), data.images):
             found.update(tensor.cpu().contiguous().numpy())
@@ -139,7 +139,7 @@ class LatentEncoder(nn.Module):
 
 
 def joined(network: NetworkConfig, encoder: LatentEncoder, decoder: LatentDecoder) -> AutoencoderKL:
-    """diffusers' own again, of both halves."""
+    """diffusers' `AutoencoderKL`, put together from its two halves."""
     whole = new_autoencoder(network)
     whole.load_state_dict({**encoder.state_dict(), **decoder.state_dict()})
     return whole.eval()
@@ -148,9 +148,9 @@ def joined(network: NetworkConfig, encoder: LatentEncoder, decoder: LatentDecode
 def read_autoencoder(
     directory: Path, network: NetworkConfig
 ) -> tuple[NetworkConfig, LatentEncoder, LatentDecoder]:
-    """A directory that `AutoencoderKL.from_pretrained` loads, for a network of its latents.
+    """Load a directory of `AutoencoderKL.from_pretrained`, for a network of its latents.
 
-    Gives `network` with what is needed of it. Raises AutoencoderError.
+    The network returned names the autoencoder's shape. Raises AutoencoderError.
     """
     try:
         whole = AutoencoderKL.from_pretrained(directory)
@@ -196,7 +196,7 @@ def read_autoencoder(
 
 
 def _decode_bytes(decoder: LatentDecoder, network: NetworkConfig) -> tuple[int, ...]:
-    """Most that is alive while so many images are decoded, weights not counted."""
+    """Peak bytes while 1, 2, … images are decoded at once, weights not counted."""
     device = default_device()
     decoder.to(device)
     most = decoded_together(device)

@@ -42,36 +42,36 @@ class FamilyManifest(Frozen):
     licence: str
     trained_steps: int
     seed: int | None = None
-    """Of everything random in its training; older families do not tell."""
+    """Seed of everything random in the training; None in older families."""
     form: str
     sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One trained set of learngenes and what stands around them."""
+    """One trained set of learngenes, with its stem, reference Sigma, data and quality table."""
 
     manifest: FamilyManifest
     genes: Learngenes
     stem: Stem
     scales: Scales
     limited_data: LabelledImages
-    """Latents, in a family of latents."""
+    """Images, or latents in a family of latents."""
     quality: QualityTable | None
     """None until `fineserve calibrate` has measured it."""
     encoder: LatentEncoder | None = None
-    """Of a family of latents; it stays on the CPU."""
+    """Encoder of a family of latents; it stays on the CPU."""
 
     def assemble(self, own: Own, mode: Mode, dtype: DType = DType.FLOAT32) -> DiT:
-        """A model ready to sample, from this family and what is the model's own."""
+        """A model ready to sample, from this family and the model's own parameters."""
         return DiT(self.stem_of(own), self.genes, own, mode, dtype)
 
     def stem_of(self, own: Own) -> Stem:
-        """This family's, but for the classes of another task."""
+        """This family's stem, with the class embeddings of `own` where it has any."""
         return self.stem if own.classes is None else self.stem.with_classes(own.classes)
 
     def for_task(self, scales: Scales, num_classes: int) -> Scales:
-        """`scales` for other classes: each begins as what is common to all, the null class."""
+        """`scales` for `num_classes` other classes; each embedding starts as the null class."""
         null = self.stem.classes.weight.detach()[-1]
         stacked = {**scales.stacked(), CLASSES: null.repeat(num_classes + 1, 1)}
         return Scales.from_stacked(stacked)
@@ -79,25 +79,25 @@ class Family:
     def encoded(
         self, images: LabelledImages, on_part: Callable[[], object] = lambda: None
     ) -> LabelledImages:
-        """Images as its network sees them: latents, in a family of those."""
+        """Images as this family's network sees them: latents in a family of latents."""
         if self.encoder is None:
             return images
         return self.encoder.encoded(images, self.stem.positions.device, on_part)
 
     def to(self, device: torch.device) -> "Family":
-        """Networks moved in place; the limited data stay where they are."""
+        """Move the networks in place; the limited data stay where they are."""
         for module in (self.genes, self.stem, self.scales):
             module.to(device)
         return self
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the weights that a model's Sigma was made for."""
+        """Digest of the weights that a model's Sigma was made for."""
         return "-".join(self.manifest.sha256[file] for file in FINGERPRINTED)
 
     @property
     def encoder_fingerprint(self) -> str | None:
-        """Changes with what latents are made by; None in a family of images."""
+        """Digest of the encoder; None in a family of images."""
         autoencoder = self.manifest.network.autoencoder
         if autoencoder is None:
             return None

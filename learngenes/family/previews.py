@@ -12,13 +12,13 @@ from learngenes.model.sampling import sample
 from learngenes.model.sigma import interpolated
 
 ROWS = 32
-"""Images at a time."""
+"""Number of images in one batch."""
 
 
 def write_previews(
     family: Family, directory: Path, on_size: Callable[[int, int], None] | None = None
 ) -> Path:
-    """previews.png: a row for each size, depth by depth and in these rank by rank, classes across.
+    """Write previews.png: a row for each depth and rank, one class in each column.
 
     A class has the same seed at every size: its own number. `on_size` is called with
     (sizes done, in all).

@@ -31,7 +31,7 @@ DIT_XL_2_SIZES = SizeSpace(
 def write_synthetic_family(
     directory: Path, network: NetworkConfig = DIT_XL_2, sizes: SizeSpace = DIT_XL_2_SIZES
 ) -> FamilyManifest:
-    """A family like any other, but that nothing in it was trained or measured."""
+    """Write a family in which nothing was trained or measured."""
     torch.manual_seed(0)
     class_names = tuple(f"class {i}" for i in range(network.num_classes))
     scales = reference_scales(network)
@@ -65,7 +65,7 @@ def write_synthetic_family(
 
 
 def _made_up_quality(sizes: SizeSpace) -> QualityTable:
-    """Falls with depth and rank, as real ones do."""
+    """Losses that fall with depth and rank, as real ones do."""
     losses = tuple(
         tuple(0.1 * (1 + 1 / depth + 50 / rank) for rank in sizes.ranks) for depth in sizes.depths
     )

@@ -1,4 +1,4 @@
-"""A model for plain diffusers: its `DiTTransformer2DModel`, weights written out."""
+"""Export to plain diffusers: a `DiTTransformer2DModel` with its weights written out."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from learngenes.model.factors import Own
 
 LABELS = "id2label.json"
 PIPELINE_NULL_CLASS = 1000
-"""`DiTPipeline` guides away from this class, whatever number of classes the network has."""
+"""Class that `DiTPipeline` guides away from, whatever number of classes the network has."""
 
 
 def export_model(
@@ -52,7 +52,7 @@ def export_model(
 
 
 def _save_pipeline(family: Family, labels: Mapping[str, str], directory: Path) -> None:
-    """`vae/`, and `model_index.json` with the names of classes."""
+    """Write `vae/`, and `model_index.json` with the class names."""
     assert family.encoder is not None
     assert family.stem.decoder is not None
     whole = joined(family.manifest.network, family.encoder, family.stem.decoder)
@@ -131,7 +131,7 @@ def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pipeline_classes(classes: Tensor) -> Tensor:
-    """(num_classes + 1, D) -> (1001, D): the null class, our last row, becomes row 1000.
+    """Class table (num_classes + 1, D) -> (1001, D): the null class, our last row, is row 1000.
 
     The rows between are never asked for.
     """

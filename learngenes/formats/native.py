@@ -27,7 +27,7 @@ OWN, STEM, GENES = "own.safetensors", "stem.safetensors", "learngenes.safetensor
 
 
 class ModelError(ValueError):
-    """A directory is not a model that can be loaded; the message says why."""
+    """A directory cannot be loaded as a model; the message says why."""
 
 
 class ModelManifest(Frozen):
@@ -35,7 +35,7 @@ class ModelManifest(Frozen):
     family: str
     family_fingerprint: str
     network: NetworkConfig
-    """Of the family; its rank is that of the U and V that are here."""
+    """The family's network, with the rank of the U and V that are here."""
     diffusion: DiffusionConfig
     depth: PositiveInt
     mode: Mode
@@ -63,7 +63,7 @@ def save_model(
     *,
     whole: bool,
 ) -> None:
-    """Write a model, with what it needs of its family where it is to be `whole`."""
+    """Write a model; a `whole` one carries what it needs of its family."""
     network = family.manifest.network
     files: dict[str, Mapping[str, Tensor]] = {OWN: own.stacked()}
     if isinstance(own, Scales):

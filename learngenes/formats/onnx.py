@@ -1,4 +1,4 @@
-"""A model for ONNX runtimes: its network, weights written out; sampling is for the caller.
+"""Export to ONNX: the network with its weights written out; the caller samples.
 
 torch's exporter changes settings of the whole process while it runs, so a process that does
 anything else has it done in one of its own: `export_in_process`.
@@ -26,7 +26,7 @@ from learngenes.model.factors import Own
 
 FILE, DECODER_FILE = "model.onnx", "decoder.onnx"
 INPUTS = ("sample", "timestep", "class_labels")
-"""float32 (N, C, H, W); int64 (N,); int64 (N,), the null class after the last one."""
+"""Inputs: float32 (N, C, H, W); int64 (N,); int64 (N,), the null class after the last one."""
 OUTPUT = "prediction"
 DECODER_INPUT, DECODER_OUTPUT = "latents", "images"
 
@@ -51,7 +51,7 @@ class _Prediction(nn.Module):
 
 
 def export_in_process(family: Family, own: Own, directory: Path) -> None:
-    """Write `model.onnx` and `scheduler/`, of latents `decoder.onnx` too. Raises ExportError."""
+    """Write `model.onnx`, `scheduler/` and, for latents, `decoder.onnx`. Raises ExportError."""
     with tempfile.TemporaryDirectory(prefix="fineserve-onnx-") as native:
         names = family.manifest.class_names
         written = Mode.MATERIALISED, DType.FLOAT32
@@ -81,7 +81,7 @@ def export_onnx(model: Model, directory: Path) -> None:
 def _export(
     network: nn.Module, given: tuple[Tensor, ...], file: Path, inputs: Sequence[str], output: str
 ) -> None:
-    """For any number of rows."""
+    """Export one module with a dynamic number of rows."""
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of its own deprecations

@@ -1,4 +1,4 @@
-"""A diffusers DiT as the network that it is here: what condensation starts from."""
+"""Import from diffusers: a DiT of theirs as one of our networks, which condensation starts from."""
 
 import dataclasses
 import json
@@ -33,32 +33,32 @@ REQUIRED = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
-"""What diffusers' configuration has to say, as that of DiT-XL/2 does."""
+"""Settings that a DiT's configuration must have, as that of DiT-XL/2 does."""
 EMBEDDER = "norm1.emb"
 
 
 class TeacherError(ValueError):
-    """Not a DiT that can be condensed; the message says why."""
+    """This DiT cannot be condensed; the message says why."""
 
 
 @dataclass(frozen=True)
 class Teacher:
     network: DenseDiT
-    """Computes what diffusers' does; where that predicts a variance, too, the mean alone."""
+    """Network that computes what diffusers' does; of mean and variance, the mean alone."""
     diffusion: DiffusionConfig | None
-    """None where no scheduler lies beside it."""
+    """Noise process; None where no scheduler lies beside the network."""
     autoencoder: Path | None = None
-    """Of latents; its halves are the network's stem's decoder and this."""
+    """Encoder of a network of latents; the decoder is in its stem."""
     encoder: LatentEncoder | None = None
     class_names: tuple[str, ...] | None = None
-    """In order of their numbers; None where no pipeline's index tells them."""
+    """Class names in order of their numbers; None where no pipeline's index has them."""
 
     @property
     def image_size(self) -> int:
         return self.network.config.image_size
 
     def with_classes(self, names: Sequence[str]) -> "Teacher":
-        """Of its classes those, in that order, and the null class.
+        """This teacher with only the named classes, in that order, and the null class.
 
         By their names, where it knows those; else the first ones. Raises TeacherError.
         """
@@ -80,7 +80,7 @@ class Teacher:
 
 
 def read_teacher(source: str) -> Teacher:
-    """A directory that diffusers loads (a `DiTPipeline`'s, or its transformer's), or a hub's name.
+    """Load a directory of a `DiTPipeline` or of its transformer, or a name on the hub.
 
     Raises TeacherError, and AutoencoderError for a `vae/` beside it that cannot be taken over.
     """
@@ -107,7 +107,7 @@ def read_teacher(source: str) -> Teacher:
 
 @torch.no_grad()
 def from_diffusers(network: DiTTransformer2DModel) -> DenseDiT:
-    """A network of ours that computes what diffusers' does. Raises TeacherError."""
+    """One of our networks that computes what diffusers' does. Raises TeacherError."""
     config = network.config
     for name, wanted in REQUIRED.items():
         if config[name] != wanted:
@@ -163,7 +163,7 @@ def _layer(state: Mapping[str, Tensor], block: str) -> Weights:
 
 
 def _mean(rows: Tensor, shape: NetworkConfig) -> Tensor:
-    """Of the final layer's rows (P, P, out_channels), those that are not of the variance."""
+    """Rows (P, P, out_channels) of the final layer that predict the mean, not the variance."""
     patch = shape.patch_size
     channels = len(rows) // patch**2
     kept = rows.view(patch, patch, channels, -1)[:, :, : shape.in_channels]
@@ -171,7 +171,7 @@ def _mean(rows: Tensor, shape: NetworkConfig) -> Tensor:
 
 
 def _warn_of_embedders(state: Mapping[str, Tensor], depth: int) -> None:
-    """diffusers keeps one in each block, which training can drive apart; the first one counts."""
+    """Warn where the embedders of the blocks differ; the first block's is used."""
     first = {k: v for k, v in state.items() if k.startswith(f"transformer_blocks.0.{EMBEDDER}.")}
     furthest = 0.0
     for key, tensor in first.items():
@@ -184,7 +184,7 @@ def _warn_of_embedders(state: Mapping[str, Tensor], depth: int) -> None:
 
 
 def _diffusion(pipeline: Path) -> DiffusionConfig | None:
-    """Raises TeacherError when it is a noise process that no family can have."""
+    """Noise process of a scheduler. Raises TeacherError when no family can have it."""
     if not (pipeline / SCHEDULER).exists():
         return None
     try:

@@ -27,7 +27,7 @@ from learngenes.sizing.profile import DeviceProfile, LayerCost
 
 MAX_ROWS = 64
 LAYERS_SECONDS = 0.02
-"""So many layers are timed together as take about so long."""
+"""About how long the layers that are timed together take."""
 ROUNDS = 5
 WHOLE_BATCHES = 12
 LEAST_WHOLE_BATCHES = 4
@@ -35,9 +35,9 @@ WHOLE_BATCH_SECONDS = 0.4
 LEAST_P95_RATIO = 1.25
 MOST_P95_RATIO = 1.5
 MOST_CORRECTION = 2.0
-"""More is a disturbance, not a property of the device."""
+"""Largest correction that is taken for a property of the device, not a disturbance."""
 OnProgress = Callable[[float, str], None]
-"""Called with (the share that is done, what is measured now)."""
+"""Callback with (share that is done, what is measured now)."""
 
 
 def execution_on(device: torch.device, mode: Mode, dtype: DType) -> Execution:
@@ -46,7 +46,7 @@ def execution_on(device: torch.device, mode: Mode, dtype: DType) -> Execution:
 
 @dataclass
 class _Point:
-    """A number of layers of one execution and rank, and how long they took beside the stem."""
+    """Some layers of one execution and rank, and the seconds they took beside the stem."""
 
     execution: Execution
     rank: int
@@ -57,7 +57,7 @@ class _Point:
 
 @dataclass
 class _Batch:
-    """A batch as it is served, and how long it took each time."""
+    """A batch as it is served, and the seconds that each run took."""
 
     execution: Execution
     depth: int
@@ -137,7 +137,7 @@ class _Profiling:
         return self.family.assemble(scales, mode, dtype)
 
     def _layers_at_once(self, mode: Mode, dtype: DType, rank: int) -> int:
-        """As many as take LAYERS_SECONDS: shared overhead and noise are divided by them."""
+        """Number of layers that take LAYERS_SECONDS; overhead and noise are divided by it."""
         model = self._model(1, rank, mode, dtype)
         self._forward(model, 1)
         seconds = self._forward(model, 1)
@@ -155,7 +155,7 @@ class _Profiling:
             return time.perf_counter() - started
 
     def _time_layers(self, points: list[_Point], rows: int) -> float:
-        """The share of the time that it took."""
+        """Time all layers with `rows` rows; returns the share of the allowed time that it took."""
         before = self.elapsed_share
         self.on_progress(min(before, 1), f"layers, {rows} rows")
         for point in points:
@@ -171,9 +171,9 @@ class _Profiling:
         return self.elapsed_share - before
 
     def _time_steps(self, model: DiT, rows: list[int]) -> tuple[float, float, tuple[float, ...]]:
-        """Seconds of a request without steps, of each of its images, of a step without layers.
+        """Seconds of a request without steps, of each of its images, and of a step without layers.
 
-        The last over `rows`.
+        Those of a step are given for each number of rows.
         """
         diffusion = self.family.manifest.diffusion
         layers, model.layers = model.layers, nn.ModuleList()
@@ -205,7 +205,7 @@ class _Profiling:
         )
 
     def _with_whole_batches(self, profile: DeviceProfile) -> DeviceProfile:
-        """Compared with whole batches: what the sum of the parts misses, the tail, memory."""
+        """`profile` corrected by whole batches: what the parts' sum misses, the tail, memory."""
         rank = self.sizes.ranks[len(self.sizes.ranks) // 2]
         batches = []
         for execution in profile.executions:
@@ -234,7 +234,7 @@ class _Profiling:
         )
 
     def _time_batches(self, batches: list[_Batch]) -> None:
-        """In rounds: the tail is that of the whole time, not of a moment."""
+        """Time all batches in rounds: the tail is that of the whole time, not of a moment."""
         diffusion = self.family.manifest.diffusion
         for batch in batches:
             run(batch.model, diffusion, batch.workload)
@@ -246,7 +246,7 @@ class _Profiling:
                 batch.seconds.append(run(batch.model, diffusion, batch.workload))
 
     def _overhead_bytes(self, batch: _Batch, rank: int) -> int:
-        """What more than predicted was needed by a long batch or the shortest."""
+        """Bytes that a long batch or the shortest needed beyond the prediction."""
         return max(
             0,
             *(
@@ -263,7 +263,7 @@ class _Profiling:
     def _whole_batch(
         self, profile: DeviceProfile, execution: Execution, rank: int
     ) -> tuple[int, Workload]:
-        """The deepest model and the longest batch that take about WHOLE_BATCH_SECONDS."""
+        """Depth of the deepest model, and longest batch, that take about WHOLE_BATCH_SECONDS."""
         depths = self.sizes.depths
         for depth, n, steps in (
             *((depths[-1], 4, steps) for steps in (20, 10, 5)),

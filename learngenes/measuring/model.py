@@ -1,4 +1,4 @@
-"""What a model really needs on this device."""
+"""Memory and seconds that a model takes on this device."""
 
 import time
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ MIN_LATENCY_RUNS = 5
 @dataclass(frozen=True)
 class Measurement:
     cost: Cost
-    """Memory by whichever scheduler needs more; the process since its start."""
+    """Memory by the scheduler that needs most; the process's since its start."""
     latency_runs: int
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Parameters and buffers; what layers share counts once."""
+    """Bytes of parameters and buffers; those that layers share count once."""
     tensors = [plain for t in (*model.parameters(), *model.buffers()) for plain in _plain(t)]
     return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
 def _plain(tensor: Tensor) -> list[Tensor]:
-    """A quantised tensor's parts."""
+    """The plain tensors that a quantised one is made of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
@@ -44,7 +44,7 @@ def run(
     workload: Workload,
     scheduler: Scheduler = Scheduler.DDIM,
 ) -> float:
-    """Sample one batch as `workload` says; seconds it took."""
+    """Sample one batch as `workload` says; returns the seconds it took."""
     device = model.stem.positions.device
     started = time.perf_counter()
     sample(
@@ -61,7 +61,7 @@ def run(
 
 
 def memory(model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload) -> int:
-    """Weights and peak activations of one batch."""
+    """Bytes of weights and peak activations of one batch."""
     short = Workload(n=workload.n, num_inference_steps=2, guided=workload.guided)
     device = model.stem.positions.device
     activations = max(
@@ -74,7 +74,7 @@ def memory(model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload
 def measure(
     model: DiT, diffusion: DiffusionConfig, workload: Workload, max_seconds: float = 30.0
 ) -> Measurement:
-    """Sample batches as `workload` says and watch memory and clock.
+    """Sample batches as `workload` says, measuring memory and seconds.
 
     After `max_seconds` no batch beyond the MIN_LATENCY_RUNS first ones is timed.
     """

@@ -1,4 +1,4 @@
-"""How long a step of many rows takes on this device, and what it holds: measured, not assumed."""
+"""Measured seconds and bytes of a denoising step of many rows on this device."""
 
 import math
 import time
@@ -22,7 +22,7 @@ from learngenes.stepping.weights import FactoredWeights, ModelWeights, SharedWei
 ROUNDS = 6
 STEPS_A_ROUND = 8
 MOST_STEPS = 2 + ROUNDS * STEPS_A_ROUND
-"""Of one batch: as it is made, to see how long one takes, and the rounds."""
+"""Steps of one batch: one to compose it, one to see how long it takes, and the rounds."""
 SATURATED = 0.97
 """A batch is full when it makes so much of the most rows a second that any batch makes. Rows that
 wait must be composed again and again, so what is called full too early costs more than it saves."""
@@ -30,21 +30,21 @@ wait must be composed again and again, so what is called full too early costs mo
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Of a family in one dtype."""
+    """Step costs of a family in one dtype."""
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
-    """One step of a model of full size, materialised, over `rows`."""
+    """Seconds of one step of a full-size materialised model, for each of `rows`."""
     full_rows: int
-    """More rows than these only make each other wait."""
+    """Rows of a full batch: more of them only make each other wait."""
     row_bytes: int
-    """What a step's activations take for each row."""
+    """Bytes of a step's activations for each row."""
     factored_ratio: dict[int, float]
-    """By rank: seconds of a full step in which half of the rows are factored, over those of one in
-    which all are materialised: both kinds in one batch cost twice as many calls."""
+    """For each rank: seconds of a full step with half of the rows factored, over those of one that
+    is all materialised; both kinds in one batch take twice as many calls."""
 
     def step_seconds(self, rows: int) -> float:
-        """Beyond what was measured, in proportion."""
+        """Seconds of one step; beyond the measured rows they grow in proportion."""
         if rows > self.rows[-1]:
             return self.seconds[-1] * rows / self.rows[-1]
         return float(np.interp(rows, self.rows, self.seconds))
@@ -58,7 +58,7 @@ class StepCosts:
 def measure_step_costs(
     shared: SharedWeights, kernels: Kernels, max_rows: int, max_seconds: float = 5.0
 ) -> StepCosts:
-    """Rows double up to `max_rows`, or until the time is used up."""
+    """Measure steps of 2, 4, 8, … rows, up to `max_rows` or until the time is used up."""
     ranks = shared.family.manifest.sizes.ranks
     full = full_depth_model(shared, ranks[-1], materialised=True)
     began = time.perf_counter()
@@ -87,7 +87,7 @@ def measure_step_costs(
 
 
 def _row_bytes(shared: SharedWeights, rows: int) -> int:
-    """By sizing's cost model, of whichever mode needs more; decoding is not part of a step."""
+    """Bytes of a row by sizing's cost model, in the mode that needs more; without decoding."""
     network, device = shared.network.model_copy(update={"autoencoder": None}), shared.device
     workload = Workload(n=rows, guided=False)
     executions = (execution_on(device, mode, shared.dtype) for mode in Mode)
@@ -96,7 +96,7 @@ def _row_bytes(shared: SharedWeights, rows: int) -> int:
 
 
 def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) -> ModelWeights:
-    """With the family's own Sigma."""
+    """A model of full size with the family's own Sigma."""
     depth = shared.family.manifest.sizes.depths[-1]
     model = FactoredWeights(
         shared, interpolated(shared.family.scales, Size(depth=depth, rank=rank))
@@ -125,7 +125,7 @@ def _fastest_steps(batches: Mapping[int, Batch], until: float) -> dict[int, floa
 
 
 def _seconds(batch: Batch, steps: int) -> float:
-    """Of one of so many."""
+    """Seconds of one step, from the total of `count`."""
     began = time.perf_counter()
     for _ in range(steps):
         batch.step()
@@ -134,7 +134,7 @@ def _seconds(batch: Batch, steps: int) -> float:
 
 
 def batch_of(models: Sequence[ModelWeights], rows: int, kernels: Kernels) -> Batch:
-    """`rows` unguided images of each model, after their first step of MOST_STEPS."""
+    """A batch of `rows` unguided images of each model, after the first step of MOST_STEPS."""
     shared, network = models[0].shared, models[0].shared.network
     plan = schedule(shared.family.manifest.diffusion, Scheduler.DDIM, MOST_STEPS)
     timesteps = plan.timesteps.to(shared.device)

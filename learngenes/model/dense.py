@@ -11,11 +11,11 @@ from learngenes.model.dit import Stem
 from learngenes.model.factors import Layer, Learngenes, Scales, materialise
 
 Weights = Mapping[Kind, tuple[Tensor, Tensor]]
-"""W (m, n) and bias (m,) of each kind, of one layer."""
+"""One layer's W (m, n) and bias (m,) of each kind."""
 
 
 class DenseDiT(nn.Module):
-    """Trainable in every part; numerically `DiT` in materialised mode."""
+    """A DiT that is trainable in every part; numerically `DiT` in materialised mode."""
 
     def __init__(self, stem: Stem, layers: Sequence[Weights]) -> None:
         """`stem` becomes part of it; the layers' tensors are copied."""
@@ -40,7 +40,7 @@ class DenseDiT(nn.Module):
 
 @torch.no_grad()
 def materialised(genes: Learngenes, scales: Scales) -> list[Weights]:
-    """Every W of a model of `scales`, written out."""
+    """Every W of the model that `scales` makes of `genes`, layer by layer."""
     rank = scales.rank
     return [
         {

@@ -16,7 +16,7 @@ from torch import Tensor
 from learngenes.config import DiffusionConfig, Scheduler
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(noisy (N, C, H, W), timesteps (N,), class_labels (N,)) -> prediction (N, C, H, W)."""
+"""Network: (noisy (N, C, H, W), timesteps (N,), class_labels (N,)) -> prediction (N, C, H, W)."""
 
 DiffusersScheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
 _SOLVERS = {
@@ -32,7 +32,7 @@ def noise_process(config: DiffusionConfig) -> DDPMScheduler:
 def diffusers_scheduler(
     config: DiffusionConfig, scheduler: Scheduler, num_inference_steps: int
 ) -> DiffusersScheduler:
-    """diffusers' scheduler, set to its timesteps. It keeps state: make one for each batch.
+    """A scheduler of diffusers, set to its timesteps; it keeps state, so each batch needs its own.
 
     DDIM must not clip the predicted image: diffusers keeps the noise of the unclipped one, and
     under guidance the two drift apart. Trailing spacing is an `arange` over floats, which for
@@ -52,9 +52,9 @@ def diffusers_scheduler(
 
 
 def step_generator(stream: int, step: int) -> torch.Generator:
-    """For the draws of one training step, apart from those of other streams.
+    """Generator for the draws of one training step, independent of other streams.
 
-    torch heeds 32 bits of a seed: streams are a golden section of them apart.
+    torch uses 32 bits of a seed: streams are a golden section of them apart.
     """
     return torch.Generator().manual_seed((stream * 2_654_435_769 + step) % 2**32)
 

@@ -33,7 +33,7 @@ def sinusoidal_positions(width: int, grid: int) -> Tensor:
 
 
 def sinusoidal_timesteps(timesteps: Tensor) -> Tensor:
-    """(N,) -> (N, TIME_FREQUENCIES), cosines first."""
+    """Embedding of timesteps: (N,) -> (N, TIME_FREQUENCIES), cosines first."""
     half = TIME_FREQUENCIES // 2
     exponents = torch.arange(half, device=timesteps.device, dtype=torch.float32) / (half - 1)
     angles = timesteps[:, None].float() * torch.exp(-math.log(10000.0) * exponents)
@@ -66,7 +66,7 @@ def block(x: Tensor, conditioning: Tensor, layer: Layer, heads: int) -> Tensor:
 
 
 class Stem(nn.Module):
-    """All of a DiT but its blocks: patch, position, time and class embedders, final layer."""
+    """A DiT without its blocks: patch, position, time and class embedders, final layer."""
 
     positions: Tensor
 
@@ -86,7 +86,7 @@ class Stem(nn.Module):
         self._initialise()
 
     def with_classes(self, table: Tensor) -> "Stem":
-        """A stem that has everything in common with this one but its classes.
+        """A stem that shares everything with this one but the class embeddings.
 
         table: (num_classes + 1, D), the null class last; a Parameter is trained.
         """
@@ -100,7 +100,7 @@ class Stem(nn.Module):
         return other
 
     def _initialise(self) -> None:
-        """DiT's own: small embeddings, and a final layer that starts at zero."""
+        """Initialise as DiT does: small embeddings, and a final layer that starts at zero."""
         for embedding in (self.classes, self.time_in, self.time_out):
             nn.init.normal_(embedding.weight, std=0.02)
         for zero in (self.final_modulation, self.final):
@@ -120,18 +120,18 @@ class Stem(nn.Module):
         return self._unpatch(self.final(modulate(h, shift, scale, 1e-6)))
 
     def pixels(self, x: Tensor) -> Tensor:
-        """What was denoised, (N, C, H, W), as images: uint8, on the CPU."""
+        """Denoised (N, C, H, W) as images: uint8, on the CPU."""
         return to_pixels(x) if self.decoder is None else self.decoder.pixels(x)
 
     def in_dtype(self, dtype: torch.dtype) -> "Stem":
-        """A copy; the decoder, which is float32 always, stays this one's."""
+        """A copy in `dtype` that shares the decoder, which is always float32."""
         memo: dict[int, object] = {} if self.decoder is None else {id(self.decoder): None}
         other = copy.deepcopy(self, memo).to(dtype)
         other.decoder = self.decoder
         return other
 
     def _unpatch(self, h: Tensor) -> Tensor:
-        """(N, T, P*P*C) -> (N, C, H, W)."""
+        """Patches (N, T, P*P*C) -> images (N, C, H, W)."""
         c = self.config
         grid = c.sample_size // c.patch_size
         h = h.view(-1, grid, grid, c.patch_size, c.patch_size, c.in_channels)

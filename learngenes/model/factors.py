@@ -16,7 +16,7 @@ from learngenes.config import Kind, NetworkConfig
 Linear = Callable[[Tensor], Tensor]
 Layer = Mapping[Kind, Linear]
 CLASSES = "classes"
-"""On disk: the class embeddings of a model whose task is not its family's."""
+"""Name on disk of the class embeddings of a model with classes of its own."""
 
 
 class Learngenes(nn.Module):
@@ -35,7 +35,7 @@ class Learngenes(nn.Module):
 
 
 class Scales(nn.Module):
-    """Sigma and biases of every layer of one model: what a model owns.
+    """Sigma and biases of every layer of one model: the parameters that it owns.
 
     One parameter per layer and kind, sigma (r,) and bias (m_k,): a gradient to a slice of a
     stacked parameter would be as large as the stack.
@@ -47,8 +47,8 @@ class Scales(nn.Module):
         bias: Mapping[Kind, Tensor],
         classes: Tensor | None = None,
     ) -> None:
-        """sigma[k]: (L, r); bias[k]: (L, m_k); classes: (C + 1, D) of a task that
-        is not the family's, the null class last."""
+        """sigma[k]: (L, r); bias[k]: (L, m_k); classes: (C + 1, D), the null class last,
+        where the classes are not the family's."""
         super().__init__()
         self.classes = None if classes is None else nn.Parameter(classes.detach().clone())
         self.sigma = nn.ModuleDict(_per_layer(sigma))
@@ -72,7 +72,7 @@ class Scales(nn.Module):
         return (self.layer(index) for index in range(self.depth))
 
     def stacked(self) -> dict[str, Tensor]:
-        """Flat names to (L, r) and (L, m_k) tensors, as they are kept on disk."""
+        """Tensors (L, r) and (L, m_k) by flat name, as they are kept on disk."""
         layers = {
             f"{name}.{kind}": torch.stack([*self._list(group, kind)]).detach().contiguous()
             for name, group in (("sigma", self.sigma), ("bias", self.bias))
@@ -112,14 +112,14 @@ class LayerScales:
 
 @dataclass(frozen=True)
 class DenseLayers:
-    """Every layer of a model that shares none with another: what refinement makes of Scales."""
+    """W and biases of every layer of a model that shares none: refinement makes it of Scales."""
 
     weight: Mapping[Kind, Tensor]
-    """(L, m, n)"""
+    """W of each kind, (L, m, n)."""
     bias: Mapping[Kind, Tensor]
-    """(L, m)"""
+    """Biases of each kind, (L, m)."""
     classes: Tensor | None = None
-    """(C + 1, D) of a task that is not the family's, the null class last."""
+    """Class embeddings (C + 1, D), the null class last; None where they are the family's."""
 
     @classmethod
     def of(
@@ -127,7 +127,7 @@ class DenseLayers:
         layers: Sequence[Mapping[Kind, tuple[Tensor, Tensor]]],
         classes: Tensor | None = None,
     ) -> "DenseLayers":
-        """From W (m, n) and bias (m,) of each kind, layer by layer."""
+        """Stack the W (m, n) and bias (m,) of each kind, layer by layer."""
         return cls(
             {kind: torch.stack([layer[kind][0] for layer in layers]) for kind in Kind},
             {kind: torch.stack([layer[kind][1] for layer in layers]) for kind in Kind},
@@ -139,7 +139,7 @@ class DenseLayers:
         return len(self.bias[Kind.QKV])
 
     def stacked(self) -> dict[str, Tensor]:
-        """Flat names to tensors, as they are kept on disk."""
+        """Tensors by flat name, as they are kept on disk."""
         layers = {
             f"{name}.{kind}": group[kind].contiguous()
             for name, group in (("weight", self.weight), ("bias", self.bias))
@@ -161,17 +161,17 @@ class DenseLayers:
 
 
 Own = Scales | DenseLayers
-"""What one model does not share with its family, beside what it does."""
+"""Parameters that one model does not share with its family."""
 
 
 def own_from_stacked(tensors: Mapping[str, Tensor]) -> Own:
-    """Whichever of the two was `stacked`. Raises KeyError when a tensor is missing."""
+    """Scales or DenseLayers, whichever was `stacked`. Raises KeyError for a missing tensor."""
     kind = DenseLayers if f"weight.{Kind.QKV}" in tensors else Scales
     return kind.from_stacked(tensors)
 
 
 def materialise(u: Tensor, sigma: Tensor, v: Tensor) -> Tensor:
-    """W = U diag(sigma) V^T: (m, n)."""
+    """W = U diag(sigma) V^T, (m, n)."""
     return (u * sigma) @ v.T
 
 
@@ -194,7 +194,10 @@ def training_layer(genes: Learngenes, scales: LayerScales) -> Layer:
 
 
 def _cheaper_factored(rows: int, u: Tensor, v: Tensor) -> bool:
-    """Forward and backward together: factor by factor no gradient of W has to be formed."""
+    """Whether factors take fewer multiplications, forward and backward together.
+
+    Factor by factor no gradient of W has to be formed.
+    """
     (m, rank), n = u.shape, len(v)
     passes = 3 if u.requires_grad else 2
     return passes * rows * rank * (m + n) < m * n * (3 * rows + passes * rank)

@@ -1,4 +1,4 @@
-"""Images from a model, through diffusers' schedulers, with classifier-free guidance."""
+"""Sampling images from a model through diffusers' schedulers, with classifier-free guidance."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,11 +11,11 @@ from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.dit import DiT
 
 OnStep = Callable[[int, int], None]
-"""Called with (steps done, steps in all) after every step; it may raise to stop."""
+"""Callback with (steps done, steps in all) after every step; it may raise to stop."""
 
 
 def initial_noise(network: NetworkConfig, seeds: Sequence[int]) -> Tensor:
-    """(N, C, H, W): each image's noise comes from its own seed alone, on every device."""
+    """Noise (N, C, H, W); each image's comes from its own seed alone, on every device."""
     shape = (network.in_channels, network.sample_size, network.sample_size)
     return torch.stack(
         [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]

@@ -1,4 +1,4 @@
-"""Frozen layers in either mode and dtype: what a model that is served alone is made of."""
+"""Frozen layers in each mode and dtype, of which a model that is served alone is made."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from learngenes.model.factors import DenseLayers, Learngenes, Own, materialise
 
 
 def factored_linear(x: Tensor, u: Tensor, sigma: Tensor, vt: Tensor, bias: Tensor) -> Tensor:
-    """((x V) * sigma) U^T + b without forming W. x: (..., n), vt = V^T: (r, n) -> (..., m)."""
+    """((x V) * sigma) U^T + b without forming W; x: (..., n), vt = V^T: (r, n) -> (..., m)."""
     return F.linear(F.linear(x, _as(vt, x)).mul_(sigma), _as(u, x), bias)
 
 

@@ -1,4 +1,4 @@
-"""What a size costs in memory: exact weight bytes, and peak activations from the live set.
+"""Memory that a size needs: exact bytes of weights, and peak activations from the live set.
 
 d is the network's width, r the rank, L the depth; see shapes in `learngenes.config.Kind`.
 Depth and rank may be integers or integer arrays: every function is vectorised over them.
@@ -18,14 +18,14 @@ BYTES_PER_FLOAT32 = 4
 TILE_ROWS, TILE_INPUTS, TILE_OUTPUTS = 256, 1024, 64
 MATRIX_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2, DType.INT8: 1}
 INT8_ROW_BYTES = 5
-"""torchao keeps a float32 scale and an int8 zero point for each row of a matrix."""
+"""Bytes of the float32 scale and int8 zero point that torchao keeps for each row of a matrix."""
 SCHEDULE_BYTES = 7 * 1000 * BYTES_PER_FLOAT32
-"""The tables of a thousand-step noise schedule that a diffusers scheduler keeps."""
+"""Bytes of the thousand-step tables that a diffusers scheduler keeps."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a size is run: its mode, how its matrices are stored, and what it computes in."""
+    """Mode of a size, dtype of its matrices, and what the device computes in."""
 
     mode: Mode
     dtype: DType
@@ -39,7 +39,7 @@ class Execution:
         return 2 if self.native_bfloat16 and self.dtype is not DType.FLOAT32 else 4
 
     def scratch_bytes(self, rows: int, inputs: Ints | int, outputs: Ints | int) -> Ints | int:
-        """At most what a bfloat16 product keeps beside its operands while it runs.
+        """Most bytes that a bfloat16 product keeps beside its operands while it runs.
 
         oneDNN packs for each thread a tile of the weight, 64 outputs wide, and sums in float32
         a tile of at most 256 rows.
@@ -54,29 +54,29 @@ class Execution:
         return np.asarray(packed + sums + 2048)
 
     def cast_bytes(self, elements: Ints | int) -> Ints | int:
-        """A copy of a stored matrix in what is computed in, alive for one product."""
+        """Bytes of a stored matrix cast to the compute dtype, alive for one product."""
         cast = self.dtype is DType.INT8 or MATRIX_BYTES[self.dtype] != self.compute_bytes
         return elements * self.compute_bytes if cast else 0
 
 
 def learngene_parameters(network: NetworkConfig, rank: Ints | int) -> Ints | int:
-    """U and V of every kind: 23 d r, whatever the depth."""
+    """Number of scalars in U and V of every kind: 23 d r, whatever the depth."""
     return rank * sum(sum(kind.shape(network.width)) for kind in Kind)
 
 
 def scale_parameters(network: NetworkConfig, depth: Ints | int, rank: Ints | int) -> Ints | int:
-    """Sigma and biases, which a model owns: L (5 r + 15 d)."""
+    """Number of scalars in Sigma and biases, which a model owns: L (5 r + 15 d)."""
     return depth * (len(Kind) * rank + _biases(network))
 
 
 def dense_parameters(network: NetworkConfig, depth: Ints | int) -> Ints | int:
-    """Weights written out, without biases: 18 L d^2."""
+    """Number of scalars in all W, without biases: 18 L d^2."""
     shapes = [kind.shape(network.width) for kind in Kind]
     return depth * sum(m * n for m, n in shapes)
 
 
 def stem_parameters(network: NetworkConfig) -> int:
-    """Patch, position, time and class embedders, final layer."""
+    """Number of scalars in the patch, position, time and class embedders and the final layer."""
     d, patch = network.width, network.patch_values
     patches = patch * d + d + network.tokens * d
     time = TIME_FREQUENCIES * d + d + d * d + d
@@ -86,14 +86,14 @@ def stem_parameters(network: NetworkConfig) -> int:
 
 
 def decoder_bytes(network: NetworkConfig) -> int:
-    """Of a network of latents: the weights of what makes images of them, in float32."""
+    """Bytes of the decoder's weights, in float32; 0 for a network of images."""
     if network.autoencoder is None:
         return 0
     return network.autoencoder.decoder_parameters * BYTES_PER_FLOAT32
 
 
 def decoding_bytes(network: NetworkConfig, images: int) -> int:
-    """Alive while as many latents as are decoded at once are."""
+    """Peak bytes while latents are decoded, as many at once as the device decodes."""
     if network.autoencoder is None:
         return 0
     measured = network.autoencoder.decode_bytes
@@ -163,20 +163,20 @@ def memory_bytes(
     execution: Execution,
     workload: Workload,
 ) -> Ints | int:
-    """What the model itself needs on the device: weights and peak activations."""
+    """Bytes that the model itself needs on the device: weights and peak activations."""
     weights = weight_bytes(network, depth, rank, execution)
     return weights + activation_bytes(network, rank, execution, workload)
 
 
 def process_bytes(memory: Ints | int, shared: Ints | int, base_bytes: int) -> Ints | int:
-    """A process of `base_bytes` that serves one model; its allocator keeps up to a 20th more."""
+    """Bytes of a process that serves one model; its allocator keeps up to a 20th more."""
     return memory + memory // 20 + base_bytes - shared
 
 
 def _product_bytes(
     network: NetworkConfig, kind: Kind, rows: int, rank: Ints | int, execution: Execution
 ) -> Ints | int:
-    """Most that one linear layer holds beside its input: casts, x V and the output.
+    """Most bytes that one linear layer holds beside its input: casts, x V and the output.
 
     torchao's int8 product holds the cast matrix and the output, then the output twice.
     """
@@ -195,12 +195,12 @@ def _product_bytes(
 
 
 def _biases(network: NetworkConfig) -> int:
-    """Of one layer: 15 d."""
+    """Number of biases in one layer: 15 d."""
     return sum(kind.shape(network.width)[0] for kind in Kind)
 
 
 def shared_bytes(network: NetworkConfig, rank: Ints | int, execution: Execution) -> Ints | int:
-    """What a model's weights and its family's are one copy of: stem, decoder, a U that is whole."""
+    """Bytes that a model shares with its loaded family: stem, decoder, a U of full rank."""
     shared = np.zeros_like(rank) + decoder_bytes(network)
     if execution.compute_bytes == BYTES_PER_FLOAT32:
         shared = shared + stem_parameters(network) * BYTES_PER_FLOAT32

@@ -1,4 +1,4 @@
-"""How fast a device runs a family, as measured: everything that sizing cannot compute."""
+"""Measured speed of a device for a family: everything that sizing cannot compute."""
 
 from datetime import datetime
 from typing import Literal, Self
@@ -21,11 +21,11 @@ from learngenes.sizing.quality import Floats
 
 PROFILE_VERSION: Literal[1] = 1
 LEAST_DRIFT_WEIGHT = 0.1
-"""How far a measurement moves the speed correction when there were many before it."""
+"""Weight of a measurement in the speed correction when there were many before it."""
 MOST_DRIFT = 4.0
 P95_STEP = 0.1
 P95_MISSES = 0.03
-"""The share of measured 95th percentiles that p95_ratio settles to leave outside."""
+"""Share of measured 95th percentiles that p95_ratio settles to leave outside."""
 P95_RATIO_RANGE = (1.05, 2.0)
 
 
@@ -35,9 +35,9 @@ class LayerCost(Frozen):
     mode: Mode
     dtype: DType
     seconds: tuple[tuple[NonNegativeFloat, ...], ...]
-    """One row per rank, or one only when materialised; one column per number of rows."""
+    """One row per rank (a single one when materialised), one column per number of rows."""
     correction: PositiveFloat = 1.0
-    """Whole batches over the sum of their parts."""
+    """Ratio of whole batches to the sum of their parts."""
 
 
 class DeviceProfile(Frozen):
@@ -56,23 +56,23 @@ class DeviceProfile(Frozen):
     native_bfloat16: bool
     packing_threads: NonNegativeInt = 0
     process_base_bytes: NonNegativeInt
-    """A serving process without its one model: runtime, libraries, the family."""
+    """Bytes of a serving process without its one model: runtime, libraries, the family."""
     memory_overhead_bytes: NonNegativeInt = 0
-    """What the device's libraries take of the allocator beside the network's live set."""
+    """Bytes that the device's libraries take of the allocator beside the network's live set."""
     rows: tuple[PositiveInt, ...]
     ranks: tuple[PositiveInt, ...]
     request_seconds: NonNegativeFloat
     image_seconds: NonNegativeFloat = 0
-    """More, of each image: to decode its latents."""
+    """Seconds to decode the latents of one image."""
     step_seconds: tuple[NonNegativeFloat, ...]
-    """All of a step but the blocks, over rows."""
+    """Seconds of a step without its blocks, for each number of rows."""
     layers: tuple[LayerCost, ...]
     speed_correction: PositiveFloat = 1.0
-    """How much slower the device has been of late than when it was profiled."""
+    """Ratio of recent latencies to those when the device was profiled."""
     corrections: NonNegativeInt = 0
-    """How many measured models it has learned from."""
+    """Number of measured models that have corrected the profile."""
     p95_ratio: float = Field(ge=1)
-    """What a batch's 95th percentile stays within, over its predicted median."""
+    """Ratio of a batch's 95th percentile to its predicted median."""
 
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
@@ -88,10 +88,10 @@ class DeviceProfile(Frozen):
     def fitting(
         cls, raw: str | None, family_fingerprint: str, torch_version: str | None
     ) -> Self | None:
-        """The kept JSON of a profile, where it was measured with these weights and this torch.
+        """Parse a kept profile if it was measured with these weights and this torch.
 
-        None where there is none, or another release of fineserve wrote it. `torch_version` is
-        None where no worker is there to say.
+        None where there is none, it is stale, or another release of fineserve wrote it.
+        `torch_version` is None where no worker is there to say.
         """
         if raw is None:
             return None
@@ -120,7 +120,7 @@ class DeviceProfile(Frozen):
         return np.asarray(seconds * cost.correction * self.speed_correction)
 
     def corrected(self, predicted: Cost, measured: Cost) -> "DeviceProfile":
-        """After a model was measured.
+        """This profile after a model was measured.
 
         Too little memory predicted raises a constant at once, the speed becomes a running mean,
         and the ratio of the 95th percentile moves by a step that makes P95_MISSES of them too low.
@@ -151,7 +151,7 @@ class DeviceProfile(Frozen):
 
 
 def _linear(x: float, xs: tuple[int, ...], ys: tuple[float, ...]) -> float:
-    """Piecewise linear; beyond the last point its last slope goes on."""
+    """Piecewise linear interpolation; beyond the last point the last slope goes on."""
     if x > xs[-1] and len(xs) > 1:
         slope = max(0.0, (ys[-1] - ys[-2]) / (xs[-1] - xs[-2]))
         return ys[-1] + slope * (x - xs[-1])

@@ -1,4 +1,4 @@
-"""What a size is worth: a family's measured losses, interpolated so that more is never worse."""
+"""Quality of a size: a family's measured losses, interpolated so that more is never worse."""
 
 from typing import Self
 
@@ -20,11 +20,11 @@ class QualityTable(Frozen):
     unretrained: tuple[Row, ...]
     """One row per depth, one column per rank."""
     retrained: tuple[Row, ...]
-    """The same after Sigma retraining: what the solver goes by."""
+    """The same after Sigma retraining; the solver uses these."""
     dtype_loss_ratios: dict[DType, PositiveFloat]
-    """Loss with the matrices stored so, over that in float32."""
+    """Ratio of the loss with matrices stored in a dtype to that in float32."""
     source: str
-    """How it was measured, or that it was not."""
+    """Note on how it was measured, or that it was not."""
 
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
@@ -41,7 +41,7 @@ class QualityTable(Frozen):
         return self
 
     def qualities(self, depths: Floats, ranks: Floats, loss_ratios: Floats) -> Floats:
-        """Of many sizes at once: the family's best loss over theirs, 1 for the best, in (0, 1].
+        """Qualities of many sizes at once, in (0, 1]: the family's best loss over theirs.
 
         Between the points of the grid the loss is bilinear in depth and log rank, after each
         was replaced by the least loss of any size that is no larger. Outside, the edge holds.

@@ -1,4 +1,4 @@
-"""From a budget to a plan: the best size, of all of them, that keeps it."""
+"""The solver: from a budget to the best of all sizes that keep it."""
 
 import bisect
 import math
@@ -34,18 +34,18 @@ Bools = NDArray[np.bool_]
 class Solution:
     plan: Plan
     binding: tuple[BudgetName, ...]
-    """Constraints without which there were a better plan; none: it is the family's best."""
+    """Constraints without which a better plan would exist; none for the family's best."""
     slack: Slack
     front: tuple[Plan, ...]
     """Sizes that no other beats in quality, memory (of the stated scope) and latency at once."""
 
 
 class Impossible(ValueError):
-    """What is fixed contradicts itself or the family."""
+    """The fixed values contradict each other or the family."""
 
 
 class Infeasible(ValueError):
-    """Nothing fits the budget."""
+    """No size fits the budget."""
 
     def __init__(
         self, binding: tuple[BudgetName, ...], nearest: Plan, budget: dict[BudgetName, float]
@@ -163,7 +163,7 @@ def solve(candidates: Candidates, constraints: Constraints) -> Solution:
 
 
 def _allowed(candidates: Candidates, constraints: Constraints) -> Bools:
-    """Of what is fixed. Raises Impossible."""
+    """Candidates with the fixed depth, rank, mode and dtype. Raises Impossible."""
     if (
         constraints.mode
         and constraints.dtype
@@ -197,7 +197,7 @@ def _allowed(candidates: Candidates, constraints: Constraints) -> Bools:
 
 
 def _kept(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, Bools]:
-    """Which candidates keep each constraint that was given."""
+    """For each budget that was given, the candidates that keep it."""
     kept: dict[BudgetName, Bools] = {}
     if constraints.max_mem_bytes is not None:
         memory = candidates.scoped_memory(constraints.mem_scope)
@@ -210,7 +210,7 @@ def _kept(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, 
 
 
 def _best(candidates: Candidates, memory: Ints, among: Bools) -> int:
-    """By the order of `_front`, so that the plan is always on it."""
+    """Index of the best candidate, in the order of `_front`, so that the plan is on it."""
     indices = np.flatnonzero(among)
     order = np.lexsort((memory[indices], candidates.p95[indices], -candidates.quality[indices]))
     return int(indices[order[0]])

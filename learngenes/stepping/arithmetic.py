@@ -21,29 +21,29 @@ from learngenes.config import Kind
 from learngenes.stepping.schedules import step
 
 BLOCK_KINDS = (Kind.QKV, Kind.O, Kind.IN, Kind.OUT)
-"""What a block multiplies tokens with; adaLN's products are made once for a whole schedule."""
+"""Kinds that a block multiplies tokens with; adaLN's are made once for a whole schedule."""
 LOG2_E = math.log2(math.e)
 FEW_TOKENS = 64
-"""So few that scores written out are faster than a fused attention kernel's tiles."""
+"""Most tokens for which explicit scores beat the tiles of a fused attention kernel."""
 
 Product = Callable[[Tensor, int], Tensor]
-"""(tokens (..., T, n), index into BLOCK_KINDS) -> (..., T, m), float32, bias included."""
+"""Product: (tokens (..., T, n), index into BLOCK_KINDS) -> (..., T, m), float32, with bias."""
 
 
 def split_bias(bias: Tensor) -> tuple[Tensor, ...]:
-    """(..., 9D) -> (..., m) of each of BLOCK_KINDS."""
+    """Biases (..., 9D) -> (..., m) of each of BLOCK_KINDS."""
     width = bias.shape[-1] // 9
     return torch.split(bias, [kind.shape(width)[0] for kind in BLOCK_KINDS], dim=-1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """x: (..., T, D); shift, scale: (..., D) -> (..., T, D) float32."""
+    """LayerNorm, shift and scale; x: (..., T, D); shift, scale: (..., D) -> (..., T, D) float32."""
     normalised = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
     return normalised * (1 + scale.float()[..., None, :]) + shift.float()[..., None, :]
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh approximation, by the identity tanh(z) = 2 / (1 + exp(-2 z)) - 1.
+    """GELU in its tanh approximation, by tanh(z) = 2 / (1 + exp(-2 z)) - 1.
 
     Compiled for a CPU, an exponential takes a third of the time of a hyperbolic tangent, and one
     to the base of two is the cheapest.
@@ -53,7 +53,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def attention(qkv: Tensor, heads: int) -> Tensor:
-    """(..., T, 3D) -> (..., T, D)."""
+    """Attention over q, k and v: (..., T, 3D) -> (..., T, D)."""
     *rows, t, width = qkv.shape
     d = width // 3 // heads
     # contiguous, (N heads, T, d) each: products then need no copy of their own
@@ -85,7 +85,7 @@ def block(x: Tensor, modulation: Tensor, product: Product, heads: int) -> Tensor
 def materialised_block(
     x: Tensor, modulation: Tensor, weights: tuple[Tensor, ...], bias: Tensor, heads: int
 ) -> Tensor:
-    """With W written out, of M models that have R rows each.
+    """A block with W written out, for M models of R rows each.
 
     x: (M, R, T, D); modulation: (M, R, 6D); weights: W^T (M, n, m) of each kind; bias: (M, 9D).
     """
@@ -110,7 +110,7 @@ def factored_block(
     bias: Tensor,
     heads: int,
 ) -> Tensor:
-    """Factor by factor, of N rows of any models.
+    """A block factor by factor, for N rows of any models.
 
     x: (N, T, D); modulation: (N, 6D); factors: V (n, R) and U^T (R, m) of each kind;
     sigma: (N, 4, r), r <= R; bias: (N, 9D).

@@ -30,19 +30,19 @@ class Part:
     model: ModelWeights
     schedule: Schedule
     coefficients_at: int
-    """Of its first step, in the batch's table of coefficients."""
+    """Place of its first step in the table of coefficients."""
     conditional_at: list[int]
-    """Of each image's first step, in the batch's table of modulations."""
+    """Place of each image's first step in the table of modulations."""
     unconditional_at: int | None
-    """None when there is no guidance."""
+    """Place of the null class's first step; None without guidance."""
     guidance_scale: float
     x: Tensor
-    """(I, C, H, W) float32."""
+    """Noisy images (I, C, H, W), float32."""
     previous: Tensor
-    """x0 of the last step."""
+    """Clean images x0 that the last step predicted."""
     steps_before: int = 0
     batch: "Batch | None" = None
-    """Which has its images now, and has run some more steps."""
+    """Batch that holds the images now and has run further steps."""
 
     @property
     def done_steps(self) -> int:
@@ -55,16 +55,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Tables:
-    """What a step looks up: of all schedules and modulations in use."""
+    """Tables that a step looks up: those of all schedules and modulations in use."""
 
     coefficients: Tensor
-    """(…, 5) float32."""
+    """Coefficients of schedulers (…, 5), float32."""
     modulations: Tensor
-    """(…, 6D)."""
+    """adaLN modulations (…, 6D)."""
 
 
 RunLayer = Callable[[Tensor, Tensor], Tensor]
-"""(tokens (N, T, D), modulation (N, 6D)) -> tokens."""
+"""Layer bound to its rows: (tokens (N, T, D), modulation (N, 6D)) -> tokens."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Segment:
 
     at: slice
     layers: list[tuple[int, int, RunLayer]]
-    """Of each layer: rows that need it, rows it is run for, and the layer."""
+    """For each layer: rows that need it, rows it runs for, and the layer."""
 
     @classmethod
     def of(
@@ -84,7 +84,7 @@ class _Segment:
         layer: Callable[[int, int], RunLayer],
         shared: SharedWeights,
     ) -> "_Segment":
-        """From row `start` on, slots of `size` rows; `layer` makes layer `index` for `count`."""
+        """Slots of `size` rows from `start` on; `layer` makes layer `index` for `count` slots."""
         layers = []
         for index in range(depths[0]):
             needed = sum(depth > index for depth in depths)
@@ -95,7 +95,7 @@ class _Segment:
         return cls(slice(start, start + len(depths) * size), layers)
 
     def run(self, h: Tensor, modulations: Tensor) -> list[Tensor]:
-        """h: (N, T, D); modulations: (L, N, 6D), of all rows -> its own again, in pieces."""
+        """Run the layers on h (N, T, D) and modulations (L, N, 6D); returns its rows in pieces."""
         h, modulations = h[self.at], modulations[:, self.at]
         ended: list[Tensor] = []
         left = len(h)
@@ -124,7 +124,7 @@ class Stack:
         return nbytes(self._weights)
 
     def place(self, models: Sequence[ModelWeights]) -> list[ModelWeights]:
-        """`models` (they may repeat), deepest first, each at the place where its weights are."""
+        """Place `models` (they may repeat), deepest first; returns them by place."""
         models = sorted(models, key=lambda model: -model.depth)
         self._reserve(len(models), models[0].depth)
         placed = list(models)
@@ -146,7 +146,7 @@ class Stack:
         return placed
 
     def layer(self, index: int, start: int, count: int) -> tuple[Tensor, ...]:
-        """(count, n, m) of each kind, from a place on."""
+        """W^T (count, n, m) of each kind, from place `start` on."""
         return tuple(weight[index, start : start + count] for weight in self._weights)
 
     def clear(self) -> None:
@@ -174,7 +174,7 @@ class Stack:
 class _Row(NamedTuple):
     image: int
     modulation_at: int
-    """Of the present step."""
+    """Place of the present step's modulation."""
     model: ModelWeights
     conditional: bool
 
@@ -188,16 +188,16 @@ class Batch:
     _x: Tensor
     _previous: Tensor
     _image: Tensor
-    """(N,) of each row."""
+    """Image of each row, (N,)."""
     _layer: Tensor
-    """(L + 1, N) which of its model's modulations a row takes in each layer and the final one."""
+    """Modulation that a row takes in each layer and the final one, (L + 1, N)."""
     _modulation_at: Tensor
-    """(N,) of its present step."""
+    """Place of each row's present step, (N,)."""
     _modulation_stride: Tensor
     _coefficients_at: Tensor
-    """(I,) of its present step."""
+    """Place of each image's present step, (I,)."""
     _conditional: Tensor
-    """(I,) the row of each image."""
+    """Conditional row of each image, (I,)."""
     _unconditional: Tensor
     _guidance: Tensor
 
@@ -221,11 +221,11 @@ class Batch:
 
     @property
     def steps_left(self) -> int:
-        """Until a part is finished."""
+        """Number of steps until a part is finished."""
         return min(len(part.schedule) - part.done_steps for part in self.parts)
 
     def step(self) -> None:
-        """One denoising step of every part. Nothing has changed if it raises."""
+        """Run one denoising step of every part; nothing has changed if it raises."""
         kernels, shared, tables = self._kernels, self.shared, self._tables
         begin_step(shared.device)
         h = kernels.embed(
@@ -256,18 +256,18 @@ class Batch:
         self.steps_run += 1
 
     def settle(self) -> None:
-        """Give the images back to their parts. The batch is of no use after it."""
+        """Give the images back to their parts; the batch is of no use afterwards."""
         images = torch.split(self._x, self._sizes), torch.split(self._previous, self._sizes)
         for part, x, previous in zip(self.parts, *images, strict=True):
             part.x, part.previous = x, previous
             part.steps_before, part.batch = part.done_steps, None
 
     def predicted(self, part: Part) -> Tensor:
-        """What the last step took the clean images of `part` to be: (I, C, H, W)."""
+        """Clean images (I, C, H, W) of `part` that the last step predicted."""
         return torch.split(self._previous, self._sizes)[self.parts.index(part)]
 
     def _rows(self) -> tuple[list[_Row], list[_Row]]:
-        """Of models in factored and in materialised mode."""
+        """Rows of factored models, and rows of materialised ones."""
         rows: tuple[list[_Row], list[_Row]] = [], []
         image = 0
         for part in self.parts:
@@ -282,7 +282,7 @@ class Batch:
         return rows
 
     def _of_one_width(self, rows: list[_Row]) -> list[list[_Row]]:
-        """Factored rows that are run at one rank: all at the largest.
+        """Groups of factored rows that run at one rank: usually all, at the largest.
 
         To add products that are zero changes nothing, except in float32, where the order of a
         sum depends on its length: there each rank is run by itself.
@@ -312,7 +312,7 @@ class Batch:
     def _add_segments(
         self, start: int, depths: list[int], size: int, layer: Callable[[int, int, int], RunLayer]
     ) -> None:
-        """One for each lane; `layer` makes layer `index` for `count` slots from one on."""
+        """Add a segment per lane; `layer` makes layer `index` for `count` slots from one on."""
         for share in shares(depths, self._kernels.lanes.count):
 
             def of_share(index: int, count: int, at: int = share.start) -> RunLayer:
@@ -322,7 +322,7 @@ class Batch:
             self._segments.append(_Segment.of(first, depths[share], size, of_share, self.shared))
 
     def _add_materialised(self, start: int, rows: list[_Row], stack: Stack) -> list[_Row]:
-        """Slots of as many rows as all models have a multiple of, each beside its W."""
+        """Add slots whose number of rows divides that of every model, each with its model's W."""
         shared, block = self.shared, self._kernels.materialised_block
         of_model: dict[ModelWeights, list[_Row]] = {}
         for row in rows:
@@ -375,7 +375,7 @@ class Batch:
         return of_owners(bias), of_owners(sigma)
 
     def _index(self, rows: list[_Row]) -> None:
-        """Where each row and image finds what it needs, as tensors."""
+        """Build the index tensors by which rows and images find what they need."""
 
         def tensor(values: Iterable[float], dtype: torch.dtype = torch.long) -> Tensor:
             return torch.tensor(list(values), dtype=dtype).to(self.shared.device)

@@ -1,4 +1,4 @@
-"""The compiled parts of a step, and what there is to compile before the first request."""
+"""The functions of a step, compiled before the first request where the device gains by it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a step does side by side: each lane has cores and rows of its own.
+"""Lanes: parts of a step that run side by side, each with rows and threads of its own.
 
 On two cores two lanes of one thread made 542 rows a second where one of two threads made 436
 (batches of 32, `fashion` in float32, nothing else to do): cores wait for each other once a step,
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Lanes:
-    """Of one engine. Its own thread is one of them, and has as many threads as each (OpenMP's)."""
+    """Lanes of one engine; its own thread is one of them. Each has `threads` OpenMP threads."""
 
     def __init__(self, count: int = 1, threads: int = 1) -> None:
         self.count, self.threads = count, threads
@@ -32,7 +32,7 @@ class Lanes:
         return cls(*lanes_of(device))
 
     def run(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """What each gives, in order. Raises what one of them raised, once all lanes have ended."""
+        """Results of `works`, in order; raises what one of them raised, once all have ended."""
         inferring = torch.is_inference_mode_enabled()
         given: dict[int, T] = {}
         todo = iter(enumerate(works))
@@ -59,7 +59,7 @@ class Lanes:
 
 
 def shares(sizes: Sequence[int], count: int) -> list[slice]:
-    """`sizes` in at most `count` runs, none of them empty, whose sums are about the same."""
+    """Slices of `sizes`, at most `count` and none empty, whose sums are about the same."""
     total, done, start = sum(sizes), 0, 0
     found: list[slice] = []
     for end, size in enumerate(sizes, start=1):

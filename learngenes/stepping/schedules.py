@@ -29,11 +29,11 @@ class Schedule:
     """The steps of one scheduler with one number of steps."""
 
     timesteps: Tensor
-    """(S,) as the network is told them."""
+    """Timesteps (S,) as the network is given them."""
     coefficients: Tensor
-    """(S, 5) float32, in the order of COLUMNS."""
+    """Coefficients (S, 5), float32, in the order of COLUMNS."""
     initial_scale: float
-    """What unit noise is multiplied by before the first step."""
+    """Factor of unit noise before the first step."""
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -42,7 +42,7 @@ class Schedule:
 def step(
     x: Tensor, prediction: Tensor, previous: Tensor, coefficients: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(next x, x0) of N images, each with its own scheduler and step.
+    """Step N images, each with its own scheduler: returns (next x, x0).
 
     x, prediction, previous: (N, C, H, W), the last being x0 of the step before, anything finite
     at the first one; coefficients: (N, 5).
@@ -81,7 +81,7 @@ def schedule(config: DiffusionConfig, scheduler: Scheduler, num_inference_steps:
 
 
 def _noise_to_signal(steps: DiffusersScheduler) -> tuple[Tensor, Tensor]:
-    """sigma / alpha before and after each step, (S,) float64 each."""
+    """Ratios sigma / alpha before and after each step, (S,) float64 each."""
     if not isinstance(steps, DDIMScheduler):
         ratio = steps.sigmas.double()
         return ratio[:-1], ratio[1:]

@@ -29,7 +29,7 @@ def _given(tensor: Tensor | None) -> tuple[Tensor, ...]:
 
 
 class SharedWeights:
-    """What all models of a family that are stored in one dtype have in common.
+    """Weights that all models of a family in one dtype share.
 
     The rank matters for int8 alone, whose scales are those of one rank prefix. Its matrices are
     kept in what is computed in, like all others: they are shared by every model.
@@ -52,7 +52,7 @@ class SharedWeights:
         self.final_bias = stem.final.bias.detach()
 
     def _factors(self, kind: Kind, rank: int) -> tuple[Tensor, Tensor]:
-        """V (n, r) and U^T (r, m); zero beyond `rank`, so that all have the same shape.
+        """Factors V (n, r) and U^T (r, m), zero beyond `rank`, so that all have the same shape.
 
         A rank's prefix is never the whole: a compiled kernel would tell the two apart.
         """
@@ -72,19 +72,19 @@ class SharedWeights:
 
 
 class ModelWeights(ABC):
-    """What one model owns, as a batch multiplies with it."""
+    """Weights that one model owns, as a batch multiplies with them."""
 
     depth: int
     rank: int
-    """0 without factors."""
+    """Rank of the factors; 0 without any."""
     sigma: Tensor
-    """(L, 4, r) of BLOCK_KINDS."""
+    """Sigma of BLOCK_KINDS, (L, 4, r)."""
     bias: Tensor
-    """(L, 9D) of BLOCK_KINDS."""
+    """Biases of BLOCK_KINDS, (L, 9D)."""
     adaln_bias: Tensor
-    """(L, 6D)"""
+    """Bias of adaLN, (L, 6D)."""
     materialised: tuple[Tensor, ...] | None
-    """W^T of each of BLOCK_KINDS, (L, n, m); None while the model is factored."""
+    """W^T of BLOCK_KINDS, (L, n, m) each; None while the model is factored."""
 
     def __init__(self, shared: SharedWeights, own: Own) -> None:
         self.shared = shared
@@ -94,9 +94,9 @@ class ModelWeights(ABC):
         self.bias = torch.cat([bias[kind] for kind in BLOCK_KINDS], dim=1)
         self.adaln_bias = bias[Kind.ADALN]
         self.classes = None if own.classes is None else own.classes.detach().to(shared.device)
-        """Of another task than the family's."""
+        """Class embeddings of the model's own; None where they are the family's."""
         self.used_at = 0
-        """For whoever has to choose which model is to go."""
+        """Counter of the last use, by which the model to evict is chosen."""
 
     @staticmethod
     def of(shared: SharedWeights, own: Own) -> "ModelWeights":
@@ -106,25 +106,25 @@ class ModelWeights(ABC):
 
     @staticmethod
     def bytes_of(shared: SharedWeights, own: Own) -> int:
-        """What `of` would hold."""
+        """Bytes that `of` would hold."""
         layers = sum(t.numel() for k, t in own.stacked().items() if k != CLASSES)
         return layers * shared.compute.itemsize + nbytes(_given(own.classes))
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """All that it holds."""
+        """Bytes that the model holds."""
 
     @abstractmethod
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
-        """Of every step and layer in one product: (S, L + 1, 6D).
+        """Modulations of every step and layer, in one product: (S, L + 1, 6D).
 
         The last entry of a step is the final layer's, 2D.
         """
 
     @property
     def class_table(self) -> Tensor:
-        """(C + 1, D), the null class last."""
+        """Class embeddings (C + 1, D), the null class last."""
         return self.shared.family.stem.classes.weight if self.classes is None else self.classes
 
     @property
@@ -132,7 +132,7 @@ class ModelWeights(ABC):
         return len(self.class_table) - 1
 
     def _conditioning(self, timesteps: Tensor, class_label: int) -> Tensor:
-        """(S, D), through SiLU."""
+        """Conditioning (S, D), through SiLU."""
         stem = self.shared.family.stem
         times = stem.time_out(F.silu(stem.time_in(sinusoidal_timesteps(timesteps))))
         return F.silu(times + self.class_table[class_label])
@@ -144,7 +144,7 @@ class ModelWeights(ABC):
 
 
 class FactoredWeights(ModelWeights):
-    """Sigma and biases; and W of each layer, once it is materialised."""
+    """Weights of a model with factors: Sigma and biases, and W once it is materialised."""
 
     def __init__(self, shared: SharedWeights, scales: Scales) -> None:
         super().__init__(shared, scales)
@@ -181,7 +181,7 @@ class FactoredWeights(ModelWeights):
         return self.sigma[:, index].float()
 
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
-        """V's side is the same for all layers."""
+        """Modulations (S, L + 1, 6D); V's product is the same for all layers."""
         conditioning = self._conditioning(timesteps, class_label)
         v, ut = (factor.float() for factor in self.shared.factors[Kind.ADALN])
         reduced = conditioning @ v[:, : self.rank]  # (S, r)
@@ -191,7 +191,7 @@ class FactoredWeights(ModelWeights):
 
 
 class DenseWeights(ModelWeights):
-    """Every W, of a refined model: nothing of it can be dropped and made again."""
+    """Weights of a refined model: every W; none can be dropped and made again."""
 
     def __init__(self, shared: SharedWeights, own: DenseLayers) -> None:
         super().__init__(shared, own)
@@ -202,7 +202,7 @@ class DenseWeights(ModelWeights):
         self._adaln = self._stored(own, Kind.ADALN)
 
     def _stored(self, own: DenseLayers, kind: Kind) -> Tensor:
-        """(L, m, n), rounded to what it is stored in."""
+        """W of one kind (L, m, n), rounded to the dtype that it is stored in."""
         weight = own.weight[kind].to(self.shared.device)
         return stored(weight, self.shared.dtype, self.shared.compute).to(self.shared.compute)
 
