@@ -181,6 +181,7 @@ class Residency:
         return sum(len(pool.models) for pool in self._pools.values())
 
     def knows(self, key: Hashable) -> bool:
+        """Whether a model is there now. Any thread may ask."""
         return any(key in pool.models for pool in self._pools.values())
 
     def pool(self, family: Family, dtype: DType, rank: int) -> Pool:
@@ -189,7 +190,9 @@ class Residency:
         key = (family.fingerprint, dtype, own_rank)
         if key not in self._pools:
             shared = SharedWeights(family, dtype, own_rank)
-            self._pools[key] = Pool.of(shared, self.budget_bytes // TABLE_SHARE)
+            # another dict, since request threads may be walking this one
+            made = Pool.of(shared, self.budget_bytes // TABLE_SHARE)
+            self._pools = {**self._pools, key: made}
         return self._pools[key]
 
     def model(

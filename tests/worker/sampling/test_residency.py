@@ -253,6 +253,27 @@ def test_a_family_is_there_once_for_each_dtype(family: Family) -> None:
     assert residency.nbytes == sum(pool.nbytes for pool in set(pools.values()))
 
 
+class AskedMeanwhile:
+    """A model's key; while it is looked for, a pool arrives."""
+
+    def __init__(self, arrive: Callable[[], object]) -> None:
+        self._arrive = arrive
+
+    def __hash__(self) -> int:
+        self._arrive()
+        return 0
+
+
+def test_what_arrives_does_not_disturb_who_asks_what_is_there(family: Family) -> None:
+    residency = Residency(AMPLE)
+    residency.pool(family, DType.FLOAT32, 24)
+    residency.pool(family, DType.BFLOAT16, 24)
+    ranks = iter((8, 24))
+    key = AskedMeanwhile(lambda: residency.pool(family, DType.INT8, next(ranks)))
+    assert not residency.knows(key)
+    assert next(ranks, None) is None, "both arrived while it was looked for"
+
+
 def test_a_model_is_made_once(family: Family) -> None:
     residency = Residency(AMPLE)
     pool = residency.pool(family, DType.FLOAT32, 24)
