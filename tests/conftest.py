@@ -20,7 +20,7 @@ from learngenes.model.factors import Learngenes, Scales
 from learngenes.model.sigma import reference_scales
 from learngenes.sizing.profile import DeviceProfile
 from registry.settings import Settings
-from tests.support.devices import made_up_profile, verify_here
+from tests.support.devices import made_up_profile
 from tests.support.sizing import NETWORK, SIZES, quality_table
 
 torch.set_num_threads(1)  # the networks here are too small to share
@@ -109,13 +109,6 @@ def family(families_dir: Path) -> Family:
 @pytest.fixture
 def profile(family: Family) -> DeviceProfile:
     return made_up_profile(family)
-
-
-@pytest.fixture
-def quick_verification(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is built is measured in this process, and once."""
-    monkeypatch.setattr("learngenes.measuring.model.MIN_LATENCY_RUNS", 1)
-    monkeypatch.setattr("worker.build.build.verify", verify_here)
 
 
 @pytest.fixture(scope="session")

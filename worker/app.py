@@ -69,7 +69,7 @@ class Worker:
                 repository.generations,
                 SAMPLE_QUEUE,
                 SAMPLE_TASK,
-                engine.stuck_seconds,
+                engine.watch.stuck_seconds,
                 lambda: engine.gauges,
             ).start()
         if BUILD_QUEUE in queues:
@@ -79,7 +79,7 @@ class Worker:
                 repository.models,
                 BUILD_QUEUE,
                 BUILD_TASK,
-                self.runtime.stuck_seconds,
+                self.runtime.watch.stuck_seconds,
             ).start()
             for name, family in self.runtime.families.items():
                 if family.quality is not None:  # else nothing can be planned for it

@@ -5,6 +5,7 @@ import faulthandler
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import redis
@@ -15,8 +16,9 @@ from learngenes.device import process_resident_bytes
 from registry.errors import IllegalTransition
 from registry.records import GenerationRecord, ModelRecord, WorkerRecord, now
 from registry.repository import DEVICE_SECONDS, Records
+from worker.attempts import LONG_WAIT_SECONDS, requeued_name
 from worker.build.restore import restore
-from worker.runtime import LONG_WAIT_SECONDS, Runtime, requeued_name
+from worker.runtime import Runtime
 
 log = structlog.get_logger()
 
@@ -24,13 +26,23 @@ R = TypeVar("R", bound=ModelRecord | GenerationRecord)
 
 SWEEP_SECONDS = 600.0
 COUNT_SECONDS = 60.0
-LOST_AGAIN_SECONDS = 60.0
-"""In a busy queue, what was begun and is nobody's is enqueued again so often: who took its message
-may have been killed before it began."""
-MOST_REQUEUED = 100
-"""At a time."""
-ORPHAN_SECONDS = 10.0
-"""A queued record that is older, in no lease, while the queue is empty, has lost its message."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When work counts as lost."""
+
+    orphan_seconds: float = 10.0
+    """A queued record that is older, while the queue is empty, has lost its message."""
+    long_wait_seconds: float = LONG_WAIT_SECONDS
+    lost_again_seconds: float = 60.0
+    """In a busy queue, what was begun and is nobody's is enqueued again so often: who took its
+    message may have been killed before it began."""
+    most_requeued: int = 100
+    """At a time."""
+
+
+PATIENCE = Patience()
 
 
 class Housekeeping(Generic[R]):
@@ -44,11 +56,12 @@ class Housekeeping(Generic[R]):
         task: str,
         stuck_seconds: Callable[[], float],
         gauges: Callable[[], dict[str, float]] = dict,
+        patience: Patience = PATIENCE,
     ) -> None:
         """`stuck_seconds`: for how long its work has not moved. `gauges`: what a heartbeat tells
         besides; see registry.metrics.WORKER_GAUGES."""
         self._runtime, self._records, self._queue, self._task = runtime, records, queue, task
-        self._stuck_seconds, self._gauges = stuck_seconds, gauges
+        self._stuck_seconds, self._gauges, self._patience = stuck_seconds, gauges, patience
         self._period_seconds = runtime.settings.lease_seconds / 3
 
     def start(self) -> None:
@@ -114,11 +127,13 @@ class Housekeeping(Generic[R]):
         ours = [record for record in active if record.device_class == device_class]
         self._fail_unserved([record for record in active if record.device_class != device_class])
         waiting = self._runtime.queue.length(self._queue, device_class) if ours else 0
-        patience = LONG_WAIT_SECONDS if waiting else ORPHAN_SECONDS
+        limits = self._patience
+        patience = limits.long_wait_seconds if waiting else limits.orphan_seconds
         requeued = 0
         for record in self._records.unleased([r for r in ours if self._may_be_lost(r, patience)]):
-            once_in = patience if record.status == "queued" else min(patience, LOST_AGAIN_SECONDS)
-            if requeued < MOST_REQUEUED and self._runtime.repository.once(
+            begun = record.status != "queued"
+            once_in = min(patience, limits.lost_again_seconds) if begun else patience
+            if requeued < limits.most_requeued and self._runtime.repository.once(
                 requeued_name(record.id, record.attempts), once_in
             ):
                 requeued += 1

@@ -20,7 +20,7 @@ from benchmarks.sizing.subjects import Subject, describe, dit_xl, fashion, say
 from learngenes.config import DType, Mode
 from learngenes.sizing.budget import Constraints, Workload
 from learngenes.sizing.solver import Candidates, Infeasible, solve
-from worker.build.verify import Verification
+from worker.build.verify import Subject
 
 GROUPS = Path("/sys/fs/cgroup")
 WORKLOAD = Workload(n=1, num_inference_steps=2)
@@ -75,7 +75,7 @@ def _refused(candidates: Candidates, size: Constraints, budget: int) -> bool:
     return False
 
 
-def _run(request: Verification, limit_bytes: int) -> int | None:
+def _run(request: Subject, limit_bytes: int) -> int | None:
     """Peak bytes of the process under a limit; None when it did not live to tell."""
     with limited(limit_bytes) as enter:
         done = subprocess.run(

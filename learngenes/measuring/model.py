@@ -72,16 +72,20 @@ def memory(model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload
 
 
 def measure(
-    model: DiT, diffusion: DiffusionConfig, workload: Workload, max_seconds: float = 30.0
+    model: DiT,
+    diffusion: DiffusionConfig,
+    workload: Workload,
+    max_seconds: float = 30.0,
+    least_runs: int = MIN_LATENCY_RUNS,
 ) -> Measurement:
     """Sample batches as `workload` says, measuring memory and seconds.
 
-    After `max_seconds` no batch beyond the MIN_LATENCY_RUNS first ones is timed.
+    After `max_seconds` no batch beyond the `least_runs` first ones is timed.
     """
     run(model, diffusion, Workload(n=workload.n, num_inference_steps=1, guided=workload.guided))
     seconds: list[float] = []
     while len(seconds) < LATENCY_RUNS and (
-        len(seconds) < MIN_LATENCY_RUNS or sum(seconds) < max_seconds
+        len(seconds) < least_runs or sum(seconds) < max_seconds
     ):
         seconds.append(run(model, diffusion, workload))
     process_bytes = process_peak_bytes(model.stem.positions.device)  # the profiler takes some, too

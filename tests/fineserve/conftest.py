@@ -13,8 +13,8 @@ from learngenes.family.family import Family
 from learngenes.sizing.profile import DeviceProfile
 from registry.settings import Settings
 from service.app import make_app
+from tests.support.builds import build
 from tests.support.devices import keep_profile
-from worker.build.build import build
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
@@ -42,7 +42,7 @@ def url(settings: Settings, runtime: Runtime) -> Iterator[str]:
 
 
 @pytest.fixture
-def working(runtime: Runtime, quick_verification: None) -> Iterator[None]:
+def working(runtime: Runtime) -> Iterator[None]:
     """Every record is worked on as soon as it is accepted."""
     stop = threading.Event()
     sampler = Sampling(runtime)

@@ -10,8 +10,8 @@ from learngenes.sizing.profile import DeviceProfile
 from registry.records import WorkerRecord
 from registry.settings import Settings
 from service.app import make_app
+from tests.support.builds import build
 from tests.support.devices import keep_profile
-from worker.build.build import build
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
@@ -64,9 +64,7 @@ def api(settings: Settings) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def stack(
-    api: TestClient, settings: Settings, profile: DeviceProfile, quick_verification: None
-) -> Iterator[Stack]:
+def stack(api: TestClient, settings: Settings, profile: DeviceProfile) -> Iterator[Stack]:
     runtime = Runtime.start(settings)
     runtime.announce_families()
     keep_profile(runtime.repository, profile)

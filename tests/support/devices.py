@@ -1,19 +1,14 @@
-"""This device with a profile that nobody measured, and models measured in this process."""
-
-from collections.abc import Callable
+"""This device with a profile that nobody measured."""
 
 import torch
 
 from learngenes.device import default_device, device_class, native_bfloat16, packing_threads
-from learngenes.family.family import Family, load_family
-from learngenes.measuring.model import Measurement, measure
-from learngenes.model.factors import Scales
+from learngenes.family.family import Family
 from learngenes.sizing.budget import Budget, Plan
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, solve
 from registry.repository import Repository
 from tests.support.sizing import device_profile
-from worker.build.verify import Verification
 
 
 def made_up_profile(family: Family) -> DeviceProfile:
@@ -45,11 +40,3 @@ def planned(family: Family, profile: DeviceProfile, budget: Budget) -> Plan:
         manifest.network, manifest.sizes, family.quality, profile, budget.workload
     )
     return solve(candidates, budget.constraints).plan
-
-
-def verify_here(request: Verification, scales: Scales, on_wait: Callable[[], None]) -> Measurement:
-    """`worker.build.verify.verify` without a process of its own, which takes seconds to start."""
-    on_wait()
-    family = load_family(request.family).to(default_device())
-    model = family.assemble(scales.to(default_device()), request.mode, request.dtype)
-    return measure(model, family.manifest.diffusion, request.workload, max_seconds=0)

@@ -12,23 +12,27 @@ from registry.settings import Settings
 from tests.support.devices import keep_profile
 from tests.support.engines import AMPLE, Gate, made_up_costs
 from tests.support.records import queued_model
-from worker.housekeeping import Housekeeping
+from worker.housekeeping import PATIENCE, Housekeeping, Patience
 from worker.runtime import Runtime
 from worker.sampling.engine import Engine
 from worker.sampling.sample import Sampling
 
 
 @pytest.fixture
-def runtime(settings: Settings, profile: DeviceProfile, quick_verification: None) -> Runtime:
+def runtime(settings: Settings, profile: DeviceProfile) -> Runtime:
     """A worker on a device that has its profile."""
     runtime = Runtime.start(settings)
     keep_profile(runtime.repository, profile)
     return runtime
 
 
-def build_housekeeping(runtime: Runtime) -> Housekeeping[ModelRecord]:
-    models = runtime.repository.models
-    return Housekeeping(runtime, models, "build", "fineserve.build", runtime.stuck_seconds)
+def build_housekeeping(
+    runtime: Runtime, patience: Patience = PATIENCE
+) -> Housekeeping[ModelRecord]:
+    models, stuck_seconds = runtime.repository.models, runtime.watch.stuck_seconds
+    return Housekeeping(
+        runtime, models, "build", "fineserve.build", stuck_seconds, patience=patience
+    )
 
 
 @pytest.fixture

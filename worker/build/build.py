@@ -1,7 +1,7 @@
 """The build task: plan, assemble, publish unretrained, retrain Sigma, verify, publish.
 
-A model that is measured over its budget is made again, smaller, at most MOST_STEPS_DOWN times. One
-that is to be refined is served retrained meanwhile, and whatever becomes of the refinement.
+A model that is measured over its budget is made again, smaller (`worker.build.budget`). One that
+is to be refined is served retrained meanwhile, and whatever becomes of the refinement.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +22,53 @@ from fineserve.wire import DEFAULT_TASK
 from learngenes.config import Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import release_memory
+from learngenes.measuring.model import Measurement
 from learngenes.model.factors import Own, Scales
 from learngenes.model.sigma import interpolated
 from learngenes.sizing.budget import Cost, Plan, Verified
 from learngenes.sizing.profile import DeviceProfile
-from learngenes.sizing.solver import Candidates, Impossible, Infeasible, solve
-from learngenes.training.refine import RefinementConfig, refine
-from learngenes.training.retrain import TASK_RETRAINING, RetrainingConfig, retrain
-from learngenes.training.tuning import Enough, Pause, Progress
+from learngenes.sizing.solver import Candidates, solve
+from learngenes.training.refine import Refined, RefinementConfig, refine
+from learngenes.training.retrain import TASK_RETRAINING, Retrained, RetrainingConfig, retrain
+from learngenes.training.tuning import Pause, Progress
 from registry import metrics
 from registry.errors import ArtifactError, RecordNotFound, StorageFull, Superseded
-from registry.queue import BUILD_TASK
 from registry.records import ModelRecord, ModelStatus, now
 from registry.store import record_name, revision_name
 from worker.artifacts import OWN_FILE, load_dataset, load_own
+from worker.attempts import Reporter, attempt
+from worker.build.budget import budgets_missed, step_down
 from worker.build.profiles import candidates, correct_profile, ensure_profile
-from worker.build.verify import Verification, verify
-from worker.runtime import GivingWay, Reporter, Runtime
+from worker.build.refinement import Pace, UntilEnough
+from worker.build.verify import Subject, verify
+from worker.runtime import Runtime
 
 log = structlog.get_logger()
 
 REVISIONS = 3
 """Of each plan: interpolated, retrained, refined."""
-MOST_STEPS_DOWN = 3
-LEAST_PAUSE_SECONDS = 2.0
-MOST_PROGRESS_EVENTS = 500
-"""Between them, and in all: a stream of events keeps the last 2,000."""
-TURN_SECONDS = 30.0
-"""So long a refinement goes on while other models wait to be built."""
-IDLE_SECONDS = 30.0
-"""How long verification waits for the device to have nothing to sample."""
 
 
-class OverBudget(Exception):
-    """The finished model needs more than its budget, and no smaller one is left."""
+@dataclass(frozen=True)
+class Tools:
+    """What a build works with."""
+
+    retrain: Callable[..., Retrained] = retrain
+    refine: Callable[..., Refined] = refine
+    verify: Callable[[Subject, Own, Callable[[], object]], Measurement] = verify
+    idle_seconds: float = 30.0
+    """How long verification waits for the device to have nothing to sample."""
+    pace: Pace = field(default_factory=Pace)
 
 
-def build(runtime: Runtime, model_id: str) -> None:
+TOOLS = Tools()
+
+
+def build(runtime: Runtime, model_id: str, tools: Tools = TOOLS) -> None:
     """Make a queued model ready."""
     models = runtime.repository.models
-    with runtime.watched():
-        runtime.attempt(models, model_id, lambda record: _Build(runtime, record).run())
+    with runtime.watch.watched():
+        attempt(runtime, models, model_id, lambda record: _Build(runtime, record, tools).run())
         release_memory(runtime.device)
     with contextlib.suppress(RecordNotFound):
         record = models.get(model_id)
@@ -76,8 +83,11 @@ def build(runtime: Runtime, model_id: str) -> None:
 
 
 class _Build:
-    def __init__(self, runtime: Runtime, record: ModelRecord) -> None:
-        self.runtime = runtime
+    profile: DeviceProfile
+    """This device's, as it is known by now."""
+
+    def __init__(self, runtime: Runtime, record: ModelRecord, tools: Tools) -> None:
+        self.runtime, self.tools = runtime, tools
         self.record = record
         self.family = runtime.family(record.family)
         self.workload, self.constraints = record.budget.workload, record.budget.constraints
@@ -98,7 +108,7 @@ class _Build:
         return load_dataset(self.runtime.store, self.family, self.record.task, self.reporter.tell)
 
     def run(self) -> None:
-        ensure_profile(self.runtime, self.record.family)
+        self.profile = ensure_profile(self.runtime, self.record.family)
         if self.record.revision is None:
             with metrics.timed(metrics.BUILD_PHASE.labels("assembling")):
                 self._replan()
@@ -146,7 +156,12 @@ class _Build:
             measured, over = self._verify(scales)
             if not over:
                 return scales, measured
-            scales = self._replace(self._step_down(measured, over), measured, scales)
+            budget, tried = self.record.budget, len(self.record.over_budget)
+            plan = step_down(
+                self.record.plan, budget, measured, tried, self._candidates(self.profile)
+            )
+            log.info("stepping down", model=self.record.id, over=over, plan=plan)
+            scales = self._replace(plan, measured, scales)
 
     def _replace(self, plan: Plan, measured: Cost, scales: Scales) -> Scales:
         """Begin again with a smaller plan: its first revision, and then what says so, at once."""
@@ -184,16 +199,12 @@ class _Build:
         name = f"checkpoint-{revision}-L{size.depth}r{size.rank}-{fingerprint}.safetensors"
         return self.runtime.store.root / "models" / self.record.id / name
 
-    def _candidates(self) -> Candidates:
-        profile = ensure_profile(self.runtime, self.record.family)
-        return self._candidates_by(profile)
-
-    def _candidates_by(self, profile: DeviceProfile) -> Candidates:
+    def _candidates(self, profile: DeviceProfile) -> Candidates:
         return candidates(self.family, profile, self.workload, self._num_classes)
 
     def _replan(self) -> None:
         """The decision is this device's: its profile may have changed since the request."""
-        plan = solve(self._candidates(), self.constraints).plan
+        plan = solve(self._candidates(self.profile), self.constraints).plan
         if plan.constraints != self.record.plan.constraints:
             reason = "this device's profile has changed since the request"
             self._tell("replanned", before=self.record.plan, plan=plan, reason=reason)
@@ -217,11 +228,12 @@ class _Build:
         """The refined revision to serve; nothing where it is not better, or does not come about."""
         assert self.record.refine is not None
         try:
-            refined = refine(
+            max_seconds = self.record.refine.max_seconds
+            refined = self.tools.refine(
                 self.family,
                 scales,
-                RefinementConfig(max_seconds=self.record.refine.max_seconds),
-                self._until_enough(self.record.refine.max_seconds),
+                RefinementConfig(max_seconds=max_seconds),
+                UntilEnough(self.tools.pace, max_seconds, self._on_progress, self._others_wait),
                 self._checkpoint_file(self._retrained_revision + 1),
                 data=self.data,
             )
@@ -247,27 +259,6 @@ class _Build:
             return {}
         return {"revision": self._retrained_revision + 1, "measured": measured}
 
-    def _until_enough(self, max_seconds: float) -> Callable[[Progress], None]:
-        """Tells the progress; ends it when the caller wants no more, or others have waited."""
-        turn_ends = time.monotonic() + TURN_SECONDS
-        pause_seconds = max(LEAST_PAUSE_SECONDS, max_seconds / MOST_PROGRESS_EVENTS)
-        told_at = 0.0
-
-        def on_progress(progress: Progress) -> None:
-            nonlocal turn_ends, told_at
-            now_seconds = time.monotonic()
-            tells = progress.heldout_loss is not None or now_seconds - told_at > pause_seconds
-            told_at = now_seconds if tells else told_at
-            current = self._on_progress(progress) if tells else self.reporter.tell()
-            if current is not None and current.refine is not None and current.refine.stopped:
-                raise Enough
-            if now_seconds > turn_ends:
-                turn_ends += TURN_SECONDS
-                if self._others_wait():
-                    raise GivingWay(BUILD_TASK)
-
-        return on_progress
-
     def _others_wait(self) -> bool:
         models = self.runtime.repository.models
         return any(
@@ -282,7 +273,7 @@ class _Build:
         config = RetrainingConfig(steps=settings.retraining_steps)
         if self.data is not None:
             config = TASK_RETRAINING.model_copy(update={"steps": settings.task_retraining_steps})
-        retrained = retrain(
+        retrained = self.tools.retrain(
             self.family,
             scales,
             config.model_copy(update={"max_seconds": settings.retraining_max_seconds}),
@@ -307,19 +298,19 @@ class _Build:
         self._change(status=ModelStatus.VERIFYING)
         with metrics.timed(metrics.BUILD_PHASE.labels("verifying")):
             measured = self._measure(own)
-        over = self._over(measured)
+        over = budgets_missed(self.constraints, measured)
         self._tell("verified", plan=self.record.plan, measured=measured, over_budget=over)
         return measured, over
 
     def _measure(self, own: Own) -> Cost:
         """In a fresh process; the profile learns from it."""
-        deadline = time.monotonic() + IDLE_SECONDS
+        deadline = time.monotonic() + self.tools.idle_seconds
         while self._sampling() and time.monotonic() < deadline:
             self.reporter.tell()
             time.sleep(0.1)
         plan = self.record.plan
-        measurement = verify(
-            Verification(
+        measurement = self.tools.verify(
+            Subject(
                 family=self.runtime.directories[self.record.family],
                 depth=plan.depth,
                 rank=plan.rank,
@@ -333,10 +324,10 @@ class _Build:
         )
 
         def predicted(profile: DeviceProfile) -> Cost:
-            return solve(self._candidates_by(profile), plan.constraints).plan.predicted
+            return solve(self._candidates(profile), plan.constraints).plan.predicted
 
-        correct_profile(self.runtime, self.family, predicted, measurement.cost)
         measured = measurement.cost
+        self.profile = correct_profile(self.runtime, self.family, self.profile, predicted, measured)
         for quantity in ("memory_bytes", "process_memory_bytes", "latency_p95_seconds"):
             ratio = getattr(measured, quantity) / getattr(plan.predicted, quantity)
             metrics.MEASURED_RATIO.labels(quantity).observe(ratio)
@@ -347,50 +338,6 @@ class _Build:
         active = self.runtime.repository.generations.active()
         return any(record.device_class == self.runtime.device_class for record in active)
 
-    def _over(self, measured: Cost) -> list[str]:
-        """The budgets that the measured model does not keep."""
-        over = []
-        memory, latency = self.constraints.max_mem_bytes, self.constraints.max_latency_seconds
-        if memory is not None and self._scoped(measured) > memory:
-            over.append("max_mem_gb")
-        if latency is not None and measured.latency_p95_seconds > latency:
-            over.append("max_latency_ms")
-        return over
-
-    def _scoped(self, cost: Cost) -> int:
-        return cost.scoped_memory_bytes(self.constraints.mem_scope)
-
-    def _step_down(self, measured: Cost, over: list[str]) -> Plan:
-        """The best of those that keep the budget if they miss their prediction as this one did.
-
-        Raises OverBudget when there is none, or it was tried often enough.
-        """
-        plan, budget = self.record.plan, self.record.budget
-        story = (
-            f"depth {plan.depth}, rank {plan.rank}, {plan.mode}, {plan.dtype} was measured at "
-            f"{self._scoped(measured)} bytes and {measured.latency_p95_seconds:.3f} s (95th "
-            f"percentile), over {' and '.join(over)} of {budget.model_dump(exclude_none=True)}"
-        )
-        if len(self.record.over_budget) >= MOST_STEPS_DOWN:
-            raise OverBudget(f"{story}, after {MOST_STEPS_DOWN} smaller ones; raise the budget")
-        every = self._candidates()
-        try:
-            predicted = solve(every, plan.constraints).plan.predicted
-            tightened: dict[str, float] = {}
-            if "max_mem_gb" in over and self.constraints.max_mem_bytes is not None:
-                missed = min(1, self._scoped(predicted) / self._scoped(measured))
-                tightened["max_mem_bytes"] = int(self.constraints.max_mem_bytes * missed)
-            if "max_latency_ms" in over and self.constraints.max_latency_seconds is not None:
-                ratio = predicted.latency_p95_seconds / measured.latency_p95_seconds
-                tightened["max_latency_seconds"] = self.constraints.max_latency_seconds * min(
-                    1, ratio
-                )
-            smaller = solve(every, self.constraints.model_copy(update=tightened)).plan
-        except (Impossible, Infeasible) as error:
-            raise OverBudget(f"{story}; {error}; raise the budget or fix less") from error
-        log.info("stepping down", model=self.record.id, over=over, plan=smaller)
-        return smaller
-
     def _change(self, **changes: Any) -> None:
         """Raises Superseded when this attempt is no longer the current one."""
         self.record = self.runtime.repository.models.change(
@@ -400,7 +347,11 @@ class _Build:
     def _tell(self, event: str, **data: object) -> None:
         self.runtime.repository.models.tell(self.record.id, event, to_json(data).decode())
 
-    def _on_progress(self, progress: Progress) -> ModelRecord | None:
+    def _on_progress(self, progress: Progress | None) -> ModelRecord | None:
+        """Gives the record, if it was read."""
+        if progress is None:
+            return self.reporter.tell()
+
         def told() -> str:
             return json.dumps({"status": self.record.status, **progress.model_dump()})
 

@@ -9,11 +9,12 @@ import torch
 from learngenes.config import DType, Mode, Size
 from learngenes.family.family import Family
 from learngenes.measuring.device import OnProgress, execution_on, measure_profile
+from learngenes.measuring.model import Measurement
 from learngenes.sizing.budget import Cost, Workload
 from learngenes.sizing.cost import memory_bytes, shared_bytes
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, Impossible
-from worker.build.verify import Verification, verify
+from worker.build.verify import Subject, verify
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -22,36 +23,61 @@ PROCESS_MARGIN = 1.05
 """The C library's allocator keeps some of what was freed, in one run more than in another."""
 
 
-def ensure_profile(runtime: Runtime, family: str) -> DeviceProfile:
+def measured_here(
+    family: Family, directory: Path, max_seconds: float, on_progress: OnProgress
+) -> DeviceProfile:
+    """A new profile of this device, for the family in `directory`."""
+    on_progress(0, "a process of its own")
+    base = process_base_bytes(family, directory)
+    return measure_profile(family, base, max_seconds, on_progress)
+
+
+Measure = Callable[[Family, Path, float, OnProgress], DeviceProfile]
+
+
+def ensure_profile(
+    runtime: Runtime, family: str, measure: Measure = measured_here
+) -> DeviceProfile:
     """The stored profile if it is of this family, device and torch; else a new one."""
     with runtime.device_alone():
         stored = stored_profile(runtime, family)
-        return stored or refresh_profile(runtime, family)
+        return stored or refresh_profile(runtime, family, measure=measure)
 
 
 def stored_profile(runtime: Runtime, family: str) -> DeviceProfile | None:
     """None when there is none or it is stale."""
     raw = runtime.repository.profile(runtime.device_class, family)
-    return DeviceProfile.fitting(raw, runtime.family(family).fingerprint, torch.__version__)
+    return _fitting(raw, runtime.family(family))
+
+
+def _fitting(raw: str | None, family: Family) -> DeviceProfile | None:
+    return DeviceProfile.fitting(raw, family.fingerprint, torch.__version__)
 
 
 def refresh_profile(
-    runtime: Runtime, family: str, on_progress: OnProgress = lambda *_: None
+    runtime: Runtime,
+    family: str,
+    on_progress: OnProgress = lambda *_: None,
+    measure: Measure = measured_here,
 ) -> DeviceProfile:
     """Measure and store."""
     log.info("profiling", family=family, device_class=runtime.device_class)
-    on_progress(0, "a process of its own")
-    base = process_base_bytes(runtime.family(family), runtime.directories[family])
-    profile = measure_profile(
-        runtime.family(family), base, runtime.settings.profile_seconds, on_progress
-    )
+    seconds, directory = runtime.settings.profile_seconds, runtime.directories[family]
+    profile = measure(runtime.family(family), directory, seconds, on_progress)
     content = profile.model_dump_json()
     runtime.repository.change_profile(runtime.device_class, family, lambda _: content)
-    log.info("profiled", family=family, p95_ratio=profile.p95_ratio, process_base_bytes=base)
+    log.info(
+        "profiled",
+        family=family,
+        p95_ratio=profile.p95_ratio,
+        process_base_bytes=profile.process_base_bytes,
+    )
     return profile
 
 
-def process_base_bytes(family: Family, directory: Path) -> int:
+def process_base_bytes(
+    family: Family, directory: Path, verify: Callable[[Subject], Measurement] = verify
+) -> int:
     """What a process that serves from the family in `directory` holds beside its model.
 
     Taken from a model in int8, which needs the most libraries and the most room to be made.
@@ -61,7 +87,7 @@ def process_base_bytes(family: Family, directory: Path) -> int:
     workload = Workload(n=1, num_inference_steps=1)
     execution = execution_on(family.stem.positions.device, Mode.FACTORED, DType.INT8)
     measured = verify(
-        Verification(
+        Subject(
             family=directory,
             depth=size.depth,
             rank=size.rank,
@@ -93,16 +119,22 @@ def candidates(
 def correct_profile(
     runtime: Runtime,
     family: Family,
+    known: DeviceProfile,
     predict: Callable[[DeviceProfile], Cost],
     measured: Cost,
-) -> None:
-    """Learn from one size that was measured: of what the profile now says of it (`predict`), for
-    it may have learned from the same size before.
+) -> DeviceProfile:
+    """The device's profile, once it has learned from one size that was measured.
+
+    It learns from what it says of that size now (`predict`), for it may have learned from the
+    same size before; `known` is what it learns from where none is stored any more.
     """
+    corrected = known
 
     def correct(raw: str | None) -> str:
-        assert raw is not None
-        profile = DeviceProfile.model_validate_json(raw)
-        return profile.corrected(predict(profile), measured).model_dump_json()
+        nonlocal corrected
+        profile = _fitting(raw, family) or known
+        corrected = profile.corrected(predict(profile), measured)
+        return corrected.model_dump_json()
 
     runtime.repository.change_profile(runtime.device_class, family.manifest.name, correct)
+    return corrected

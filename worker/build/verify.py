@@ -35,7 +35,9 @@ class VerificationError(RuntimeError):
     """The measuring process died; the message has its last words."""
 
 
-class Verification(BaseModel):
+class Subject(BaseModel):
+    """What is measured: one model of a family, under one workload."""
+
     family: Path
     """The family's directory."""
     depth: int
@@ -49,7 +51,11 @@ class Verification(BaseModel):
 
 
 def verify(
-    request: Verification, own: Own | None = None, on_wait: Callable[[], object] = lambda: None
+    subject: Subject,
+    own: Own | None = None,
+    on_wait: Callable[[], object] = lambda: None,
+    *,
+    most_seconds: float = MOST_SECONDS,
 ) -> Measurement:
     """Measure in a fresh process. `on_wait` is called now and then and may raise to stop.
 
@@ -57,10 +63,10 @@ def verify(
     """
     with tempfile.TemporaryDirectory(prefix="fineserve-") as directory:
         if own is not None:
-            request = request.model_copy(update={"own": Path(directory) / "own.safetensors"})
+            subject = subject.model_copy(update={"own": Path(directory) / "own.safetensors"})
             tensors = {name: tensor.cpu() for name, tensor in own.stacked().items()}
             try:
-                save_file(tensors, str(request.own))
+                save_file(tensors, str(subject.own))
             except (OSError, SafetensorError) as error:
                 raise StorageFull(f"the model cannot be written to {directory}: {error}") from error
         with (
@@ -73,17 +79,17 @@ def verify(
                 text=True,
             ) as process,
         ):
-            deadline = time.monotonic() + MOST_SECONDS
+            deadline = time.monotonic() + most_seconds
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(request.model_dump_json())
+                process.stdin.write(subject.model_dump_json())
                 process.stdin.close()
                 while process.poll() is None:
                     on_wait()
                     time.sleep(POLL_SECONDS)
                     if time.monotonic() > deadline:
-                        raise VerificationError(f"measuring took more than {MOST_SECONDS:.0f} s")
+                        raise VerificationError(f"measuring took more than {most_seconds:.0f} s")
             except BaseException:
                 process.kill()
                 raise
@@ -95,16 +101,16 @@ def verify(
             return TypeAdapter(Measurement).validate_json(process.stdout.read())
 
 
-def _own(request: Verification, family: Family) -> Own:
-    if request.own is None:
-        return interpolated(family.scales, Size(depth=request.depth, rank=request.rank))
-    return own_from_stacked(load_file(request.own)).to(default_device())
+def _own(subject: Subject, family: Family) -> Own:
+    if subject.own is None:
+        return interpolated(family.scales, Size(depth=subject.depth, rank=subject.rank))
+    return own_from_stacked(load_file(subject.own)).to(default_device())
 
 
 def main() -> None:
-    request = Verification.model_validate_json(sys.stdin.read())
-    family = load_family(request.family).to(default_device())
-    model = family.assemble(_own(request, family), request.mode, request.dtype)
+    subject = Subject.model_validate_json(sys.stdin.read())
+    family = load_family(subject.family).to(default_device())
+    model = family.assemble(_own(subject, family), subject.mode, subject.dtype)
     release_memory(default_device())  # of what was only stored in another dtype
-    measurement = measure(model, family.manifest.diffusion, request.workload, request.max_seconds)
+    measurement = measure(model, family.manifest.diffusion, subject.workload, subject.max_seconds)
     sys.stdout.write(json.dumps(asdict(measurement)) + "\n")

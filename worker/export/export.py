@@ -19,7 +19,8 @@ from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.records import ModelRecord
 from registry.repository import Reason
 from worker.artifacts import load_own
-from worker.runtime import Runtime, Stopping
+from worker.leases import Stopping
+from worker.runtime import Runtime
 
 log = structlog.get_logger()
 
@@ -110,7 +111,9 @@ def export(runtime: Runtime, model_id: str, form: ExportFormat) -> None:
         log.info("nothing to export", model=model_id, status=record.status)
         return
     try:
-        with runtime.alone("export"):  # each takes as much memory as its model in float32, twice
+        with runtime.leases.alone(
+            "export"
+        ):  # each takes as much memory as its model in float32, twice
             _export(runtime, record, record.revision, form)
     except (Stopping, RedisError):
         raise

@@ -46,6 +46,7 @@ from worker.sampling.tickets import (
     TicketPart,
 )
 from worker.sampling.turns import BatchLimits, choose
+from worker.watch import Watch
 
 log = structlog.get_logger()
 
@@ -92,8 +93,8 @@ class Engine:
         self._cancelled: list[Ticket] = []
         self._previews: list[Preview] = []
         self._stopping = False
-        self._moved_at: float | None = None
-        """When the last step ended; None while there is nothing to step."""
+        self.watch = Watch()
+        """Of steps, while there are any to do."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -144,11 +145,6 @@ class Engine:
             self._changed.notify()
         preview.done.wait(max_seconds)
         return preview.pixels
-
-    def stuck_seconds(self) -> float:
-        """For how long nothing has moved though there was something to do."""
-        moved_at = self._moved_at
-        return 0.0 if moved_at is None else time.monotonic() - moved_at
 
     # From here on all is done by the engine's own thread and its lanes.
 
@@ -208,10 +204,10 @@ class Engine:
         """Let come and go who does, then step until somebody does; False at the end."""
         with self._changed:
             while not (self._wanted or self._parts):
-                self._moved_at = None
+                self.watch.rest()
                 self.gauges = self._gauges()
                 self._changed.wait()
-            self._moved_at = time.monotonic()
+            self.watch.moved()
             if self._stopping:
                 return False
             arrived, self._arrived = self._arrived, []
@@ -376,7 +372,7 @@ class Engine:
             ):
                 batch.step()
                 synchronise(self._device)
-            self._moved_at = time.monotonic()
+            self.watch.moved()
         except Exception:
             log.exception("a step failed", parts=len(batch.parts))
             self._isolate([part for part in self._running if part.state in batch.parts])
@@ -451,7 +447,7 @@ class Engine:
 
         def pixels(few: Tensor) -> Tensor:
             images = stem.pixels(few)
-            self._moved_at = time.monotonic()
+            self.watch.moved()
             return images
 
         if at_once:

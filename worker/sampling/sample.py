@@ -22,7 +22,8 @@ from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
 from worker.artifacts import load_own
-from worker.runtime import PROGRESS_SECONDS, Reporter, Runtime
+from worker.attempts import Reporter, attempt
+from worker.runtime import Runtime
 from worker.sampling.engine import Engine
 from worker.sampling.step_costs import step_costs
 from worker.sampling.tickets import EngineStopped, Pixels, SampleRequest, Ticket
@@ -30,8 +31,8 @@ from worker.sampling.tickets import EngineStopped, Pixels, SampleRequest, Ticket
 log = structlog.get_logger()
 
 PREVIEW_PIXELS = 64
-WAITING_SECONDS = 4 * PROGRESS_SECONDS
-"""How often a request that does not move looks whether it is still wanted."""
+WAITING_PERIODS = 4
+"""A request that does not move looks so much less often whether it is still wanted."""
 SWITCH_SECONDS = 0.0005
 """How long a waiting task may keep the engine from its next operation; 5 ms by default."""
 
@@ -67,8 +68,8 @@ class Sampling:
         with contextlib.ExitStack() as alone:
             with contextlib.suppress(RecordNotFound):
                 if 0 < most - 1 <= generations.get(generation_id).attempts:
-                    alone.enter_context(self.runtime.alone("last attempts"))
-            self.runtime.attempt(generations, generation_id, self._run)
+                    alone.enter_context(self.runtime.leases.alone("last attempts"))
+            attempt(self.runtime, generations, generation_id, self._run)
 
     def _run(self, record: GenerationRecord) -> None:
         _require_wanted(record)
@@ -127,14 +128,14 @@ class Sampling:
         done for each takes from those that run.
         """
         reporter = Reporter(self.runtime, self.runtime.repository.generations, record)
-        seen = ticket.progress
+        seen, period = ticket.progress, self.runtime.progress_seconds
         try:
-            while not ticket.wait(PROGRESS_SECONDS):
+            while not ticket.wait(period):
                 before, seen = seen, ticket.progress
                 if seen != before:
                     reporter.tell(lambda: self._progress(ticket, record), every_seconds=0)
                 else:
-                    reporter.tell(every_seconds=WAITING_SECONDS)
+                    reporter.tell(every_seconds=WAITING_PERIODS * period)
                 _require_wanted(record)
         except BaseException:
             self.engine.cancel(ticket)

@@ -91,12 +91,12 @@ def test_what_is_refused_is_said_and_is_no_success(url: str) -> None:
 
 
 def test_a_build_that_fails_is_no_success(
-    url: str, working: None, monkeypatch: pytest.MonkeyPatch
+    url: str, working: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.build.build.retrain", lambda *_, **__: 1 / 0)
+    monkeypatch.delitem(runtime.families, "tiny")
     result = run(url, "models", "create", "--max-mem-gb", "4")
     assert result.exit_code == 1
-    assert "is failed: ZeroDivisionError" in result.stderr
+    assert "is failed: LookupError: this worker has no family" in result.stderr
 
 
 def test_a_generation_that_is_cancelled_is_no_success(

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load
 
-import worker.build.build
-import worker.runtime
 from learngenes.config import AutoencoderConfig
+from learngenes.training.retrain import retrain
 from learngenes.training.tuning import Progress
 from registry.datasets import IMAGES_FILE, Datasets
 from registry.errors import StorageFull
@@ -22,7 +21,7 @@ from registry.settings import Settings
 from service.uploads.archives import Upload, read_upload
 from tests.service.conftest import Stack
 from tests.service.uploads.test_archives import Files, png, tarred, zipped
-from worker.build.build import build
+from tests.support.builds import build
 from worker.export.export import model_card
 
 FILES: Files = {
@@ -56,13 +55,11 @@ def test_an_upload_says_what_it_is(stack: Stack) -> None:
     assert stack.api.get("/tasks").json()["tasks"] == [told]
 
 
-def test_retraining_on_a_task_goes_on_from_its_checkpoint(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retraining_on_a_task_goes_on_from_its_checkpoint(stack: Stack) -> None:
     """There is no revision before it, and no directory of the model's."""
     task = upload(stack)
     model = stack.api.post("/models", json={"max_mem_gb": 4, "task": task}).json()["id"]
-    original, began_at = worker.build.build.retrain, []
+    began_at: list[int] = []
 
     def watched(*given: Any, **more: Any) -> object:
         family, scales, config, tell = given
@@ -76,13 +73,12 @@ def test_retraining_on_a_task_goes_on_from_its_checkpoint(
                 stack.runtime.stopping.set()
             tell(progress)
 
-        return original(family, scales, config, told, **more)
+        return retrain(family, scales, config, told, **more)
 
-    monkeypatch.setattr(worker.build.build, "retrain", watched)
-    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
-    build(stack.runtime, model)
+    stack.runtime.progress_seconds = 0
+    build(stack.runtime, model, retrain=watched)
     stack.runtime.stopping.clear()
-    build(stack.runtime, model)
+    build(stack.runtime, model, retrain=watched)
     assert stack.api.get(f"/models/{model}").json()["status"] == "ready"
     assert began_at == [1, 3]
 
@@ -260,20 +256,16 @@ def test_more_uploads_than_a_few_come_back_later(
     assert upload(stack, name="again")
 
 
-def test_a_model_of_a_task_is_served_whatever_becomes_of_the_task(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_a_task_is_served_whatever_becomes_of_the_task(stack: Stack) -> None:
     task = upload(stack)
     body = {"max_mem_gb": 4, "task": task, "refine": {"max_seconds": 1}}
     model = stack.api.post("/models", json=body).json()["id"]
 
     def stopped(*_: object, **__: object) -> None:
         stack.runtime.stopping.set()
-        stack.runtime.check_stopping()
+        stack.runtime.leases.check_stopping()
 
-    with monkeypatch.context() as changed:
-        changed.setattr(worker.build.build, "refine", stopped)
-        build(stack.runtime, model)
+    build(stack.runtime, model, refine=stopped)
     assert stack.api.get(f"/models/{model}").json()["status"] == "refining"
     stack.runtime.stopping.clear()
     stack.api.delete(f"/tasks/{task}")

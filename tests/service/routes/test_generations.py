@@ -2,14 +2,17 @@ import base64
 import io
 import threading
 import time
+from typing import Any
 
 import httpx
 import pytest
 import redis
 from PIL import Image
 
+from learngenes.training.retrain import retrain
 from registry.errors import StorageFull
 from tests.service.conftest import LOCAL, Stack
+from tests.support.builds import build
 
 SMALL = {"num_inference_steps": 2, "seed": 5}
 
@@ -155,14 +158,14 @@ def test_revision_zero_serves_while_the_model_is_retrained(
     early = stack.api.post("/generate", json={"model": model_id})
     assert early.status_code == 409
     assert early.json()["type"] == "urn:fineserve:problem:model-not-ready"
-    from learngenes.model.sigma import interpolated
-    from worker.build.build import _Build
+    served: list[dict[str, object]] = []
 
-    building = _Build(stack.runtime, stack.runtime.repository.models.get(model_id))
-    building._store(0, interpolated(building.family.scales, building.family.full_size))
-    stack.runtime.repository.models.change(model_id, status="assembling", revision=0)
-    served = stack.api.post("/generate", json={"model": model_id, **SMALL}).json()
-    assert (served["status"], served["revision"]) == ("done", 0)
+    def generate_and_retrain(*given: Any, **more: Any) -> object:
+        served.append(stack.api.post("/generate", json={"model": model_id, **SMALL}).json())
+        return retrain(*given, **more)
+
+    build(stack.runtime, model_id, retrain=generate_and_retrain)
+    assert [(told["status"], told["revision"]) for told in served] == [("done", 0)]
 
 
 @pytest.mark.parametrize(

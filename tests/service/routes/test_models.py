@@ -4,19 +4,19 @@ import json
 import tarfile
 import threading
 import time
+from typing import Any
 
 import pytest
 import redis
 from fastapi.testclient import TestClient
 from kombu.exceptions import OperationalError
 
-import worker.build.build
 from learngenes.measuring.model import Measurement
 from registry.errors import StorageFull
 from registry.exports import ExportFormat
 from tests.service.conftest import Stack
+from tests.support.builds import build, verify_here
 from tests.support.records import A_COST, queued_model
-from worker.build.build import build
 from worker.export.export import export
 
 
@@ -79,22 +79,19 @@ def test_the_record_repeats_the_whole_request(stack: Stack) -> None:
     assert fixed == {"depth": 3, "rank": 24, "mode": "factored", "dtype": "int8", "n": 2}
 
 
-def test_a_model_that_was_made_again_shows_both_figures(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_was_made_again_shows_both_figures(stack: Stack) -> None:
     needed = stack.plan(max_mem_gb=4).json()["plan"]["predicted"]["memory_bytes"]
     model_id = stack.make_model(needed / 1e9)
-    original = worker.build.build.verify
+    more = iter((needed + 1,))
 
-    def measure_more(*args: object) -> Measurement:
+    def measure_more(*args: Any) -> Measurement:
         """The first time."""
-        monkeypatch.setattr("worker.build.build.verify", original)
-        measurement = original(*args)
-        cost = dataclasses.replace(measurement.cost, memory_bytes=needed + 1)
+        measurement = verify_here(*args)
+        memory_bytes = next(more, measurement.cost.memory_bytes)
+        cost = dataclasses.replace(measurement.cost, memory_bytes=memory_bytes)
         return dataclasses.replace(measurement, cost=cost)
 
-    monkeypatch.setattr("worker.build.build.verify", measure_more)
-    build(stack.runtime, model_id)
+    build(stack.runtime, model_id, verify=measure_more)
     model = stack.api.get(f"/models/{model_id}").json()
     assert (model["status"], model["revision"]) == ("ready", 4)
     assert model["over_budget"][0]["measured"]["memory_bytes"] == needed + 1

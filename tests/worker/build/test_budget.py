@@ -12,12 +12,13 @@ from learngenes.sizing.budget import Budget, Cost, Plan
 from learngenes.sizing.profile import DeviceProfile
 from registry.events import stream_key
 from registry.records import ModelRecord
+from tests.support.builds import build
 from tests.support.devices import keep_profile, planned
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.artifacts import load_own
-from worker.build.build import MOST_STEPS_DOWN, build
+from worker.build.budget import MOST_STEPS_DOWN
 from worker.build.profiles import stored_profile
-from worker.build.verify import Verification
+from worker.build.verify import Subject
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
@@ -42,8 +43,8 @@ class Device:
         stated = Budget.model_validate({"num_inference_steps": 2, **budget})
         return planned(self.runtime.family("tiny"), self.profile, stated)
 
-    def verify(self, request: Verification, scales: Scales, _: object) -> Measurement:
-        plan = self.plan(**request.model_dump(include=CHOICE))
+    def verify(self, subject: Subject, scales: Scales, _: object) -> Measurement:
+        plan = self.plan(**subject.model_dump(include=CHOICE))
         assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
         self.measured.append(plan)
         predicted = plan.predicted
@@ -57,15 +58,13 @@ class Device:
 
 
 @pytest.fixture
-def device(runtime: Runtime, profile: DeviceProfile, monkeypatch: pytest.MonkeyPatch) -> Device:
-    device = Device(runtime, profile)
-    monkeypatch.setattr("worker.build.build.verify", device.verify)
-    return device
+def device(runtime: Runtime, profile: DeviceProfile) -> Device:
+    return Device(runtime, profile)
 
 
-def built(runtime: Runtime, model: ModelRecord) -> ModelRecord:
-    build(runtime, model.id)
-    return runtime.repository.models.get(model.id)
+def built(device: Device, model: ModelRecord) -> ModelRecord:
+    build(device.runtime, model.id, verify=device.verify)
+    return device.runtime.repository.models.get(model.id)
 
 
 def told(client: redis.Redis, record: ModelRecord, event: str) -> list[dict[str, object]]:
@@ -78,7 +77,7 @@ def test_a_model_that_keeps_its_budget_is_as_planned(
     runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
 ) -> None:
     plan = device.plan()
-    record = built(runtime, make_model(plan=plan))
+    record = built(device, make_model(plan=plan))
     assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
     assert record.plan == plan
     assert record.measured == plan.predicted
@@ -99,7 +98,7 @@ def test_a_model_over_its_memory_is_made_again_smaller(
     first = device.plan()
     device.more_bytes = 1000
     budget_gb = first.predicted.memory_bytes / 1e9
-    record = built(runtime, make_model(plan=first, max_mem_gb=budget_gb, **WRITTEN_OUT))
+    record = built(device, make_model(plan=first, max_mem_gb=budget_gb, **WRITTEN_OUT))
 
     assert (record.status, record.revision, record.attempts) == ("ready", 4, 1)
     (tried,) = record.over_budget
@@ -131,7 +130,7 @@ def test_a_model_over_its_latency_is_made_again_faster(
     first = device.plan()
     device.times_slower = 1.05
     budget_ms = first.predicted.latency_p95_seconds * 1000
-    record = built(runtime, make_model(plan=first, max_mem_gb=None, max_latency_ms=budget_ms))
+    record = built(device, make_model(plan=first, max_mem_gb=None, max_latency_ms=budget_ms))
     assert (record.status, record.revision) == ("ready", 4)
     assert record.measured is not None
     assert record.measured.latency_p95_seconds * 1000 <= budget_ms
@@ -147,7 +146,7 @@ def test_a_model_over_both_budgets_is_made_to_keep_both(
     memory_gb = first.predicted.memory_bytes / 1e9
     latency_ms = first.predicted.latency_p95_seconds * 1000
     model = make_model(plan=first, max_mem_gb=memory_gb, max_latency_ms=latency_ms)
-    record = built(runtime, model)
+    record = built(device, model)
     assert record.status == "ready"
     assert record.measured is not None
     assert record.measured.memory_bytes <= first.predicted.memory_bytes
@@ -162,7 +161,7 @@ def test_the_whole_process_counts_when_the_budget_is_for_it(
     device.more_bytes = 1000
     whole = first.predicted.process_memory_bytes
     model = make_model(plan=first, max_mem_gb=whole / 1e9, mem_scope="process")
-    record = built(runtime, model)
+    record = built(device, model)
     assert (record.status, len(record.over_budget)) == ("ready", 1)
     assert record.measured is not None
     assert record.measured.process_memory_bytes <= whole
@@ -172,7 +171,7 @@ def test_what_needs_more_than_it_should_is_served_when_it_keeps_the_budget(
     runtime: Runtime, make_model: MakeModel, device: Device
 ) -> None:
     device.more_bytes, device.times_slower = 100_000, 3
-    record = built(runtime, make_model(max_mem_gb=1, max_latency_ms=10_000))
+    record = built(device, make_model(max_mem_gb=1, max_latency_ms=10_000))
     assert (record.status, record.over_budget) == ("ready", [])
 
 
@@ -182,7 +181,7 @@ def test_it_gives_up_after_so_many_steps_down(
     first = device.plan()
     budget = first.predicted.memory_bytes
     device.always = Cost(budget + 1, budget + 10**8, 0.01, 0.01)
-    record = built(runtime, make_model(plan=first, max_mem_gb=budget / 1e9))
+    record = built(device, make_model(plan=first, max_mem_gb=budget / 1e9))
     assert (record.status, record.servable) == ("failed", False)
     assert len(record.over_budget) == MOST_STEPS_DOWN
     assert len({plan.constraints for plan in device.measured}) == 4
@@ -199,9 +198,9 @@ def test_it_gives_up_at_once_when_what_is_fixed_leaves_nothing_smaller(
 ) -> None:
     first = device.plan()
     device.more_bytes = 1000
-    fixed = first.model_dump(include=CHOICE)
+    fixed = {name: getattr(first, name) for name in CHOICE}
     budget_gb = first.predicted.memory_bytes / 1e9
-    record = built(runtime, make_model(plan=first, max_mem_gb=budget_gb, **fixed))
+    record = built(device, make_model(plan=first, max_mem_gb=budget_gb, **fixed))
     assert (record.status, record.over_budget) == ("failed", [])
     assert record.error is not None
     assert "no size fits" in record.error
@@ -219,7 +218,7 @@ def test_a_smaller_model_may_have_a_higher_rank(
         "max_mem_gb": first.predicted.memory_bytes / 1e9,
         "max_latency_ms": first.predicted.latency_p95_seconds * 1000,
     }
-    record = built(runtime, make_model(plan=first, **budgets, **fixed))
+    record = built(device, make_model(plan=first, **budgets, **fixed))
     assert [plan.rank for plan in device.measured] == [24, 48]
     assert (record.status, record.revision) == ("ready", 4)
 
@@ -250,9 +249,8 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(runtime.store, "put", put_or_die)
-        patch.setattr("worker.build.build.verify", verify_or_die)
         with pytest.raises(redis.ConnectionError):
-            build(runtime, model.id)
+            build(runtime, model.id, verify=verify_or_die)
     halfway = runtime.repository.models.get(model.id)
     assert halfway.servable
     stepped_down = killed_at != "storing revision 3"
@@ -262,7 +260,7 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
     else:  # what is served is still the first plan's, and the record says so
         assert (halfway.plan, halfway.over_budget, halfway.revision) == (first, [], 0)
 
-    record = built(runtime, model)
+    record = built(device, model)
     assert (record.status, record.revision, record.attempts) == ("ready", 4, 2)
     assert [tried.plan for tried in record.over_budget] == [first]
     assert not stepped_down or record.plan == halfway.plan
@@ -277,7 +275,7 @@ def test_a_plan_that_the_device_has_outgrown_is_made_again(
     keep_profile(runtime.repository, learnt)
     device.profile = learnt
     budget_gb = promised.predicted.memory_bytes / 1e9
-    record = built(runtime, make_model(plan=promised, max_mem_gb=budget_gb))
+    record = built(device, make_model(plan=promised, max_mem_gb=budget_gb))
     assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
     assert record.plan.predicted.memory_bytes <= promised.predicted.memory_bytes
     (replanned,) = told(client, record, "replanned")
@@ -292,7 +290,7 @@ def test_a_changed_prediction_of_the_same_size_is_recorded_without_a_word(
     promised = device.plan()
     device.profile = device.profile.model_copy(update={"speed_correction": 2.0})
     keep_profile(runtime.repository, device.profile)
-    record = built(runtime, make_model(plan=promised))
+    record = built(device, make_model(plan=promised))
     assert record.plan == device.plan()
     assert record.plan.predicted.latency_seconds == 2 * promised.predicted.latency_seconds
     assert told(client, record, "replanned") == []
@@ -302,14 +300,14 @@ def test_the_profile_learns_from_every_model_that_is_measured(
     runtime: Runtime, make_model: MakeModel, device: Device
 ) -> None:
     device.more_bytes, device.times_slower = 5000, 4
-    built(runtime, make_model())
+    built(device, make_model())
     profile = stored_profile(runtime, "tiny")
     assert profile is not None
     assert profile.speed_correction == pytest.approx(2)
     assert profile.memory_overhead_bytes == device.profile.memory_overhead_bytes + 5000
     assert profile.p95_ratio > device.profile.p95_ratio
     device.times_slower = 2
-    built(runtime, make_model())
+    built(device, make_model())
     settled = stored_profile(runtime, "tiny")
     assert settled is not None
     assert settled.speed_correction == pytest.approx(2)

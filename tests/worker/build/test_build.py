@@ -3,21 +3,20 @@ import dataclasses
 import json
 import threading
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 
-import worker.build.build
-import worker.runtime
+from learngenes.training.retrain import retrain
 from learngenes.training.tuning import Progress
 from registry.errors import ArtifactError
 from registry.events import stream_key
 from registry.records import ModelStatus
+from tests.support.builds import build, verify_here
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
 from worker.artifacts import load_own
-from worker.build.build import build
+from worker.housekeeping import Patience
 from worker.runtime import Runtime
 
 
@@ -53,19 +52,17 @@ def test_a_queued_model_becomes_ready(
 
 
 def test_revision_zero_is_published_before_retraining(
-    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_model: MakeModel
 ) -> None:
     model_id = make_model().id
     seen = []
 
-    def retrain_and_look(*args: object, **more: object) -> object:
+    def retrain_and_look(*args: Any, **more: Any) -> object:
         record = runtime.repository.models.get(model_id)
         seen.append((record.status, record.revision, record.servable))
-        return original(*args, **more)
+        return retrain(*args, **more)
 
-    original = worker.build.build.retrain
-    monkeypatch.setattr(worker.build.build, "retrain", retrain_and_look)
-    build(runtime, model_id)
+    build(runtime, model_id, retrain=retrain_and_look)
     assert seen == [(ModelStatus.RETRAINING, 0, True)]
     family = runtime.family("tiny")
     first, second = (load_own(runtime.store, family, model_id, i).stacked() for i in (0, 1))
@@ -86,13 +83,10 @@ def test_a_model_is_built_once(
     assert statuses(client, model_id).count("ready") == 1
 
 
-def test_a_cancelled_build_stops_between_steps(
-    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_build_stops_between_steps(runtime: Runtime, make_model: MakeModel) -> None:
     model_id = make_model().id
-    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
-    settings = runtime.settings.model_copy(update={"retraining_steps": 10**6})
-    monkeypatch.setattr(runtime, "settings", settings)
+    runtime.progress_seconds = 0
+    runtime.settings.retraining_steps = 10**6
     thread = threading.Thread(target=build, args=(runtime, model_id))
     thread.start()
     models = runtime.repository.models
@@ -105,18 +99,16 @@ def test_a_cancelled_build_stops_between_steps(
 
 
 def test_a_model_deleted_while_it_is_built_leaves_nothing(
-    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_model: MakeModel
 ) -> None:
     model_id = make_model().id
     models = runtime.repository.models
 
-    def delete_and_verify(*args: object, **kwargs: object) -> object:
+    def delete_and_verify(*args: Any) -> object:
         models.change(model_id, status="deleted")
-        return original(*args, **kwargs)
+        return verify_here(*args)
 
-    original = worker.build.build.verify
-    monkeypatch.setattr(worker.build.build, "verify", delete_and_verify)
-    build(runtime, model_id)
+    build(runtime, model_id, verify=delete_and_verify)
     assert models.get(model_id).status == "deleted"
     assert not (runtime.settings.resolved_store_dir / "models" / model_id).exists()
 
@@ -168,92 +160,77 @@ def test_shutdown_leaves_the_model_to_the_next_worker(
     assert (record.status, record.attempts) == ("ready", 1)
 
 
-def test_an_absent_redis_does_not_fail_the_model(
-    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_absent_redis_does_not_fail_the_model(runtime: Runtime, make_model: MakeModel) -> None:
     model_id = make_model().id
 
-    def outage(*args: object, **kwargs: object) -> None:
+    def outage(*_: object) -> None:
         raise redis.ConnectionError("away")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(worker.build.build, "verify", outage)
-        with pytest.raises(redis.ConnectionError):
-            build(runtime, model_id)
+    with pytest.raises(redis.ConnectionError):
+        build(runtime, model_id, verify=outage)
     assert runtime.repository.models.get(model_id).status == "verifying"
     build(runtime, model_id)
     record = runtime.repository.models.get(model_id)
     assert (record.status, record.attempts) == ("ready", 2)
 
 
-def test_a_build_is_cancelled_while_it_is_measured(
-    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_is_cancelled_while_it_is_measured(runtime: Runtime, make_model: MakeModel) -> None:
     model_id = make_model().id
     models = runtime.repository.models
-    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    runtime.progress_seconds = 0
     told: list[int] = []
-    original = worker.build.build.verify
 
-    def cancel_first(*args: object, **kwargs: object) -> object:
+    def cancel_first(*args: Any) -> object:
         models.change(model_id, status="cancelled")
         told.append(1)
-        result = original(*args, **kwargs)
+        result = verify_here(*args)
         told.append(2)
         return result
 
-    monkeypatch.setattr(worker.build.build, "verify", cancel_first)
-    build(runtime, model_id)
+    build(runtime, model_id, verify=cancel_first)
     assert told == [1]
     assert models.get(model_id).status == "cancelled"
 
 
 def test_measuring_waits_until_nothing_is_sampled(
-    runtime: Runtime,
-    make_model: MakeModel,
-    make_generation: MakeGeneration,
-    monkeypatch: pytest.MonkeyPatch,
+    runtime: Runtime, make_model: MakeModel, make_generation: MakeGeneration
 ) -> None:
-    generations = runtime.repository.generations
-    sampling = make_generation("m-another")
+    generations, models = runtime.repository.generations, runtime.repository.models
+    sampling, model_id = make_generation("m-another"), make_model().id
     active: list[int] = []
-    original = worker.build.build.verify
 
-    def finish(_: float) -> None:
-        generations.change(sampling.id, status="cancelled")
-
-    def count_and_verify(*args: object) -> object:
+    def count_and_verify(*args: Any) -> object:
         active.append(len(generations.active()))
-        return original(*args)
+        return verify_here(*args)
 
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=finish)
-    monkeypatch.setattr(worker.build.build, "time", clock)
-    monkeypatch.setattr(worker.build.build, "verify", count_and_verify)
-    build(runtime, make_model().id)
+    building = threading.Thread(
+        target=build, args=(runtime, model_id), kwargs={"verify": count_and_verify}
+    )
+    building.start()
+    while models.get(model_id).status != "verifying":
+        assert building.is_alive()
+    assert active == []
+    generations.change(sampling.id, status="cancelled")
+    building.join(timeout=20)
     assert active == [0]
 
 
 def test_measuring_does_not_wait_for_ever(
-    runtime: Runtime,
-    make_model: MakeModel,
-    make_generation: MakeGeneration,
-    monkeypatch: pytest.MonkeyPatch,
+    runtime: Runtime, make_model: MakeModel, make_generation: MakeGeneration
 ) -> None:
-    monkeypatch.setattr(worker.build.build, "IDLE_SECONDS", 0.05)
     make_generation("m-another")
     model_id = make_model().id
-    build(runtime, model_id)
+    build(runtime, model_id, idle_seconds=0.05)
     assert runtime.repository.models.get(model_id).status == "ready"
 
 
 def test_a_long_wait_is_ended_even_in_a_busy_queue(
-    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
 ) -> None:
-    monkeypatch.setattr(worker.runtime, "LONG_WAIT_SECONDS", 0.05)
     lost, other = make_model().id, make_model().id
     runtime.queue.enqueue("fineserve.build", other, runtime.device_class)
     time.sleep(0.06)
-    build_housekeeping(runtime).requeue_lost()
+    build_housekeeping(runtime, Patience(long_wait_seconds=0.05)).requeue_lost()
     assert lost in enqueued(client, f"build.{runtime.device_class}")
 
 
@@ -272,7 +249,7 @@ def test_sigma_is_not_used_with_another_version_of_its_family(
 
 
 def test_lost_work_is_enqueued_again(
-    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
 ) -> None:
     models = runtime.repository.models
     dead, alive, waiting = (make_model().id for _ in range(3))
@@ -286,24 +263,22 @@ def test_lost_work_is_enqueued_again(
     keeper.requeue_lost()
     assert enqueued(client, queue) == [dead]
     client.delete(queue)
-    monkeypatch.setattr(worker.runtime, "ORPHAN_SECONDS", 0.01)
     time.sleep(0.02)
     models.change(dead, status="cancelled")
-    keeper.requeue_lost()
+    build_housekeeping(runtime, Patience(orphan_seconds=0.01)).requeue_lost()
     assert enqueued(client, queue) == [waiting]
     assert client.keys("build.*") == [queue]
 
 
 def test_whoever_took_lost_work_may_be_killed_before_it_begins(
-    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
 ) -> None:
-    monkeypatch.setattr(worker.runtime, "LOST_AGAIN_SECONDS", 0.05)
     lost, queue = make_model().id, f"build.{runtime.device_class}"
     runtime.repository.models.claim(lost, 3, 0.01)
     runtime.queue.enqueue("fineserve.build", make_model().id, runtime.device_class)
     while runtime.repository.models.leased(lost):
         pass
-    keeper = build_housekeeping(runtime)
+    keeper = build_housekeeping(runtime, Patience(lost_again_seconds=0.05))
     keeper.requeue_lost()
     keeper.requeue_lost()
     assert enqueued(client, queue).count(lost) == 1
@@ -313,16 +288,15 @@ def test_whoever_took_lost_work_may_be_killed_before_it_begins(
 
 
 def test_lost_work_does_not_flood_the_queue(
-    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
 ) -> None:
-    monkeypatch.setattr(worker.runtime, "MOST_REQUEUED", 3)
     models, queue = runtime.repository.models, f"build.{runtime.device_class}"
     dead = [make_model().id for _ in range(5)]
     for model in dead:
         models.claim(model, 3, 0.01)
     while any(models.leased(model) for model in dead):
         pass
-    keeper = build_housekeeping(runtime)
+    keeper = build_housekeeping(runtime, Patience(most_requeued=3))
     keeper.requeue_lost()
     assert sorted(enqueued(client, queue)) == sorted(dead[:3])
     for _ in range(3):
@@ -336,11 +310,10 @@ def test_lost_work_does_not_flood_the_queue(
 
 
 def test_retraining_goes_on_from_its_checkpoint(
-    runtime: Runtime, make_model: MakeModel, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_model: MakeModel, client: redis.Redis
 ) -> None:
-    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
+    runtime.progress_seconds = 0
     model_id = make_model().id
-    original = worker.build.build.retrain
 
     def shut_down_in_the_middle(*arguments: Any, **more: Any) -> object:
         family, scales, config, tell = arguments
@@ -350,11 +323,9 @@ def test_retraining_goes_on_from_its_checkpoint(
                 runtime.stopping.set()
             tell(progress)
 
-        return original(family, scales, config, told, **more)
+        return retrain(family, scales, config, told, **more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(worker.build.build, "retrain", shut_down_in_the_middle)
-        build(runtime, model_id)
+    build(runtime, model_id, retrain=shut_down_in_the_middle)
     runtime.stopping.clear()
     assert runtime.repository.models.get(model_id).status == "retraining"
     build(runtime, model_id)

@@ -2,52 +2,56 @@
 
 import dataclasses
 import json
+import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import redis
 
-import worker.build.build
-import worker.runtime
+from learngenes.family.family import Family
 from learngenes.measuring.model import Measurement
-from learngenes.model.factors import DenseLayers, Scales
+from learngenes.model.factors import DenseLayers, Own, Scales
 from learngenes.model.sampling import sample
-from learngenes.training.refine import RefinementConfig, refine
-from learngenes.training.tuning import Progress
+from learngenes.training.refine import Refined, RefinementConfig, refine
+from learngenes.training.tuning import OnProgress, Progress
 from registry.events import stream_key
 from registry.records import ModelRecord, Refinement
 from registry.store import generation_name, image_file
+from tests.support import builds
 from tests.support.records import queued_model
 from tests.worker.build.test_build import enqueued, statuses
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
 from worker.artifacts import load_own
-from worker.build.build import build
+from worker.build.refinement import Pace
+from worker.build.verify import Subject
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling, encode_png
 
 
 @pytest.fixture
-def refinable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> ModelRecord:
-    """A queued model whose refinement takes 30 steps."""
-    original = refine
-
-    def briefly(
-        family: object, scales: object, config: RefinementConfig, *rest: object, **more: object
-    ) -> object:
-        brief = config.model_copy(update={"steps": 30, "learning_rate": 1e-3})
-        return original(family, scales, brief, *rest, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(worker.build.build, "refine", briefly)
-    wish = Refinement(max_seconds=600)
+def refinable(runtime: Runtime) -> ModelRecord:
+    """A queued model that is to be refined."""
     record = queued_model(device_class=runtime.device_class, mode="materialised")
-    return runtime.repository.models.create(record.replace(refine=wish))
+    return runtime.repository.models.create(record.replace(refine=Refinement(max_seconds=600)))
 
 
-def tell_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
-    monkeypatch.setattr(worker.build.build, "LEAST_PAUSE_SECONDS", 0)
-    monkeypatch.setattr(worker.build.build, "MOST_PROGRESS_EVENTS", float("inf"))
+def briefly(
+    family: Family, scales: Scales, config: RefinementConfig, *rest: Any, **more: Any
+) -> Refined:
+    """A refinement of 30 steps."""
+    brief = config.model_copy(update={"steps": 30, "learning_rate": 1e-3})
+    return refine(family, scales, brief, *rest, **more)
+
+
+def build(runtime: Runtime, model_id: str, **tools: Any) -> None:
+    builds.build(runtime, model_id, **{"refine": briefly, **tools})
+
+
+EVERY_STEP = Pace(least_pause_seconds=0, most_events=sys.maxsize)
+"""Tells the progress of each."""
 
 
 def refining_steps(client: redis.Redis, model_id: str) -> list[object]:
@@ -106,75 +110,69 @@ def test_it_is_sampled_with_its_own_weights(
 
 
 def test_a_refinement_that_gained_nothing_is_not_published(
-    runtime: Runtime, refinable: ModelRecord, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, refinable: ModelRecord
 ) -> None:
-    original = worker.build.build.refine
-
-    def in_vain(*arguments: object, **more: object) -> object:
-        refined = original(*arguments, **more)  # type: ignore[arg-type]
+    def in_vain(*arguments: Any, **more: Any) -> Refined:
+        refined = briefly(*arguments, **more)
         return dataclasses.replace(refined, heldout_loss=refined.initial_heldout_loss)
 
-    monkeypatch.setattr(worker.build.build, "refine", in_vain)
-    build(runtime, refinable.id)
+    build(runtime, refinable.id, refine=in_vain)
     record = runtime.repository.models.get(refinable.id)
     assert (record.status, record.revision) == ("ready", 1)
 
 
 def test_a_caller_can_say_that_it_is_enough(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
 ) -> None:
     models = runtime.repository.models
-    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
-    original = worker.build.build.refine
+    runtime.progress_seconds = 0
 
     def without_end(
-        family: object, scales: object, config: object, tell: object, file: object, **more: object
-    ) -> object:
+        family: Family,
+        scales: Scales,
+        config: RefinementConfig,
+        tell: OnProgress,
+        *rest: Any,
+        **more: Any,
+    ) -> Refined:
         def stop(progress: Progress) -> None:
             if progress.step == 9:
                 models.change(refinable.id, refine=Refinement(max_seconds=600, stopped=True))
-            tell(progress)  # type: ignore[operator]
+            tell(progress)
 
-        return original(family, scales, config, stop, file, **more)  # type: ignore[arg-type]
+        return briefly(family, scales, config, stop, *rest, **more)
 
-    monkeypatch.setattr(worker.build.build, "refine", without_end)
-    build(runtime, refinable.id)
+    build(runtime, refinable.id, refine=without_end)
     assert models.get(refinable.id).status == "ready"
     assert told(client, refinable.id, "refined")[0]["steps"] == 9
 
 
 def test_what_was_interrupted_too_often_is_served_as_it_was(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
 ) -> None:
     models = runtime.repository.models
 
     def away(*_: object, **__: object) -> None:
         raise redis.ConnectionError
 
-    monkeypatch.setattr(worker.build.build, "refine", away)
     for _ in range(runtime.settings.max_attempts - 1):
         with pytest.raises(redis.ConnectionError):
-            build(runtime, refinable.id)
+            build(runtime, refinable.id, refine=away)
     assert models.get(refinable.id).status == "refining"
-    build(runtime, refinable.id)
+    build(runtime, refinable.id, refine=away)
     record = models.get(refinable.id)
     assert (record.status, record.revision) == ("ready", 1)
     assert told(client, refinable.id, "refined") == [{"error": "it was interrupted too often"}]
 
 
 def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
-    runtime: Runtime,
-    refinable: ModelRecord,
-    make_model: MakeModel,
-    client: redis.Redis,
-    monkeypatch: pytest.MonkeyPatch,
+    runtime: Runtime, refinable: ModelRecord, make_model: MakeModel, client: redis.Redis
 ) -> None:
     models, queue = runtime.repository.models, f"build.{runtime.device_class}"
-    monkeypatch.setattr(worker.build.build, "TURN_SECONDS", 0)
-    tell_every_step(monkeypatch)
+    runtime.progress_seconds, at_once = 0, dataclasses.replace(EVERY_STEP, turn_seconds=0)
     other = make_model().id
     runtime.queue.enqueue("fineserve.build", other, runtime.device_class)
-    build(runtime, refinable.id)
+    build(runtime, refinable.id, pace=at_once)
     halfway = models.get(refinable.id)
     assert (halfway.status, halfway.revision, halfway.attempts) == ("refining", 1, 0)
     assert sorted(enqueued(client, queue)) == sorted([other, refinable.id])
@@ -183,19 +181,18 @@ def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
     assert enqueued(client, queue).count(refinable.id) == 1
     build(runtime, other)
     client.delete(queue)
-    monkeypatch.setattr(worker.build.build, "retrain", None)  # it is not retrained again
-    build(runtime, refinable.id)
+    build(runtime, refinable.id, pace=at_once, retrain=None)  # it is not retrained again
     record = models.get(refinable.id)
     assert (record.status, record.revision, record.attempts) == ("ready", 2, 1)
     assert refining_steps(client, record.id) == [*range(1, 31)]
 
 
 def test_it_goes_on_after_a_shutdown(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
 ) -> None:
     models = runtime.repository.models
-    tell_every_step(monkeypatch)
-    thread = threading.Thread(target=build, args=(runtime, refinable.id))
+    runtime.progress_seconds, every_step = 0, {"pace": EVERY_STEP}
+    thread = threading.Thread(target=build, args=(runtime, refinable.id), kwargs=every_step)
     thread.start()
     while thread.is_alive() and not refining_steps(client, refinable.id):
         pass
@@ -204,7 +201,7 @@ def test_it_goes_on_after_a_shutdown(
     assert models.get(refinable.id).status == "refining"
     runtime.stopping.clear()
     steps_before = refining_steps(client, refinable.id)
-    build(runtime, refinable.id)
+    build(runtime, refinable.id, pace=EVERY_STEP)
     assert (models.get(refinable.id).status, models.get(refinable.id).attempts) == ("ready", 1)
     steps = refining_steps(client, refinable.id)[len(steps_before) :]
     # what the shutdown kept from being told was done
@@ -213,13 +210,12 @@ def test_it_goes_on_after_a_shutdown(
 
 
 def test_whatever_goes_wrong_the_retrained_model_stays(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
 ) -> None:
     def no_room(*_: object, **__: object) -> None:
         raise MemoryError("no room for Adam")
 
-    monkeypatch.setattr(worker.build.build, "refine", no_room)
-    build(runtime, refinable.id)
+    build(runtime, refinable.id, refine=no_room)
     record = runtime.repository.models.get(refinable.id)
     assert (record.status, record.revision) == ("ready", 1)
     assert record.measured is not None
@@ -227,21 +223,19 @@ def test_whatever_goes_wrong_the_retrained_model_stays(
 
 
 def test_a_refined_model_over_its_budget_is_not_published(
-    runtime: Runtime, refinable: ModelRecord, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, refinable: ModelRecord
 ) -> None:
     verified: list[type] = []
-    original = worker.build.build.verify
 
-    def measure_more(request: object, own: object, *rest: object) -> Measurement:
+    def measure_more(subject: Subject, own: Own, on_wait: Callable[[], object]) -> Measurement:
         verified.append(type(own))
-        measurement = original(request, own, *rest)  # type: ignore[arg-type]
+        measurement = builds.verify_here(subject, own, on_wait)
         if not isinstance(own, DenseLayers):
             return measurement
         cost = dataclasses.replace(measurement.cost, memory_bytes=10**10)
         return dataclasses.replace(measurement, cost=cost)
 
-    monkeypatch.setattr(worker.build.build, "verify", measure_more)
-    build(runtime, refinable.id)
+    build(runtime, refinable.id, verify=measure_more)
     record = runtime.repository.models.get(refinable.id)
     assert verified == [Scales, DenseLayers]
     assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
@@ -250,16 +244,14 @@ def test_a_refined_model_over_its_budget_is_not_published(
 
 
 def test_a_model_deleted_while_it_is_refined_leaves_nothing(
-    runtime: Runtime, refinable: ModelRecord, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, refinable: ModelRecord
 ) -> None:
-    monkeypatch.setattr(worker.runtime, "PROGRESS_SECONDS", 0)
-    original = worker.build.build.refine
+    runtime.progress_seconds = 0
 
-    def delete_and_refine(*arguments: object, **more: object) -> object:
+    def delete_and_refine(*arguments: Any, **more: Any) -> Refined:
         runtime.repository.models.change(refinable.id, status="deleted")
-        return original(*arguments, **more)  # type: ignore[arg-type]
+        return briefly(*arguments, **more)
 
-    monkeypatch.setattr(worker.build.build, "refine", delete_and_refine)
-    build(runtime, refinable.id)
+    build(runtime, refinable.id, refine=delete_and_refine)
     assert runtime.repository.models.get(refinable.id).status == "deleted"
     assert not (runtime.store.root / "models" / refinable.id).exists()

@@ -7,8 +7,8 @@ import redis
 from registry.errors import RecordNotFound
 from registry.records import ModelRecord
 from registry.store import MANIFEST, record_name
+from tests.support.builds import build
 from tests.worker.conftest import MakeGeneration, MakeModel
-from worker.build.build import build
 from worker.build.restore import ABANDONED_SECONDS, restore
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling

@@ -4,16 +4,15 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-import worker.build.build
 from learngenes.config import DType, Mode, Size
 from learngenes.family.family import Family
 from learngenes.model.sigma import interpolated
 from learngenes.sizing.budget import Workload
 from learngenes.sizing.cost import Execution, memory_bytes
 from registry.errors import StorageFull
+from tests.support.builds import build
 from tests.worker.conftest import MakeModel
-from worker.build.build import build
-from worker.build.verify import Verification, VerificationError, verify
+from worker.build.verify import Subject, VerificationError, verify
 from worker.runtime import Runtime
 
 
@@ -24,8 +23,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def request_for(families_dir: Path) -> Verification:
-    return Verification(
+def subject(families_dir: Path) -> Subject:
+    return Subject(
         family=families_dir / "tiny",
         depth=2,
         rank=8,
@@ -41,16 +40,15 @@ def a_process_that(monkeypatch: pytest.MonkeyPatch, directory: Path, does: str) 
     program = directory / "python"
     program.write_text(f"#!/bin/sh\ncat > {directory}/request\n{does}\n")
     program.chmod(0o700)
-    monkeypatch.setattr("worker.build.verify.sys.executable", str(program))
+    monkeypatch.setattr("sys.executable", str(program))
 
 
 def test_a_model_is_measured_in_a_process_of_its_own(
-    runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_model: MakeModel
 ) -> None:
     """The whole way, with nothing replaced: a build whose model another process measures."""
-    monkeypatch.setattr(worker.build.build, "verify", verify)
     model_id = make_model(num_inference_steps=3).id
-    build(runtime, model_id)
+    build(runtime, model_id, verify=verify)
     record = runtime.repository.models.get(model_id)
     assert (record.status, record.error) == ("ready", None)
     assert record.measured is not None
@@ -60,64 +58,62 @@ def test_a_model_is_measured_in_a_process_of_its_own(
 
 
 def test_a_process_that_hangs_is_ended(
-    request_for: Verification, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "exec sleep 100")
-    monkeypatch.setattr("worker.build.verify.MOST_SECONDS", 0.3)
     with pytest.raises(VerificationError, match="more than"):
-        verify(request_for)
+        verify(subject, most_seconds=0.3)
 
 
 def test_a_full_disk_is_no_fault_of_the_model(
-    request_for: Verification, family: Family, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("worker.build.verify.save_file", full)
     with pytest.raises(StorageFull, match="No space left"):
-        verify(request_for, family.scales)
+        verify(subject, family.scales)
 
 
-def test_scales_may_be_left_to_the_family(request_for: Verification, family: Family) -> None:
-    measurement = verify(request_for)
-    execution = Execution(request_for.mode, request_for.dtype)
+def test_scales_may_be_left_to_the_family(subject: Subject, family: Family) -> None:
+    measurement = verify(subject)
+    execution = Execution(subject.mode, subject.dtype)
     network = family.manifest.network
-    predicted = memory_bytes(network, 2, 8, execution, request_for.workload)
+    predicted = memory_bytes(network, 2, 8, execution, subject.workload)
     assert 0.9 < measurement.cost.memory_bytes / int(predicted) <= 1
     assert measurement.latency_runs >= 5
 
 
 def test_the_process_is_given_the_models_own_scales(
-    request_for: Verification, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = '{"cost": {"memory_bytes": 1, "process_memory_bytes": 2, "latency_seconds": 3, '
     answer += '"latency_p95_seconds": 4}, "latency_runs": 5}'
     a_process_that(monkeypatch, tmp_path, f"echo '{answer}'")
     scales = interpolated(family.scales, Size(depth=2, rank=8))
-    measurement = verify(request_for, scales)
+    measurement = verify(subject, scales)
     assert dataclasses.astuple(measurement) == ((1, 2, 3, 4), 5)
-    sent = Verification.model_validate_json((tmp_path / "request").read_text())
+    sent = Subject.model_validate_json((tmp_path / "request").read_text())
     assert sent.own is not None
-    assert sent == request_for.model_copy(update={"own": sent.own})
+    assert sent == subject.model_copy(update={"own": sent.own})
     assert not sent.own.exists(), "what was written for the process is removed"
 
 
 def test_a_process_that_dies_leaves_its_last_words(
-    request_for: Verification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "echo no memory is left >&2; exit 3")
     with pytest.raises(VerificationError, match=r"(?s)status 3: .*no memory is left"):
-        verify(request_for)
+        verify(subject)
 
 
 def test_a_model_whose_measurement_dies_has_failed_and_says_why(
     runtime: Runtime, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.build.build, "verify", verify)
     a_process_that(monkeypatch, tmp_path, "kill -9 $$")
     model_id = make_model().id
-    build(runtime, model_id)
+    build(runtime, model_id, verify=verify)
     record = runtime.repository.models.get(model_id)
     assert record.status == "failed"
     assert record.error is not None
@@ -125,7 +121,7 @@ def test_a_model_whose_measurement_dies_has_failed_and_says_why(
 
 
 def test_who_waits_may_stop_it(
-    request_for: Verification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "sleep 60")
 
@@ -133,4 +129,4 @@ def test_who_waits_may_stop_it(
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        verify(request_for, on_wait=enough)
+        verify(subject, on_wait=enough)

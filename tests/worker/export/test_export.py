@@ -22,8 +22,8 @@ from learngenes.model.sampling import initial_noise, sample
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.records import GenerationRecord
 from registry.store import generation_name, image_file
+from tests.support.builds import build
 from tests.worker.conftest import MakeGeneration, MakeModel
-from worker.build.build import build
 from worker.export.export import export
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling

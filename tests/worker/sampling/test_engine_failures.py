@@ -70,13 +70,13 @@ def test_it_knows_for_how_long_nothing_has_moved(
     gate.close()
     ticket = engine.submit(ask(family))
     gate.reached()
-    before = engine.stuck_seconds()
+    before = engine.watch.stuck_seconds()
     time.sleep(0.1)
-    assert engine.stuck_seconds() >= before + 0.1
+    assert engine.watch.stuck_seconds() >= before + 0.1
     gate.open()
     images_of(ticket)
     deadline = time.monotonic() + SECONDS
-    while engine.stuck_seconds():
+    while engine.watch.stuck_seconds():
         assert time.monotonic() < deadline
 
 

@@ -20,11 +20,11 @@ from registry.datasets import IMAGES_FILE, Dataset, Datasets
 from registry.errors import StorageFull
 from registry.store import ArtifactStore
 from tests.learngenes.data.test_latents import LATENTS, autoencoder
+from tests.support.builds import build
 from tests.support.engines import AMPLE, SECONDS, Gate, Model, ask, images_of, reference
 from tests.support.sizing import SIZES, quality_table
 from tests.worker.conftest import MakeModel
 from worker.artifacts import load_dataset, load_own
-from worker.build.build import build
 from worker.runtime import Runtime
 from worker.sampling.engine import Engine
 from worker.sampling.tickets import Preview
@@ -169,7 +169,6 @@ def test_a_preview_is_an_image(engine: Engine, family: Family, gate: Gate) -> No
     assert preview.pixels.shape == (3, 8, 8)
 
 
-@pytest.mark.usefixtures("quick_verification")
 def test_a_model_of_latents_is_built_and_keeps_its_budget(
     runtime: Runtime, make_model: MakeModel
 ) -> None:

@@ -2,6 +2,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import worker.sampling.sample
 from learngenes.model.sampling import sample
 from registry.errors import Superseded
 from registry.events import stream_key
 from registry.records import GenerationRecord, now
 from registry.store import generation_name, image_file
+from tests.support.builds import build
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.artifacts import load_own
-from worker.build.build import build
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling, _target_seconds, encode_png
 from worker.sampling.tickets import EngineStopped, SampleRequest, Ticket
@@ -33,9 +33,9 @@ def ready(runtime: Runtime, make_model: MakeModel) -> str:
 
 
 @pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
+def often(runtime: Runtime) -> None:
     """Progress is told, and cancellations are looked for, all the time."""
-    monkeypatch.setattr(worker.sampling.sample, "PROGRESS_SECONDS", 0.01)
+    runtime.progress_seconds = 0.01
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_the_last_attempt_is_alone(
         alone.append(name)
         yield
 
-    monkeypatch.setattr(runtime, "alone", noted)
+    monkeypatch.setattr(runtime.leases, "alone", noted)
     first, last = make_generation(ready), make_generation(ready, attempts=2)
     sampler.generate(first.id)
     assert alone == []
@@ -207,13 +207,9 @@ class Waiting:
 
 
 def test_nothing_is_told_of_a_request_that_only_waits(
-    runtime: Runtime,
-    sampler: Sampling,
-    ready: str,
-    make_generation: MakeGeneration,
-    monkeypatch: pytest.MonkeyPatch,
+    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration
 ) -> None:
-    monkeypatch.setattr(worker.sampling.sample, "WAITING_SECONDS", 0)
+    runtime.progress_seconds = 0
     record = make_generation(ready)
     sampler._follow(Waiting(looks=20), record)
     assert events(runtime, record, "progress") == []
@@ -228,7 +224,7 @@ def test_a_request_that_waits_is_given_up_when_it_is_cancelled(
 ) -> None:
     cancelled = []
     monkeypatch.setattr(sampler.engine, "cancel", cancelled.append)
-    monkeypatch.setattr(worker.sampling.sample, "WAITING_SECONDS", 0)
+    runtime.progress_seconds = 0
     record = make_generation(ready)
     runtime.repository.generations.change(record.id, status="cancelled")
     ticket = Waiting(looks=1)
@@ -299,7 +295,7 @@ def test_a_worker_whose_engine_broke_ends_so_that_its_work_is_taken_up_again(
         raise SystemExit(status)
 
     monkeypatch.setattr(sampler.engine, "submit", broken)
-    monkeypatch.setattr(worker.sampling.sample.os, "_exit", end)
+    monkeypatch.setattr(os, "_exit", end)
     record = make_generation(ready)
     with pytest.raises(SystemExit):
         sampler.generate(record.id)
@@ -317,7 +313,7 @@ def test_an_engine_that_takes_nothing_any_more_ends_its_worker(
         raise SystemExit(status)
 
     sampler.engine.stop()
-    monkeypatch.setattr(worker.sampling.sample.os, "_exit", end)
+    monkeypatch.setattr(os, "_exit", end)
     record = make_generation(ready)
     with pytest.raises(SystemExit):
         sampler.generate(record.id)

@@ -1,0 +1,89 @@
+"""Locks that a process renews for as long as it lives, and the leases of records among them.
+
+A task runs under a lease. Whoever finds work that is under way without one enqueues it again, so
+that no accepted request is lost with a process.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+import redis
+from redis.exceptions import LockError
+from redis.lock import Lock
+
+from learngenes.training.tuning import Pause
+from registry.records import GenerationRecord, ModelRecord
+from registry.repository import Records, Repository
+from worker.watch import Watch
+
+R = TypeVar("R", bound=ModelRecord | GenerationRecord)
+
+
+class Stopping(Pause):
+    """The worker was told to stop; the record is taken up again after the next start."""
+
+
+class Leases:
+    def __init__(
+        self, repository: Repository, seconds: float, watch: Watch, stopping: threading.Event
+    ) -> None:
+        """`seconds`: how long a lock outlives a process that has died."""
+        self._repository, self._seconds = repository, seconds
+        self._watch, self._stopping = watch, stopping
+        self._kept: dict[Lock, None] = {}
+        self._starting = threading.Lock()
+        self._renewing = threading.Thread(target=self._renew, name="renew", daemon=True)
+
+    def check_stopping(self) -> None:
+        if self._stopping.is_set():
+            raise Stopping
+
+    @contextlib.contextmanager
+    def claimed(
+        self, records: Records[R], record_id: str, most_attempts: int
+    ) -> Iterator[R | None]:
+        """Claim a record and keep the claim alive; None when there is nothing to do."""
+        claim = records.claim(record_id, most_attempts, self._seconds)
+        if claim is None:
+            yield None
+            return
+        with self._kept_and_released(claim.lease):
+            yield claim.record
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """One worker at a time, of all. Raises Stopping."""
+        lock = self._repository.lock(name, self._seconds)
+        resting = self._watch.resting
+        self._watch.rest()  # who waits for another is not stuck
+        while not lock.acquire(blocking_timeout=self._seconds):
+            self.check_stopping()
+        with self._kept_and_released(lock):
+            if not resting:
+                self._watch.moved()
+            yield
+
+    @contextlib.contextmanager
+    def _kept_and_released(self, lock: Lock) -> Iterator[None]:
+        self._kept[lock] = None
+        with self._starting:
+            if not self._renewing.ident:
+                self._renewing.start()
+        try:
+            yield
+        finally:
+            del self._kept[lock]
+            with contextlib.suppress(LockError):  # it ended with the work, or ran out
+                lock.release()
+
+    def _renew(self) -> None:
+        while True:
+            time.sleep(self._seconds / 3)
+            for lock in list(self._kept):
+                # when it ran out, the record's attempt tells the work so; and when Redis is
+                # away, the next renewal may succeed
+                with contextlib.suppress(LockError, redis.RedisError):
+                    lock.reacquire()
