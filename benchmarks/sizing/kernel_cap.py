@@ -20,7 +20,7 @@ from benchmarks.sizing.subjects import Subject, describe, dit_xl, fashion, say
 from learngenes.config import DType, Mode
 from learngenes.sizing.budget import Constraints, Workload
 from learngenes.sizing.solver import Candidates, Infeasible, solve
-from worker.build.verify import Subject
+from worker.build.verify import Specimen
 
 GROUPS = Path("/sys/fs/cgroup")
 WORKLOAD = Workload(n=1, num_inference_steps=2)
@@ -49,9 +49,9 @@ def _one(subject: Subject, size: Constraints) -> dict[str, Any]:
     candidates = subject.candidates(WORKLOAD)
     plan = solve(candidates, size).plan
     budget = plan.predicted.process_memory_bytes
-    request = subject.request(plan, WORKLOAD, max_seconds=0)
+    specimen = subject.specimen(plan, WORKLOAD, max_seconds=0)
     started = time.perf_counter()
-    peak = _run(request, budget)
+    peak = _run(specimen, budget)
     row = {
         "family": subject.name,
         "size": describe(plan),
@@ -59,7 +59,7 @@ def _one(subject: Subject, size: Constraints) -> dict[str, Any]:
         "measured_process_bytes": peak,
         "ran_at_the_budget": peak is not None and peak <= budget,
         "refused_at_nine_tenths": _refused(candidates, size, round(0.9 * budget)),
-        "killed_at_half": _run(request, budget // 2) is None,
+        "killed_at_half": _run(specimen, budget // 2) is None,
         "seconds": round(time.perf_counter() - started, 1),
     }
     say("capped:", **row)
@@ -75,12 +75,12 @@ def _refused(candidates: Candidates, size: Constraints, budget: int) -> bool:
     return False
 
 
-def _run(request: Subject, limit_bytes: int) -> int | None:
+def _run(specimen: Specimen, limit_bytes: int) -> int | None:
     """Peak bytes of the process under a limit; None when it did not live to tell."""
     with limited(limit_bytes) as enter:
         done = subprocess.run(
             [sys.executable, "-m", "worker", "verify"],
-            input=request.model_dump_json(),
+            input=specimen.model_dump_json(),
             capture_output=True,
             text=True,
             check=False,

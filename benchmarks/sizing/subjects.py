@@ -15,7 +15,7 @@ from learngenes.sizing.budget import Plan, Workload
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates
 from worker.build.profiles import process_base_bytes
-from worker.build.verify import Verification, verify
+from worker.build.verify import Specimen, verify
 
 REPOSITORY = Path(__file__).parent.parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -39,9 +39,9 @@ class Subject:
         assert quality is not None
         return Candidates.of(manifest.network, manifest.sizes, quality, self.profile, workload)
 
-    def request(self, plan: Plan, workload: Workload, max_seconds: float) -> Verification:
+    def specimen(self, plan: Plan, workload: Workload, max_seconds: float) -> Specimen:
         """To measure a plan as a build worker does before it calls a model ready."""
-        return Verification(
+        return Specimen(
             family=self.directory,
             depth=plan.depth,
             rank=plan.rank,
@@ -53,7 +53,7 @@ class Subject:
 
     def measure(self, plan: Plan, workload: Workload, max_seconds: float) -> Measurement:
         """In a fresh process."""
-        return verify(self.request(plan, workload, max_seconds))
+        return verify(self.specimen(plan, workload, max_seconds))
 
 
 @functools.cache

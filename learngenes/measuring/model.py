@@ -84,9 +84,7 @@ def measure(
     """
     run(model, diffusion, Workload(n=workload.n, num_inference_steps=1, guided=workload.guided))
     seconds: list[float] = []
-    while len(seconds) < LATENCY_RUNS and (
-        len(seconds) < least_runs or sum(seconds) < max_seconds
-    ):
+    while len(seconds) < LATENCY_RUNS and (len(seconds) < least_runs or sum(seconds) < max_seconds):
         seconds.append(run(model, diffusion, workload))
     process_bytes = process_peak_bytes(model.stem.positions.device)  # the profiler takes some, too
     return Measurement(

@@ -9,16 +9,16 @@ from learngenes.measuring.model import Measurement, measure
 from learngenes.model.factors import Own
 from worker.build import build as builder
 from worker.build.build import Tools
-from worker.build.verify import Subject
+from worker.build.verify import Specimen
 from worker.runtime import Runtime
 
 
-def verify_here(subject: Subject, own: Own, on_wait: Callable[[], object]) -> Measurement:
+def verify_here(specimen: Specimen, own: Own, on_wait: Callable[[], object]) -> Measurement:
     """`worker.build.verify.verify` without a process of its own, which takes seconds to start."""
     on_wait()
-    family = load_family(subject.family).to(default_device())
-    model = family.assemble(own.to(default_device()), subject.mode, subject.dtype)
-    return measure(model, family.manifest.diffusion, subject.workload, max_seconds=0, least_runs=1)
+    family = load_family(specimen.family).to(default_device())
+    model = family.assemble(own.to(default_device()), specimen.mode, specimen.dtype)
+    return measure(model, family.manifest.diffusion, specimen.workload, max_seconds=0, least_runs=1)
 
 
 QUICK = Tools(verify=verify_here)

@@ -40,7 +40,7 @@ from worker.attempts import Reporter, attempt
 from worker.build.budget import budgets_missed, step_down
 from worker.build.profiles import candidates, correct_profile, ensure_profile
 from worker.build.refinement import Pace, UntilEnough
-from worker.build.verify import Subject, verify
+from worker.build.verify import Specimen, verify
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -55,7 +55,7 @@ class Tools:
 
     retrain: Callable[..., Retrained] = retrain
     refine: Callable[..., Refined] = refine
-    verify: Callable[[Subject, Own, Callable[[], object]], Measurement] = verify
+    verify: Callable[[Specimen, Own, Callable[[], object]], Measurement] = verify
     idle_seconds: float = 30.0
     """How long verification waits for the device to have nothing to sample."""
     pace: Pace = field(default_factory=Pace)
@@ -310,7 +310,7 @@ class _Build:
             time.sleep(0.1)
         plan = self.record.plan
         measurement = self.tools.verify(
-            Subject(
+            Specimen(
                 family=self.runtime.directories[self.record.family],
                 depth=plan.depth,
                 rank=plan.rank,

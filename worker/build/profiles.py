@@ -14,7 +14,7 @@ from learngenes.sizing.budget import Cost, Workload
 from learngenes.sizing.cost import memory_bytes, shared_bytes
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, Impossible
-from worker.build.verify import Subject, verify
+from worker.build.verify import Specimen, verify
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ def refresh_profile(
 
 
 def process_base_bytes(
-    family: Family, directory: Path, verify: Callable[[Subject], Measurement] = verify
+    family: Family, directory: Path, verify: Callable[[Specimen], Measurement] = verify
 ) -> int:
     """What a process that serves from the family in `directory` holds beside its model.
 
@@ -87,7 +87,7 @@ def process_base_bytes(
     workload = Workload(n=1, num_inference_steps=1)
     execution = execution_on(family.stem.positions.device, Mode.FACTORED, DType.INT8)
     measured = verify(
-        Subject(
+        Specimen(
             family=directory,
             depth=size.depth,
             rank=size.rank,

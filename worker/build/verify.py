@@ -35,7 +35,7 @@ class VerificationError(RuntimeError):
     """The measuring process died; the message has its last words."""
 
 
-class Subject(BaseModel):
+class Specimen(BaseModel):
     """What is measured: one model of a family, under one workload."""
 
     family: Path
@@ -51,7 +51,7 @@ class Subject(BaseModel):
 
 
 def verify(
-    subject: Subject,
+    specimen: Specimen,
     own: Own | None = None,
     on_wait: Callable[[], object] = lambda: None,
     *,
@@ -63,10 +63,10 @@ def verify(
     """
     with tempfile.TemporaryDirectory(prefix="fineserve-") as directory:
         if own is not None:
-            subject = subject.model_copy(update={"own": Path(directory) / "own.safetensors"})
+            specimen = specimen.model_copy(update={"own": Path(directory) / "own.safetensors"})
             tensors = {name: tensor.cpu() for name, tensor in own.stacked().items()}
             try:
-                save_file(tensors, str(subject.own))
+                save_file(tensors, str(specimen.own))
             except (OSError, SafetensorError) as error:
                 raise StorageFull(f"the model cannot be written to {directory}: {error}") from error
         with (
@@ -83,7 +83,7 @@ def verify(
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(subject.model_dump_json())
+                process.stdin.write(specimen.model_dump_json())
                 process.stdin.close()
                 while process.poll() is None:
                     on_wait()
@@ -101,16 +101,16 @@ def verify(
             return TypeAdapter(Measurement).validate_json(process.stdout.read())
 
 
-def _own(subject: Subject, family: Family) -> Own:
-    if subject.own is None:
-        return interpolated(family.scales, Size(depth=subject.depth, rank=subject.rank))
-    return own_from_stacked(load_file(subject.own)).to(default_device())
+def _own(specimen: Specimen, family: Family) -> Own:
+    if specimen.own is None:
+        return interpolated(family.scales, Size(depth=specimen.depth, rank=specimen.rank))
+    return own_from_stacked(load_file(specimen.own)).to(default_device())
 
 
 def main() -> None:
-    subject = Subject.model_validate_json(sys.stdin.read())
-    family = load_family(subject.family).to(default_device())
-    model = family.assemble(_own(subject, family), subject.mode, subject.dtype)
+    specimen = Specimen.model_validate_json(sys.stdin.read())
+    family = load_family(specimen.family).to(default_device())
+    model = family.assemble(_own(specimen, family), specimen.mode, specimen.dtype)
     release_memory(default_device())  # of what was only stored in another dtype
-    measurement = measure(model, family.manifest.diffusion, subject.workload, subject.max_seconds)
+    measurement = measure(model, family.manifest.diffusion, specimen.workload, specimen.max_seconds)
     sys.stdout.write(json.dumps(asdict(measurement)) + "\n")

@@ -18,7 +18,7 @@ from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.artifacts import load_own
 from worker.build.budget import MOST_STEPS_DOWN
 from worker.build.profiles import stored_profile
-from worker.build.verify import Subject
+from worker.build.verify import Specimen
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
@@ -43,8 +43,8 @@ class Device:
         stated = Budget.model_validate({"num_inference_steps": 2, **budget})
         return planned(self.runtime.family("tiny"), self.profile, stated)
 
-    def verify(self, subject: Subject, scales: Scales, _: object) -> Measurement:
-        plan = self.plan(**subject.model_dump(include=CHOICE))
+    def verify(self, specimen: Specimen, scales: Scales, _: object) -> Measurement:
+        plan = self.plan(**specimen.model_dump(include=CHOICE))
         assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
         self.measured.append(plan)
         predicted = plan.predicted

@@ -28,7 +28,7 @@ from worker.build.profiles import (
     refresh_profile,
     stored_profile,
 )
-from worker.build.verify import Subject
+from worker.build.verify import Specimen
 from worker.runtime import Runtime
 
 SAID = (0.5, "layers")
@@ -134,18 +134,18 @@ def test_refreshing_measures_in_any_case_and_says_how_far_it_is(
 def test_the_process_is_what_a_model_in_int8_needs_beside_itself(
     runtime: Runtime, profile: DeviceProfile
 ) -> None:
-    subjects: list[Subject] = []
+    specimens: list[Specimen] = []
 
-    def verify(subject: Subject) -> Measurement:
-        subjects.append(subject)
+    def verify(specimen: Specimen) -> Measurement:
+        specimens.append(specimen)
         return Measurement(Cost(10**6, 3 * 10**8, 0.1, 0.1), latency_runs=1)
 
     family = runtime.family("tiny")
     base = process_base_bytes(family, runtime.directories["tiny"], verify)
-    (subject,) = subjects
-    assert (subject.mode, subject.dtype) == (Mode.FACTORED, DType.INT8)
-    assert (subject.depth, subject.rank, subject.own) == (2, 48, None)
-    assert subject.family == runtime.settings.families_dir / "tiny"
+    (specimen,) = specimens
+    assert (specimen.mode, specimen.dtype) == (Mode.FACTORED, DType.INT8)
+    assert (specimen.depth, specimen.rank, specimen.own) == (2, 48, None)
+    assert specimen.family == runtime.settings.families_dir / "tiny"
     (execution,) = (e for e in profile.executions if e.dtype is DType.INT8)
     network = family.manifest.network
     own = memory_bytes(network, 2, 48, execution, Workload(1, 1))

@@ -26,7 +26,7 @@ from tests.worker.build.test_build import enqueued, statuses
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
 from worker.artifacts import load_own
 from worker.build.refinement import Pace
-from worker.build.verify import Subject
+from worker.build.verify import Specimen
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling, encode_png
 
@@ -227,9 +227,9 @@ def test_a_refined_model_over_its_budget_is_not_published(
 ) -> None:
     verified: list[type] = []
 
-    def measure_more(subject: Subject, own: Own, on_wait: Callable[[], object]) -> Measurement:
+    def measure_more(specimen: Specimen, own: Own, on_wait: Callable[[], object]) -> Measurement:
         verified.append(type(own))
-        measurement = builds.verify_here(subject, own, on_wait)
+        measurement = builds.verify_here(specimen, own, on_wait)
         if not isinstance(own, DenseLayers):
             return measurement
         cost = dataclasses.replace(measurement.cost, memory_bytes=10**10)

@@ -12,7 +12,7 @@ from learngenes.sizing.cost import Execution, memory_bytes
 from registry.errors import StorageFull
 from tests.support.builds import build
 from tests.worker.conftest import MakeModel
-from worker.build.verify import Subject, VerificationError, verify
+from worker.build.verify import Specimen, VerificationError, verify
 from worker.runtime import Runtime
 
 
@@ -23,8 +23,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def subject(families_dir: Path) -> Subject:
-    return Subject(
+def specimen(families_dir: Path) -> Specimen:
+    return Specimen(
         family=families_dir / "tiny",
         depth=2,
         rank=8,
@@ -58,54 +58,54 @@ def test_a_model_is_measured_in_a_process_of_its_own(
 
 
 def test_a_process_that_hangs_is_ended(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    specimen: Specimen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "exec sleep 100")
     with pytest.raises(VerificationError, match="more than"):
-        verify(subject, most_seconds=0.3)
+        verify(specimen, most_seconds=0.3)
 
 
 def test_a_full_disk_is_no_fault_of_the_model(
-    subject: Subject, family: Family, monkeypatch: pytest.MonkeyPatch
+    specimen: Specimen, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("worker.build.verify.save_file", full)
     with pytest.raises(StorageFull, match="No space left"):
-        verify(subject, family.scales)
+        verify(specimen, family.scales)
 
 
-def test_scales_may_be_left_to_the_family(subject: Subject, family: Family) -> None:
-    measurement = verify(subject)
-    execution = Execution(subject.mode, subject.dtype)
+def test_scales_may_be_left_to_the_family(specimen: Specimen, family: Family) -> None:
+    measurement = verify(specimen)
+    execution = Execution(specimen.mode, specimen.dtype)
     network = family.manifest.network
-    predicted = memory_bytes(network, 2, 8, execution, subject.workload)
+    predicted = memory_bytes(network, 2, 8, execution, specimen.workload)
     assert 0.9 < measurement.cost.memory_bytes / int(predicted) <= 1
     assert measurement.latency_runs >= 5
 
 
 def test_the_process_is_given_the_models_own_scales(
-    subject: Subject, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specimen: Specimen, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = '{"cost": {"memory_bytes": 1, "process_memory_bytes": 2, "latency_seconds": 3, '
     answer += '"latency_p95_seconds": 4}, "latency_runs": 5}'
     a_process_that(monkeypatch, tmp_path, f"echo '{answer}'")
     scales = interpolated(family.scales, Size(depth=2, rank=8))
-    measurement = verify(subject, scales)
+    measurement = verify(specimen, scales)
     assert dataclasses.astuple(measurement) == ((1, 2, 3, 4), 5)
-    sent = Subject.model_validate_json((tmp_path / "request").read_text())
+    sent = Specimen.model_validate_json((tmp_path / "request").read_text())
     assert sent.own is not None
-    assert sent == subject.model_copy(update={"own": sent.own})
+    assert sent == specimen.model_copy(update={"own": sent.own})
     assert not sent.own.exists(), "what was written for the process is removed"
 
 
 def test_a_process_that_dies_leaves_its_last_words(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specimen: Specimen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "echo no memory is left >&2; exit 3")
     with pytest.raises(VerificationError, match=r"(?s)status 3: .*no memory is left"):
-        verify(subject)
+        verify(specimen)
 
 
 def test_a_model_whose_measurement_dies_has_failed_and_says_why(
@@ -121,7 +121,7 @@ def test_a_model_whose_measurement_dies_has_failed_and_says_why(
 
 
 def test_who_waits_may_stop_it(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specimen: Specimen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "sleep 60")
 
@@ -129,4 +129,4 @@ def test_who_waits_may_stop_it(
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        verify(subject, on_wait=enough)
+        verify(specimen, on_wait=enough)
