@@ -22,7 +22,7 @@ from learngenes.model.factors import Scales
 from learngenes.model.sampling import initial_noise
 from learngenes.model.sigma import interpolated
 from worker.sampling.engine import Engine
-from worker.sampling.tickets import SampleRequest
+from worker.sampling.jobs import SampleRequest
 
 PLAIN_DIFFUSERS = Path(__file__).with_name("plain_diffusers.py")
 SIZES = {

@@ -22,7 +22,7 @@ from learngenes.formats.native import save_model
 from learngenes.formats.teacher import read_teacher
 from learngenes.model.sigma import interpolated
 from learngenes.training.condense import write_fitted
-from learngenes.training.pretrain import DataConfig, PretrainingConfig, TrainingConfig
+from learngenes.training.config import DataConfig, PretrainingConfig, TrainingConfig
 
 ITERATIONS = 5
 HALF = Size(depth=14, rank=576)

@@ -4,6 +4,7 @@ import itertools
 
 import torch
 
+from benchmarks.paper import initialisations
 from benchmarks.paper.ancestors import FORMS
 from benchmarks.paper.depth import learning_rates
 from benchmarks.paper.lab import Lab
@@ -56,8 +57,8 @@ def _initialised(lab: Lab, form: str, initialisation: str, seed: int) -> Row:
 def _scales(family: Family, size: Size, initialisation: str, seed: int) -> Scales:
     if initialisation == "random":
         generator = torch.Generator().manual_seed(seed)
-        return sigma.random(family.manifest.network, size, generator)
-    made = {"identical": sigma.identical, "linear": sigma.interpolated}[initialisation]
+        return initialisations.random(family.manifest.network, size, generator)
+    made = {"identical": initialisations.identical, "linear": sigma.interpolated}[initialisation]
     return made(family.scales, size)
 
 

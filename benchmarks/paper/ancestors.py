@@ -23,12 +23,11 @@ from learngenes.family.family import (
 from learngenes.model.dense import DenseDiT, Weights
 from learngenes.model.dit import Stem
 from learngenes.model.factors import Layer
+from learngenes.training.config import PretrainingConfig, TrainingConfig
 from learngenes.training.pretrain import (
     LOG,
     FactorisedDiT,
     Pretraining,
-    PretrainingConfig,
-    TrainingConfig,
 )
 
 M = TypeVar("M", bound=nn.Module)

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 
+from benchmarks.paper import initialisations
 from benchmarks.paper.ancestors import Ancestors, random_layer
 from benchmarks.paper.training import denoising_loss, train
 from learngenes.config import Kind, Size
@@ -140,7 +141,7 @@ def _sigma(family: Family, depth: int, seed: int, *, random: bool) -> Scales:
     size = Size(depth=depth, rank=family.full_size.rank)
     if random:
         generator = torch.Generator().manual_seed(seed)
-        return sigma.random(family.manifest.network, size, generator)
+        return initialisations.random(family.manifest.network, size, generator)
     return sigma.interpolated(family.scales, size)
 
 

@@ -8,7 +8,7 @@ from benchmarks.deployment import REPOSITORY
 from learngenes.config import DiffusionConfig, NetworkConfig
 from learngenes.data import labelled
 from learngenes.data.labelled import LabelledImages
-from learngenes.training.pretrain import PretrainingConfig
+from learngenes.training.config import PretrainingConfig
 
 DATA = PretrainingConfig.read(REPOSITORY / "families" / "fashion" / "config.toml").data
 

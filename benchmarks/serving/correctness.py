@@ -9,7 +9,7 @@ from benchmarks.serving.engine import engine, request
 from benchmarks.serving.subjects import SEED, Figures, say, sizes
 from learngenes.config import DType, Mode, Scheduler
 from learngenes.family.family import Family
-from worker.sampling.tickets import SampleRequest
+from worker.sampling.jobs import SampleRequest
 
 REQUESTS = 1000
 MODELS = 60

@@ -14,7 +14,7 @@ from learngenes.device import with_threads
 from learngenes.family.family import Family
 from learngenes.model.sigma import interpolated
 from worker.sampling.engine import Engine
-from worker.sampling.tickets import SampleRequest
+from worker.sampling.jobs import SampleRequest
 
 BUDGET_BYTES = 4 * 10**9
 

@@ -290,8 +290,8 @@ def pretrain(
     from learngenes.data.labelled import DataError
     from learngenes.data.latents import AutoencoderError
     from learngenes.family.family import FamilyError
+    from learngenes.training.config import TrainingError
     from learngenes.training.new_family import pretrain_family
-    from learngenes.training.pretrain import TrainingError
 
     try:
         pretrain_family(config, work, family, start)
@@ -320,7 +320,7 @@ def condense(
     from learngenes.formats.teacher import TeacherError
     from learngenes.training.condense import REPORT
     from learngenes.training.condense import condense as make
-    from learngenes.training.pretrain import TrainingError
+    from learngenes.training.config import TrainingError
 
     try:
         make(teacher, config, work, family)

@@ -15,7 +15,8 @@ def reference_scales(config: NetworkConfig) -> Scales:
             return torch.zeros(config.depth, config.rank)
         return 1 + 0.1 * torch.randn(config.depth, config.rank)
 
-    return Scales({kind: start(kind) for kind in Kind}, _no_bias(config, config.depth))
+    no_bias = {kind: torch.zeros(config.depth, kind.shape(config.width)[0]) for kind in Kind}
+    return Scales({kind: start(kind) for kind in Kind}, no_bias)
 
 
 def interpolated_layers(scales: Scales, size: Size) -> list[LayerScales]:
@@ -50,32 +51,10 @@ def _between(source: list[LayerScales], position: float, rank: int) -> LayerScal
 
 def interpolated(scales: Scales, size: Size) -> Scales:
     """The `linear` initialisation; from another model's Scales it is `from a given model`."""
-    return _stack(interpolated_layers(scales, size), scales.classes)
-
-
-def identical(scales: Scales, size: Size) -> Scales:
-    """The `identical` initialisation: every layer starts as the mean layer of `scales`."""
-    mean = LayerScales(
-        {k: torch.stack([s.sigma[k][: size.rank] for s in scales.layers()]).mean(0) for k in Kind},
-        {k: torch.stack([s.bias[k] for s in scales.layers()]).mean(0) for k in Kind},
-    )
-    return _stack([mean] * size.depth)
-
-
-def random(config: NetworkConfig, size: Size, generator: torch.Generator) -> Scales:
-    """The `random` initialisation: standard normal Sigma, zero biases."""
-    sigma = {kind: torch.randn(size.depth, size.rank, generator=generator) for kind in Kind}
-    return Scales(sigma, _no_bias(config, size.depth))
-
-
-def _no_bias(config: NetworkConfig, depth: int) -> dict[Kind, Tensor]:
-    return {kind: torch.zeros(depth, kind.shape(config.width)[0]) for kind in Kind}
-
-
-def _stack(layers: list[LayerScales], classes: Tensor | None = None) -> Scales:
+    layers = interpolated_layers(scales, size)
     with torch.no_grad():
         return Scales(
             {kind: torch.stack([layer.sigma[kind] for layer in layers]) for kind in Kind},
             {kind: torch.stack([layer.bias[kind] for layer in layers]) for kind in Kind},
-            classes,
+            scales.classes,
         )

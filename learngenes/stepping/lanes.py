@@ -3,7 +3,8 @@
 On two cores two lanes of one thread made 542 rows a second where one of two threads made 436
 (batches of 32, `fashion` in float32, nothing else to do): cores wait for each other once a step,
 not after every operation, and lose less when another process takes one of them for a moment. More
-cores than that have not been measured. A GPU has one lane.
+cores than that have not been measured. A GPU has one lane. An executor's own `map` would not do:
+the thread that asks is a lane, too, and an error is only raised once no lane is running any more.
 """
 
 import contextlib

@@ -11,33 +11,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import tensorly
 import torch
 from accelerate import PartialState
-from pydantic import Field, PositiveInt, model_validator
 from safetensors.torch import load_file, save_file
 from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac
 from torch import Tensor
 from tqdm import tqdm
 
-from learngenes.config import Configuration, DiffusionConfig, Kind, NetworkConfig, SizeSpace
+from learngenes.config import Kind, NetworkConfig
 from learngenes.data import labelled
 from learngenes.device import default_device
 from learngenes.family.family import MANIFEST, Family, load_family, save_family
 from learngenes.formats.teacher import Teacher, TeacherError, read_teacher
 from learngenes.model.dense import DenseDiT
 from learngenes.model.factors import Learngenes, Scales
+from learngenes.training.config import CondensationConfig, PretrainingConfig
 from learngenes.training.new_family import write_family
-from learngenes.training.pretrain import (
-    LOG,
-    DataConfig,
-    Pretraining,
-    PretrainingConfig,
-    TrainingConfig,
-)
+from learngenes.training.pretrain import LOG, Pretraining
 
 REPORT = "condensation.json"
 RIDGE = 0.1
@@ -47,43 +40,6 @@ OnIteration = Callable[[], object]
 """Called after every iteration of a fit."""
 Components = tuple[Tensor | None, Sequence[Tensor]]
 """TensorLy's weights, and its factors: Sigma, U and V."""
-
-
-class CondensationConfig(Configuration):
-    """A CONFIG.toml of `fineserve condense`: the network is its teacher's."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    data: DataConfig
-    rank: PositiveInt
-    """Of U and V."""
-    sizes: SizeSpace
-    diffusion: DiffusionConfig | None = None
-    """Needed where the teacher has no scheduler beside it."""
-    training: TrainingConfig
-    """Of the distillation; its images are those of `data`."""
-    fit_iterations: PositiveInt = 100
-
-    @model_validator(mode="after")
-    def _ranks_are_there(self) -> Self:
-        self.sizes.require_rank(self.rank)
-        return self
-
-    def pretraining(self, teacher: Teacher) -> PretrainingConfig:
-        """Raises TeacherError when nothing says how the teacher was noised."""
-        diffusion = self.diffusion or teacher.diffusion
-        if diffusion is None:
-            raise TeacherError(
-                "no scheduler lies beside the teacher: say how it was trained, under [diffusion]"
-            )
-        return PretrainingConfig(
-            name=self.name,
-            data=self.data,
-            autoencoder=teacher.autoencoder,
-            network=teacher.network.config.model_copy(update={"rank": self.rank}),
-            diffusion=diffusion,
-            sizes=self.sizes,
-            training=self.training,
-        )
 
 
 @dataclass(frozen=True)
@@ -236,7 +192,7 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
             f"{teacher.network.config.image_channels}"
         )
     teacher = teacher.with_classes(images.class_names)
-    pretraining = config.pretraining(teacher)
+    pretraining = distillation(config, teacher)
     work /= _digest(teacher, config)
     fitted = work / "fitted"
     processes = PartialState()
@@ -256,6 +212,24 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
         write_family(run, config_file, network, run.step, directory)
     run.accelerator.wait_for_everyone()
     return load_family(directory)
+
+
+def distillation(config: CondensationConfig, teacher: Teacher) -> PretrainingConfig:
+    """Raises TeacherError when nothing says how the teacher was noised."""
+    diffusion = config.diffusion or teacher.diffusion
+    if diffusion is None:
+        raise TeacherError(
+            "no scheduler lies beside the teacher: say how it was trained, under [diffusion]"
+        )
+    return PretrainingConfig(
+        name=config.name,
+        data=config.data,
+        autoencoder=teacher.autoencoder,
+        network=teacher.network.config.model_copy(update={"rank": config.rank}),
+        diffusion=diffusion,
+        sizes=config.sizes,
+        training=config.training,
+    )
 
 
 def _digest(teacher: Teacher, config: CondensationConfig) -> str:

@@ -15,8 +15,8 @@ NEWTON_SCHULZ_STEPS = 5
 class Muon(torch.optim.AdamW):
     """AdamW, but groups with `"orthogonal": True` are matrices that take Muon's step.
 
-    In float32, where `torch.optim.Muon` is in bfloat16: a CPU that has to emulate that takes 25
-    times as long.
+    In float32: torch 2.13's own Muon begins with `grad.bfloat16()` and has no option for it, and a
+    CPU that has to emulate that takes 32 times as long (384 x 384 on one thread, held to AVX2).
     """
 
     @torch.no_grad()

@@ -12,7 +12,8 @@ from learngenes.family.family import Family, load_family, save_family
 from learngenes.model.dit import DiT
 from learngenes.model.sampling import sample
 from learngenes.model.sigma import interpolated
-from learngenes.training.pretrain import LOG, FactorisedDiT, Pretraining, PretrainingConfig
+from learngenes.training.config import PretrainingConfig
+from learngenes.training.pretrain import LOG, FactorisedDiT, Pretraining
 
 GRID_CLASSES = 10
 

@@ -17,25 +17,20 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import structlog
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from learngenes.config import (
-    Configuration,
-    DiffusionConfig,
-    Frozen,
     NetworkConfig,
     Size,
-    SizeSpace,
 )
 from learngenes.data import labelled
 from learngenes.data.latents import LatentEncoder, read_autoencoder
@@ -52,6 +47,7 @@ from learngenes.model.dit import Stem
 from learngenes.model.factors import Learngenes, training_layer
 from learngenes.model.sigma import interpolated, interpolated_layers, reference_scales
 from learngenes.training import checkpoint
+from learngenes.training.config import PretrainingConfig, TrainingConfig, TrainingError
 from learngenes.training.muon import Muon
 
 log = structlog.get_logger()
@@ -59,58 +55,6 @@ log = structlog.get_logger()
 LOG = "log.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
-
-
-class DataConfig(Frozen):
-    path: Path
-    class_names: tuple[str, ...] = ()
-    limited_images: PositiveInt = 2000
-    heldout_images: PositiveInt = 1000
-    licence: str
-
-
-class TrainingConfig(Frozen):
-    form: Literal["any-size", "fixed-depth"] = "any-size"
-    steps: PositiveInt
-    batch_size: PositiveInt = 128
-    learning_rate: PositiveFloat = 5e-3
-    """Of the stem and of biases; like that of Sigma AdamW's, at the end of the warm-up."""
-    sigma_learning_rate: PositiveFloat = 2e-2
-    factor_learning_rate: PositiveFloat = 0.03
-    """Of U and V: Muon's."""
-    warmup_steps: PositiveInt = 200
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    clip_norm: PositiveFloat = 1.0
-    null_class_probability: float = Field(0.1, ge=0, le=1)
-    distillation: float = Field(1.0, ge=0, le=1)
-    """Share of the full size's prediction in what a drawn size learns, or of a teacher's in what
-    every size does; the rest is the data's."""
-    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    seed: int = 0
-    log_every_steps: PositiveInt = 50
-    checkpoint_every_steps: PositiveInt = 250
-
-
-class TrainingError(Exception):
-    """It cannot go on; the message says what to change."""
-
-
-class PretrainingConfig(Configuration):
-    """A CONFIG.toml of `fineserve pretrain`."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    data: DataConfig
-    autoencoder: Path | None = None
-    """Of a family of latents: a directory that diffusers' `AutoencoderKL` is loaded from."""
-    network: NetworkConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
-    sizes: SizeSpace
-    training: TrainingConfig
-
-    @model_validator(mode="after")
-    def _ranks_are_there(self) -> Self:
-        self.sizes.require_rank(self.network.rank)
-        return self
 
 
 class FactorisedDiT(nn.Module):

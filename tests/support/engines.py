@@ -17,7 +17,7 @@ from learngenes.model.sampling import sample
 from learngenes.stepping.batch import Batch
 from tests.support.batches import other_scales
 from worker.sampling.engine import Engine
-from worker.sampling.tickets import Pixels, SampleRequest, Ticket
+from worker.sampling.jobs import Job, Pixels, SampleRequest
 
 FULL_ROWS = 12
 SECONDS = 60.0
@@ -107,9 +107,9 @@ def ask(
     return SampleRequest(**{**fields, **changes})
 
 
-def images_of(ticket: Ticket) -> list[Pixels]:
-    assert ticket.wait(SECONDS)
-    return ticket.images()
+def images_of(job: Job) -> list[Pixels]:
+    assert job.wait(SECONDS)
+    return job.images()
 
 
 def alone(engine: Engine, request: SampleRequest) -> list[Pixels]:

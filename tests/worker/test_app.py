@@ -13,7 +13,7 @@ from registry.settings import Settings
 from worker.app import Worker, make_app
 from worker.build.verify import VerificationError
 from worker.runtime import Runtime
-from worker.sampling.tickets import EngineStopped
+from worker.sampling.jobs import EngineStopped
 
 Serve = Callable[[set[str]], Worker]
 

@@ -35,16 +35,16 @@ from learngenes.stepping.lanes import Lanes
 from learngenes.stepping.schedules import schedule
 from learngenes.stepping.weights import ModelWeights, SharedWeights
 from registry import metrics, tracing
-from worker.sampling.residency import OutOfRoom, Pool, Residency
-from worker.sampling.tickets import (
+from worker.sampling.jobs import (
     EngineStopped,
+    Job,
+    JobPart,
     NotFinite,
     Pixels,
     Preview,
     SampleRequest,
-    Ticket,
-    TicketPart,
 )
+from worker.sampling.residency import OutOfRoom, Pool, Residency
 from worker.sampling.turns import BatchLimits, choose
 from worker.watch import Watch
 
@@ -83,14 +83,14 @@ class Engine:
         """By family and what is computed in; complete once the engine has started."""
         self.gauges: dict[str, float] = {}
         """What registry.metrics.WORKER_GAUGES names, at the last composition."""
-        self._parts: list[TicketPart] = []
-        self._running: list[TicketPart] = []
+        self._parts: list[JobPart] = []
+        self._running: list[JobPart] = []
         self._batches: list[Batch] = []
         self._served: dict[str, float] = {}
         """Rows stepped for each owner that has something here."""
         self._changed = threading.Condition()
-        self._arrived: list[Ticket] = []
-        self._cancelled: list[Ticket] = []
+        self._arrived: list[Job] = []
+        self._cancelled: list[Job] = []
         self._previews: list[Preview] = []
         self._stopping = False
         self.watch = Watch()
@@ -120,26 +120,26 @@ class Engine:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def submit(self, request: SampleRequest) -> Ticket:
+    def submit(self, request: SampleRequest) -> Job:
         """Raises what `request.load` raises, and EngineStopped."""
         known = self.residency.knows(request.model_key)
-        ticket = Ticket(request, None if known else request.load())
+        job = Job(request, None if known else request.load())
         with self._changed:
             if self._stopping:
                 raise EngineStopped("the engine is not running")
-            self._arrived.append(ticket)
+            self._arrived.append(job)
             self._changed.notify()
-        return ticket
+        return job
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, job: Job) -> None:
         """Its rows leave the batch before the next step; it ends with EngineStopped."""
         with self._changed:
-            self._cancelled.append(ticket)
+            self._cancelled.append(job)
             self._changed.notify()
 
-    def preview(self, ticket: Ticket, max_seconds: float = 1.0) -> Pixels | None:
+    def preview(self, job: Job, max_seconds: float = 1.0) -> Pixels | None:
         """What its first image is taken to be by now, (C, H, W); None before its first step."""
-        preview = Preview(ticket)
+        preview = Preview(job)
         with self._changed:
             self._previews.append(preview)
             self._changed.notify()
@@ -162,8 +162,8 @@ class Engine:
             with self._changed:
                 self._stopping = True
             ended = EngineStopped("the engine stopped")
-            for ticket in {*self._arrived, *(part.ticket for part in self._parts)}:
-                ticket.fail(ended)
+            for job in {*self._arrived, *(part.job for part in self._parts)}:
+                job.fail(ended)
             self._ready.set()
             self._kernels.lanes.close()
 
@@ -213,11 +213,11 @@ class Engine:
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
             previews, self._previews = self._previews, []
-        for ticket in arrived:
-            with self._failing(ticket):
-                self._take_in(ticket)
-        for ticket in cancelled:
-            self._end(ticket, EngineStopped("cancelled"))
+        for job in arrived:
+            with self._failing(job):
+                self._take_in(job)
+        for job in cancelled:
+            self._end(job, EngineStopped("cancelled"))
         for preview in previews:
             with contextlib.suppress(Exception):  # nobody depends on one
                 preview.answer()
@@ -243,30 +243,30 @@ class Engine:
         return bool(self._arrived or self._cancelled or self._previews or self._stopping)
 
     @contextlib.contextmanager
-    def _failing(self, ticket: Ticket) -> Iterator[None]:
+    def _failing(self, job: Job) -> Iterator[None]:
         """What goes wrong inside is the end of this request, and of no other."""
         try:
             yield
         except Exception as error:
-            log.exception("a request failed in the engine", model=ticket.request.model)
-            self._end(ticket, error)
+            log.exception("a request failed in the engine", model=job.request.model)
+            self._end(job, error)
 
-    def _take_in(self, ticket: Ticket) -> None:
-        request = ticket.request
+    def _take_in(self, job: Job) -> None:
+        request = job.request
         pool = self.residency.pool(request.family, request.dtype, request.rank)
         costs = self.costs[_cost_key(pool.shared)]
         target = request.target_seconds
         if target is None:
             step_seconds = costs.step_seconds(max(request.rows, costs.full_rows))
             target = self._latency_target_ratio * request.num_inference_steps * step_seconds
-        ticket.deadline = ticket.arrived_at + target
+        job.deadline = job.arrived_at + target
         waiting = {part.owner for part in self._parts}
         self._served = {owner: self._served.get(owner, 0.0) for owner in waiting}
         self._served.setdefault(request.owner, min(self._served.values(), default=0.0))
         most = max(1, costs.full_rows // request.rows_per_image)
         starts = range(0, len(request.seeds), most)
-        ticket.parts = [TicketPart(ticket, slice(start, start + most), pool) for start in starts]
-        self._parts += ticket.parts
+        job.parts = [JobPart(job, slice(start, start + most), pool) for start in starts]
+        self._parts += job.parts
 
     def _compose(self) -> int:
         """Decide who is in the next batches; after how many steps that is to be done again."""
@@ -292,7 +292,7 @@ class Engine:
         rows = min(costs.full_rows, pool.most_rows, free // costs.row_bytes)
         return BatchLimits(rows, costs.step_seconds)
 
-    def _start_batch(self, parts: list[TicketPart]) -> None:
+    def _start_batch(self, parts: list[JobPart]) -> None:
         pool, states = parts[0].pool, [part.state for part in parts if part.state is not None]
         try:
             self._batches.append(Batch(states, pool.tables, pool.stack, self._kernels))
@@ -302,11 +302,11 @@ class Engine:
             log.exception("a batch could not be composed", rows=sum(part.rows for part in parts))
             self._isolate(parts)
 
-    def _begin(self, part: TicketPart) -> bool:
+    def _begin(self, part: JobPart) -> bool:
         """Whether it has all it needs on the device."""
         if part.state is not None:
             return True
-        with self._failing(part.ticket):
+        with self._failing(part.job):
             try:
                 part.state = self._prepare(part)
             except OutOfRoom:
@@ -315,8 +315,8 @@ class Engine:
                     raise  # there is nothing to wait for
         return part.state is not None
 
-    def _prepare(self, part: TicketPart) -> Part:
-        request, pool = part.ticket.request, part.pool
+    def _prepare(self, part: JobPart) -> Part:
+        request, pool = part.job.request, part.pool
         shared = pool.shared
         model = self._model(part)
         steps = schedule(
@@ -347,25 +347,25 @@ class Engine:
             torch.zeros_like(noise),
         )
 
-    def _model(self, part: TicketPart) -> ModelWeights:
-        request, pool = part.ticket.request, part.pool
+    def _model(self, part: JobPart) -> ModelWeights:
+        request, pool = part.job.request, part.pool
         in_use = {other.state.model for other in self._parts if other.state is not None}
         costs = self.costs[_cost_key(pool.shared)]
         written_out = request.mode is Mode.MATERIALISED and not costs.prefers_factored(request.rank)
         model = self.residency.model(
             pool,
             request.model_key,
-            lambda: part.ticket.own or request.load(),
+            lambda: part.job.own or request.load(),
             in_use,
             materialise=written_out,
         )
-        part.ticket.own = None  # of a refined model it is as much as the model
+        part.job.own = None  # of a refined model it is as much as the model
         return model
 
     def _step(self, batch: Batch) -> bool:
         """False when the batch failed and has been taken apart."""
         try:
-            links = [part.ticket.link for part in self._running if part.state in batch.parts]
+            links = [part.job.link for part in self._running if part.state in batch.parts]
             with (
                 metrics.timed(metrics.STEP),
                 tracing.tracer.start_as_current_span("engine step", links=links),
@@ -379,7 +379,7 @@ class Engine:
             return False
         return True
 
-    def _isolate(self, parts: list[TicketPart]) -> None:
+    def _isolate(self, parts: list[JobPart]) -> None:
         """One more step for each alone, which is the end of those that fail.
 
         When none does the batch was too large for the memory, and later ones are smaller.
@@ -395,7 +395,7 @@ class Engine:
                 alone.settle()
             except Exception as error:
                 failed = True
-                self._end(part.ticket, error)
+                self._end(part.job, error)
         if not failed:
             pool = parts[0].pool
             pool.most_rows = max(1, sum(part.rows for part in parts) // 2)
@@ -406,25 +406,25 @@ class Engine:
             return
         finished = [part for part in self._running if part.left == 0]
         self._dissolve()
-        by_stem: dict[Stem, list[TicketPart]] = {}
+        by_stem: dict[Stem, list[JobPart]] = {}
         for part in finished:
-            with self._failing(part.ticket):
+            with self._failing(part.job):
                 if part in self._parts:
                     self._require_finite(part)
-                    by_stem.setdefault(part.ticket.request.family.stem, []).append(part)
+                    by_stem.setdefault(part.job.request.family.stem, []).append(part)
         for stem, parts in by_stem.items():
             if still := [part for part in parts if part in self._parts]:
                 self._finish(stem, still)
 
-    def _require_finite(self, part: TicketPart) -> None:
+    def _require_finite(self, part: JobPart) -> None:
         assert part.state is not None
         if not bool(part.state.x.isfinite().all()):
             raise NotFinite(
-                f"model {part.ticket.request.model} makes images that are not numbers; "
+                f"model {part.job.request.model} makes images that are not numbers; "
                 "make it again, or use another revision or scheduler"
             )
 
-    def _finish(self, stem: Stem, parts: list[TicketPart]) -> None:
+    def _finish(self, stem: Stem, parts: list[JobPart]) -> None:
         """Parts of one family: latents are decoded together, or one by one where that fails."""
         denoised = [part.state.x for part in parts if part.state is not None]
         pixels: Sequence[Tensor] = ()
@@ -435,12 +435,12 @@ class Engine:
         if not pixels:  # only now is the memory free that it held
             release_memory(self._device)
         for i, part in enumerate(parts):
-            with self._failing(part.ticket):
+            with self._failing(part.job):
                 if part in self._parts:
                     images = pixels[i] if pixels else self._decoded(stem, denoised[i], 1)
                     self._parts.remove(part)
                     self._give_back(part)
-                    part.ticket.keep(part, list(images.numpy()))
+                    part.job.keep(part, list(images.numpy()))
 
     def _decoded(self, stem: Stem, x: Tensor, at_once: int | None = None) -> Tensor:
         """uint8 (N, C, H, W); whoever looks for what is stuck sees each few."""
@@ -464,17 +464,17 @@ class Engine:
             batch.settle()
         self._batches, self._running = [], []
 
-    def _end(self, ticket: Ticket, error: Exception) -> None:
-        if ticket.done:
+    def _end(self, job: Job, error: Exception) -> None:
+        if job.done:
             return
-        if any(part in self._running for part in ticket.parts):
+        if any(part in self._running for part in job.parts):
             self._dissolve()
-        for part in ticket.parts:
+        for part in job.parts:
             self._give_back(part)
-        self._parts = [part for part in self._parts if part.ticket is not ticket]
-        ticket.fail(error)
+        self._parts = [part for part in self._parts if part.job is not job]
+        job.fail(error)
 
-    def _give_back(self, part: TicketPart) -> None:
+    def _give_back(self, part: JobPart) -> None:
         for key in part.modulations:
             part.pool.modulations.give_back(key)
         part.modulations = []

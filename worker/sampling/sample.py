@@ -25,8 +25,8 @@ from worker.artifacts import load_own
 from worker.attempts import Reporter, attempt
 from worker.runtime import Runtime
 from worker.sampling.engine import Engine
-from worker.sampling.step_costs import step_costs
-from worker.sampling.tickets import EngineStopped, Pixels, SampleRequest, Ticket
+from worker.sampling.jobs import EngineStopped, Job, Pixels, SampleRequest
+from worker.sampling.kept_costs import kept_step_costs
 
 log = structlog.get_logger()
 
@@ -51,7 +51,7 @@ class Sampling:
             max_rows=settings.max_batch_rows,
             latency_target_ratio=settings.latency_target_ratio,
             compile_kernels=settings.compile,
-            measure_steps=functools.partial(step_costs, runtime),
+            measure_steps=functools.partial(kept_step_costs, runtime),
         )
         sys.setswitchinterval(SWITCH_SECONDS)
         self.engine.start()
@@ -80,10 +80,10 @@ class Sampling:
         if revision is None or not model.servable:
             raise ModelGone(f"model {record.model} is {model.status}")
         started_at = now()
-        ticket = self._submit(self._request(record, model, revision))
-        self._follow(ticket, record)
+        job = self._submit(self._request(record, model, revision))
+        self._follow(job, record)
         finished_at = now()
-        pictures = [encode_png(image) for image in self._images(ticket)]
+        pictures = [encode_png(image) for image in self._images(job)]
         runtime.store.put(
             generation_name(record.id),
             {image_file(i): picture for i, picture in enumerate(pictures)},
@@ -121,42 +121,42 @@ class Sampling:
             target_seconds=_target_seconds(record, model),
         )
 
-    def _follow(self, ticket: Ticket, record: GenerationRecord) -> None:
+    def _follow(self, job: Job, record: GenerationRecord) -> None:
         """Until it is done; tells how it goes, and cancels it when nobody wants it any more.
 
         Of one that waits its turn there is nothing to tell, and with many that do, whatever is
         done for each takes from those that run.
         """
         reporter = Reporter(self.runtime, self.runtime.repository.generations, record)
-        seen, period = ticket.progress, self.runtime.progress_seconds
+        seen, period = job.progress, self.runtime.progress_seconds
         try:
-            while not ticket.wait(period):
-                before, seen = seen, ticket.progress
+            while not job.wait(period):
+                before, seen = seen, job.progress
                 if seen != before:
-                    reporter.tell(lambda: self._progress(ticket, record), every_seconds=0)
+                    reporter.tell(lambda: self._progress(job, record), every_seconds=0)
                 else:
                     reporter.tell(every_seconds=WAITING_PERIODS * period)
                 _require_wanted(record)
         except BaseException:
-            self.engine.cancel(ticket)
+            self.engine.cancel(job)
             raise
 
-    def _progress(self, ticket: Ticket, record: GenerationRecord) -> str:
-        step, steps = ticket.progress
+    def _progress(self, job: Job, record: GenerationRecord) -> str:
+        step, steps = job.progress
         progress: dict[str, object] = {"step": step, "steps": steps}
-        if record.previews and (pixels := self.engine.preview(ticket)) is not None:
+        if record.previews and (pixels := self.engine.preview(job)) is not None:
             progress["b64_png"] = base64.b64encode(encode_png(pixels, PREVIEW_PIXELS)).decode()
         return json.dumps(progress)
 
-    def _submit(self, request: SampleRequest) -> Ticket:
+    def _submit(self, request: SampleRequest) -> Job:
         try:
             return self.engine.submit(request)
         except EngineStopped:
             _end()
 
-    def _images(self, ticket: Ticket) -> list[Pixels]:
+    def _images(self, job: Job) -> list[Pixels]:
         try:
-            return ticket.images()
+            return job.images()
         except EngineStopped:  # nobody cancelled it
             _end()
 

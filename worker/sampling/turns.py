@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 
-class Candidate(Protocol):
+class Contender(Protocol):
     """Images of one request that are stepped together."""
 
     @property
@@ -22,11 +22,11 @@ class Candidate(Protocol):
 
     @property
     def place(self) -> Hashable:
-        """Candidates of one place share a batch."""
+        """Contenders of one place share a batch."""
         ...
 
 
-C = TypeVar("C", bound=Candidate)
+C = TypeVar("C", bound=Contender)
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class BatchLimits:
     """Of one step, by its rows."""
 
 
-def in_turn(candidates: Sequence[C], served: Mapping[str, float]) -> list[C]:
+def in_turn(contenders: Sequence[C], served: Mapping[str, float]) -> list[C]:
     """The owner that was served least comes first; of one owner's, the earliest deadline."""
     queues: dict[str, list[C]] = {}
-    for candidate in sorted(candidates, key=lambda c: c.deadline):
-        queues.setdefault(candidate.owner, []).append(candidate)
+    for contender in sorted(contenders, key=lambda c: c.deadline):
+        queues.setdefault(contender.owner, []).append(contender)
     order: list[C] = []
     heap = [(served.get(owner, 0.0), queue[0].deadline, owner) for owner, queue in queues.items()]
     heapq.heapify(heap)
@@ -57,14 +57,14 @@ def in_turn(candidates: Sequence[C], served: Mapping[str, float]) -> list[C]:
 
 
 def choose(
-    candidates: Sequence[C],
+    contenders: Sequence[C],
     served: Mapping[str, float],
     limits: Callable[[Any], BatchLimits],
     now: float,
 ) -> list[C]:
     """As many as fit, in turn, unless one more would make one before it miss its deadline.
 
-    A deadline that is missed anyway holds nobody up. One candidate always runs, however large.
+    A deadline that is missed anyway holds nobody up. One contender always runs, however large.
     """
     chosen: list[C] = []
     rows: dict[Hashable, int] = {}
@@ -73,16 +73,16 @@ def choose(
     def step_seconds() -> float:
         return sum(limits(place).seconds(n) for place, n in rows.items() if n)
 
-    for candidate in in_turn(candidates, served):
-        place = candidate.place
+    for contender in in_turn(contenders, served):
+        place = contender.place
         before = rows.get(place, 0)
-        if before and before + candidate.rows > limits(place).rows:
+        if before and before + contender.rows > limits(place).rows:
             continue
-        rows[place] = before + candidate.rows
+        rows[place] = before + contender.rows
         slower = step_seconds()
         if any(now + c.left * seconds <= c.deadline < now + c.left * slower for c in chosen):
             rows[place] = before
             continue
-        chosen.append(candidate)
+        chosen.append(contender)
         seconds = slower
     return chosen

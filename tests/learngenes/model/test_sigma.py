@@ -39,23 +39,6 @@ def test_rank_beyond_the_source_is_refused(scales: Scales) -> None:
         sigma.interpolated(scales, Size(depth=2, rank=49))
 
 
-def test_identical_repeats_the_mean_layer(scales: Scales) -> None:
-    stacked = sigma.identical(scales, Size(depth=3, rank=24)).stacked()
-    mean = scales.stacked()["sigma.in"].mean(0)[:24]
-    for layer in stacked["sigma.in"]:
-        torch.testing.assert_close(layer, mean)
-
-
-def test_random_depends_on_its_generator_alone(network: NetworkConfig) -> None:
-    size = Size(depth=3, rank=24)
-    first, again = (
-        sigma.random(network, size, torch.Generator().manual_seed(5)).stacked() for _ in range(2)
-    )
-    assert first["sigma.adaLN"].shape == (3, 24)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert first["sigma.qkv"].std() > 0.5
-
-
 def test_phase_one_starts_as_adaln_zero(network: NetworkConfig) -> None:
     start = sigma.reference_scales(network)
     assert all((layer.sigma[Kind.ADALN] == 0).all() for layer in start.layers())

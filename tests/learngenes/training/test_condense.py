@@ -16,7 +16,8 @@ from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import export_model
 from learngenes.formats.teacher import read_teacher
-from learngenes.training.condense import CondensationConfig, Fit, _first_guess, fit, fit_all
+from learngenes.training.condense import Fit, _first_guess, fit, fit_all
+from learngenes.training.config import CondensationConfig
 from tests.learngenes.training.test_pretrain import image_folder
 
 CONFIG = """

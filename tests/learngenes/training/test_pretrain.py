@@ -13,8 +13,9 @@ from fineserve.cli.main import cli
 from learngenes.config import ConfigError, Size
 from learngenes.data.labelled import DataError, LabelledImages
 from learngenes.family.family import FamilyError, load_family
+from learngenes.training.config import PretrainingConfig
 from learngenes.training.new_family import pretrain_family
-from learngenes.training.pretrain import Pretraining, PretrainingConfig, learning_rate_share
+from learngenes.training.pretrain import Pretraining, learning_rate_share
 
 CONFIG = """
 name = "stripes"

@@ -26,7 +26,7 @@ from tests.support.engines import (
     same,
 )
 from worker.sampling.engine import Engine
-from worker.sampling.tickets import EngineStopped
+from worker.sampling.jobs import EngineStopped
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -51,24 +51,24 @@ def test_requests_that_come_and_go_together_get_the_images_they_get_alone(
         for i in range(20)
     ]
     gate.close()
-    tickets, cancelled = [], set()
+    jobs, cancelled = [], set()
     for i, request in enumerate(requests):
-        tickets.append(engine.submit(request))
+        jobs.append(engine.submit(request))
         if i == 0:
             gate.reached()
         elif generator.random() < 0.5:
             gate.allow(generator.randint(1, 4))
         if i and generator.random() < 0.25:
-            chosen = generator.choice(tickets[1:])
+            chosen = generator.choice(jobs[1:])
             cancelled.add(chosen)
             engine.cancel(chosen)
     gate.open()
     finished = []
-    for request, ticket in zip(requests, tickets, strict=True):
-        assert ticket.wait(SECONDS)
-        if ticket in cancelled and isinstance(ticket.error, EngineStopped):
+    for request, job in zip(requests, jobs, strict=True):
+        assert job.wait(SECONDS)
+        if job in cancelled and isinstance(job.error, EngineStopped):
             continue
-        finished.append((request, ticket.images()))
+        finished.append((request, job.images()))
     assert len(finished) >= 10
     assert max(gate.sizes) > 4  # they did run together
     wrong = [request for request, images in finished if not same(alone(engine, request), images)]
@@ -127,9 +127,9 @@ def test_hundreds_of_models_share_a_device_that_has_room_for_some(
         for i, model in enumerate(asked)
     ]
     gate.close()
-    tickets = [engine.submit(request) for request in requests]
+    jobs = [engine.submit(request) for request in requests]
     gate.open()
-    images = [images_of(ticket) for ticket in tickets]
+    images = [images_of(job) for job in jobs]
     worst = max(
         np.abs(ours[0] - reference(family, model, request)[0]).max()
         for model, request, ours in zip(asked, requests, images, strict=True)
@@ -161,17 +161,17 @@ def test_a_cancelled_request_leaves_the_others_as_they_are(
     engine: Engine, gate: Gate, family: Family
 ) -> None:
     gate.close()
-    tickets = [engine.submit(ask(family, Model(i), num_inference_steps=8)) for i in range(3)]
+    jobs = [engine.submit(ask(family, Model(i), num_inference_steps=8)) for i in range(3)]
     gate.reached()
     gate.allow(3)
-    engine.cancel(tickets[1])
+    engine.cancel(jobs[1])
     gate.allow(2)
-    assert tickets[1].done
+    assert jobs[1].done
     with pytest.raises(EngineStopped, match="cancelled"):
-        tickets[1].images()
+        jobs[1].images()
     gate.open()
-    for ticket in (tickets[0], tickets[2]):
-        assert same(images_of(ticket), alone(engine, ticket.request))
+    for job in (jobs[0], jobs[2]):
+        assert same(images_of(job), alone(engine, job.request))
 
 
 def test_a_request_can_be_cancelled_before_it_has_begun(
@@ -189,35 +189,35 @@ def test_a_request_can_be_cancelled_before_it_has_begun(
 
 
 def test_cancelling_what_is_done_changes_nothing(engine: Engine, family: Family) -> None:
-    ticket = engine.submit(ask(family))
-    images = images_of(ticket)
-    engine.cancel(ticket)
+    job = engine.submit(ask(family))
+    images = images_of(job)
+    engine.cancel(job)
     alone(engine, ask(family, Model(1)))
-    assert ticket.error is None
-    assert same(ticket.images(), images)
+    assert job.error is None
+    assert same(job.images(), images)
 
 
 def test_a_cancelled_request_of_several_batches_ends_as_a_whole(
     engine: Engine, gate: Gate, family: Family
 ) -> None:
     gate.close()
-    ticket = engine.submit(ask(family, images=20))
+    job = engine.submit(ask(family, images=20))
     gate.reached()
     gate.allow(4)  # one batch of three steps, and some of the next
-    engine.cancel(ticket)
+    engine.cancel(job)
     gate.open()
     with pytest.raises(EngineStopped):
-        images_of(ticket)
+        images_of(job)
     assert len(alone(engine, ask(family, Model(1)))) == 2
 
 
 def test_progress_counts_steps(engine: Engine, gate: Gate, family: Family) -> None:
     gate.close()
-    ticket = engine.submit(ask(family, num_inference_steps=9))
+    job = engine.submit(ask(family, num_inference_steps=9))
     gate.reached()
-    assert ticket.progress == (0, 9)
+    assert job.progress == (0, 9)
     gate.allow(4)
-    assert ticket.progress == (4, 9)
+    assert job.progress == (4, 9)
 
 
 def test_a_model_is_loaded_once(engine: Engine, family: Family) -> None:
@@ -238,15 +238,15 @@ def test_the_end_of_the_engine_is_the_end_of_its_requests(
     engine: Engine, gate: Gate, family: Family
 ) -> None:
     gate.close()
-    tickets = [engine.submit(ask(family, Model(i), 6, num_inference_steps=50)) for i in range(4)]
+    jobs = [engine.submit(ask(family, Model(i), 6, num_inference_steps=50)) for i in range(4)]
     gate.reached()
     with ThreadPoolExecutor() as pool:
         stopped = pool.submit(engine.stop)
         gate.open()
         stopped.result(SECONDS)
-    for ticket in tickets:
+    for job in jobs:
         with pytest.raises(EngineStopped, match="stopped"):
-            images_of(ticket)
+            images_of(job)
     with pytest.raises(EngineStopped, match="not running"):
         engine.submit(ask(family))
 
@@ -264,14 +264,14 @@ def test_requests_may_come_from_many_threads(engine: Engine, family: Family) -> 
 
 
 def test_a_preview_is_what_an_image_is_taken_to_be(engine: Engine, family: Family) -> None:
-    ticket = engine.submit(ask(family, num_inference_steps=250))
-    while (preview := engine.preview(ticket, SECONDS)) is None:
-        assert not ticket.done
+    job = engine.submit(ask(family, num_inference_steps=250))
+    while (preview := engine.preview(job, SECONDS)) is None:
+        assert not job.done
     assert preview.shape == (3, 8, 8)
     assert preview.dtype == np.uint8
-    while not ticket.done:
-        engine.preview(ticket, SECONDS)
-    assert same(images_of(ticket), alone(engine, ticket.request))
+    while not job.done:
+        engine.preview(job, SECONDS)
+    assert same(images_of(job), alone(engine, job.request))
 
 
 def test_there_is_no_preview_before_the_first_step_or_after_the_last(
@@ -304,9 +304,9 @@ def test_an_owner_of_one_request_does_not_wait_for_anothers_many(
     one = engine.submit(ask(family, Model(9), 6, num_inference_steps=16, owner="one"))
     gate.allow(48)
     assert one.done
-    assert sum(ticket.done for ticket in many) <= 3
+    assert sum(job.done for job in many) <= 3
     gate.open()
-    assert all(len(images_of(ticket)) == 6 for ticket in many)
+    assert all(len(images_of(job)) == 6 for job in many)
 
 
 def test_of_one_owner_the_request_that_is_due_first_is_first(
@@ -335,13 +335,13 @@ def test_a_full_batch_is_late_for_nobody_but_those_with_a_target(
     engine.start()
     gate.close()
     requests = [ask(family, Model(seed), target_seconds=target_seconds) for seed in range(4)]
-    tickets = [engine.submit(requests[0])]
+    jobs = [engine.submit(requests[0])]
     gate.reached()
-    tickets += [engine.submit(request) for request in requests[1:]]
+    jobs += [engine.submit(request) for request in requests[1:]]
     gate.allow(2)
     assert gate.sizes[-1] == images
     gate.open()
-    assert all(len(images_of(ticket)) == 2 for ticket in tickets)
+    assert all(len(images_of(job)) == 2 for job in jobs)
     engine.stop()
 
 
@@ -360,15 +360,15 @@ def test_what_a_step_costs_is_measured_for_every_dtype_before_it_is_ready(family
 
 def test_progress_ends_at_its_end(engine: Engine, gate: Gate, family: Family) -> None:
     gate.close()
-    ticket = engine.submit(ask(family, images=20))
+    job = engine.submit(ask(family, images=20))
     gate.reached()
-    seen = [ticket.progress]
+    seen = [job.progress]
     for _ in range(11):
         gate.allow(1)
-        seen.append(ticket.progress)
+        seen.append(job.progress)
     gate.open()
-    images_of(ticket)
-    seen.append(ticket.progress)
+    images_of(job)
+    seen.append(job.progress)
     assert seen == sorted(seen)
     assert seen[-1] == (12, 12)
 
@@ -384,11 +384,11 @@ def test_models_that_ran_together_leave_room_for_others(
     pool.models.clear()
     room_for(engine, 12 * own + 13 * w)
     gate.close()
-    tickets = [engine.submit(ask(family, Model(i, 4), 1, guidance_scale=1.0)) for i in range(12)]
+    jobs = [engine.submit(ask(family, Model(i, 4), 1, guidance_scale=1.0)) for i in range(12)]
     gate.reached()
     gate.open()
-    for ticket in tickets:
-        images_of(ticket)
+    for job in jobs:
+        images_of(job)
     assert len(alone(engine, ask(family, Model(99), 1))) == 1
     assert engine.residency.nbytes <= engine.residency.budget_bytes
 

@@ -26,7 +26,7 @@ from tests.support.engines import (
     same,
 )
 from worker.sampling.engine import Engine
-from worker.sampling.tickets import EngineStopped, NotFinite
+from worker.sampling.jobs import EngineStopped, NotFinite
 
 
 class Lost(Exception):
@@ -68,13 +68,13 @@ def test_it_knows_for_how_long_nothing_has_moved(
     engine: Engine, gate: Gate, family: Family
 ) -> None:
     gate.close()
-    ticket = engine.submit(ask(family))
+    job = engine.submit(ask(family))
     gate.reached()
     before = engine.watch.stuck_seconds()
     time.sleep(0.1)
     assert engine.watch.stuck_seconds() >= before + 0.1
     gate.open()
-    images_of(ticket)
+    images_of(job)
     deadline = time.monotonic() + SECONDS
     while engine.watch.stuck_seconds():
         assert time.monotonic() < deadline
@@ -98,8 +98,8 @@ def test_a_model_of_no_numbers_fails_and_its_neighbours_do_not(
     gate.open()
     with pytest.raises(NotFinite, match="not numbers"):
         images_of(bad)
-    for ticket in (first, last):
-        assert same(images_of(ticket), alone(engine, ticket.request))
+    for job in (first, last):
+        assert same(images_of(job), alone(engine, job.request))
     assert max(gate.sizes) > 2
 
 
@@ -139,18 +139,18 @@ def test_a_request_whose_steps_fail_fails_alone(
 ) -> None:
     failed = failing_step(monkeypatch, lambda parts: any(p.model.depth == 3 for p in parts))
     gate.close()
-    tickets = [engine.submit(ask(family, Model(0), num_inference_steps=10))]
+    jobs = [engine.submit(ask(family, Model(0), num_inference_steps=10))]
     gate.reached()
-    tickets += [
+    jobs += [
         engine.submit(ask(family, Model(i, depth), num_inference_steps=10))
         for i, depth in ((1, 3), (2, 4))
     ]
     gate.open()
     with pytest.raises(Lost):
-        images_of(tickets[1])
+        images_of(jobs[1])
     assert failed == [6, 2]
-    for ticket in (tickets[0], tickets[2]):
-        assert same(images_of(ticket), alone(engine, ticket.request))
+    for job in (jobs[0], jobs[2]):
+        assert same(images_of(job), alone(engine, job.request))
     assert failed == [6, 2]
 
 
@@ -159,18 +159,15 @@ def test_batches_are_halved_when_only_large_ones_fail(
 ) -> None:
     failed = failing_step(monkeypatch, lambda parts: sum(len(p.x) for p in parts) > 2)
     gate.close()
-    tickets = [engine.submit(ask(family, Model(0), 1, num_inference_steps=10))]
+    jobs = [engine.submit(ask(family, Model(0), 1, num_inference_steps=10))]
     gate.reached()
-    tickets += [
-        engine.submit(ask(family, Model(i), 1, num_inference_steps=10)) for i in range(1, 6)
-    ]
+    jobs += [engine.submit(ask(family, Model(i), 1, num_inference_steps=10)) for i in range(1, 6)]
     gate.open()
-    images = [images_of(ticket) for ticket in tickets]
+    images = [images_of(job) for job in jobs]
     assert failed == [6, 3]
     assert engine.residency.pool(family, DType.FLOAT32, 24).most_rows == 3
     assert all(
-        same(ours, alone(engine, ticket.request))
-        for ours, ticket in zip(images, tickets, strict=True)
+        same(ours, alone(engine, job.request)) for ours, job in zip(images, jobs, strict=True)
     )
 
 
@@ -191,12 +188,12 @@ def test_a_batch_that_cannot_be_composed_is_made_smaller(
     engine: Engine, gate: Gate, family: Family, only_single_parts: None
 ) -> None:
     gate.close()
-    tickets = [engine.submit(ask(family, Model(0)))]
+    jobs = [engine.submit(ask(family, Model(0)))]
     gate.reached()
-    tickets += [engine.submit(ask(family, Model(i))) for i in range(1, 4)]
+    jobs += [engine.submit(ask(family, Model(i))) for i in range(1, 4)]
     gate.open()
-    for ticket in tickets:
-        assert same(images_of(ticket), alone(engine, ticket.request))
+    for job in jobs:
+        assert same(images_of(job), alone(engine, job.request))
 
 
 # Room
@@ -212,9 +209,9 @@ def test_requests_wait_until_there_is_room_for_their_models(
     pool.models.clear()
     room_for(engine, int(1.5 * one))
     gate.close()
-    tickets = {i: engine.submit(ask(family, Model(i, mode=Mode.FACTORED))) for i in range(5)}
+    jobs = {i: engine.submit(ask(family, Model(i, mode=Mode.FACTORED))) for i in range(5)}
     gate.open()
-    assert all(same(images_of(ticket), images[i]) for i, ticket in tickets.items())
+    assert all(same(images_of(job), images[i]) for i, job in jobs.items())
     assert len(pool.models) == 1
 
 
@@ -235,10 +232,10 @@ def test_requests_wait_until_there_is_room_for_their_modulations(
     small_table(engine, family, 30)  # a guided image of three steps has 2 * 3 * 3
     requests = [ask(family, Model(i), 1) for i in range(5)]
     gate.close()
-    tickets = [engine.submit(request) for request in requests]
+    jobs = [engine.submit(request) for request in requests]
     gate.open()
-    for ticket in tickets:
-        assert same(images_of(ticket), alone(engine, ticket.request))
+    for job in jobs:
+        assert same(images_of(job), alone(engine, job.request))
     assert max(gate.sizes) == 1
 
 
@@ -288,16 +285,16 @@ def test_a_batch_of_another_dtype_that_cannot_be_composed_does_not_end_the_engin
     engine: Engine, gate: Gate, family: Family, only_single_parts: None
 ) -> None:
     gate.close()
-    tickets = [engine.submit(ask(family, Model(0)))]
+    jobs = [engine.submit(ask(family, Model(0)))]
     gate.reached()
-    tickets += [
+    jobs += [
         engine.submit(ask(family, Model(i, dtype=dtype)))
         for i in (1, 2)
         for dtype in (DType.FLOAT32, DType.BFLOAT16)
     ]
     gate.open()
-    for ticket in tickets:
-        assert len(images_of(ticket)) == 2
+    for job in jobs:
+        assert len(images_of(job)) == 2
 
 
 def test_an_engine_that_never_began_can_be_stopped(family: Family) -> None:

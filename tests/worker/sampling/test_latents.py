@@ -27,7 +27,7 @@ from tests.worker.conftest import MakeModel
 from worker.artifacts import load_dataset, load_own
 from worker.runtime import Runtime
 from worker.sampling.engine import Engine
-from worker.sampling.tickets import Preview
+from worker.sampling.jobs import Preview
 
 NAME = "latents"
 
@@ -158,13 +158,13 @@ def broken(*_: object) -> torch.Tensor:
 
 def test_a_preview_is_an_image(engine: Engine, family: Family, gate: Gate) -> None:
     gate.close()
-    ticket = engine.submit(ask(family, images=1))
+    job = engine.submit(ask(family, images=1))
     gate.allow(2)
-    preview = Preview(ticket)
+    preview = Preview(job)
     with torch.inference_mode():
         preview.answer()  # here, since the engine waits at the gate
     gate.open()
-    images_of(ticket)
+    images_of(job)
     assert preview.pixels is not None
     assert preview.pixels.shape == (3, 8, 8)
 

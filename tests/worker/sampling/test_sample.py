@@ -21,8 +21,8 @@ from tests.support.builds import build
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.artifacts import load_own
 from worker.runtime import Runtime
+from worker.sampling.jobs import EngineStopped, Job, SampleRequest
 from worker.sampling.sample import Sampling, _target_seconds, encode_png
-from worker.sampling.tickets import EngineStopped, SampleRequest, Ticket
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_progress_is_told_with_a_preview_if_it_was_asked_for(
 
 
 class Waiting:
-    """A ticket whose turn does not come, for so many looks."""
+    """A job whose turn does not come, for so many looks."""
 
     progress = (0, 5)
 
@@ -227,10 +227,10 @@ def test_a_request_that_waits_is_given_up_when_it_is_cancelled(
     runtime.progress_seconds = 0
     record = make_generation(ready)
     runtime.repository.generations.change(record.id, status="cancelled")
-    ticket = Waiting(looks=1)
+    job = Waiting(looks=1)
     with pytest.raises(Superseded):
-        sampler._follow(ticket, record)
-    assert cancelled == [ticket]
+        sampler._follow(job, record)
+    assert cancelled == [job]
 
 
 def test_a_large_preview_is_scaled_down() -> None:
@@ -286,10 +286,10 @@ def test_a_worker_whose_engine_broke_ends_so_that_its_work_is_taken_up_again(
     make_generation: MakeGeneration,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(request: SampleRequest) -> Ticket:
-        ticket = Ticket(request, None)
-        ticket.fail(EngineStopped("the engine stopped"))
-        return ticket
+    def broken(request: SampleRequest) -> Job:
+        job = Job(request, None)
+        job.fail(EngineStopped("the engine stopped"))
+        return job
 
     def end(status: int) -> None:
         raise SystemExit(status)

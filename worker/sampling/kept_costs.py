@@ -1,5 +1,7 @@
 """What steps cost, measured once on each class of device and kept for the next start."""
 
+from collections.abc import Callable
+
 import torch
 from pydantic import ValidationError
 
@@ -26,8 +28,12 @@ class KeptStepCosts(Frozen):
     costs: StepCosts
 
 
-def step_costs(
-    runtime: Runtime, shared: SharedWeights, kernels: Kernels, max_rows: int
+def kept_step_costs(
+    runtime: Runtime,
+    shared: SharedWeights,
+    kernels: Kernels,
+    max_rows: int,
+    measure: Callable[[SharedWeights, Kernels, int], StepCosts] = measure_step_costs,
 ) -> StepCosts:
     """The kept ones where all that they depend on is as it was; else new ones, which are kept."""
     measured_as = MeasuredAs(
@@ -42,7 +48,7 @@ def step_costs(
     kept = _parsed(runtime.repository.step_costs(*of))
     if kept is not None and kept.measured_as == measured_as:
         return kept.costs
-    costs = measure_step_costs(shared, kernels, max_rows)
+    costs = measure(shared, kernels, max_rows)
     kept = KeptStepCosts(measured_as=measured_as, costs=costs)
     runtime.repository.keep_step_costs(*of, kept.model_dump_json())
     return costs

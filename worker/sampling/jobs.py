@@ -65,7 +65,7 @@ class SampleRequest:
 
 
 @dataclass(eq=False)
-class Ticket:
+class Job:
     """A request that the engine has."""
 
     request: SampleRequest
@@ -74,7 +74,7 @@ class Ticket:
     arrived_at: float = field(default_factory=time.monotonic)
     deadline: float = float("inf")
     """Of time.monotonic()."""
-    parts: list["TicketPart"] = field(default_factory=list)
+    parts: list["JobPart"] = field(default_factory=list)
     error: Exception | None = None
     link: Link = field(default_factory=tracing.here)
     """To the trace of whoever submitted it."""
@@ -101,7 +101,7 @@ class Ticket:
             raise self.error
         return [image for start in sorted(self._images) for image in self._images[start]]
 
-    def keep(self, part: "TicketPart", images: list[Pixels]) -> None:
+    def keep(self, part: "JobPart", images: list[Pixels]) -> None:
         self._images[part.images.start] = images
         self.parts.remove(part)
         if not self.parts:
@@ -113,10 +113,10 @@ class Ticket:
 
 
 @dataclass(eq=False)
-class TicketPart:
+class JobPart:
     """Some of a request's images, few enough for one batch; what `turns` chooses from."""
 
-    ticket: Ticket
+    job: Job
     images: slice
     pool: Pool
     state: Part | None = None
@@ -126,19 +126,19 @@ class TicketPart:
 
     @property
     def owner(self) -> str:
-        return self.ticket.request.owner
+        return self.job.request.owner
 
     @property
     def deadline(self) -> float:
-        return self.ticket.deadline
+        return self.job.deadline
 
     @property
     def rows(self) -> int:
-        return len(self.seeds) * self.ticket.request.rows_per_image
+        return len(self.seeds) * self.job.request.rows_per_image
 
     @property
     def seeds(self) -> Sequence[int]:
-        return self.ticket.request.seeds[self.images]
+        return self.job.request.seeds[self.images]
 
     @property
     def place(self) -> Pool:
@@ -150,19 +150,19 @@ class TicketPart:
 
     @property
     def left(self) -> int:
-        return self.ticket.request.num_inference_steps - self.done_steps
+        return self.job.request.num_inference_steps - self.done_steps
 
 
 @dataclass(eq=False)
 class Preview:
-    ticket: Ticket
+    job: Job
     pixels: Pixels | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
     def answer(self) -> None:
-        state = self.ticket.parts[0].state if self.ticket.parts else None
+        state = self.job.parts[0].state if self.job.parts else None
         if state is not None and state.done_steps:
             predicted = state.batch.predicted(state) if state.batch else state.previous
-            stem = self.ticket.request.family.stem
+            stem = self.job.request.family.stem
             self.pixels = stem.pixels(predicted[:1])[0].numpy()
         self.done.set()

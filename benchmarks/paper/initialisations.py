@@ -1,0 +1,28 @@
+"""Sigma that the paper's ablation begins with beside FINE's, which is `interpolated`."""
+
+import torch
+from torch import Tensor
+
+from learngenes.config import Kind, NetworkConfig, Size
+from learngenes.model.factors import Scales
+
+
+def identical(scales: Scales, size: Size) -> Scales:
+    """Every layer starts as the mean layer of `scales`."""
+    layers = list(scales.layers())
+
+    def repeated(rows: list[Tensor]) -> Tensor:
+        return torch.stack([torch.stack(rows).mean(0)] * size.depth)
+
+    with torch.no_grad():
+        return Scales(
+            {kind: repeated([at.sigma[kind][: size.rank] for at in layers]) for kind in Kind},
+            {kind: repeated([at.bias[kind] for at in layers]) for kind in Kind},
+        )
+
+
+def random(config: NetworkConfig, size: Size, generator: torch.Generator) -> Scales:
+    """Standard normal Sigma, zero biases."""
+    sigma = {kind: torch.randn(size.depth, size.rank, generator=generator) for kind in Kind}
+    bias = {kind: torch.zeros(size.depth, kind.shape(config.width)[0]) for kind in Kind}
+    return Scales(sigma, bias)
