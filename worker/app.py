@@ -7,10 +7,10 @@ their requests to its engine and wait.
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import structlog
-from celery import Celery
 from celery.signals import worker_init, worker_shutting_down
 from celery.worker import WorkController
 from redis import RedisError
@@ -46,8 +46,15 @@ log = structlog.get_logger()
 class Worker:
     """What the tasks of one process share."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        profile: Callable[[Runtime, str], object] = ensure_profile,
+        sampling: Callable[[Runtime], Sampling] = Sampling,
+    ) -> None:
         self.runtime = Runtime.start(settings)
+        self._profile, self._sampling = profile, sampling
         self._sampler: Sampling | None = None
 
     @property
@@ -62,7 +69,7 @@ class Worker:
         self._publish_previews()
         if SAMPLE_QUEUE in queues:
             with self.runtime.device_alone():
-                self._sampler = Sampling(self.runtime)
+                self._sampler = self._sampling(self.runtime)
             engine = self._sampler.engine
             Housekeeping(
                 self.runtime,
@@ -83,7 +90,7 @@ class Worker:
             ).start()
             for name, family in self.runtime.families.items():
                 if family.quality is not None:  # else nothing can be planned for it
-                    ensure_profile(self.runtime, name)
+                    self._profile(self.runtime, name)
         log.info("worker ready", queues=sorted(queues), families=sorted(self.runtime.families))
 
     def _publish_previews(self) -> None:
@@ -95,25 +102,36 @@ class Worker:
                 self.runtime.store.put(family_name(family.fingerprint), content, {})
 
 
-def make_app(settings: Settings) -> Celery:
-    broker.install()
-    app = make_celery(settings)
-    workers: list[Worker] = []
+class Process:
+    """A process of Celery's, and the worker in it once it has started."""
 
-    @app.task(name=BUILD_TASK)
-    def build_task(model_id: str) -> None:
-        build(workers[0].runtime, model_id)
+    def __init__(
+        self, settings: Settings, make_worker: Callable[[Settings], Worker] = Worker
+    ) -> None:
+        self._settings, self._make_worker = settings, make_worker
+        self._worker: Worker | None = None
+        broker.install()
+        self.app = make_celery(settings)
+        self.app.task(self._build, name=BUILD_TASK)
+        self.app.task(self._export, name=EXPORT_TASK)
+        self.app.task(self._sample, name=SAMPLE_TASK)
 
-    @app.task(name=EXPORT_TASK)
-    def export_task(model_id: str, form: str) -> None:
-        export(workers[0].runtime, model_id, ExportFormat(form))
+    @property
+    def worker(self) -> Worker:
+        assert self._worker is not None, "a task came before the worker"
+        return self._worker
 
-    @app.task(name=SAMPLE_TASK)
-    def sample_task(generation_id: str) -> None:
-        workers[0].sampler.generate(generation_id)
+    def _build(self, model_id: str) -> None:
+        build(self.worker.runtime, model_id)
 
-    @worker_init.connect(weak=False)
-    def start(sender: WorkController, **_: Any) -> None:
+    def _export(self, model_id: str, form: str) -> None:
+        export(self.worker.runtime, model_id, ExportFormat(form))
+
+    def _sample(self, generation_id: str) -> None:
+        self.worker.sampler.generate(generation_id)
+
+    def start(self, sender: WorkController, **_: Any) -> None:
+        settings = self._settings
         configure_logging(settings.log_format)
         tracing.start("worker")
         for chatty in ("celery.worker.strategy", "celery.app.trace"):  # two lines a request
@@ -121,22 +139,21 @@ def make_app(settings: Settings) -> Celery:
         try:
             if settings.metrics_port is not None:
                 serve_metrics(settings.metrics_port, settings.metrics_host)
-            workers.append(Worker(settings))
-            workers[0].serve(
-                {name.partition(".")[0] for name in sender.app.amqp.queues.consume_from}
-            )
+            self._worker = self._make_worker(settings)
+            queues = sender.app.amqp.queues.consume_from
+            self._worker.serve({name.partition(".")[0] for name in queues})
         except Exception as error:  # Celery would go on, and lose what it is told to do
             known = isinstance(error, FamilyError | RedisError | VerificationError)
             log.critical("the worker cannot start", reason=str(error), exc_info=not known)
             # a family does not heal by restarting
             raise SystemExit(os.EX_CONFIG if isinstance(error, FamilyError) else 1) from error
 
-    @worker_shutting_down.connect(weak=False)
-    def stop(**_: Any) -> None:
-        for worker in workers:
-            worker.runtime.stopping.set()
-
-    return app
+    def stop(self, **_: Any) -> None:
+        if self._worker is not None:
+            self._worker.runtime.stopping.set()
 
 
-app = make_app(get_settings())
+process = Process(get_settings())
+worker_init.connect(process.start, weak=False)
+worker_shutting_down.connect(process.stop, weak=False)
+app = process.app

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +55,25 @@ class StepCosts:
         return float(np.interp(rank, ranks, [self.factored_ratio[r] for r in ranks])) < 1
 
 
+def seconds_a_step(batch: Batch, steps: int) -> float:
+    """Seconds of one step, from the total of `count`."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        batch.step()
+    synchronise(batch.shared.device)
+    return (time.perf_counter() - began) / steps
+
+
+SecondsOf = Callable[[Batch, int], float]
+"""Seconds of one step of a batch, of so many that are run."""
+
+
 def measure_step_costs(
-    shared: SharedWeights, kernels: Kernels, max_rows: int, max_seconds: float = 5.0
+    shared: SharedWeights,
+    kernels: Kernels,
+    max_rows: int,
+    max_seconds: float = 5.0,
+    seconds_of: SecondsOf = seconds_a_step,
 ) -> StepCosts:
     """Measure steps of 2, 4, 8, … rows, up to `max_rows` or until the time is used up."""
     ranks = shared.family.manifest.sizes.ranks
@@ -65,7 +82,7 @@ def measure_step_costs(
     batches = {2: batch_of([full], 2, kernels)}
     while (rows := 2 * max(batches)) <= max_rows and time.perf_counter() - began < max_seconds / 2:
         batches[rows] = batch_of([full], rows, kernels)
-    seconds = _fastest_steps(batches, began + max_seconds / 2)
+    seconds = _fastest_steps(batches, began + max_seconds / 2, seconds_of)
     speeds = {rows: rows / s for rows, s in seconds.items()}
     most = max(speeds.values())
     full_rows = next(rows for rows, speed in speeds.items() if speed >= SATURATED * most)
@@ -75,7 +92,7 @@ def measure_step_costs(
             break
         factored = full_depth_model(shared, rank, materialised=False)
         mixed[rank] = batch_of([full, factored], full_rows // 2, kernels)
-    taken = _fastest_steps(mixed, began + max_seconds)
+    taken = _fastest_steps(mixed, began + max_seconds, seconds_of)
     materialised = taken.pop(0)
     return StepCosts(
         rows=tuple(seconds),
@@ -106,13 +123,15 @@ def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) ->
     return model
 
 
-def _fastest_steps(batches: Mapping[int, Batch], until: float) -> dict[int, float]:
+def _fastest_steps(
+    batches: Mapping[int, Batch], until: float, seconds_of: SecondsOf
+) -> dict[int, float]:
     """Seconds of each, in rounds, so that a slow moment of the machine is nobody's alone.
 
     In a round all run for about as long as one step of the slowest takes: a few short steps would
     slip in between whatever else the machine does, and seem the faster for it.
     """
-    once = {key: _seconds(batch, 1) for key, batch in batches.items()}
+    once = {key: seconds_of(batch, 1) for key, batch in batches.items()}
     longest = max(once.values())
     steps = {key: min(STEPS_A_ROUND, round(longest / seconds)) for key, seconds in once.items()}
     fastest = dict.fromkeys(batches, math.inf)
@@ -120,17 +139,8 @@ def _fastest_steps(batches: Mapping[int, Batch], until: float) -> dict[int, floa
         for key, batch in batches.items():
             if fastest[key] < math.inf and time.perf_counter() > until:
                 return fastest
-            fastest[key] = min(fastest[key], _seconds(batch, steps[key]))
+            fastest[key] = min(fastest[key], seconds_of(batch, steps[key]))
     return fastest
-
-
-def _seconds(batch: Batch, steps: int) -> float:
-    """Seconds of one step, from the total of `count`."""
-    began = time.perf_counter()
-    for _ in range(steps):
-        batch.step()
-    synchronise(batch.shared.device)
-    return (time.perf_counter() - began) / steps
 
 
 def batch_of(models: Sequence[ModelWeights], rows: int, kernels: Kernels) -> Batch:

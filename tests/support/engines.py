@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -14,7 +14,7 @@ from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import sample
-from learngenes.stepping.batch import Batch
+from learngenes.stepping.batch import Batch, Part
 from tests.support.batches import other_scales
 from worker.sampling.engine import Engine
 from worker.sampling.jobs import Job, Pixels, SampleRequest
@@ -30,10 +30,16 @@ def made_up_costs(*_: object) -> StepCosts:
     return StepCosts((1, 64), (0.001, 0.01), FULL_ROWS, 40_000, {48: 2.0})
 
 
+Refusal = Callable[[Sequence[Part]], object]
+"""Raises what composing these parts, or a step of them, is to fail with."""
+
+
 class Gate:
     """Batches step when they are let: all at first."""
 
     def __init__(self) -> None:
+        self.refuse_to_compose: Refusal = lambda _: None
+        self.refuse_to_step: Refusal = lambda _: None
         self._changed = threading.Condition()
         self._allowed = inf
         self._waiting = False
@@ -61,6 +67,11 @@ class Gate:
         with self._changed:
             assert self._changed.wait_for(lambda: self._waiting, SECONDS)
 
+    def compose(self, parts: Sequence[Part], *rest: Any) -> Batch:
+        """In place of `Batch`."""
+        self.refuse_to_compose(parts)
+        return GatedBatch(self, parts, *rest)
+
     def enter(self, batch: Batch) -> None:
         with self._changed:
             self._waiting = self._allowed < 1
@@ -68,6 +79,17 @@ class Gate:
             assert self._changed.wait_for(lambda: self._allowed >= 1, SECONDS)
             self._allowed -= 1
             self.sizes.append(sum(len(part.x) for part in batch.parts))
+
+
+class GatedBatch(Batch):
+    def __init__(self, gate: Gate, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._gate = gate
+
+    def step(self) -> None:
+        self._gate.refuse_to_step(self.parts)
+        self._gate.enter(self)
+        super().step()
 
 
 def room_for(engine: Engine, extra: int) -> None:

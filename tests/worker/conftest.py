@@ -6,7 +6,6 @@ import pytest
 from learngenes.config import Scheduler
 from learngenes.family.family import Family
 from learngenes.sizing.profile import DeviceProfile
-from learngenes.stepping.batch import Batch
 from registry.records import GenerationRecord, ModelRecord
 from registry.settings import Settings
 from tests.support.devices import keep_profile
@@ -78,20 +77,19 @@ def make_generation(runtime: Runtime) -> MakeGeneration:
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    gate, step = Gate(), Batch.step
-
-    def gated(batch: Batch) -> None:
-        gate.enter(batch)
-        step(batch)
-
-    monkeypatch.setattr(Batch, "step", gated)
-    return gate
+def gate() -> Gate:
+    return Gate()
 
 
 @pytest.fixture
 def engine(family: Family, gate: Gate) -> Iterator[Engine]:
-    engine = Engine([family], AMPLE, compile_kernels=False, measure_steps=made_up_costs)
+    engine = Engine(
+        [family],
+        AMPLE,
+        compile_kernels=False,
+        measure_steps=made_up_costs,
+        compose=gate.compose,
+    )
     engine.start()
     yield engine
     gate.open()

@@ -1,28 +1,23 @@
+import json
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from celery import Celery
-from celery.utils.dispatch import Signal
 
 import worker.__main__
 from registry.settings import Settings
-from worker.app import Worker, make_app
+from worker.app import Process, Worker
 from worker.build.verify import VerificationError
 from worker.runtime import Runtime
 from worker.sampling.jobs import EngineStopped
+from worker.sampling.sample import Sampling
 
 Serve = Callable[[set[str]], Worker]
-
-
-class Signals:
-    """Celery's, without those who listen elsewhere."""
-
-    def __init__(self) -> None:
-        self.init, self.shutting_down = Signal(name="init"), Signal(name="shutting down")
 
 
 class Controller:
@@ -32,37 +27,40 @@ class Controller:
         self.app = app
 
 
+@dataclass
+class Workers:
+    """Makes them, with what they profile and sample with in place of the slow; ends them, too."""
+
+    profile: Callable[[Runtime, str], object]
+    sampling: Callable[[Runtime], Sampling] = Sampling
+    started: list[Worker] = field(default_factory=list)
+
+    def make(self, settings: Settings) -> Worker:
+        self.started.append(Worker(settings, profile=self.profile, sampling=self.sampling))
+        return self.started[-1]
+
+
 @pytest.fixture
-def profiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def profiled() -> list[str]:
     """The families that were profiled."""
-    families: list[str] = []
-    monkeypatch.setattr("worker.app.ensure_profile", lambda _, name: families.append(name))
-    return families
+    return []
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Runtime]]:
-    """What has been started; it is stopped when the test ends."""
-    started: list[Runtime] = []
-    original = Runtime.start
-
-    def start(settings: Settings) -> Runtime:
-        started.append(original(settings))
-        return started[-1]
-
-    monkeypatch.setattr(Runtime, "start", start)
-    yield started
-    for runtime in started:
-        runtime.stopping.set()
+def workers(profiled: list[str]) -> Iterator[Workers]:
+    workers = Workers(profile=lambda _, name: profiled.append(name))
+    yield workers
+    for made in workers.started:
+        made.runtime.stopping.set()
     for thread in threading.enumerate():
-        if thread.name == "housekeeping":
+        if thread.name in ("heartbeat", "lost work", "store"):
             thread.join()
 
 
 @pytest.fixture
-def serve(settings: Settings, workers: list[Runtime]) -> Serve:
+def serve(settings: Settings, workers: Workers) -> Serve:
     def start(queues: set[str]) -> Worker:
-        worker = Worker(settings)
+        worker = workers.make(settings)
         worker.serve(queues)
         return worker
 
@@ -70,11 +68,14 @@ def serve(settings: Settings, workers: list[Runtime]) -> Serve:
 
 
 @pytest.fixture
-def signals(monkeypatch: pytest.MonkeyPatch) -> Signals:
-    signals = Signals()
-    monkeypatch.setattr("worker.app.worker_init", signals.init)
-    monkeypatch.setattr("worker.app.worker_shutting_down", signals.shutting_down)
-    return signals
+def process(settings: Settings, workers: Workers) -> Process:
+    return Process(settings, workers.make)
+
+
+def start(process: Process, queue: str) -> None:
+    """As Celery does."""
+    process.app.amqp.queues.select([queue])
+    process.start(sender=Controller(process.app))
 
 
 def heard_of(runtime: Runtime) -> list[str]:
@@ -91,14 +92,10 @@ def test_a_build_worker_profiles_its_families(serve: Serve, profiled: list[str])
     assert [family.name for family in runtime.repository.families()] == ["tiny"]
 
 
-def test_a_worker_is_heard_of_while_it_profiles(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_is_heard_of_while_it_profiles(serve: Serve, workers: Workers) -> None:
     """So that the service can say what is missing: a profile, not a worker."""
     heard: list[str] = []
-    monkeypatch.setattr(
-        "worker.app.ensure_profile", lambda runtime, _: heard.extend(heard_of(runtime))
-    )
+    workers.profile = lambda runtime, _: heard.extend(heard_of(runtime))
     serve({"build"})
     assert heard == ["build"]
 
@@ -109,66 +106,58 @@ def test_a_sample_worker_needs_no_profile(serve: Serve, profiled: list[str]) -> 
 
 
 def test_a_family_that_is_not_calibrated_is_served_without_a_profile(
-    serve: Serve, profiled: list[str], monkeypatch: pytest.MonkeyPatch
+    serve: Serve, profiled: list[str], families_dir: Path
 ) -> None:
-    monkeypatch.setattr("learngenes.family.family.read_quality", lambda *_: None)
+    file = families_dir / "tiny" / "family.json"
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]["quality.json"]
+    file.write_text(json.dumps(manifest))
     runtime = serve({"build"}).runtime
     assert profiled == []
     assert runtime.repository.families()[0].quality is None
 
 
 def test_the_queues_that_celery_consumes_say_what_kind_of_worker_it_is(
-    settings: Settings, signals: Signals, workers: list[Runtime], profiled: list[str]
+    process: Process, profiled: list[str]
 ) -> None:
-    app = make_app(settings)
-    app.amqp.queues.select(["build.cpu-somebody-s-2-threads"])
-    signals.init.send(sender=Controller(app))
-    (runtime,) = workers
+    start(process, "build.cpu-somebody-s-2-threads")
     assert profiled == ["tiny"]
-    assert heard_of(runtime) == ["build"]
-    signals.shutting_down.send(sender=None)
-    assert runtime.stopping.is_set()
+    assert heard_of(process.worker.runtime) == ["build"]
+    process.stop()
+    assert process.worker.runtime.stopping.is_set()
 
 
 @pytest.mark.parametrize("error", [EngineStopped("no memory"), OSError(28, "No space left")])
 def test_a_worker_that_cannot_start_ends(
-    settings: Settings, signals: Signals, monkeypatch: pytest.MonkeyPatch, error: Exception
+    process: Process, workers: Workers, error: Exception
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(_: Runtime) -> Sampling:
         raise error
 
-    monkeypatch.setattr("worker.app.Sampling", fail)
-    app = make_app(settings)
-    app.amqp.queues.select(["sample.a-device"])
+    workers.sampling = fail
     with pytest.raises(SystemExit) as ended:
-        signals.init.send(sender=Controller(app))
+        start(process, "sample.a-device")
     assert ended.value.code == 1
 
 
 def test_a_worker_that_cannot_profile_ends_and_is_started_again(
-    settings: Settings,
-    signals: Signals,
-    workers: list[Runtime],
-    monkeypatch: pytest.MonkeyPatch,
+    process: Process, workers: Workers
 ) -> None:
     def die(*_: object) -> None:
         raise VerificationError("out of memory")
 
-    monkeypatch.setattr("worker.app.ensure_profile", die)
-    app = make_app(settings)
-    app.amqp.queues.select(["build.a-device"])
+    workers.profile = die
     with pytest.raises(SystemExit) as ended:
-        signals.init.send(sender=Controller(app))
+        start(process, "build.a-device")
     assert ended.value.code == 1
 
 
 def test_a_worker_whose_family_is_corrupt_ends_for_good(
-    settings: Settings, signals: Signals, families_dir: Path
+    process: Process, families_dir: Path
 ) -> None:
     (families_dir / "tiny" / "quality.json").write_text("{}")
-    app = make_app(settings)
     with pytest.raises(SystemExit) as ended:
-        signals.init.send(sender=Controller(app))
+        start(process, "build.a-device")
     assert ended.value.code == os.EX_CONFIG
 
 

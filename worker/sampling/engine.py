@@ -29,7 +29,7 @@ from learngenes.measuring.steps import StepCosts, measure_step_costs
 from learngenes.model.dit import Stem
 from learngenes.model.sampling import initial_noise
 from learngenes.sizing.cost import decoder_bytes, decoding_bytes
-from learngenes.stepping.batch import Batch, Part
+from learngenes.stepping.batch import Batch, Part, Stack, Tables
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.lanes import Lanes
 from learngenes.stepping.schedules import schedule
@@ -66,12 +66,13 @@ class Engine:
         latency_target_ratio: float = 2.0,
         compile_kernels: bool = True,
         measure_steps: Callable[[SharedWeights, Kernels, int], StepCosts] = measure_step_costs,
+        compose: Callable[[Sequence[Part], Tables, Stack, Kernels], Batch] = Batch,
     ) -> None:
         """`measure_steps`: of a family in one dtype, with at most so many rows."""
         self._families = list(families)
         self._device = self._families[0].stem.positions.device
         self._max_rows = max_rows
-        self._measure_steps = measure_steps
+        self._measure_steps, self._compose_batch = measure_steps, compose
         self._kernels = (
             Kernels.compiled(self._device)
             if compile_kernels
@@ -295,7 +296,8 @@ class Engine:
     def _start_batch(self, parts: list[JobPart]) -> None:
         pool, states = parts[0].pool, [part.state for part in parts if part.state is not None]
         try:
-            self._batches.append(Batch(states, pool.tables, pool.stack, self._kernels))
+            batch = self._compose_batch(states, pool.tables, pool.stack, self._kernels)
+            self._batches.append(batch)
             metrics.BATCH_ROWS.observe(sum(part.rows for part in parts))
             metrics.BATCH_MODELS.observe(len({state.model for state in states}))
         except Exception:
@@ -390,7 +392,8 @@ class Engine:
         for part in [part for part in parts if part in self._parts]:
             assert part.state is not None
             try:
-                alone = Batch([part.state], part.pool.tables, part.pool.stack, self._kernels)
+                pool = part.pool
+                alone = self._compose_batch([part.state], pool.tables, pool.stack, self._kernels)
                 alone.step()
                 alone.settle()
             except Exception as error:

@@ -40,10 +40,13 @@ class OutOfRoom(Exception):
 class ModulationTable:
     """Modulations by (model, schedule, class), as row ranges of one tensor (rows, 6 D)."""
 
-    def __init__(self, shared: SharedWeights, max_bytes: int) -> None:
+    def __init__(
+        self, shared: SharedWeights, max_bytes: int, first_rows: int = FIRST_TABLE_ROWS
+    ) -> None:
+        """It begins with `first_rows` and grows."""
         width = 6 * shared.network.width
         self.max_rows = max(1, max_bytes // (width * shared.compute.itemsize))
-        rows = min(FIRST_TABLE_ROWS, self.max_rows)
+        rows = min(first_rows, self.max_rows)
         self.rows = torch.zeros(rows, width, dtype=shared.compute, device=shared.device)
         self._at: OrderedDict[Entry, range] = OrderedDict()
         self._users: Counter[Entry] = Counter()

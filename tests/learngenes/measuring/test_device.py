@@ -45,12 +45,12 @@ def test_every_execution_is_profiled(profile: DeviceProfile) -> None:
 def test_it_says_what_it_was_measured_with(profile: DeviceProfile, random_family: Family) -> None:
     cpu = torch.device("cpu")
     assert profile.family == "random"
-    assert profile.fits(random_family.fingerprint, torch.__version__)
+    kept = profile.model_dump_json()
+    assert DeviceProfile.fitting(kept, random_family.fingerprint, torch.__version__) == profile
     assert profile.device_class == device_class(cpu)
     assert profile.native_bfloat16 == native_bfloat16(cpu)
     assert profile.packing_threads == packing_threads(cpu)
     assert profile.process_base_bytes == 123
-    assert DeviceProfile.model_validate_json(profile.model_dump_json()) == profile
 
 
 def test_its_grid_spans_the_ranks_and_doubles_the_rows(profile: DeviceProfile) -> None:

@@ -3,8 +3,7 @@ import pytest
 from learngenes.config import DType, Mode
 from learngenes.device import peak_bytes
 from learngenes.family.family import Family
-from learngenes.measuring import steps
-from learngenes.measuring.steps import StepCosts, measure_step_costs
+from learngenes.measuring.steps import StepCosts, measure_step_costs, seconds_a_step
 from learngenes.stepping.batch import Batch, Stack
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.weights import SharedWeights
@@ -68,17 +67,12 @@ def test_without_time_the_least_is_measured_that_can_be_used(shared: SharedWeigh
     assert costs.row_bytes > 0
 
 
-def test_steps_do_not_run_out_where_some_batches_are_much_faster(
-    shared: SharedWeights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured = steps._seconds
-
+def test_steps_do_not_run_out_where_some_batches_are_much_faster(shared: SharedWeights) -> None:
     def as_if(batch: Batch, steps: int) -> float:
-        measured(batch, steps)
+        seconds_a_step(batch, steps)
         return 100.0 ** len(batch.parts) * batch.parts[0].x.shape[0]
 
-    monkeypatch.setattr(steps, "_seconds", as_if)
-    costs = measure_step_costs(shared, Kernels(), 16, max_seconds=1000)
+    costs = measure_step_costs(shared, Kernels(), 16, max_seconds=1000, seconds_of=as_if)
     assert costs.seconds == (200, 400, 800, 1600)
     assert set(costs.factored_ratio.values()) == {50}
 

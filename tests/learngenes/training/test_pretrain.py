@@ -84,20 +84,32 @@ def test_a_family_is_trained_and_written(config_file: Path, tmp_path: Path) -> N
         assert grid.size == (8 * 10 * 2, 8 * 4 * 2)
 
 
+class Killed(BaseException):
+    """As if by a signal."""
+
+
+def run_killed_after(steps: int, pretraining: Pretraining) -> None:
+    """Train until so many steps are done and the next one has begun."""
+    forwards = iter(range(2 * steps))  # one of the full size and one of a drawn size each
+
+    def kill(*_: object) -> None:
+        if next(forwards, None) is None:
+            raise Killed
+
+    pretraining.model.register_forward_pre_hook(kill)
+    with pytest.raises(Killed):
+        pretraining.run()
+
+
 def test_a_killed_run_resumes_as_if_it_had_not_been(config_file: Path, tmp_path: Path) -> None:
     config = PretrainingConfig.read(config_file)
     whole = Pretraining(config, tmp_path / "whole").run()
-    killed = Pretraining(config, tmp_path / "killed")
-    for _ in range(5):
-        killed._train_step()
-        killed.step += 1
-    killed._write_log({"train_loss": 1.0})
-    killed._checkpoint()
-    killed.step = 6
-    killed._write_log({"train_loss": 2.0})
+    log = tmp_path / "killed" / "log.jsonl"
+    run_killed_after(6, Pretraining(config, tmp_path / "killed"))
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 5, 6]
     resumed = Pretraining(config, tmp_path / "killed")
     assert resumed.step == 5
-    assert (tmp_path / "killed" / "log.jsonl").read_text().count("\n") == 1
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 5]
     for name, tensor in resumed.run().state_dict().items():
         torch.testing.assert_close(tensor, whole.state_dict()[name])
 
@@ -167,10 +179,7 @@ def test_a_killed_training_that_went_on_with_a_family_resumes(
     pretrain_family(config_file, tmp_path / "first", tmp_path / "family")
     config = PretrainingConfig.read(config_file)
     killed = Pretraining(config, tmp_path / "work", tmp_path / "family")
-    for _ in range(5):
-        killed._train_step()
-        killed.step += 1
-    killed._checkpoint()
+    run_killed_after(5, killed)
     resumed = Pretraining(config, tmp_path / "work")  # where it began is in the checkpoint
     assert (resumed.step, resumed.before.steps, resumed.before.images) == (5, 10, 160)
     for name, tensor in resumed.model.state_dict().items():
@@ -189,12 +198,12 @@ def test_only_a_family_of_the_same_width_can_be_gone_on_with(
 
 def sizes_of_steps(config_file: Path, work: Path, steps: int) -> list[Size]:
     """Whatever the network is asked for while it is trained."""
-    pretraining = Pretraining(PretrainingConfig.read(config_file), work)
+    config = PretrainingConfig.read(config_file)
+    training = config.training.model_copy(update={"steps": steps})
+    pretraining = Pretraining(config.model_copy(update={"training": training}), work)
     asked: list[Size] = []
     pretraining.model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[3]))
-    for _ in range(steps):
-        pretraining._train_step()
-        pretraining.step += 1
+    pretraining.run()
     return asked
 
 
@@ -215,12 +224,12 @@ def test_a_drawn_size_learns_from_the_full_one(config_file: Path, tmp_path: Path
     wanted = []
     for share in (0.0, 1.0):
         write_config(
-            config_file, config_file.parent / "images", 10, f"distillation = {share}\nseed = 3"
+            config_file, config_file.parent / "images", 1, f"distillation = {share}\nseed = 3"
         )
         pretraining = Pretraining(PretrainingConfig.read(config_file), tmp_path / f"work{share}")
         with patch("torch.nn.functional.mse_loss", wraps=torch.nn.functional.mse_loss) as loss:
-            pretraining._train_step()
-        (full, target), (_, learned) = (call.args for call in loss.call_args_list)
+            pretraining.run()
+        (full, target), (_, learned) = (call.args for call in loss.call_args_list[:2])
         expected = target if share == 0 else full
         torch.testing.assert_close(learned, expected)
         wanted.append(learned)

@@ -8,7 +8,7 @@ import redis
 
 from learngenes.measuring.model import Measurement
 from learngenes.model.factors import Scales
-from learngenes.sizing.budget import Budget, Cost, Plan
+from learngenes.sizing.budget import Budget, Constraints, Cost, Plan
 from learngenes.sizing.profile import DeviceProfile
 from registry.events import stream_key
 from registry.records import ModelRecord
@@ -16,7 +16,7 @@ from tests.support.builds import build
 from tests.support.devices import keep_profile, planned
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.artifacts import load_own
-from worker.build.budget import MOST_STEPS_DOWN
+from worker.build.budget import MOST_STEPS_DOWN, budgets_missed, tightened
 from worker.build.profiles import stored_profile
 from worker.build.verify import Specimen
 from worker.runtime import Runtime
@@ -312,3 +312,21 @@ def test_the_profile_learns_from_every_model_that_is_measured(
     assert settled is not None
     assert settled.speed_correction == pytest.approx(2)
     assert settled.memory_overhead_bytes == profile.memory_overhead_bytes
+
+
+def test_each_budget_is_tightened_by_what_was_missed_and_no_other() -> None:
+    limits = Constraints(max_mem_bytes=1000, max_latency_seconds=2.0)
+    predicted = Cost(900, 5000, 1.0, 1.6)
+    heavy, slow = Cost(1200, 5000, 1.0, 1.9), Cost(990, 5000, 1.0, 3.2)
+    assert budgets_missed(limits, predicted) == []
+    assert tightened(limits, predicted, predicted) == limits
+    assert budgets_missed(limits, heavy) == ["max_mem_gb"]
+    assert tightened(limits, predicted, heavy) == limits.model_copy(update={"max_mem_bytes": 750})
+    assert budgets_missed(limits, slow) == ["max_latency_ms"]
+    faster = limits.model_copy(update={"max_latency_seconds": 1.0})
+    assert tightened(limits, predicted, slow) == faster
+
+
+def test_a_budget_is_not_loosened_where_more_was_predicted_than_measured() -> None:
+    limits = Constraints(max_mem_bytes=1000)
+    assert tightened(limits, Cost(1500, 0, 1.0, 1.0), Cost(1100, 0, 1.0, 1.0)) == limits

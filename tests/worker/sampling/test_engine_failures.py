@@ -11,7 +11,7 @@ from learngenes.config import DType, Mode
 from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts
 from learngenes.model.factors import Scales
-from learngenes.stepping.batch import Batch, Part
+from learngenes.stepping.batch import Part
 from learngenes.stepping.kernels import Kernels
 from tests.support.engines import (
     AMPLE,
@@ -120,24 +120,21 @@ def test_a_request_that_makes_no_sense_fails_alone(
     assert same(images_of(good), alone(engine, good.request))
 
 
-def failing_step(monkeypatch: pytest.MonkeyPatch, fails: Callable[[list[Part]], bool]) -> list[int]:
+def fail_steps(gate: Gate, fails: Callable[[Sequence[Part]], bool]) -> list[int]:
     """Rows of the batches that failed."""
-    step, failed = Batch.step, []
+    failed: list[int] = []
 
-    def step_or_fail(batch: Batch) -> None:
-        if fails(batch.parts):
-            failed.append(sum(len(part.x) for part in batch.parts))
+    def fail(parts: Sequence[Part]) -> None:
+        if fails(parts):
+            failed.append(sum(len(part.x) for part in parts))
             raise Lost
-        step(batch)
 
-    monkeypatch.setattr(Batch, "step", step_or_fail)
+    gate.refuse_to_step = fail
     return failed
 
 
-def test_a_request_whose_steps_fail_fails_alone(
-    engine: Engine, gate: Gate, family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed = failing_step(monkeypatch, lambda parts: any(p.model.depth == 3 for p in parts))
+def test_a_request_whose_steps_fail_fails_alone(engine: Engine, gate: Gate, family: Family) -> None:
+    failed = fail_steps(gate, lambda parts: any(p.model.depth == 3 for p in parts))
     gate.close()
     jobs = [engine.submit(ask(family, Model(0), num_inference_steps=10))]
     gate.reached()
@@ -155,9 +152,9 @@ def test_a_request_whose_steps_fail_fails_alone(
 
 
 def test_batches_are_halved_when_only_large_ones_fail(
-    engine: Engine, gate: Gate, family: Family, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, gate: Gate, family: Family
 ) -> None:
-    failed = failing_step(monkeypatch, lambda parts: sum(len(p.x) for p in parts) > 2)
+    failed = fail_steps(gate, lambda parts: sum(len(p.x) for p in parts) > 2)
     gate.close()
     jobs = [engine.submit(ask(family, Model(0), 1, num_inference_steps=10))]
     gate.reached()
@@ -172,16 +169,14 @@ def test_batches_are_halved_when_only_large_ones_fail(
 
 
 @pytest.fixture
-def only_single_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def only_single_parts(gate: Gate) -> None:
     """Two parts cannot be composed."""
 
-    class Small(Batch):
-        def __init__(self, parts: Sequence[Part], *rest: Any) -> None:
-            if len(parts) > 1:
-                raise Lost
-            super().__init__(parts, *rest)
+    def fail(parts: Sequence[Part]) -> None:
+        if len(parts) > 1:
+            raise Lost
 
-    monkeypatch.setattr("worker.sampling.engine.Batch", Small)
+    gate.refuse_to_compose = fail
 
 
 def test_a_batch_that_cannot_be_composed_is_made_smaller(

@@ -64,7 +64,7 @@ def family(families_dir: Path) -> Family:
 
 @pytest.fixture
 def engine(family: Family, gate: Gate) -> Iterator[Engine]:
-    engine = Engine([family], AMPLE, compile_kernels=False)
+    engine = Engine([family], AMPLE, compile_kernels=False, compose=gate.compose)
     engine.start()
     yield engine
     gate.open()

@@ -35,8 +35,8 @@ def rows_of(value: float, count: int) -> Tensor:
 class Shelf:
     """A modulation table, and what should be in it."""
 
-    def __init__(self, shared: SharedWeights, max_rows: int) -> None:
-        self.table = ModulationTable(shared, max_rows * ROW)
+    def __init__(self, shared: SharedWeights, max_rows: int, first_rows: int = 1024) -> None:
+        self.table = ModulationTable(shared, max_rows * ROW, first_rows)
         self.made: list[str] = []
 
     def take(self, name: str, count: int = 4) -> int:
@@ -111,11 +111,8 @@ def test_what_can_never_fit_is_refused(shared: SharedWeights) -> None:
     assert shelf.take("c", 12) == 0
 
 
-def test_it_grows_and_keeps_what_it_has(
-    shared: SharedWeights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.sampling.residency.FIRST_TABLE_ROWS", 6)
-    shelf = Shelf(shared, 40)
+def test_it_grows_and_keeps_what_it_has(shared: SharedWeights) -> None:
+    shelf = Shelf(shared, 40, first_rows=6)
     places = {name: shelf.take(name, 5) for name in "abcdefgh"}
     assert len(shelf.table.rows) == 40
     assert all(shelf.holds(name, at, 5) for name, at in places.items())
@@ -123,11 +120,8 @@ def test_it_grows_and_keeps_what_it_has(
         shelf.take("i", 1)
 
 
-def test_it_grows_by_what_is_needed_at_least(
-    shared: SharedWeights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.sampling.residency.FIRST_TABLE_ROWS", 2)
-    shelf = Shelf(shared, 1000)
+def test_it_grows_by_what_is_needed_at_least(shared: SharedWeights) -> None:
+    shelf = Shelf(shared, 1000, first_rows=2)
     shelf.take("a", 2)
     at = shelf.take("b", 500)
     assert shelf.holds("b", at, 500)
@@ -166,12 +160,9 @@ def test_a_models_entries_are_forgotten_unless_they_are_in_use(shared: SharedWei
     assert shelf.made == ["a", "b", "b"]
 
 
-def test_whatever_comes_and_goes_nothing_in_use_is_written_over(
-    shared: SharedWeights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.sampling.residency.FIRST_TABLE_ROWS", 7)
+def test_whatever_comes_and_goes_nothing_in_use_is_written_over(shared: SharedWeights) -> None:
     generator = random.Random(0)
-    shelf = Shelf(shared, 60)
+    shelf = Shelf(shared, 60, first_rows=7)
     sizes = {name: generator.randint(1, 20) for name in "abcdefghijkl"}
     in_use: list[tuple[str, int]] = []
     refused = 0

@@ -1,5 +1,4 @@
 import base64
-import contextlib
 import io
 import json
 import os
@@ -141,22 +140,17 @@ def test_the_last_attempt_is_alone(
     sampler: Sampling,
     ready: str,
     make_generation: MakeGeneration,
-    monkeypatch: pytest.MonkeyPatch,
+    in_background: Callable[..., threading.Thread],
 ) -> None:
-    alone: list[str] = []
-
-    @contextlib.contextmanager
-    def noted(name: str) -> Iterator[None]:
-        alone.append(name)
-        yield
-
-    monkeypatch.setattr(runtime.leases, "alone", noted)
+    generations = runtime.repository.generations
     first, last = make_generation(ready), make_generation(ready, attempts=2)
-    sampler.generate(first.id)
-    assert alone == []
-    sampler.generate(last.id)
-    assert alone == ["last attempts"]
-    assert runtime.repository.generations.get(last.id).status == "done"
+    with runtime.leases.alone("last attempts"):  # somebody else's
+        waiting = in_background(sampler.generate, last.id)
+        sampler.generate(first.id)
+        assert generations.get(first.id).status == "done"
+        assert (generations.get(last.id).status, waiting.is_alive()) == ("queued", True)
+    waiting.join(timeout=20)
+    assert generations.get(last.id).status == "done"
 
 
 def test_images_that_nobody_waits_for_any_more_are_not_made(
