@@ -8,6 +8,7 @@ import uvicorn
 from registry.keys import Keys
 from registry.settings import Settings, get_settings
 from service.app import make_app
+from service.protocol import BoundedProtocol
 
 
 def check_host(settings: Settings) -> None:
@@ -33,6 +34,7 @@ def main() -> None:
         make_app(settings),
         host=settings.host,
         port=settings.port,
+        http=BoundedProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

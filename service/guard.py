@@ -11,7 +11,9 @@ from service.problems import Problem
 
 log = structlog.get_logger("audit")
 
-MOST_BODY_BYTES = 1_000_000
+MOST_BODY_BYTES = {"/session": 4_096}
+"""By path; of every other one:"""
+MOST_OTHER_BODY_BYTES = 65_536
 UPLOADS = "/tasks"
 LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
 PORT = re.compile(r":\d+$")
@@ -129,11 +131,13 @@ def _unfit_body(scope: Scope) -> Problem | None:
         return None
     if "transfer-encoding" in headers:
         return Problem(411, "length-required", "send the body with a Content-Length, not in chunks")
-    if int(headers.get("content-length", "0")) <= MOST_BODY_BYTES:
+    most = MOST_BODY_BYTES.get(scope["path"], MOST_OTHER_BODY_BYTES)
+    if int(headers.get("content-length", "0")) <= most:
         return None
     return Problem(
         413,
         "body-too-large",
-        f"no request has more than {MOST_BODY_BYTES} bytes, but for images sent to {UPLOADS}",
-        limit=MOST_BODY_BYTES,
+        f"a request to {scope['path'][:200]} may have {most} bytes: send less; only images, which "
+        f"go to {UPLOADS}, may take more",
+        limit=most,
     )

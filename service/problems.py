@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = "2"
+MOST_ERRORS = 20
+"""Told of an invalid request."""
 
 
 class Problem(Exception):
@@ -78,11 +80,14 @@ def no_family(name: str) -> Problem:
 
 
 def _invalid(error: RequestValidationError) -> Problem:
+    found = error.errors()
     errors = [
         {"field": ".".join(str(part) for part in e["loc"][1:]), "message": e["msg"]}
-        for e in error.errors()
+        for e in found[:MOST_ERRORS]
     ]
-    detail = "; ".join(f"{e['field'] or 'body'}: {e['message']}" for e in errors)
+    told = [f"{e['field'] or 'body'}: {e['message']}" for e in errors]
+    more = [f"and {len(found) - len(errors)} more"] if len(found) > len(errors) else []
+    detail = "; ".join(told + more)
     return Problem(422, "invalid-request", detail, errors=errors)
 
 

@@ -1,3 +1,9 @@
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,6 +67,55 @@ def api(settings: Settings) -> Iterator[TestClient]:
     """The API alone: no worker has said anything."""
     with TestClient(make_app(settings), LOCAL) as api:
         yield api
+
+
+@dataclass
+class Server:
+    """The API as a process of its own, spoken to byte by byte."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def answer(self, request: bytes) -> bytes:
+        """What it says until it closes the connection, however much of the request it reads."""
+        heard = b""
+        with self.connect() as connection:
+            with contextlib.suppress(OSError):
+                connection.sendall(request)
+            with contextlib.suppress(ConnectionResetError):
+                while chunk := connection.recv(65_536):
+                    heard += chunk
+        return heard
+
+    @property
+    def resident_bytes(self) -> int:
+        with open(f"/proc/{self.process.pid}/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="module")
+def server(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    given = {"redis_url": valkey_url, "var_dir": tmp_path_factory.mktemp("var"), "port": port}
+    environment = {f"FINESERVE_{name.upper()}": str(value) for name, value in given.items()}
+    command = [sys.executable, "-m", "service"]
+    with subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            server = Server(process, port)
+            for _ in range(600):
+                with contextlib.suppress(ConnectionRefusedError), server.connect():
+                    break
+                assert process.poll() is None, "the service did not start"
+                time.sleep(0.05)
+            yield server
+        finally:
+            process.kill()
 
 
 @pytest.fixture

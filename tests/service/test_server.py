@@ -1,0 +1,113 @@
+"""What one who needs no key cannot do to a running service."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from registry.records import WorkerRecord
+from registry.repository import Repository
+from tests.service.conftest import Server
+
+HOST = b"Host: 127.0.0.1\r\nConnection: close\r\n"
+GET = b"GET /healthz HTTP/1.1\r\n" + HOST
+UPLOAD = b"POST /tasks HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+
+
+def post(path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\n".encode()
+    return head + HOST + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def problem(answer: bytes) -> dict[str, object]:
+    body: dict[str, object] = json.loads(answer.partition(b"\r\n\r\n")[2])
+    return body
+
+
+def unknown_fields(size: int) -> bytes:
+    fields = {f"a{number}": 1 for number in range(size // 12)}
+    return json.dumps(fields).encode()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n" + HOST,
+        GET + b"X-Long: " + b"a" * 100_000 + b"\r\n",
+        GET + b"X-Short: a\r\n" * 10_000,
+        UPLOAD + b"0\r\n" + b"X-Trailer: a\r\n" * 10_000,
+    ],
+    ids=["request line", "one header", "many headers", "trailers"],
+)
+def test_a_head_without_end_is_refused(server: Server, head: bytes) -> None:
+    answer = server.answer(head)
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert b"longer than 65536 bytes; send" in answer
+
+
+def test_a_flood_of_headers_takes_no_memory(server: Server) -> None:
+    server.answer(GET + b"\r\n")
+    before = server.resident_bytes
+    server.answer(GET + b"X-Short: a\r\n" * 2_000_000)
+    assert server.resident_bytes - before < 10_000_000
+    assert server.answer(GET + b"\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_long_heads_of_people_with_many_cookies_are_read(server: Server) -> None:
+    cookies = GET + b"Cookie: " + b"a" * 40_000 + b"\r\n\r\n"
+    alive = cookies.replace(b"Connection: close\r\n", b"")
+    assert server.answer(alive + alive + cookies).count(b"HTTP/1.1 200") == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "limit"), [("/session", 1_000_000, 4096), ("/plan", 100_000, 65_536)]
+)
+def test_a_body_larger_than_any_request_is_not_parsed(
+    server: Server, path: str, size: int, limit: int
+) -> None:
+    begun = time.monotonic()
+    answer = server.answer(post(path, unknown_fields(size)))
+    assert time.monotonic() - begun < 2
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert problem(answer)["limit"] == limit
+
+
+def test_of_many_errors_the_first_are_told(server: Server) -> None:
+    answer = server.answer(post("/plan", unknown_fields(60_000)))
+    told = problem(answer)
+    assert answer.startswith(b"HTTP/1.1 422")
+    assert len(answer) < 10_000
+    assert isinstance(told["errors"], list)
+    assert len(told["errors"]) == 20
+    assert str(told["detail"]).endswith("and 4980 more")
+
+
+@pytest.fixture
+def watching(server: Server, client: redis.Redis) -> Iterator[int]:
+    """So many viewers of the status of two workers."""
+    for queue in ("build", "sample"):
+        worker = WorkerRecord(
+            id=queue, queue=queue, device_class=f"a {queue} device", torch_version="2", families=[]
+        )
+        Repository(client, 60).heartbeat(worker, 60)
+    viewers = [server.connect() for _ in range(20)]
+    for viewer in viewers:
+        viewer.sendall(b"GET /status/events HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert b"200 OK" in viewer.recv(65_536)
+    yield len(viewers)
+    for viewer in viewers:
+        viewer.close()
+
+
+def test_viewers_of_the_status_share_one_look(watching: int, client: redis.Redis) -> None:
+    def counted() -> tuple[int, int]:
+        stats = client.info("stats")
+        return stats["total_connections_received"], stats["total_commands_processed"]
+
+    before, seconds = counted(), 4
+    time.sleep(seconds)
+    connections, commands = (b - a for a, b in zip(before, counted(), strict=True))
+    assert connections == 0
+    assert commands <= 40 * (seconds + 1)
