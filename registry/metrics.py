@@ -3,7 +3,7 @@
 Counters and histograms live in the process that counts. Where `PROMETHEUS_MULTIPROC_DIR` is set
 they are files in it, and whoever answers `/metrics` sums those of all processes on its host.
 What *is*, rather than happened, the service reads from Redis at each scrape:
-`service.routes.metrics`.
+`service.metrics`.
 """
 
 import os

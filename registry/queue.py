@@ -1,5 +1,6 @@
 """The Celery application that both sides configure alike, and the names of its tasks."""
 
+import redis
 from celery import Celery
 
 from registry.settings import Settings
@@ -46,8 +47,9 @@ def make_celery(settings: Settings) -> Celery:
 class Queue:
     """The way in for work: one message that names a record."""
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
+    def __init__(self, app: Celery, client: redis.Redis) -> None:
+        """`client`: of the same server as the broker's."""
+        self._app, self._redis = app, client
 
     def enqueue(self, task: str, record_id: str, device_class: str, *more: str) -> None:
         """`more`: the task's further arguments.
@@ -59,5 +61,4 @@ class Queue:
 
     def length(self, queue: str, device_class: str) -> int:
         """Messages that no worker has taken."""
-        with self._app.connection_for_read() as connection:
-            return int(connection.default_channel.client.llen(queue_name(queue, device_class)))
+        return int(self._redis.llen(queue_name(queue, device_class)))

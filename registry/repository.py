@@ -503,10 +503,10 @@ class Repository:
         raws = cast(list[str], self._redis.lrange(FAILURES, 0, -1))
         return [Failure.model_validate_json(raw) for raw in raws]
 
-    def images_made(self) -> dict[str, int]:
-        """By id of the model; of those that made any."""
-        made = cast(dict[str, str], self._redis.hgetall(IMAGES))
-        return {model: int(images) for model, images in made.items()}
+    def images_made(self, models: Sequence[str]) -> dict[str, int]:
+        """Images that each of these models has made, by its id; those that made any."""
+        made = cast(list[str | None], self._redis.hmget(IMAGES, [*models])) if models else []
+        return {model: int(n) for model, n in zip(models, made, strict=True) if n is not None}
 
     def memory_bytes(self) -> int:
         """What Redis holds."""

@@ -12,9 +12,11 @@ from registry.settings import Settings, get_settings
 from service import problems
 from service.deps import State
 from service.guard import Guard
+from service.metrics import instrument
 from service.openapi import complete
 from service.routes import (
     datasets,
+    families,
     generations,
     metrics,
     models,
@@ -24,7 +26,20 @@ from service.routes import (
     session,
     status,
 )
+from service.status import Snapshots
 
+ROUTES = (
+    plan,
+    models,
+    datasets,
+    generations,
+    openai,
+    families,
+    status,
+    session,
+    metrics,
+    page,
+)
 DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
 
 
@@ -35,7 +50,7 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logging(settings.log_format)
         state = State.start(settings)
-        app.state.fineserve = state
+        app.state.fineserve, app.state.snapshots = state, Snapshots(state)
         yield
         await state.events.aclose()
 
@@ -47,10 +62,10 @@ def make_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    metrics.instrument(app)
+    instrument(app)
     _trace(app)
     app.add_middleware(Guard)
-    for part in (plan, models, datasets, generations, openai, status, session, metrics, page):
+    for part in ROUTES:
         app.include_router(part.router)
     app.mount("/page", page.files)
     complete(app)

@@ -35,20 +35,16 @@ class State:
 
     @classmethod
     def start(cls, settings: Settings) -> "State":
+        client = connect(settings.resolved_redis_url)
         return cls(
             settings=settings,
-            repository=Repository(connect(settings.resolved_redis_url), settings.image_ttl_seconds),
+            repository=Repository(client, settings.image_ttl_seconds),
             events=connect_async(settings.resolved_redis_url),
             store=ArtifactStore(settings.resolved_store_dir),
-            queue=Queue(make_celery(settings)),
+            queue=Queue(make_celery(settings), client),
             keys=Keys(settings.resolved_keys_file),
             limiter=MovingWindowRateLimiter(_counters(settings.resolved_redis_url)),
         )
-
-    def waiting(self, queue: str) -> int:
-        """Messages of a queue that no worker has taken, for any class of device."""
-        device_classes = {worker.device_class for worker in self.repository.workers()}
-        return sum(self.queue.length(queue, device_class) for device_class in device_classes)
 
 
 def _counters(redis_url: str) -> RedisStorage:

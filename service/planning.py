@@ -1,5 +1,6 @@
 """Planning: from a budget to a solution, or a refusal that says what would fit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fineserve.wire import PlanRequest
@@ -8,7 +9,7 @@ from learngenes.sizing.quality import QualityTable
 from learngenes.sizing.solver import Candidates, Impossible, Infeasible, Solution, solve
 from registry import metrics
 from registry.queue import BUILD_QUEUE
-from registry.records import FamilyRecord
+from registry.records import FamilyRecord, WorkerRecord
 from registry.repository import Repository
 from service.deps import State
 from service.problems import Problem, unavailable
@@ -108,11 +109,13 @@ def _fresh(raw: str, family: FamilyRecord, torch_version: str | None) -> DeviceP
     return profile
 
 
-def missing_profiles(repository: Repository) -> list[str]:
+def missing_profiles(
+    repository: Repository, families: Sequence[FamilyRecord], workers: Sequence[WorkerRecord]
+) -> list[str]:
     """Calibrated families that a running build worker holds and has not profiled yet."""
     missing = []
-    for family in repository.families():
-        for worker in repository.workers() if family.quality is not None else ():
+    for family in families:
+        for worker in workers if family.quality is not None else ():
             if worker.queue != BUILD_QUEUE or family.name not in worker.families:
                 continue
             raw = repository.profile(worker.device_class, family.name)

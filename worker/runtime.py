@@ -58,11 +58,12 @@ class Runtime:
             raise FamilyError(
                 f"no family in {settings.families_dir.resolve()}; set FINESERVE_FAMILIES_DIR"
             )
+        client = connect(settings.resolved_redis_url)
         return cls(
             settings=settings,
-            repository=Repository(connect(settings.resolved_redis_url), settings.image_ttl_seconds),
+            repository=Repository(client, settings.image_ttl_seconds),
             store=ArtifactStore(settings.resolved_store_dir),
-            queue=Queue(make_celery(settings)),
+            queue=Queue(make_celery(settings), client),
             device=device,
             families=families,
             directories=directories,

@@ -19,7 +19,7 @@ from service.access import Anybody, Caller, DatasetDep, Deployer
 from service.deps import State, StateDep
 from service.planning import choose_family
 from service.problems import Problem
-from service.submission import require_room
+from service.submission import require_storage
 from service.uploads.archives import Upload, UploadError, UploadLimits, preview, read_upload
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
@@ -57,7 +57,7 @@ async def create_task(
 
     The same images sent twice by one owner, under one name, are one task.
     """
-    await run_in_threadpool(require_room, state)
+    await run_in_threadpool(require_storage, state)
     with (
         _one_of_few(),
         tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(state.store.root)) as file,

@@ -19,13 +19,9 @@ from registry.errors import RecordNotFound
 from registry.records import GenerationRecord, ModelRecord
 from service.access import Anybody, Caller, ModelDep, Sampler, visible
 from service.deps import IdempotencyKey, State, StateDep
-from service.problems import Problem, no_family, problem_of, unavailable
-from service.routes.generations import (
-    CLIENT_CLOSED_REQUEST,
-    accept_generation,
-    pictures_of,
-    stay_for,
-)
+from service.generations import accept_generation, pictures_of, stay_for
+from service.problems import Problem, problem_of, unavailable
+from service.serving import require_family
 
 
 class _Route(APIRoute):
@@ -139,18 +135,14 @@ async def generate_images(
         ),
     )
     record = await run_in_threadpool(accept_generation, state, asked, key, caller)
-    if not await stay_for(state, record, connection, may_leave=key is not None):
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    await stay_for(state, record, connection, may_leave=key is not None)
     return await run_in_threadpool(_answer, state, record.id, size)
 
 
 def _check_size(state: State, request: ImagesRequest, caller: Caller) -> str:
     """Raises Problem."""
     model = visible(state.repository.models.get(request.model), caller)
-    family = state.repository.family(model.family)
-    if family is None:
-        raise no_family(model.family)
-    side = family.network.image_size
+    side = require_family(state, model).network.image_size
     size = f"{side}x{side}"
     if request.size not in (None, "auto", size):
         raise Problem(

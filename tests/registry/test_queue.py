@@ -5,7 +5,7 @@ from registry.settings import Settings
 
 
 def test_each_class_of_device_has_queues_of_its_own(client: redis.Redis, valkey_url: str) -> None:
-    queue = Queue(make_celery(Settings(redis_url=valkey_url)))
+    queue = Queue(make_celery(Settings(redis_url=valkey_url)), client)
     queue.enqueue(BUILD_TASK, "m-1", "slow")
     queue.enqueue(BUILD_TASK, "m-2", "fast")
     queue.enqueue(BUILD_TASK, "m-3", "fast")

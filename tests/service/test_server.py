@@ -109,5 +109,5 @@ def test_viewers_of_the_status_share_one_look(watching: int, client: redis.Redis
     before, seconds = counted(), 4
     time.sleep(seconds)
     connections, commands = (b - a for a, b in zip(before, counted(), strict=True))
-    assert connections == 0
+    assert connections <= 2
     assert commands <= 40 * (seconds + 1)

@@ -1,7 +1,9 @@
 import base64
+import dataclasses
 import io
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ from PIL import Image
 
 from learngenes.training.retrain import retrain
 from registry.errors import StorageFull
+from registry.events import connect_async
 from tests.service.conftest import LOCAL, Stack
 from tests.support.builds import build
 
@@ -274,12 +277,11 @@ def test_what_misses_its_deadline_says_so(stack: Stack, model: str) -> None:
 
 
 def test_what_was_accepted_is_not_refused_when_redis_goes_away(
-    stack: Stack, model: str, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, model: str, tmp_path: Path
 ) -> None:
-    def away(*_: object) -> None:
-        raise redis.ConnectionError("gone")
-
-    monkeypatch.setattr("service.routes.generations.follow", away)
+    app = stack.api.app.state  # type: ignore[attr-defined]
+    nowhere = connect_async(f"unix://{tmp_path}/none.sock")
+    app.fineserve = dataclasses.replace(app.fineserve, events=nowhere)
     answer = stack.api.post("/generate", json={"model": model, **SMALL})
     assert answer.status_code == 202
     generation = answer.json()["id"]

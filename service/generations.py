@@ -1,0 +1,143 @@
+"""From a model to images: accepting a request for them, waiting for them, and reading them."""
+
+import asyncio
+import contextlib
+import secrets
+from datetime import timedelta
+
+import structlog
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from redis import RedisError
+
+from fineserve.wire import MAX_SEED, GenerateRequest
+from registry.errors import IllegalTransition
+from registry.queue import SAMPLE_TASK
+from registry.records import GenerationRecord, GenerationStatus, now
+from registry.store import generation_name, image_file
+from service.access import Caller
+from service.classes import resolve_classes
+from service.deps import State
+from service.problems import Problem
+from service.serving import require_family, require_servable, require_worker
+from service.streams import until_finished
+from service.submission import accept, check_limits
+
+log = structlog.get_logger()
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's word for an answer that nobody waits for."""
+
+
+def accept_generation(
+    state: State, request: GenerateRequest, key: str | None, caller: Caller
+) -> GenerationRecord:
+    return accept(
+        state,
+        caller,
+        request,
+        key,
+        lambda: _new_generation(state, request, caller),
+        records=state.repository.generations,
+        most_active=state.settings.max_active_generations,
+        task=SAMPLE_TASK,
+    )
+
+
+def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> GenerationRecord:
+    model = require_servable(state, request.model, caller)
+    family = require_family(state, model)
+    require_worker(state, model)
+    labels = resolve_classes(request.class_labels, model.class_names or family.class_names)
+    n = request.n or len(labels)
+    check_limits(state.settings, n, request.num_inference_steps)
+    if request.class_labels and n < len(labels):
+        raise Problem(
+            422, "invalid-request", f"n={n} is less than the {len(labels)} class_labels; raise n"
+        )
+    first = secrets.randbelow(2**32) if request.seed is None else request.seed
+    return GenerationRecord(
+        id=GenerationRecord.new_id(),
+        model=model.id,
+        device_class=model.device_class,
+        class_labels=[labels[i % len(labels)] for i in range(n)],
+        seeds=[(first + i) % (MAX_SEED + 1) for i in range(n)],
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        scheduler=request.scheduler,
+        previews=request.previews,
+        deadline=request.deadline_seconds and now() + timedelta(seconds=request.deadline_seconds),
+        owner=caller.owner,
+    )
+
+
+async def stay_for(
+    state: State, record: GenerationRecord, connection: Request, *, may_leave: bool
+) -> None:
+    """Wait for its end, or as long as the settings say.
+
+    Raises Problem when the client has left: the work is then cancelled, unless the client may come
+    back for it.
+    """
+    try:
+        stayed = await _wait(state, record, connection)
+    except RedisError as error:  # what was accepted is not to be asked for again
+        log.warning("cannot wait for it", record=record.id, error=str(error))
+        return
+    if not stayed and not may_leave:
+        await run_in_threadpool(_abandon, state, record)
+        raise Problem(CLIENT_CLOSED_REQUEST, "client-left", f"{record.id} was cancelled")
+
+
+async def _wait(state: State, record: GenerationRecord, connection: Request) -> bool:
+    """False when the client has left before the end."""
+
+    async def finished() -> None:
+        async for _ in until_finished(state, record):
+            pass
+
+    async def left() -> None:
+        while (await connection.receive())["type"] != "http.disconnect":
+            pass
+
+    end, leaving = asyncio.create_task(finished()), asyncio.create_task(left())
+    try:
+        await asyncio.wait(
+            {end, leaving},
+            timeout=state.settings.wait_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if end.done():
+            end.result()  # raises when Redis went away
+            return True
+        return not leaving.done()
+    finally:
+        end.cancel()
+        leaving.cancel()
+
+
+def _abandon(state: State, record: GenerationRecord) -> None:
+    log.info("the client left", record=record.id)
+    with contextlib.suppress(IllegalTransition):  # it was done a moment ago
+        state.repository.generations.change(record.id, status=GenerationStatus.CANCELLED)
+
+
+def pictures_of(state: State, record: GenerationRecord) -> list[bytes]:
+    """PNGs of a finished generation. Raises the Problem that ended it."""
+    if record.status == GenerationStatus.CANCELLED:
+        raise Problem(409, "generation-cancelled", f"generation {record.id} was cancelled")
+    if record.problem == "model-gone":
+        raise Problem(410, "model-gone", f"{record.error}; nothing can be sampled from it")
+    if record.problem == "deadline-missed":
+        raise Problem(
+            409,
+            "deadline-missed",
+            f"generation {record.id} was not done within its deadline_seconds; allow more, ask for "
+            "less, or come back when less is asked for",
+        )
+    if record.status == GenerationStatus.FAILED:
+        raise Problem(500, "generation-failed", f"generation {record.id} failed: {record.error}")
+    return [
+        state.store.read(generation_name(record.id), image_file(i))
+        for i in range(len(record.seeds))
+    ]

@@ -1,0 +1,78 @@
+"""What becomes of models at a caller's word: accepted from a budget, cancelled, deleted."""
+
+from fineserve.wire import DEFAULT_TASK, ModelRequest, Refinement
+from registry.datasets import Dataset
+from registry.queue import BUILD_TASK
+from registry.records import ModelRecord, ModelStatus
+from service.access import Caller, visible
+from service.deps import State
+from service.planning import choose_site, solve_budget
+from service.problems import Problem
+from service.submission import accept
+
+
+def accept_model(
+    state: State, request: ModelRequest, key: str | None, caller: Caller
+) -> ModelRecord:
+    return accept(
+        state,
+        caller,
+        request,
+        key,
+        lambda: _new_model(state, request, caller),
+        records=state.repository.models,
+        most_active=state.settings.max_active_models,
+        task=BUILD_TASK,
+    )
+
+
+def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelRecord:
+    dataset = _dataset(state, request, caller)
+    if dataset is not None:
+        request = request.model_copy(update={"family": dataset.family})
+    site = choose_site(state, request, live=True)
+    class_names = None if dataset is None else dataset.class_names
+    solution = solve_budget(state, request, site, len(class_names) if class_names else None)
+    model_id = ModelRecord.new_id()
+    return ModelRecord(
+        id=model_id,
+        owner=caller.owner,
+        name=request.name or f"{dataset.name if dataset else site.family.name} {model_id}",
+        family=site.family.name,
+        device_class=site.profile.device_class,
+        task=request.task,
+        class_names=class_names,
+        budget=request.budget,
+        refine=request.refine and Refinement(max_seconds=request.refine.max_seconds),
+        plan=solution.plan,
+    )
+
+
+def _dataset(state: State, request: ModelRequest, caller: Caller) -> Dataset | None:
+    """None is the family's own. Raises Problem."""
+    if request.task == DEFAULT_TASK:
+        return None
+    dataset = visible(state.datasets.get(request.task), caller)
+    if request.family not in (None, dataset.family):
+        raise Problem(
+            422,
+            "other-family",
+            f"task {dataset.id} is for the family {dataset.family}; leave family out, or "
+            f"upload its images for {request.family}",
+        )
+    return dataset
+
+
+def cancelled(current: ModelRecord) -> dict[str, object]:
+    """What becomes of a model that is cancelled: one that is being refined stays, as it is."""
+    if current.refine is not None and current.refinement_begun:
+        return {"refine": current.refine.model_copy(update={"stopped": True})}
+    return {"status": ModelStatus.CANCELLED}
+
+
+def delete(state: State, record: ModelRecord) -> None:
+    """The record says so before the artifacts go: a build that is under way ends by it."""
+    if record.status != ModelStatus.DELETED:
+        state.repository.models.change(record.id, status=ModelStatus.DELETED)
+    for kind in ("models", "exports"):
+        state.store.delete(f"{kind}/{record.id}")

@@ -1,0 +1,51 @@
+"""What can be served now: the model, its family, and a worker on its class of device."""
+
+from registry.queue import SAMPLE_QUEUE
+from registry.records import FamilyRecord, ModelRecord, ModelStatus
+from service.access import Caller, visible
+from service.deps import State
+from service.problems import Problem, no_family, unavailable
+
+
+def require_servable(state: State, model_id: str, caller: Caller) -> ModelRecord:
+    """The caller's model, if images can be sampled from it now. Raises Problem."""
+    record = visible(state.repository.models.get(model_id), caller)
+    if record.servable:
+        return record
+    if record.status == ModelStatus.DELETED:
+        raise Problem(410, "model-deleted", f"model {model_id} was deleted; make another one")
+    if record.finished:
+        raise Problem(
+            409,
+            f"model-{record.status}",
+            f"model {model_id} {record.status}: {record.error or 'on request'}; make another one",
+        )
+    raise Problem(
+        409,
+        "model-not-ready",
+        f"model {model_id} is {record.status}; follow /models/{model_id}/events and try again "
+        "when its revision is 0 or more",
+        headers={"Retry-After": "2"},
+    )
+
+
+def require_family(state: State, model: ModelRecord) -> FamilyRecord:
+    """The family of a model. Raises Problem when no worker has it."""
+    family = state.repository.family(model.family)
+    if family is None:
+        raise no_family(model.family)
+    return family
+
+
+def require_worker(state: State, model: ModelRecord) -> None:
+    """Raises Problem when all workers that sample are of another class of device.
+
+    Where there is none at all one may be starting, and what is accepted waits for it.
+    """
+    classes = {w.device_class for w in state.repository.workers() if w.queue == SAMPLE_QUEUE}
+    if classes and model.device_class not in classes:
+        raise unavailable(
+            f"model {model.id} was made for {model.device_class}, and workers sample on "
+            f"{', '.join(sorted(classes))} only: start one there, or make the model again here",
+            "no-worker",
+        )

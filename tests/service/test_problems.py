@@ -1,0 +1,14 @@
+import dataclasses
+
+from fastapi.testclient import TestClient
+
+from tests.service.conftest import LOCAL
+
+
+def test_an_unexpected_error_is_a_problem_without_details(api: TestClient) -> None:
+    app = api.app.state  # type: ignore[attr-defined]
+    app.fineserve = dataclasses.replace(app.fineserve, repository=None)
+    api = TestClient(api.app, LOCAL, raise_server_exceptions=False)
+    answer = api.post("/models", json={"max_mem_gb": 4})
+    assert answer.status_code == 500
+    assert "NoneType" not in answer.text
