@@ -1,5 +1,6 @@
 """What one who needs no key cannot do to a running service."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import redis
 
 from registry.records import WorkerRecord
 from registry.repository import Repository
+from service.datasets import MOST_UPLOADS
 from tests.service.conftest import Server
 
 HOST = b"Host: 127.0.0.1\r\nConnection: close\r\n"
@@ -82,6 +84,24 @@ def test_of_many_errors_the_first_are_told(server: Server) -> None:
     assert isinstance(told["errors"], list)
     assert len(told["errors"]) == 20
     assert str(told["detail"]).endswith("and 4980 more")
+
+
+@pytest.mark.usefixtures("client")  # no family is left of another test
+def test_more_uploads_than_a_few_come_back_later(server: Server) -> None:
+    whole = b"POST /tasks HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\nab"
+
+    def status(expected: bytes) -> bytes:
+        deadline = time.monotonic() + 10
+        while not (answer := server.answer(whole)).startswith(b"HTTP/1.1 " + expected):
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.05)
+        return answer
+
+    with contextlib.ExitStack() as begun:
+        for _ in range(MOST_UPLOADS):
+            begun.enter_context(server.connect()).sendall(whole[:-1])
+        assert b"retry-after: 10" in status(b"429")
+    assert b"no worker has announced a family" in status(b"503")
 
 
 @pytest.fixture

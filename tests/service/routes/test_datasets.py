@@ -186,7 +186,7 @@ def test_uploads_that_come_together_keep_to_the_limit(
         together.wait(10)
         return read_upload(*given)
 
-    monkeypatch.setattr("service.routes.datasets.read_upload", read)
+    monkeypatch.setattr("service.datasets.read_upload", read)
 
     def send(name: str) -> int:
         content = zipped(FILES).getvalue()
@@ -231,29 +231,6 @@ def test_images_for_a_family_of_latents_have_the_size_of_its_images(stack: Stack
     stack.runtime.announce_families()
     images = load(Datasets(stack.runtime.store).read(upload(stack), IMAGES_FILE))["images"]
     assert images.shape[1:] == (3, 32, 32)
-
-
-def test_more_uploads_than_a_few_come_back_later(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.routes.datasets._uploading", threading.BoundedSemaphore(1))
-    begun, go_on = threading.Event(), threading.Event()
-
-    def read(*given: Any) -> Upload:
-        begun.set()
-        go_on.wait(10)
-        return read_upload(*given)
-
-    monkeypatch.setattr("service.routes.datasets.read_upload", read)
-    with ThreadPoolExecutor(1) as thread:
-        first = thread.submit(upload, stack)
-        begun.wait(10)
-        second = stack.api.post("/tasks", content=zipped(FILES).getvalue())
-        go_on.set()
-        assert first.result()
-    assert second.status_code == 429
-    assert second.headers["retry-after"]
-    assert upload(stack, name="again")
 
 
 def test_a_model_of_a_task_is_served_whatever_becomes_of_the_task(stack: Stack) -> None:
