@@ -69,9 +69,8 @@ def test_long_heads_of_people_with_many_cookies_are_read(server: Server) -> None
 def test_a_body_larger_than_any_request_is_not_parsed(
     server: Server, path: str, size: int, limit: int
 ) -> None:
-    begun = time.monotonic()
     answer = server.answer(post(path, unknown_fields(size)))
-    assert time.monotonic() - begun < 2
+    assert len(answer) < 2000
     assert answer.startswith(b"HTTP/1.1 413")
     assert problem(answer)["limit"] == limit
 
