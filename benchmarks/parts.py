@@ -5,15 +5,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.deployment import REPOSITORY
-from learngenes.device import default_device, device_class
-
+REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 Figures = dict[str, Any]
+Table = list[tuple[str, ...]]
+"""Its heading, and its rows."""
 
 
 def run(
@@ -42,6 +41,10 @@ def run(
 
 
 def _machine() -> Figures:
+    import torch
+
+    from learngenes.device import default_device, device_class
+
     return {
         "device_class": device_class(default_device()),
         "cores": os.cpu_count(),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-Table = list[tuple[str, ...]]
+from benchmarks.parts import Table
 
 
 def interop(result: dict[str, Any]) -> Table:

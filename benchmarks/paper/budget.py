@@ -10,8 +10,8 @@ from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from benchmarks.paper.depth import learning_rates
 from benchmarks.paper.lab import Lab
-from benchmarks.paper.methods import OURS, pruning, scratch, train_all, written_out
-from benchmarks.paper.rows import Row
+from benchmarks.paper.methods import pruning, scratch, train_all, written_out
+from benchmarks.paper.rows import OURS, Row
 from benchmarks.paper.training import denoising_loss
 from learngenes.config import DType, Mode, Size
 from learngenes.measuring.device import measure_profile

@@ -5,8 +5,8 @@ import time
 
 from benchmarks.paper.depth import learning_rates
 from benchmarks.paper.lab import Lab
-from benchmarks.paper.methods import OURS, scratch, train_all
-from benchmarks.paper.rows import Row
+from benchmarks.paper.methods import scratch, train_all
+from benchmarks.paper.rows import LAYER_STEPS, OURS, SIZES, TASKS, Row
 from benchmarks.paper.setting import Setting
 from learngenes.config import NetworkConfig
 from learngenes.sizing.cost import (
@@ -22,7 +22,6 @@ Case = tuple[int, int]
 
 COUNTS = (1, 3, 5, 10)
 """Of models of different sizes, and of tasks."""
-LAYER_STEPS, SIZES, TASKS = "layer steps", "bytes of sizes", "bytes of tasks"
 WHOLE = "whole models"
 
 

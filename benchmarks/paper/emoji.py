@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.deployment import REPOSITORY
 from benchmarks.paper.rows import Row, Rows, version
-from benchmarks.readme import RESULTS
+from benchmarks.parts import RESULTS
 from learngenes.config import Mode
 from learngenes.data import labelled
 from learngenes.data.labelled import LabelledImages

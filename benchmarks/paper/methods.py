@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.paper import initialisations
 from benchmarks.paper.ancestors import Ancestors, random_layer
+from benchmarks.paper.rows import OURS
 from benchmarks.paper.training import denoising_loss, train
 from learngenes.config import Kind, Size
 from learngenes.data.labelled import LabelledImages
@@ -90,7 +91,6 @@ METHODS: dict[str, Begin] = {
     "pruning": pruning,
     "svd": svd,
 }
-OURS = "fine any-size"
 FINE = {"fine as published": "fixed-depth", OURS: "any-size"}
 """Method to the form of its ancestor."""
 

@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 from benchmarks.paper import cost
 from benchmarks.paper.ancestors import FORMS, HELDOUT_LOSS, Ancestors, fine_name
 from benchmarks.paper.budget import APPROACHES
-from benchmarks.paper.methods import FINE, METHODS, OURS
-from benchmarks.paper.rows import Row, cell
+from benchmarks.paper.methods import FINE, METHODS
+from benchmarks.paper.rows import OURS, Row, cell
 from benchmarks.paper.setting import Setting
-from benchmarks.readme import RESULTS
+from benchmarks.parts import RESULTS
 
 RESULT = RESULTS / "paper.json"
 STAGES = {"A": "after 300 steps", "B": "after 200 more"}

@@ -6,11 +6,15 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from learngenes.family.family import Family
+if TYPE_CHECKING:  # tables are made of rows without torch
+    from learngenes.family.family import Family
 
 Row = dict[str, Any]
+OURS = "fine any-size"
+LAYER_STEPS, SIZES, TASKS = "layer steps", "bytes of sizes", "bytes of tasks"
+"""What the rows of totals count."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ def cell(rows: Sequence[Row], **wanted: object) -> Cell | None:
     return Cell(statistics.mean(found), max(found) - min(found), len(found))
 
 
-def version(family: Family) -> str:
+def version(family: "Family") -> str:
     """Rows of a shipped family are of this one's weights, not of an earlier one's."""
     return family.fingerprint[:12]
 

@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.paper.cost import LAYER_STEPS, SIZES, TASKS
-from benchmarks.paper.methods import OURS
-from benchmarks.paper.rows import Row, cell
+from benchmarks.paper.rows import LAYER_STEPS, OURS, SIZES, TASKS, Row, cell
+from benchmarks.parts import Table
 
-Table = list[tuple[str, ...]]
 STAGES = {"A": "300 steps", "B": "500 steps"}
 
 

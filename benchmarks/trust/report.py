@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-Table = list[tuple[str, ...]]
+from benchmarks.parts import Table
+
 FAULTS = {
     "kills": "SIGKILL to one of four processes, {kills} times",
     "broker_disk": "Valkey's disk full for {outage_seconds:.0f} s",

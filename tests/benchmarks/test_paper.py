@@ -13,8 +13,8 @@ from PIL import Image
 from benchmarks import frechet
 from benchmarks.paper import budget, cost, report, tables
 from benchmarks.paper.ancestors import Ancestors
-from benchmarks.paper.methods import FINE, METHODS, OURS, first_stage
-from benchmarks.paper.rows import Row, Rows
+from benchmarks.paper.methods import FINE, METHODS, first_stage
+from benchmarks.paper.rows import OURS, Row, Rows
 from benchmarks.paper.run import make_lab, prepare, run
 from benchmarks.paper.setting import REFERENCE, SMOKE, load_splits
 from benchmarks.paper.training import denoising_loss
