@@ -1,82 +1,177 @@
-"""A fresh clone of this repository, started with `make up` and used over HTTP."""
+"""A deployment to measure or to test: real processes on a free port, with data of their own."""
 
-import base64
+import contextlib
 import io
 import os
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import httpx
 import numpy as np
+import redis
 from PIL import Image
 
-from benchmarks.local import free_port
+from benchmarks.parts import REPOSITORY
+from fineserve.client import ENDED, Client, GeneratedImage, NotReady
+from fineserve.wire import ModelResponse
 
-REPOSITORY = Path(__file__).parent.parent
+FAMILIES = REPOSITORY / "families"
+T = TypeVar("T")
 
 
 class Deployment:
-    """Everything happens in a clone in a temporary directory, with its own virtual environment."""
+    """This checkout's own programs; not started. Gone after a `with`, with all that it started."""
 
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="fineserve-clone-"))
-        subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(self.path)], check=True)
+    root = REPOSITORY
+    bin = Path(sys.executable).parent
+
+    def __init__(self, families: Path = FAMILIES, var: Path | None = None, **settings: Any):
+        """`settings`: FINESERVE_* without the prefix, in lower case."""
+        # sockets have short paths only, hence /tmp
+        self.var = var or Path(tempfile.mkdtemp(prefix="fineserve-"))
         port = free_port()
-        self.environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("FINESERVE_", "VIRTUAL_ENV", "MAKE"))
-        } | {"FINESERVE_PORT": str(port)}
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600)
+        self.url = f"http://127.0.0.1:{port}"
+        self.redis_url = str(settings.get("redis_url", f"unix://{self.var}/valkey.sock"))
+        given = {"var_dir": self.var, "families_dir": families, "port": port, **settings}
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+        self.environment |= {f"FINESERVE_{k.upper()}": str(v) for k, v in given.items()}
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        self.client = Client(self.url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        self.client.close()
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.var, ignore_errors=True)
+
+    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """`fineserve WORDS`."""
+        return self._run(str(self.bin / "fineserve"), *words)
+
+    def control(self, *words: str) -> str:
+        """`supervisorctl WORDS`."""
+        file = str(self.var / "supervisord.conf")
+        return self._run(str(self.bin / "supervisorctl"), "-c", file, *words).stdout
+
+    def _run(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def up(self) -> None:
+        """Raises RuntimeError."""
+        done = self.run("up")
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+
+    def ready(self) -> bool:
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def pids(self, text: str = "") -> list[int]:
+        """Processes of this deployment whose command has `text`."""
+        mark = f"FINESERVE_VAR_DIR={self.var}".encode()
+        return [pid for pid, command in marked(mark) if text in command]
+
+    def redis(self) -> redis.Redis:
+        return redis.Redis.from_url(self.redis_url, decode_responses=True)
+
+    def ready_model(self, **budget: Any) -> str:
+        """Raises NotReady when it fails."""
+        return self.client.wait(self.client.create_model(**budget or {"max_mem_gb": 4}).id).id
+
+    def wait_model(
+        self, model_id: str, done: Callable[[ModelResponse], bool], seconds: float = 600
+    ) -> ModelResponse:
+        """The model once `done` holds of it. Raises NotReady when it never will."""
+
+        def look() -> ModelResponse | None:
+            model = self.client.model(model_id)
+            if done(model):
+                return model
+            if model.status in ENDED:
+                raise NotReady(model)
+            return None
+
+        return wait(look, seconds)
+
+    def events(self, model_id: str) -> list[str]:
+        """Contents, as JSON, of all events of a model that has ended."""
+        text = self.http.get(f"/models/{model_id}/events").text
+        return [line.removeprefix("data: ") for line in text.splitlines() if "data: " in line]
+
+
+class FreshClone(Deployment):
+    """That of a fresh clone of this repository, with a virtual environment of its own."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="fineserve-clone-"))
+        self.bin = self.root / ".venv" / "bin"
+        subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(self.root)], check=True)
+        super().__init__(self.root / "families", self.root / "var", **settings)
+        self.environment.pop("VIRTUAL_ENV", None)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        shutil.rmtree(self.root)
+
+    def up(self) -> None:
+        self.make("up")
 
     def make(self, target: str) -> float:
         """Seconds that `make TARGET` took. Raises CalledProcessError."""
         started = time.perf_counter()
-        subprocess.run(["make", target], cwd=self.path, env=self.environment, check=True)
+        subprocess.run(["make", target], cwd=self.root, env=self.environment, check=True)
         return time.perf_counter() - started
 
-    def fineserve(self, *words: str) -> None:
-        """Run a command of the clone's own. Raises CalledProcessError."""
-        command = [str(self.path / ".venv" / "bin" / "fineserve"), *words]
-        subprocess.run(command, cwd=self.path, env=self.environment, check=True)
 
-    def remove(self) -> None:
-        self.http.close()
-        shutil.rmtree(self.path)
+def pixels(images: Sequence[GeneratedImage]) -> np.ndarray:
+    """uint8 (N, H, W), or (N, H, W, 3)."""
+    return np.stack([np.asarray(Image.open(io.BytesIO(image.png))) for image in images])
 
-    def model(self, max_mem_gb: float) -> str:
-        answer = self.http.post("/models", json={"max_mem_gb": max_mem_gb}).raise_for_status()
-        return str(answer.json()["id"])
 
-    def wait_model(self, model_id: str, done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The model's record once `done` holds of it. Raises RuntimeError when it failed."""
-        while True:
-            model: dict[str, Any] = self.http.get(f"/models/{model_id}").json()
-            if done(model):
-                return model
-            if model["status"] in ("failed", "cancelled", "deleted"):
-                raise RuntimeError(f"model {model_id}: {model}")
-            time.sleep(0.05)
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
-    def images(self, model_id: str, **request: Any) -> np.ndarray:
-        """uint8 (N, H, W)."""
-        answer = self.http.post("/generate", json={"model": model_id, **request})
-        pngs = [base64.b64decode(i["b64_png"]) for i in answer.raise_for_status().json()["images"]]
-        return np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in pngs])
 
-    def pids(self, text: str = "") -> list[int]:
-        """Processes started from the clone whose command has `text`."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
+def marked(variable: bytes) -> list[tuple[int, str]]:
+    """Id and command of every process that inherited NAME=VALUE: a group may be left, this not."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable in (entry / "environ").read_bytes().split(b"\0"):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if entry.name.isdigit() and str(self.path) in command and text in command:
-                found.append(int(entry.name))
-        return found
+                found.append((int(entry.name), command))
+    return found
+
+
+def wait(look: Callable[[], T | None], seconds: float = 180) -> T:
+    """What it finds in the end; False and None are nothing. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing after {seconds} s")

@@ -15,6 +15,11 @@ Table = list[tuple[str, ...]]
 """Its heading, and its rows."""
 
 
+def say(what: str, **figures: object) -> None:
+    """A line of progress."""
+    print(" ", what, *(f"{name} {value}" for name, value in figures.items()), flush=True)
+
+
 def run(
     name: str,
     measures: Mapping[str, Callable[[], Figures]],
@@ -30,7 +35,7 @@ def run(
     result = RESULTS / f"{name}.json"
     parts: Figures = json.loads(result.read_text())["parts"] if result.exists() else {}
     for part in wanted:
-        sys.stdout.write(f"{part}\n")
+        print(part, flush=True)
         started = time.perf_counter()
         parts[part] = measures[part]()
         parts[part]["seconds"] = round(time.perf_counter() - started)

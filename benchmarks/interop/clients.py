@@ -6,18 +6,17 @@ import subprocess
 
 import openai
 
-from benchmarks.deployment import REPOSITORY
-from benchmarks.local import started
+from benchmarks.deployment import Deployment
 from benchmarks.parts import Figures
-from fineserve import Client
 
 CLASS, SEED, STEPS, IMAGES = "Sneaker", 7, 20, 4
 
 
 def measure() -> Figures:
-    with started(REPOSITORY / "families", profile_seconds=5, verify_seconds=2) as local:
-        model = local.ready_model()
-        with openai.OpenAI(base_url=f"{local.url}/v1", api_key="none") as client:
+    with Deployment(profile_seconds=5, verify_seconds=2) as deployment:
+        deployment.up()
+        model = deployment.ready_model()
+        with openai.OpenAI(base_url=f"{deployment.url}/v1", api_key="none") as client:
             answer = client.images.generate(
                 model=model,
                 prompt=CLASS,
@@ -28,9 +27,8 @@ def measure() -> Figures:
             listed = [m.id for m in client.models.list()]
         by_openai = [base64.b64decode(image.b64_json or "") for image in answer.data or []]
         request = {"class_labels": [CLASS], "n": IMAGES, "seed": SEED, "num_inference_steps": STEPS}
-        with Client(local.url) as client:
-            by_client = [image.png for image in client.generate(model, **request)]
-        command = ["curl", "-s", "--fail", f"{local.url}/generate"]
+        by_client = [image.png for image in deployment.client.generate(model, **request)]
+        command = ["curl", "-s", "--fail", f"{deployment.url}/generate"]
         command += ["-H", "content-type: application/json"]
         command += ["-d", json.dumps({"model": model, **request})]
         told = subprocess.run(command, check=True, capture_output=True).stdout

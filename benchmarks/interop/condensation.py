@@ -15,13 +15,12 @@ import datasets
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.deployment import REPOSITORY
 from benchmarks.paper.lab import Lab
 from benchmarks.paper.methods import written_out
 from benchmarks.paper.run import make_lab
 from benchmarks.paper.setting import REFERENCE, Setting
 from benchmarks.paper.training import denoising_loss, train
-from benchmarks.parts import Figures
+from benchmarks.parts import REPOSITORY, Figures
 from learngenes.config import Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family, load_family

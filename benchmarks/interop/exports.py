@@ -12,8 +12,7 @@ import onnxruntime
 import torch
 from diffusers import DDIMScheduler
 
-from benchmarks.deployment import REPOSITORY
-from benchmarks.parts import Figures
+from benchmarks.parts import REPOSITORY, Figures
 from learngenes.config import DType, Mode, Size
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import export_model

@@ -4,14 +4,12 @@ import io
 import time
 import zipfile
 
-import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.deployment import REPOSITORY
+from benchmarks.deployment import FAMILIES, Deployment, pixels
 from benchmarks.frechet import frechet_distance, gaussian
-from benchmarks.local import started
-from benchmarks.parts import Figures
+from benchmarks.parts import REPOSITORY, Figures
 from fineserve import Client
 from learngenes.config import Mode, Scheduler, Size
 from learngenes.data import labelled
@@ -27,8 +25,9 @@ CLASSES = [str(i) for i in range(10)]
 
 
 def measure() -> Figures:
-    with started(REPOSITORY / "families", profile_seconds=5, verify_seconds=2) as local:
-        figures = {task: _of(task, Client(local.url)) for task in TASKS}
+    with Deployment(profile_seconds=5, verify_seconds=2) as deployment:
+        deployment.up()
+        figures = {task: _of(task, deployment.client) for task in TASKS}
     first = figures[next(iter(TASKS))]
     return {"tasks": figures, **{f"few_shot_{name}": first[name] for name in first}}
 
@@ -56,7 +55,7 @@ def _of(task: str, client: Client) -> Figures:
 
 def _unretrained(size: Size) -> torch.Tensor:
     """What the model of a task begins as, which is never served: every class looks alike."""
-    family = load_family(REPOSITORY / "families" / "fashion")
+    family = load_family(FAMILIES / "fashion")
     scales = family.for_task(interpolated(family.scales, size), len(CLASSES))
     model = family.assemble(scales, Mode.MATERIALISED)
     images = [
@@ -98,5 +97,5 @@ def _sampled(client: Client, model: str) -> torch.Tensor:
             scheduler=Scheduler.DPMSOLVER,
             guidance_scale=1.0,
         )
-        images += [np.asarray(Image.open(io.BytesIO(image.png))) for image in made]
-    return torch.from_numpy(np.stack(images))[:, None]
+        images.append(torch.from_numpy(pixels(made)))
+    return torch.cat(images)[:, None]

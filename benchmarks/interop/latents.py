@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.deployment import REPOSITORY
-from benchmarks.parts import RESULTS, Figures
+from benchmarks.parts import REPOSITORY, RESULTS, Figures
 from learngenes.config import Mode, Size
 from learngenes.data import labelled
 from learngenes.family.family import Family, load_family

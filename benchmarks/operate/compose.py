@@ -7,25 +7,23 @@ the exporters.
 
 import functools
 import http.server
-import io
 import ipaddress
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import yaml
-from PIL import Image
 
-from benchmarks.deployment import REPOSITORY
-from benchmarks.local import free_port
+from benchmarks.deployment import free_port, pixels, wait
 from benchmarks.operate.engine import Engine, engine, stand_in
-from benchmarks.parts import Figures
+from benchmarks.parts import REPOSITORY, Figures
+from fineserve.client import Client
 
 PROJECT = "fineserve-compose-test"
 BUILT = ("service", "worker-build")
@@ -110,19 +108,16 @@ def wheel(docker: Engine, directory: Path) -> Iterator[str]:
 def _main_job(port: int, prometheus_port: int) -> Figures:
     """A budget, its model, ten images; then every process of ours answers Prometheus."""
     started = time.perf_counter()
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-        _until(lambda: client.get("/readyz").is_success)
-        ready = time.perf_counter()
-        answer = client.post("/models", json={"max_mem_gb": 4}).raise_for_status()
-        model = answer.json()["id"]
-        _until(lambda: client.get(f"/models/{model}").json()["status"] == "ready")
+    url, prometheus = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{prometheus_port}"
+    wait(lambda: _answers(f"{url}/readyz"), READY_SECONDS)
+    ready = time.perf_counter()
+    with Client(url) as client:
+        model = client.wait(client.create_model(max_mem_gb=4).id)
         made = time.perf_counter()
-        png = client.post("/generate", json={"model": model}, headers={"accept": "image/png"})
-        Image.open(io.BytesIO(png.raise_for_status().content)).verify()
-        assert client.get("/").is_success
-        assert client.get("/families/fashion/previews.png").is_success
-    with httpx.Client(base_url=f"http://127.0.0.1:{prometheus_port}") as client:
-        _until(lambda: _targets(client) == {"up"})
+        pixels(client.generate(model.id))
+    assert _answers(f"{url}/")
+    assert _answers(f"{url}/families/fashion/previews.png")
+    wait(lambda: _targets(prometheus) == {"up"}, READY_SECONDS)
     return {
         "up_seconds": round(ready - started, 1),
         "ready_model_seconds": round(made - ready, 1),
@@ -130,18 +125,16 @@ def _main_job(port: int, prometheus_port: int) -> Figures:
     }
 
 
-def _targets(client: httpx.Client) -> set[str]:
+def _answers(url: str) -> httpx.Response | None:
+    with suppress(httpx.TransportError):
+        answer = httpx.get(url, timeout=120, trust_env=False)
+        return answer if answer.is_success else None
+    return None
+
+
+def _targets(prometheus: str) -> set[str]:
     """The health of ours, by Prometheus."""
-    active = client.get("/api/v1/targets").raise_for_status().json()["data"]["activeTargets"]
+    if (answer := _answers(f"{prometheus}/api/v1/targets")) is None:
+        return set()
+    active = answer.json()["data"]["activeTargets"]
     return {target["health"] for target in active if target["labels"]["job"] == "fineserve"}
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    """Raises TimeoutError. Whoever does not answer yet does not hold."""
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        with suppress(httpx.TransportError):
-            if holds():
-                return
-        time.sleep(0.5)
-    raise TimeoutError(f"not within {READY_SECONDS} s")

@@ -11,8 +11,8 @@ from statistics import median
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from benchmarks.deployment import REPOSITORY, Deployment
-from benchmarks.parts import Figures
+from benchmarks.deployment import FreshClone
+from benchmarks.parts import REPOSITORY, Figures
 
 CHROMIUM = "/usr/bin/chromium"
 FIGURES = REPOSITORY / "docs" / "figures"
@@ -28,25 +28,19 @@ LOOKS = {
 
 def measure() -> Figures:
     started = time.perf_counter()
-    deployment = Deployment()
-    try:
-        up_seconds = deployment.make("up")
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            url = str(deployment.http.base_url)
-            page = browser.new_page(base_url=url, **LOOKS["light"])
-            page.set_default_timeout(PATIENCE_MS)
-            expect.set_options(timeout=PATIENCE_MS)
-            images_seconds = _deploy_and_sample(page)
-            deployment.make("down")
-            stranger_seconds = time.perf_counter() - started
-            deployment.make("up")
-            loads = [_load(browser, url) for _ in range(LOADS)]
-            violations = _pictures(browser, url)
-            browser.close()
-    finally:
-        deployment.make("down")
-        deployment.remove()
+    with FreshClone() as clone, sync_playwright() as playwright:
+        up_seconds = clone.make("up")
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(base_url=clone.url, **LOOKS["light"])
+        page.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        images_seconds = _deploy_and_sample(page)
+        clone.make("down")
+        stranger_seconds = time.perf_counter() - started
+        clone.make("up")
+        loads = [_load(browser, clone.url) for _ in range(LOADS)]
+        violations = _pictures(browser, clone.url)
+        browser.close()
     return {
         "up_seconds": round(up_seconds, 1),
         "slider_to_images_seconds": round(images_seconds, 1),

@@ -2,11 +2,11 @@
 
 import sys
 
-from benchmarks.deployment import REPOSITORY
 from benchmarks.paper import budget, emoji, report, shipped
 from benchmarks.paper.rows import version
 from benchmarks.paper.run import make_lab, run_in_processes
 from benchmarks.paper.setting import REFERENCE, SMOKE
+from benchmarks.parts import REPOSITORY
 from learngenes.family.family import load_family
 
 

@@ -11,9 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from benchmarks.deployment import REPOSITORY
 from benchmarks.paper.rows import Row, Rows, version
-from benchmarks.parts import RESULTS
+from benchmarks.parts import REPOSITORY, RESULTS
 from learngenes.config import Mode
 from learngenes.data import labelled
 from learngenes.data.labelled import LabelledImages

@@ -11,7 +11,7 @@ from benchmarks.paper import cost
 from benchmarks.paper.ancestors import FORMS, HELDOUT_LOSS, Ancestors, fine_name
 from benchmarks.paper.budget import APPROACHES
 from benchmarks.paper.methods import FINE, METHODS
-from benchmarks.paper.rows import OURS, Row, cell
+from benchmarks.paper.rows import OURS, SIZES, Row, cell
 from benchmarks.paper.setting import Setting
 from benchmarks.parts import RESULTS
 
@@ -92,7 +92,7 @@ def write(
     depth_won, budget_won = depth_wins(rows, setting), budget_wins(rows, setting)
     shipped = {row["key"]["shipped"]: row for row in rows if "shipped" in row["key"]}
     floor = next((row["fd"] for row in rows if "floor" in row["key"]), None)
-    most = {"what": cost.SIZES, "n": max(cost.COUNTS)}
+    most = {"what": SIZES, "n": max(cost.COUNTS)}
     stored = {
         row["key"]["method"]: row["total"] for row in counted if most.items() <= row["key"].items()
     }

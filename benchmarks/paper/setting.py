@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.deployment import REPOSITORY
+from benchmarks.parts import REPOSITORY
 from learngenes.config import DiffusionConfig, NetworkConfig
 from learngenes.data import labelled
 from learngenes.data.labelled import LabelledImages

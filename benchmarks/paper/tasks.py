@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks.deployment import REPOSITORY
 from benchmarks.paper.ancestors import Ancestors
 from benchmarks.paper.judge import Judge
 from benchmarks.paper.lab import Lab
@@ -16,6 +15,7 @@ from benchmarks.paper.methods import pruning, scratch, train_all, written_out
 from benchmarks.paper.rows import Row
 from benchmarks.paper.setting import Setting, Splits
 from benchmarks.paper.training import denoising_loss
+from benchmarks.parts import REPOSITORY
 from learngenes.config import Size
 from learngenes.data import labelled
 from learngenes.data.labelled import LabelledImages

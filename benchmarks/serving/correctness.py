@@ -5,8 +5,9 @@ import time
 
 import numpy as np
 
+from benchmarks.parts import Figures, say
 from benchmarks.serving.engine import engine, request
-from benchmarks.serving.subjects import SEED, Figures, say, sizes
+from benchmarks.serving.subjects import SEED, sizes
 from learngenes.config import DType, Mode, Scheduler
 from learngenes.family.family import Family
 from worker.sampling.jobs import SampleRequest
@@ -34,7 +35,7 @@ def measure() -> Figures:
             alone = ticket.images()
             mismatches += not all(map(np.array_equal, alone, together))
     figures = {"requests": REQUESTS, "solo_vs_batch_mismatches": mismatches}
-    say("correctness", figures)
+    say("correctness", **figures)
     return figures
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
+from benchmarks.parts import Figures, say
 from benchmarks.serving.engine import engine, images_per_second, request
-from benchmarks.serving.subjects import Figures, family, say, sizes
+from benchmarks.serving.subjects import family, sizes
 from learngenes.config import Size
 from learngenes.device import release_memory
 from learngenes.formats.diffusers import export_model
@@ -41,7 +42,7 @@ def measure() -> Figures:
         },
         **_mix(),
     }
-    say("density", figures)
+    say("density", **figures)
     return figures
 
 

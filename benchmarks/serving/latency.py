@@ -7,7 +7,8 @@ from http.client import HTTPConnection
 
 import numpy as np
 
-from benchmarks.serving.subjects import STEPS, Figures, Served, say
+from benchmarks.parts import Figures, say
+from benchmarks.serving.subjects import STEPS, Served
 
 REQUESTS = 200
 LONG_REQUESTS, LONG_STEPS, SHORT_STEPS = 10, 200, 10
@@ -17,7 +18,7 @@ SHORT_RUNS = 10
 def measure(ours: Served) -> Figures:
     """Of a deployment that has nothing else to do."""
     figures = {**_overhead(_Client(ours)), **_behind_long_ones(ours)}
-    say("latency", figures)
+    say("latency", **figures)
     return figures
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.local import free_port
+from benchmarks.deployment import free_port, marked
+from benchmarks.parts import REPOSITORY
 
-REPOSITORY = Path(__file__).parent.parent.parent
 PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
 HEALTH = {
     "plain": "/healthz",
@@ -52,7 +52,7 @@ class Opponent:
     token: str
 
     def pids(self) -> list[int]:
-        return marked(self.token)
+        return _marked(self.token)
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _stop(process: subprocess.Popen[bytes], token: str) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     until = time.monotonic() + STOP_SECONDS
-    while (left := marked(token)) and time.monotonic() < until:
+    while (left := _marked(token)) and time.monotonic() < until:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -140,16 +140,8 @@ def _stop(process: subprocess.Popen[bytes], token: str) -> None:
     process.wait()
 
 
-def marked(token: str) -> list[int]:
-    """Processes that inherited this server's mark."""
-    mark = f"{MARK}={token}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+def _marked(token: str) -> list[int]:
+    return [pid for pid, _ in marked(f"{MARK}={token}".encode())]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.serving.subjects import Figures, family, say
+from benchmarks.parts import Figures, say
+from benchmarks.serving.subjects import family
 from learngenes.config import DType, NetworkConfig, SizeSpace
 from learngenes.device import with_threads
 from learngenes.family.family import Family, load_family
@@ -60,7 +61,7 @@ def measure() -> Figures:
         for dtype in (DType.BFLOAT16, DType.FLOAT32)
     }
     for name, figure in figures.items():
-        say(name, figure)
+        say(name, **figure)
     return {"gemm_peak_share": figures["fashion bfloat16"]["gemm_peak_share"], "of": figures}
 
 

@@ -1,16 +1,15 @@
 """The models that are served: one of full size, and mixes of every size of the family."""
 
 import itertools
-import json
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.deployment import REPOSITORY, Deployment
+from benchmarks.deployment import FAMILIES, Deployment
+from benchmarks.parts import say
 from benchmarks.serving.load import MakeRequest
 from learngenes.config import Size
 from learngenes.family.family import Family, load_family
@@ -18,25 +17,15 @@ from learngenes.formats.diffusers import export_model
 from registry.store import ArtifactStore
 from worker.artifacts import load_own
 
-FAMILY = REPOSITORY / "families" / "fashion"
 STEPS = 25
 MIX = 20
 SEED = 2409
-BUILD = {
-    "FINESERVE_RETRAINING_STEPS": "2",  # quality is not what is measured here
-    "FINESERVE_VERIFY_SECONDS": "0.1",
-    "FINESERVE_PROFILE_SECONDS": "5",
-}
-Figures = dict[str, Any]
-
-
-def say(name: str, figures: object) -> None:
-    sys.stdout.write(f"  {name}: {json.dumps(figures)}\n")
-    sys.stdout.flush()
+BUILD = {"retraining_steps": 2, "verify_seconds": 0.1, "profile_seconds": 5}
+"""Quality is not what is measured here."""
 
 
 def family() -> Family:
-    return load_family(FAMILY)
+    return load_family(FAMILIES / "fashion")
 
 
 def sizes(count: int) -> list[Size]:
@@ -57,41 +46,35 @@ class Served:
 
     @property
     def url(self) -> str:
-        return str(self.deployment.http.base_url)
+        return self.deployment.url
 
     def export(self, directory: Path) -> None:
         """The same weights for the opponents, by model id."""
         loaded = family()
-        store = ArtifactStore(self.deployment.path / "var" / "store")
+        store = ArtifactStore(self.deployment.var / "store")
         for model_id in (self.one, *self.mix):
-            revision = self.deployment.http.get(f"/models/{model_id}").json()["revision"]
+            revision = self.deployment.client.model(model_id).revision
+            assert revision is not None
             export_model(loaded, load_own(store, loaded, model_id, revision), directory / model_id)
 
 
 @contextmanager
 def served() -> Iterator[Served]:
-    """From a fresh clone, every model in bfloat16, ready."""
-    deployment = Deployment()
-    deployment.environment |= BUILD
-    try:
-        deployment.make("up")
-        one = _model(deployment, Size(depth=8, rank=256))
-        models = [_model(deployment, size) for size in sizes(MIX)]
-        for model_id in (one, *models):
-            deployment.wait_model(model_id, lambda model: model["status"] == "ready")
-        say("models ready", 1 + len(models))
-        yield Served(deployment, one, models)
-    finally:
-        deployment.make("down")
-        deployment.remove()
-
-
-def _model(deployment: Deployment, size: Size) -> str:
-    budget = {"max_mem_gb": 4, "depth": size.depth, "rank": size.rank}
-    answer = deployment.http.post(
-        "/models", json={**budget, "mode": "materialised", "dtype": "bfloat16"}
-    )
-    return str(answer.raise_for_status().json()["id"])
+    """Every model in bfloat16, ready."""
+    with Deployment(**BUILD) as deployment:
+        deployment.up()
+        one, *mix = (
+            deployment.ready_model(
+                max_mem_gb=4,
+                depth=size.depth,
+                rank=size.rank,
+                mode="materialised",
+                dtype="bfloat16",
+            )
+            for size in (Size(depth=8, rank=256), *sizes(MIX))
+        )
+        say(f"{1 + len(mix)} models are ready")
+        yield Served(deployment, one, mix)
 
 
 def requests(models: list[str]) -> MakeRequest:

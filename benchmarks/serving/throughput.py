@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.parts import Figures, say
 from benchmarks.serving import latency
 from benchmarks.serving.load import MakeRequest, Result, closed_loop, open_loop
 from benchmarks.serving.opponents import paused, running
-from benchmarks.serving.subjects import SEED, Figures, Served, peer_requests, requests, say, served
+from benchmarks.serving.subjects import SEED, Served, peer_requests, requests, served
 
 CLIENTS = (1, 4, 16)
 SECONDS = 8.0
@@ -94,7 +95,7 @@ def _pairs(title: str, ours: Side, theirs: Side, rates: dict[str, float]) -> Fig
         with paused(ours.pids()):
             of_theirs = measured(theirs)
         pairs[load] = {"ours": of_ours.as_dict(), "theirs": of_theirs.as_dict()}
-        say(f"{title}, {load}", pairs[load])
+        say(f"{title}, {load}", **pairs[load])
     return pairs
 
 

@@ -7,12 +7,12 @@ breaks is broken here, while the worker would step down.
 
 import math
 import random
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.sizing.subjects import RESULTS, describe, dit_xl, fashion, say
+from benchmarks.parts import RESULTS, Figures, say
+from benchmarks.sizing.subjects import describe, dit_xl, fashion
 from learngenes.config import Mode
 from learngenes.sizing.budget import Constraints, Cost, Workload
 from learngenes.sizing.solver import Candidates, Infeasible, solve
@@ -27,7 +27,6 @@ REFERENCE = Workload(n=4, num_inference_steps=10)
 REFERENCE_EVERY = 10
 MOST_SECONDS = {"fashion": 6.0, "dit-xl-2": 2.5}
 """The longest latency budget: else one case would take minutes to measure."""
-Figures = dict[str, Any]
 
 
 def measure() -> Figures:

@@ -1,8 +1,7 @@
 """Check 3: the shapes of DiT-XL/2, each way of running depth 28, and budgets in gigabytes."""
 
-from typing import Any
-
-from benchmarks.sizing.subjects import describe, dit_xl, say
+from benchmarks.parts import Figures, say
+from benchmarks.sizing.subjects import describe, dit_xl
 from learngenes.config import DType, Mode
 from learngenes.sizing.budget import Budget, Constraints, Plan, Workload
 from learngenes.sizing.cost import weight_bytes
@@ -22,7 +21,7 @@ WAYS = {
 }
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Figures:
     subject = dit_xl()
     candidates = subject.candidates(WORKLOAD)
     ways = {}
@@ -49,7 +48,7 @@ def measure() -> dict[str, Any]:
     }
 
 
-def _checked(plan: Plan, name: str) -> dict[str, Any]:
+def _checked(plan: Plan, name: str) -> Figures:
     """A plan's bytes as predicted and as measured in a fresh process."""
     subject = dit_xl()
     result = subject.measure(plan, WORKLOAD, max_seconds=0).cost

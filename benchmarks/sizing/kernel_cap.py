@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from benchmarks.sizing.subjects import Subject, describe, dit_xl, fashion, say
+from benchmarks.parts import Figures, say
+from benchmarks.sizing.subjects import Subject, describe, dit_xl, fashion
 from learngenes.config import DType, Mode
 from learngenes.sizing.budget import Constraints, Workload
 from learngenes.sizing.solver import Candidates, Infeasible, solve
@@ -34,7 +34,7 @@ SIZES = (
 """Each with the budget that it just keeps."""
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Figures:
     rows = [_one(make(), size) for make, size in SIZES]
     return {
         "process_budgets": len(rows),
@@ -45,7 +45,7 @@ def measure() -> dict[str, Any]:
     }
 
 
-def _one(subject: Subject, size: Constraints) -> dict[str, Any]:
+def _one(subject: Subject, size: Constraints) -> Figures:
     candidates = subject.candidates(WORKLOAD)
     plan = solve(candidates, size).plan
     budget = plan.predicted.process_memory_bytes

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sizing.subjects import say
+from benchmarks.parts import Figures, say
 from learngenes.config import DType, Mode, NetworkConfig, SizeSpace, executable
 from learngenes.sizing.budget import Constraints, Workload
 from learngenes.sizing.cost import Execution, memory_bytes, shared_bytes
@@ -20,7 +20,7 @@ Size = tuple[float, float, float, float]
 """Quality, median latency, 95th percentile, memory of the scope."""
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Figures:
     chance = random.Random(5)
     beaten = feasible = infeasible = impossible = 0
     for _ in range(CASES):

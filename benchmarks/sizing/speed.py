@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import random
 import time
-from typing import Any
 
 import httpx
 import numpy as np
 
 from benchmarks.deployment import Deployment
-from benchmarks.sizing.subjects import RESULTS, dit_xl, fashion, say
+from benchmarks.parts import RESULTS, Figures, say
+from benchmarks.sizing.subjects import dit_xl, fashion
 from learngenes.sizing.budget import Constraints, Workload
 from learngenes.sizing.solver import Infeasible, solve
 
@@ -21,13 +21,13 @@ PICTURE = "plan --max-mem-gb 0.01 --max-latency-ms 800"
 """The README's example."""
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Figures:
     figures = solving() | http()
     say("speed:", **figures)
     return figures
 
 
-def solving() -> dict[str, Any]:
+def solving() -> Figures:
     """All of a request's work: every size of DiT-XL/2 or `fashion` costed, the best, the front."""
     chance = random.Random(4)
     seconds = []
@@ -53,16 +53,13 @@ def solving() -> dict[str, Any]:
     }
 
 
-def http() -> dict[str, Any]:
+def http() -> Figures:
     """Open loop: a request is sent when it is due, whether the last was answered or not."""
-    deployment = Deployment()
-    try:
-        deployment.make("up")
-        seconds = asyncio.run(_requests(str(deployment.http.base_url)))
-        deployment.fineserve(*PICTURE.split(), "--plot", str(RESULTS / "front.png"))
-    finally:
-        deployment.make("down")
-        deployment.remove()
+    with Deployment() as deployment:
+        deployment.up()
+        seconds = asyncio.run(_requests(deployment.url))
+        picture = str(RESULTS / "front.png")
+        deployment.run(*PICTURE.split(), "--plot", picture).check_returncode()
     return {
         "plan_http_requests": len(seconds),
         "plan_http_requests_per_second": REQUESTS_PER_SECOND,

@@ -1,11 +1,11 @@
 """What is sized: the shipped family, and one with the shapes of DiT-XL/2; each with its profile."""
 
 import functools
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from benchmarks.deployment import FAMILIES
+from benchmarks.parts import REPOSITORY, say
 from learngenes.device import default_device
 from learngenes.family.family import Family, load_family
 from learngenes.family.synthetic import write_synthetic_family
@@ -17,8 +17,6 @@ from learngenes.sizing.solver import Candidates
 from worker.build.profiles import process_base_bytes
 from worker.build.verify import Specimen, verify
 
-REPOSITORY = Path(__file__).parent.parent.parent
-RESULTS = REPOSITORY / "benchmarks" / "results"
 DIT_XL = REPOSITORY / "var" / "benchmarks" / "families" / "dit-xl-2"
 
 
@@ -58,7 +56,7 @@ class Subject:
 
 @functools.cache
 def fashion() -> Subject:
-    return _profiled(REPOSITORY / "families" / "fashion")
+    return _profiled(FAMILIES / "fashion")
 
 
 @functools.cache
@@ -77,9 +75,3 @@ def _profiled(directory: Path) -> Subject:
 
 def describe(plan: Plan) -> str:
     return f"L{plan.depth} r{plan.rank} {plan.mode} {plan.dtype}"
-
-
-def say(line: str, **figures: Any) -> None:
-    words = [line, *(f"{name} {value}" for name, value in figures.items())]
-    sys.stdout.write("  " + " ".join(words) + "\n")
-    sys.stdout.flush()

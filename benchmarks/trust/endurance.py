@@ -2,7 +2,6 @@
 
 import shutil
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,11 +9,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.local import Local, started, wait
-from benchmarks.parts import Figures
+from httpx_retries import Retry
+
+from benchmarks.deployment import Deployment, wait
+from benchmarks.parts import Figures, say
 from benchmarks.serving.load import MakeRequest, Result, closed_loop, open_loop
 from benchmarks.trust.faults import VICTIMS
 from benchmarks.trust.site import FASHION, Account, Load, settle
+from fineserve.client import Client, FineserveError, GeneratedImage
 
 CAPACITY_SECONDS = 60.0
 CLIENTS = 16
@@ -41,16 +43,16 @@ class Usage:
     files: dict[str, list[int]] = field(default_factory=dict)
     keys: list[int] = field(default_factory=list)
 
-    def look(self, local: Local) -> None:
+    def look(self, deployment: Deployment) -> None:
         for program, text in VICTIMS.items():
-            for pid in local.pids(text)[:1]:
+            for pid in deployment.pids(text)[:1]:
                 with suppress(OSError):
                     status = Path(f"/proc/{pid}/status").read_text()
                     resident = int(status.partition("VmRSS:")[2].split()[0]) * 1024
                     self.resident_bytes.setdefault(program, []).append(resident)
                     files = len([*Path(f"/proc/{pid}/fd").iterdir()])
                     self.files.setdefault(program, []).append(files)
-        with local.redis() as client:
+        with deployment.redis() as client:
             self.keys.append(int(client.dbsize()))
 
     def growth(self, settled_share: float) -> Figures:
@@ -81,12 +83,12 @@ class Usage:
 
 
 @contextmanager
-def _watched(local: Local) -> Iterator[Usage]:
+def _watched(deployment: Deployment) -> Iterator[Usage]:
     usage, ending = Usage(), threading.Event()
 
     def watch() -> None:
         while not ending.wait(SAMPLE_SECONDS):
-            usage.look(local)
+            usage.look(deployment)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -103,20 +105,20 @@ def overload(families: Path = FASHION, seconds: float = OVERLOAD_SECONDS) -> Fig
     Clients do not heed Retry-After: what is refused is gone, and others come. What it can do is
     measured before and after, since a machine with neighbours is not as fast at all times.
     """
-    with started(families, max_active_generations=MOST_ACTIVE, **SETTINGS) as local:
-        request = _request(local.ready_model())
+    with Deployment(families, max_active_generations=MOST_ACTIVE, **SETTINGS) as deployment:
+        deployment.up()
+        request = _request(deployment.ready_model())
 
         def alone() -> Result:
-            done = closed_loop(local.url, request, CLIENTS, CAPACITY_SECONDS, 15.0)
-            sys.stdout.write(f"  {done.images_per_second:.2f} requests a second can be done\n")
-            sys.stdout.flush()
+            done = closed_loop(deployment.url, request, CLIENTS, CAPACITY_SECONDS, 15.0)
+            say(f"{done.images_per_second:.2f} requests a second can be done")
             return done
 
         before = alone()
-        with _watched(local) as usage:
+        with _watched(deployment) as usage:
             asked = OVERLOAD * before.images_per_second
-            crowd = open_loop(local.url, request, asked, seconds, seed=0)
-        ready = local.ready()
+            crowd = open_loop(deployment.url, request, asked, seconds, seed=0)
+        ready = deployment.ready()
         after = alone()
     capacity = (before.images_per_second + after.images_per_second) / 2
     return {
@@ -154,13 +156,14 @@ def _request(model: str) -> MakeRequest:
 def soak(families: Path = FASHION, minutes: float = SOAK_MINUTES) -> Figures:
     """Images that are waited for and that are not, plans, and now and then a model."""
     account = Account()
-    with started(families, image_ttl_seconds=SOAK_TTL_SECONDS, **SETTINGS) as local:
-        load = Load(local, [local.ready_model()], account)
-        with _watched(local) as usage, load.running(model_seconds=SOAK_MODEL_SECONDS):
+    with Deployment(families, image_ttl_seconds=SOAK_TTL_SECONDS, **SETTINGS) as deployment:
+        deployment.up()
+        load = Load(deployment, [deployment.ready_model()], account)
+        with _watched(deployment) as usage, load.running(model_seconds=SOAK_MODEL_SECONDS):
             time.sleep(minutes * 60)
         made = len(account.finished_at)
         account.generations.clear()  # most of their images have gone, as they should
-        figures = settle(local, account)
+        figures = settle(deployment, account)
     growth = usage.growth(SETTLED_MINUTES / minutes if minutes > SETTLED_MINUTES else 0.1)
     return {
         "soak_minutes": minutes,
@@ -174,20 +177,24 @@ def soak(families: Path = FASHION, minutes: float = SOAK_MINUTES) -> Figures:
 
 def lost_registry(families: Path = FASHION) -> Figures:
     """Everything that Redis holds is deleted; how long until every ready model samples again."""
-    with started(families, **SETTINGS) as local:
+    with (
+        Deployment(families, **SETTINGS) as deployment,
+        Client(deployment.url, retry=Retry(total=0)) as client,  # a pause would be counted
+    ):
+        deployment.up()
         models = [
-            local.ready_model(max_mem_gb=4, depth=2 * i, rank=32 * i)
+            deployment.ready_model(max_mem_gb=4, depth=2 * i, rank=32 * i)
             for i in range(1, STORED_MODELS + 1)
         ]
-        before = {model: _images(local, model) for model in models}
-        local.run("down")
-        shutil.rmtree(local.var / "valkey")
+        before = {model: _images(client, model) for model in models}
+        deployment.run("down")
+        shutil.rmtree(deployment.var / "valkey")
         begun = time.monotonic()
-        local.up()
+        deployment.up()
         up_seconds = time.monotonic() - begun
-        wait(lambda: all(_images(local, model) == before[model] for model in models), 300)
+        wait(lambda: all(_images(client, model) == before[model] for model in models), 300)
         seconds = time.monotonic() - begun
-        names = {model["id"] for model in local.http.get("/models").json()["models"]}
+        names = {model.id for model in client.models()}
     return {
         "registry_models": len(models),
         "registry_models_back": len(names & set(models)),
@@ -196,9 +203,7 @@ def lost_registry(families: Path = FASHION) -> Figures:
     }
 
 
-def _images(local: Local, model: str) -> list[str] | None:
-    body = {"model": model, "n": 2, "num_inference_steps": 5, "seed": 1}
-    answer = local.http.post("/generate", json=body)
-    if answer.status_code != 200:
-        return None
-    return [image["b64_png"] for image in answer.json()["images"]]
+def _images(client: Client, model: str) -> list[GeneratedImage] | None:
+    with suppress(FineserveError):
+        return client.generate(model, n=2, num_inference_steps=5, seed=1)
+    return None

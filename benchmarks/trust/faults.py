@@ -6,16 +6,14 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 
-from benchmarks.deployment import REPOSITORY
-from benchmarks.local import Local, started, wait
-from benchmarks.parts import Figures
+from benchmarks.deployment import Deployment, wait
+from benchmarks.parts import REPOSITORY, Figures, say
 from benchmarks.trust.site import FASHION, Account, Load, settle
 from fineserve.embedded import valkey_command
 
@@ -43,21 +41,21 @@ def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
     chance, account = random.Random(0), Account()
     killed = dict.fromkeys(VICTIMS, 0)
     recoveries = []
-    with started(families, **SETTINGS) as local:
-        with Load(local, [local.ready_model()], account).running():
+    with Deployment(families, **SETTINGS) as deployment:
+        deployment.up()
+        with Load(deployment, [deployment.ready_model()], account).running():
             for i in range(number):
                 time.sleep(chance.uniform(0, 4))
                 victim = chance.choice([*VICTIMS])
-                for pid in local.pids(VICTIMS[victim]):
+                for pid in deployment.pids(VICTIMS[victim]):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 killed[victim] += 1
-                recoveries.append(_recovery_seconds(local))
+                recoveries.append(_recovery_seconds(deployment))
                 if recoveries[-1] > SLOW_RECOVERY_SECONDS:
-                    shutil.copytree(local.var / "logs", SLOW / f"{i + 1}", dirs_exist_ok=True)
-                sys.stdout.write(f"  {i + 1}: {victim}, well after {recoveries[-1]:.1f} s\n")
-                sys.stdout.flush()
-        figures = settle(local, account)
+                    shutil.copytree(deployment.var / "logs", SLOW / f"{i + 1}", dirs_exist_ok=True)
+                say(f"{i + 1}: {victim}, well after {recoveries[-1]:.1f} s")
+        figures = settle(deployment, account)
     return {
         "kills": number,
         "killed": killed,
@@ -67,23 +65,23 @@ def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
     }
 
 
-def _recovery_seconds(local: Local) -> float:
+def _recovery_seconds(deployment: Deployment) -> float:
     """Until everything runs and is ready. Raises TimeoutError."""
     begun = time.monotonic()
 
     def well() -> bool:
-        states = [line.split()[1] for line in local.control("status").splitlines()]
-        return states == ["RUNNING"] * len(VICTIMS) and local.ready() and _beating(local)
+        states = [line.split()[1] for line in deployment.control("status").splitlines()]
+        return states == ["RUNNING"] * len(VICTIMS) and deployment.ready() and _beating(deployment)
 
     wait(well, RECOVERY_SECONDS)
     return time.monotonic() - begun
 
 
-def _beating(local: Local) -> bool:
+def _beating(deployment: Deployment) -> bool:
     """Whether the heartbeats are those of living workers: a dead one's lasts for seconds."""
-    alive = {str(pid) for pid in local.pids()}
+    alive = {str(pid) for pid in deployment.pids()}
     try:
-        workers = local.http.get("/status").json()["workers"]
+        workers = deployment.http.get("/status").json()["workers"]
     except httpx.HTTPError:
         return False
     beating = {w["queue"] for w in workers if w["name"].rpartition(":")[2] in alive}
@@ -92,27 +90,27 @@ def _beating(local: Local) -> bool:
 
 def full_broker_disk(families: Path = FASHION) -> Figures:
     """Valkey's append-only file on a file system of 32 MB that fills up for a while."""
-    return _outage(families, lambda local: _filled(local.var / "valkey", 32))
+    return _outage(families, lambda deployment: _filled(deployment.var / "valkey", 32))
 
 
 def full_store_disk(families: Path = FASHION) -> Figures:
     """The artifacts on one of 64 MB; without the guard that refuses in time."""
     settings = {"min_free_disk_gb": 0}
-    return _outage(families, lambda local: _filled(local.var / "store", 64), **settings)
+    return _outage(families, lambda deployment: _filled(deployment.var / "store", 64), **settings)
 
 
 def clock_jump(families: Path = FASHION) -> Figures:
     """This machine's clock an hour ahead, and after a while right again."""
 
     @contextlib.contextmanager
-    def ahead(_: Local) -> Iterator[None]:
+    def ahead(_: Deployment) -> Iterator[None]:
         _set_clock(CLOCK_JUMP_SECONDS)
         try:
             yield
         finally:
             _set_clock(-CLOCK_JUMP_SECONDS)
 
-    return _outage(families, lambda local: contextlib.nullcontext(ahead(local)))
+    return _outage(families, lambda deployment: contextlib.nullcontext(ahead(deployment)))
 
 
 def _set_clock(ahead_seconds: float) -> None:
@@ -123,22 +121,22 @@ def killed_for_memory(families: Path = FASHION) -> Figures:
     """The sampling worker in a control group with little room: the kernel kills it."""
 
     @contextlib.contextmanager
-    def cramped(local: Local) -> Iterator[None]:
-        group = Path("/sys/fs/cgroup/memory") / local.var.name
+    def cramped(deployment: Deployment) -> Iterator[None]:
+        group = Path("/sys/fs/cgroup/memory") / deployment.var.name
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(SPARE_BYTES))
-        (pid,) = local.pids(VICTIMS["sample-worker"])
+        (pid,) = deployment.pids(VICTIMS["sample-worker"])
         (group / "cgroup.procs").write_text(str(pid))  # what it holds already does not count
         try:
             yield
-            wait(lambda: pid not in local.pids(VICTIMS["sample-worker"]), RECOVERY_SECONDS)
+            wait(lambda: pid not in deployment.pids(VICTIMS["sample-worker"]), RECOVERY_SECONDS)
         finally:
             for left in (group / "cgroup.procs").read_text().split():
                 os.kill(int(left), signal.SIGKILL)
             wait(lambda: not (group / "cgroup.procs").read_text(), 10)
             group.rmdir()
 
-    return _outage(families, lambda local: contextlib.nullcontext(cramped(local)))
+    return _outage(families, lambda deployment: contextlib.nullcontext(cramped(deployment)))
 
 
 def cut_network(families: Path = FASHION) -> Figures:
@@ -155,7 +153,7 @@ def cut_network(families: Path = FASHION) -> Figures:
         subprocess.run(command.split(), check=True)
 
     @contextlib.contextmanager
-    def pulled(_: Local) -> Iterator[None]:
+    def pulled(_: Deployment) -> Iterator[None]:
         subprocess.run(["ip", "link", "set", "fs-outside", "down"], check=True)
         try:
             yield
@@ -171,7 +169,9 @@ def cut_network(families: Path = FASHION) -> Figures:
     )
     try:
         settings = {"redis_url": f"redis://{inside}:6379/0"}
-        return _outage(families, lambda local: contextlib.nullcontext(pulled(local)), **settings)
+        return _outage(
+            families, lambda deployment: contextlib.nullcontext(pulled(deployment)), **settings
+        )
     finally:
         broker.kill()
         broker.wait()
@@ -179,26 +179,26 @@ def cut_network(families: Path = FASHION) -> Figures:
 
 
 Trouble = Callable[
-    [Local], contextlib.AbstractContextManager[contextlib.AbstractContextManager[None]]
+    [Deployment], contextlib.AbstractContextManager[contextlib.AbstractContextManager[None]]
 ]
 """Gives, before the start, what makes the trouble."""
 
 
 def _outage(families: Path, prepare: Trouble, **settings: object) -> Figures:
     """Under load: half a minute without trouble, as much with it, then until all is well."""
-    account, local = Account(), Local(families, **SETTINGS, **settings)
-    try:
-        with prepare(local) as trouble:
-            local.up()
-            with Load(local, [local.ready_model()], account).running():
+    account = Account()
+    with (
+        Deployment(families, **SETTINGS, **settings) as deployment,
+        prepare(deployment) as trouble,
+    ):
+        deployment.up()
+        with Load(deployment, [deployment.ready_model()], account).running():
+            time.sleep(OUTAGE_SECONDS)
+            with trouble:
                 time.sleep(OUTAGE_SECONDS)
-                with trouble:
-                    time.sleep(OUTAGE_SECONDS)
-                recovered = _healthy_seconds(local)
-                time.sleep(OUTAGE_SECONDS)
-            figures = settle(local, account)
-    finally:
-        local.remove()
+            recovered = _healthy_seconds(deployment)
+            time.sleep(OUTAGE_SECONDS)
+        figures = settle(deployment, account)
     return {
         "outage_seconds": OUTAGE_SECONDS,
         "recovery_seconds": round(recovered, 1),
@@ -206,9 +206,9 @@ def _outage(families: Path, prepare: Trouble, **settings: object) -> Figures:
     }
 
 
-def _healthy_seconds(local: Local) -> float:
+def _healthy_seconds(deployment: Deployment) -> float:
     begun = time.monotonic()
-    wait(local.ready, RECOVERY_SECONDS)
+    wait(deployment.ready, RECOVERY_SECONDS)
     return time.monotonic() - begun
 
 

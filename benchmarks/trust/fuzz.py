@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.local import BIN, Local, started
+from benchmarks.deployment import Deployment
 from benchmarks.parts import Figures
 from benchmarks.trust.site import FASHION
 
@@ -41,11 +41,12 @@ WORK_IS_BRIEF = {
 def measure(
     families: Path = FASHION, examples: int = EXAMPLES, phases: Sequence[str] = PHASES
 ) -> Figures:
-    with started(families, **WORK_IS_BRIEF) as local:
-        before = _ended(local)
-        report = run(local, examples, phases)
-        ended = _ended(local) - before
-        ready = local.ready()
+    with Deployment(families, **WORK_IS_BRIEF) as deployment:
+        deployment.up()
+        before = _ended(deployment)
+        report = run(deployment, examples, phases)
+        ended = _ended(deployment) - before
+        ready = deployment.ready()
     return {
         "fuzz_cases": report["test_cases"]["generated"],
         "fuzz_failures": report["test_cases"]["with_failures"] + report["test_cases"]["errored"],
@@ -58,23 +59,23 @@ def measure(
     }
 
 
-def _ended(local: Local) -> int:
+def _ended(deployment: Deployment) -> int:
     """How many processes have ended so far."""
-    return (local.var / "logs" / "supervisord.log").read_text().count(" exited: ")
+    return (deployment.var / "logs" / "supervisord.log").read_text().count(" exited: ")
 
 
-def run(local: Local, examples: int, phases: Sequence[str]) -> Figures:
+def run(deployment: Deployment, examples: int, phases: Sequence[str]) -> Figures:
     """Schemathesis' own report."""
-    model, doomed = local.ready_model(), local.ready_model(max_mem_gb=4, depth=2)
+    model, doomed = deployment.ready_model(), deployment.ready_model(max_mem_gb=4, depth=2)
     body = {"model": model, "n": 1, "num_inference_steps": 2}
-    generation = local.http.post("/generate", json=body).raise_for_status().json()["id"]
+    generation = deployment.http.post("/generate", json=body).raise_for_status().json()["id"]
     with tempfile.TemporaryDirectory() as directory:
         config, report = Path(directory) / "config.toml", Path(directory) / "report.json"
         config.write_text(_config(model, doomed, generation))
         subprocess.run(
             [
-                *(str(BIN / "schemathesis"), "--config-file", str(config), "run"),
-                *(f"{local.url}/openapi.json", "--phases", ",".join(phases), "--seed", "1"),
+                *(str(deployment.bin / "schemathesis"), "--config-file", str(config), "run"),
+                *(f"{deployment.url}/openapi.json", "--phases", ",".join(phases), "--seed", "1"),
                 *("--max-examples", str(examples), "--exclude-path", ENDLESS),
                 *("--request-timeout", "120", "--no-color"),
                 *("--continue-on-failure", "--generation-database", "none", "--no-shrink"),

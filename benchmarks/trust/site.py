@@ -18,9 +18,8 @@ import httpx
 import redis
 from PIL import Image
 
-from benchmarks.deployment import REPOSITORY
-from benchmarks.local import Local, wait
-from benchmarks.parts import Figures
+from benchmarks.deployment import FAMILIES, Deployment, wait
+from benchmarks.parts import REPOSITORY, Figures
 from registry.store import MANIFEST, ArtifactStore
 
 FASHION = REPOSITORY / "var" / "trust" / "families"
@@ -38,7 +37,7 @@ def link_families() -> None:
     FASHION.mkdir(parents=True, exist_ok=True)
     link = FASHION / "fashion"
     if not link.exists():
-        link.symlink_to(REPOSITORY / "families" / "fashion")
+        link.symlink_to(FAMILIES / "fashion")
 
 
 @dataclass
@@ -92,13 +91,13 @@ class Account:
 class Load:
     """Clients that ask again, with the same Idempotency-Key, until they are answered."""
 
-    def __init__(self, local: Local, models: list[str], account: Account) -> None:
-        self._local, self._models, self._account = local, models, account
+    def __init__(self, deployment: Deployment, models: list[str], account: Account) -> None:
+        self._deployment, self._models, self._account = deployment, models, account
         for model in models:
             account.accept("models", model, model)
         self._ending = threading.Event()
         self._chance = random.Random(0)
-        sizes = local.http.get("/families").json()["families"][0]["sizes"]
+        sizes = deployment.http.get("/families").json()["families"][0]["sizes"]
         self._sizes = [*itertools.product(sizes["depths"][:3], sizes["ranks"][:3])]
 
     @contextlib.contextmanager
@@ -118,7 +117,7 @@ class Load:
                 thread.join(timeout=PATIENCE_SECONDS)
 
     def _repeat(self, work: Callable[[httpx.Client], None]) -> None:
-        with httpx.Client(base_url=self._local.url, timeout=120, trust_env=False) as http:
+        with httpx.Client(base_url=self._deployment.url, timeout=120, trust_env=False) as http:
             while not self._ending.is_set():
                 work(http)
 
@@ -146,7 +145,7 @@ class Load:
         self._ending.wait(0.1)
 
     def _read_ends(self, _: httpx.Client) -> None:
-        with contextlib.suppress(redis.RedisError), self._local.redis() as client:
+        with contextlib.suppress(redis.RedisError), self._deployment.redis() as client:
             self._account.read_ends(client)
         self._ending.wait(EVENTS_READ_EVERY_SECONDS)
 
@@ -178,7 +177,7 @@ class Load:
                 return None
 
 
-def settle(local: Local, account: Account) -> Figures:
+def settle(deployment: Deployment, account: Account) -> Figures:
     """Once the faults are over: what became of everything that was accepted.
 
     Lost is what does not end as it should within PATIENCE_SECONDS.
@@ -188,7 +187,7 @@ def settle(local: Local, account: Account) -> Figures:
     def outcome(path: str, good: str) -> str:
         def ended() -> str | None:
             try:
-                record = local.http.get(path, headers={"accept": "application/json"})
+                record = deployment.http.get(path, headers={"accept": "application/json"})
             except httpx.HTTPError:
                 return None
             if record.status_code in (404, 410):
@@ -209,14 +208,13 @@ def settle(local: Local, account: Account) -> Figures:
 
     models = {i: outcome(f"/models/{i}", "ready") for i in account.models.values()}
     generations = {i: outcome(f"/generations/{i}", "done") for i in account.generations.values()}
-    with local.redis() as client:
+    with deployment.redis() as client:
         account.read_ends(client)
     outcomes = {**models, **generations}
     ends = {i: len(account.ends.get(i, ())) for i in outcomes}
     lost = {i: outcome for i, outcome in outcomes.items() if outcome not in GOOD}
     twice = [i for i, times in ends.items() if times > 1]
-    known = {model["id"] for model in _all_models(local)}
-    unasked = sorted(known - set(models))
+    unasked = sorted({model.id for model in deployment.client.models()} - set(models))
     return {
         "accepted": len(models) + len(generations),
         "accepted_models": len(models),
@@ -226,7 +224,7 @@ def settle(local: Local, account: Account) -> Figures:
         "duplicated": len(twice) + len(account.contradictions),
         "ends_not_seen": len([i for i, times in ends.items() if not times and i not in lost]),
         "models_nobody_was_told_of": unasked,
-        "corrupt": len(corrupt(ArtifactStore(local.var / "store"))),
+        "corrupt": len(corrupt(ArtifactStore(deployment.var / "store"))),
         "answers": dict(account.answers),
         "told": account.told,
         "slowest_refusal_seconds": round(account.slowest_refusal_seconds, 1),
@@ -242,14 +240,6 @@ def _whole(generation: dict[str, Any]) -> bool:
     for image in images:
         Image.open(io.BytesIO(base64.b64decode(image["b64_png"]))).load()
     return len(images) == GENERATION["n"]
-
-
-def _all_models(local: Local) -> Iterator[dict[str, Any]]:
-    offset: int | None = 0
-    while offset is not None:
-        page = local.http.get("/models", params={"offset": offset, "limit": 200}).json()
-        yield from page["models"]
-        offset = page["next_offset"]
 
 
 def corrupt(store: ArtifactStore) -> list[str]:

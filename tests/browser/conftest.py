@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from benchmarks.deployment import Deployment
 from tests.fineserve.conftest import runtime, url
-from tests.integration.conftest import Deployment, shipped
+from tests.integration.conftest import shipped
 
 __all__ = ["runtime", "shipped", "url"]  # for pytest to find them here
 

@@ -13,10 +13,9 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from benchmarks.local import wait
+from benchmarks.deployment import Deployment, wait
 from registry.keys import Keys, Scope
 from registry.settings import Settings
-from tests.integration.conftest import Deployment
 
 pytestmark = pytest.mark.browser
 
@@ -25,10 +24,7 @@ VIEWS = ("budgets", "models", "playground", "tasks", "health")
 
 @pytest.fixture(scope="module")
 def models(shipped: Deployment) -> list[str]:
-    made = [shipped.model(), shipped.model(max_mem_gb=0.004)]
-    for model in made:
-        shipped.wait_model(model, lambda m: m["status"] == "ready")
-    return made
+    return [shipped.ready_model(max_mem_gb=gb) for gb in (4, 0.004)]
 
 
 def heading(page: Page, name: str) -> None:
@@ -144,10 +140,10 @@ def test_models_are_listed_live_and_deleted(
 ) -> None:
     page.goto("/#models")
     heading(page, "Models")
-    fresh = shipped.model(max_mem_gb=0.005)
+    fresh = shipped.client.create_model(max_mem_gb=0.005).id
     link = page.get_by_role("link", name=re.compile(fresh))
     expect(link).to_be_visible()
-    shipped.wait_model(fresh, lambda m: m["status"] == "ready")
+    shipped.client.wait(fresh)
     expect(page.get_by_role("row", name=re.compile(fresh))).to_contain_text("ready")
     link.focus()
     page.keyboard.press("Enter")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Deployment
+from benchmarks.deployment import Deployment
 
 pytestmark = pytest.mark.integration
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.local import wait
-from tests.integration.conftest import Deployment
+from benchmarks.deployment import Deployment, wait
 
 pytestmark = pytest.mark.integration
 
@@ -23,18 +22,19 @@ def test_from_a_budget_to_an_image_through_a_killed_worker(deployment: Deploymen
 
     plan = deployment.http.post("/plan", json={"max_mem_gb": 4}).json()
     assert plan["plan"]["quality"] == 1
-    model_id = deployment.model()
+    model_id = deployment.client.create_model(max_mem_gb=4).id
     assert deployment.http.get(f"/models/{model_id}").json()["plan"] == plan["plan"]
-    deployment.wait_model(model_id, lambda m: m["status"] == "retraining")
+    deployment.wait_model(model_id, lambda m: m.status == "retraining")
     image = deployment.http.post("/generate", json={"model": model_id, "n": 5, "seed": 1})
     assert image.json()["revision"] == 0
 
     (victim,) = deployment.pids("-m worker build")
     os.kill(victim, signal.SIGKILL)
-    assert deployment.http.get(f"/models/{model_id}").json()["status"] == "retraining"
-    ready = deployment.wait_model(model_id, lambda m: m["status"] == "ready")
-    assert ready["revision"] == 1
-    assert ready["measured"]["memory_bytes"] <= ready["plan"]["predicted"]["memory_bytes"]
+    assert deployment.client.model(model_id).status == "retraining"
+    ready = deployment.client.wait(model_id)
+    assert ready.revision == 1
+    assert ready.measured is not None
+    assert ready.measured.memory_bytes <= ready.plan.predicted.memory_bytes
     events = [json.loads(line) for line in deployment.events(model_id)]
     assert [e.get("status") for e in events].count("ready") == 1
     assert max(e.get("attempts", 0) for e in events) == 2
@@ -50,7 +50,7 @@ def test_from_a_budget_to_an_image_through_a_killed_worker(deployment: Deploymen
     os.kill(valkey, signal.SIGKILL)
     wait(lambda: deployment.pids("valkey-server") or None)
     wait(lambda: True if deployment.http.get("/readyz").status_code == 200 else None)
-    assert deployment.http.get(f"/models/{model_id}").json()["status"] == "ready"
+    assert deployment.client.model(model_id).status == "ready"
     again = deployment.http.post("/plan", json={"max_mem_gb": 4}).json()
     assert again["profiled_at"] == plan["profiled_at"]
     served = deployment.http.post("/generate", json={"model": model_id, "n": 5, "seed": 1}).json()

@@ -15,8 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.local import wait
-from tests.integration.conftest import Deployment
+from benchmarks.deployment import Deployment, wait
 
 pytestmark = pytest.mark.integration
 
@@ -117,14 +116,14 @@ def load(deployment: Deployment) -> None:
     http = deployment.http
     http.post("/plan", json={"max_mem_gb": 1e-9})
     http.get("/models/m-0123456789abcdef")
-    models = [deployment.model(), deployment.model(max_mem_gb=1)]
+    models = [deployment.client.create_model(max_mem_gb=gb).id for gb in (4, 1)]
     for _ in range(3):
         for model in models:
-            deployment.wait_model(model, lambda m: m["revision"] is not None)
+            deployment.wait_model(model, lambda m: m.revision is not None)
             answer = http.post("/generate", json={"model": model, "n": 2, "num_inference_steps": 5})
             assert answer.status_code == 200, answer.text
         for model in models:
-            deployment.wait_model(model, lambda m: m["status"] == "ready")
+            deployment.client.wait(model)
         time.sleep(2)
 
 

@@ -8,8 +8,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from benchmarks.local import wait
-from tests.integration.conftest import Deployment
+from benchmarks.deployment import Deployment, wait
 
 pytestmark = pytest.mark.integration
 
@@ -59,8 +58,8 @@ def test_a_request_can_be_followed_to_its_steps(
     }
     up = deployment.run("up")
     assert up.returncode == 0, up.stdout + up.stderr
-    model = deployment.model()
-    deployment.wait_model(model, lambda m: m["revision"] is not None)
+    model = deployment.client.create_model(max_mem_gb=4).id
+    deployment.wait_model(model, lambda m: m.revision is not None)
     answer = deployment.http.post("/generate", json={"model": model, "num_inference_steps": 5})
     assert answer.status_code == 200, answer.text
 
