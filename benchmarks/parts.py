@@ -15,6 +15,11 @@ Table = list[tuple[str, ...]]
 """Its heading, and its rows."""
 
 
+def rows(text: str) -> Table:
+    """One of each line, its cells apart by "|"; space counts as one."""
+    return [tuple(" ".join(cell.split()) for cell in line.split("|")) for line in text.splitlines()]
+
+
 def say(what: str, **figures: object) -> None:
     """A line of progress."""
     print(" ", what, *(f"{name} {value}" for name, value in figures.items()), flush=True)

@@ -1,9 +1,8 @@
-"""The README's tables of what it takes to lose something."""
+"""The tables of what it takes to lose something."""
 
 import math
-from typing import Any
 
-from benchmarks.parts import Table
+from benchmarks.parts import Figures, Table, rows
 
 FAULTS = {
     "kills": "SIGKILL to one of four processes, {kills} times",
@@ -15,63 +14,52 @@ FAULTS = {
 }
 
 
-def faults(result: dict[str, Any]) -> Table:
-    table: Table = [
-        (
-            *("under load", "accepted", "lost", "twice", "corrupt", "answered 5xx"),
-            *("well again after", "longest without an image"),
-        )
-    ]
+def faults(result: Figures) -> Table:
+    table = rows(
+        """under load | accepted | lost | twice | corrupt | answered 5xx \
+            | well again after | longest without an image"""
+    )
     for name, what in FAULTS.items():
-        part = result["parts"].get(name)
-        if part is not None:
+        if part := result["parts"].get(name):
             seconds = part.get("longest_recovery_seconds", part.get("recovery_seconds"))
-            counts = (part[c] for c in ("accepted", "lost", "duplicated", "corrupt"))
-            told = (*(f"{count:,}" for count in counts), f"{part['answered_5xx']:,}")
             most = "at most " if name == "kills" else ""
-            without = part["longest_without_an_image_seconds"]
-            again = f"{most}{math.ceil(seconds)} s", f"{math.ceil(without)} s"
-            table.append((what.format(**part), *told, *again))
+            table += rows(
+                f"""{what.format(**part)} | {part["accepted"]:,} | {part["lost"]:,} \
+                    | {part["duplicated"]:,} | {part["corrupt"]:,} | {part["answered_5xx"]:,} \
+                    | {most}{math.ceil(seconds)} s \
+                    | {math.ceil(part["longest_without_an_image_seconds"])} s"""
+            )
     return table
 
 
-def endurance(result: dict[str, Any]) -> Table:
+def endurance(result: Figures) -> Table:
     parts = result["parts"]
-    table: Table = [("", "aim", "measured")]
+    table = rows("| aim | measured")
     if fuzz := parts.get("fuzz"):
-        told = f"{fuzz['fuzz_failures']} of {fuzz['fuzz_cases']:,}"
-        table.append(("made-up requests answered 5xx, or not as the schema says", "0", told))
+        table += rows(
+            f"""made-up requests answered 5xx, or not as the schema says | 0 \
+                | {fuzz["fuzz_failures"]} of {fuzz["fuzz_cases"]:,}"""
+        )
     if over := parts.get("overload"):
-        asked = over["asked_requests_per_second"] / over["capacity_requests_per_second"]
-        seconds = over["overload_seconds"]
-        table += [
-            (
-                f"{asked:.0f} times what can be done, for {seconds} s: what is done",
-                "≥ 90 %",
-                f"{over['overload_goodput_share']:.0%}",
-            ),
-            (
-                "… 95th percentile of what is accepted (without the crowd)",
-                "bounded",
-                f"{over['overload_accepted_p95_seconds']:.1f} s "
-                f"({over['capacity_p95_seconds']:.1f} s)",
-            ),
-        ]
+        times = over["asked_requests_per_second"] / over["capacity_requests_per_second"]
+        table += rows(
+            f"""{times:.0f} times what can be done, for {over["overload_seconds"]} s: what is done \
+                | ≥ 90 % | {over["overload_goodput_share"]:.0%}
+            … 95th percentile of what is accepted (without the crowd) | bounded \
+                | {over["overload_accepted_p95_seconds"]:.1f} s \
+                ({over["capacity_p95_seconds"]:.1f} s)"""
+        )
     if soak := parts.get("soak"):
-        grown = f"{soak['soak_rss_growth_bytes'] / 1e6:+.1f} MB"
-        files = f"{sum(soak['file_growth'].values()):+d} · {soak['redis_key_growth']:+d}"
-        table += [
-            (f"{soak['soak_minutes']} minutes of mixed load: memory of all processes", "±0", grown),
-            ("… open files · Redis's keys", "±0", files),
-        ]
+        table += rows(
+            f"""{soak["soak_minutes"]} minutes of mixed load: memory of all processes | ±0 \
+                | {soak["soak_rss_growth_bytes"] / 1e6:+.1f} MB
+            … open files · Redis's keys | ±0 \
+                | {sum(soak["file_growth"].values()):+d} · {soak["redis_key_growth"]:+d}"""
+        )
     if registry := parts.get("registry"):
-        models = registry["registry_models"]
-        table.append(
-            (
-                f"Redis's data deleted: all {models} ready models sample again",
-                "all",
-                f"after {registry['registry_rebuild_seconds']:.0f} s; "
-                f"everything is up after {registry['up_seconds']:.0f} s",
-            )
+        table += rows(
+            f"""Redis's data deleted: all {registry["registry_models"]} ready models sample again \
+                | all | after {registry["registry_rebuild_seconds"]:.0f} s; \
+                everything is up after {registry["up_seconds"]:.0f} s"""
         )
     return table
