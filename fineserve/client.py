@@ -207,6 +207,8 @@ class _Hearing:
     last_id: str = "0"
 
     def hear(self, event: ServerSentEvent) -> None:
+        if not event.data:
+            return  # a comment, which keeps the connection, after an event
         self.last_id = event.id or self.last_id
         content = json.loads(event.data)
         if self.on_event is not None:
