@@ -156,7 +156,7 @@ $(INSTALLED): pyproject.toml requirements.lock | $(COMPILER)
 	touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(call install,dev$(comma)condense$(comma)quality$(comma)tracing)
+	$(call install,dev$(comma)condense$(comma)tracing)
 	touch $@
 
 # the lock pins, the extras choose
