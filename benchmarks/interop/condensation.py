@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 import datasets
-import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.paper.lab import Lab
-from benchmarks.paper.methods import written_out
+from benchmarks.paper.methods import pruned, train_all, written_out
 from benchmarks.paper.run import make_lab
 from benchmarks.paper.setting import REFERENCE, Setting
-from benchmarks.paper.training import denoising_loss, train
+from benchmarks.paper.training import denoising_loss
 from benchmarks.parts import REPOSITORY, Figures
 from learngenes.config import Size
 from learngenes.data.labelled import LabelledImages
@@ -71,9 +70,9 @@ def measure(setting: Setting = REFERENCE, steps: int = 2500) -> Figures:
     models = {"teacher": teacher}
     models |= {f"condensed, L{d}": written_out(family, scales) for d, scales in of_depth.items()}
     scales, more_seconds = _retrained(family, of_depth[half])
-    retrained, pruned = f"condensed, L{half}, Σ retrained", f"pruned, L{half}"
+    retrained, cut = f"condensed, L{half}, Σ retrained", f"pruned, L{half}"
     models[retrained] = written_out(family, scales)
-    models[pruned], rate = _pruned(lab, work, teacher, half, seconds + more_seconds)
+    models[cut], rate = _trained_pruned(lab, work, teacher, half, seconds + more_seconds)
     judged = {name: lab.judge(model) for name, model in models.items()}
     report = json.loads((work / "family" / REPORT).read_text())
     return {
@@ -87,7 +86,7 @@ def measure(setting: Setting = REFERENCE, steps: int = 2500) -> Figures:
             judged[f"condensed, L{full}"]["loss"] / judged["teacher"]["loss"] - 1, 4
         ),
         "condense_half_depth_fd": judged[retrained]["fd"],
-        "prune_half_depth_fd": judged[pruned]["fd"],
+        "prune_half_depth_fd": judged[cut]["fd"],
     }
 
 
@@ -158,52 +157,24 @@ def _config(lab: Lab, images: Path, work: Path, steps: int) -> Path:
     return file
 
 
-def _pruned(
+def _trained_pruned(
     lab: Lab, work: Path, teacher: DenseDiT, depth: int, seconds: float
 ) -> tuple[DenseDiT, float]:
     """The teacher without the layers that matter least, trained for as long; and how fast."""
     file = work / f"pruned-L{depth}.safetensors"
-    model = _cut(lab, teacher, depth)
+    model = pruned(copy.deepcopy(teacher), lab.ancestors, depth)
     if file.exists():
         model.load_state_dict(load_file(file))
         return model, json.loads(file.with_suffix(".json").read_text())
     started = time.process_time()
-    _train(lab, copy.deepcopy(model), 50, PRUNED_LEARNING_RATES[0])
+    train_all(copy.deepcopy(model), lab.ancestors, 50, 0, PRUNED_LEARNING_RATES[0])
     steps = round(50 * seconds / (time.process_time() - started))
     trained = {
-        rate: _train(lab, copy.deepcopy(model), steps, rate) for rate in PRUNED_LEARNING_RATES
+        rate: train_all(copy.deepcopy(model), lab.ancestors, steps, 0, rate)
+        for rate in PRUNED_LEARNING_RATES
     }
     choosing = lab.ancestors.splits.choosing
     best = min(trained, key=lambda rate: denoising_loss(trained[rate], choosing, lab.setting))
     save_file(trained[best].state_dict(), file)
     file.with_suffix(".json").write_text(json.dumps(best))
     return trained[best], best
-
-
-def _cut(lab: Lab, teacher: DenseDiT, depth: int) -> DenseDiT:
-    """Greedy, as in the paper's tables."""
-    judged = lab.ancestors.splits.choosing.subset(torch.arange(0, lab.setting.chosen_by_images, 4))
-    layers = teacher.weights()
-    while len(layers) > depth:
-
-        def without(index: int) -> float:
-            rest = layers[:index] + layers[index + 1 :]
-            return denoising_loss(DenseDiT(teacher.stem, rest), judged, lab.setting)
-
-        with torch.no_grad():
-            layers.pop(min(range(len(layers)), key=without))
-    stem = copy.deepcopy(teacher.stem).requires_grad_(True)
-    return DenseDiT(stem, layers)
-
-
-def _train(lab: Lab, model: DenseDiT, steps: int, rate: float) -> DenseDiT:
-    train(
-        model,
-        lab.ancestors.splits.training,
-        lab.setting,
-        steps=steps,
-        learning_rate=rate,
-        seed=0,
-        warmup_steps=max(1, steps // 20),
-    )
-    return model

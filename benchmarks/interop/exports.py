@@ -12,16 +12,16 @@ import onnxruntime
 import torch
 from diffusers import DDIMScheduler
 
-from benchmarks.parts import REPOSITORY, Figures
-from learngenes.config import DType, Mode, Size
+from benchmarks.deployment import FAMILIES
+from benchmarks.parts import Figures, say
+from benchmarks.serving.engine import engine, request
+from learngenes.config import DType, Size
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import export_model
 from learngenes.formats.onnx import DECODER_FILE, DECODER_INPUT, FILE, INPUTS, export_in_process
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import initial_noise
 from learngenes.model.sigma import interpolated
-from worker.sampling.engine import Engine
-from worker.sampling.jobs import SampleRequest
 
 PLAIN_DIFFUSERS = Path(__file__).with_name("plain_diffusers.py")
 SIZES = {
@@ -31,18 +31,17 @@ SIZES = {
 """Depth and rank; of latents it is the whole `DiTPipeline` that samples."""
 STEPS, GUIDANCE, IMAGES = 20, 2.0, 10
 SEEDS = list(range(IMAGES))
-ENGINE_BYTES = 10**9
 
 
 def measure() -> Figures:
     """The largest difference of any value, of about -1 to 1, in float32."""
     figures = {}
     for name, sizes in SIZES.items():
-        family = load_family(REPOSITORY / "families" / name)
+        family = load_family(FAMILIES / name)
         for depth, rank in sizes:
             found = _differences(family, Size(depth=depth, rank=rank))
             figures[f"{name} L{depth} r{rank}"] = found
-            sys.stdout.write(f"  {name} L{depth} r{rank}: {found}\n")
+            say(f"{name} L{depth} r{rank}:", **found)
     return {
         "sizes": figures,
         "export_max_abs_diff": max(f["diffusers"] for f in figures.values()),
@@ -53,7 +52,7 @@ def measure() -> Figures:
 def _differences(family: Family, size: Size) -> dict[str, float]:
     own = interpolated(family.scales, size)
     labels = [seed % len(family.manifest.class_names) for seed in SEEDS]
-    ours = by_engine(family, own, labels)
+    ours = by_engine(family, size, labels)
     with tempfile.TemporaryDirectory() as directory:
         theirs = by_diffusers(family, own, labels, Path(directory))
         onnx = by_onnx(family, own, labels, Path(directory))
@@ -65,33 +64,26 @@ def _differences(family: Family, size: Size) -> dict[str, float]:
     }
 
 
-def by_engine(family: Family, own: Scales, labels: list[int]) -> np.ndarray:
+def by_engine(family: Family, size: Size, labels: list[int]) -> np.ndarray:
     """What the service samples, before it becomes whole numbers."""
-    request = SampleRequest(
-        family=family,
-        model="exported",
-        revision=0,
-        rank=own.rank,
-        mode=Mode.MATERIALISED,
+    wanted = request(
+        family,
+        size,
+        0,
         dtype=DType.FLOAT32,
-        load=lambda: own,
-        class_labels=labels,
+        labels=labels,
         seeds=SEEDS,
-        num_inference_steps=STEPS,
+        steps=STEPS,
         guidance_scale=GUIDANCE,
     )
     with (
         patch("learngenes.model.dit.to_pixels", lambda x: x.cpu().clone()),  # not rounded
         patch("learngenes.data.latents.to_pixels", lambda x: x.cpu().clone()),
+        engine(family=family) as (started, _),
     ):
-        engine = Engine([family], ENGINE_BYTES)
-        engine.start()
-        try:
-            ticket = engine.submit(request)
-            ticket.wait(600)
-            return np.stack(ticket.images()).astype(np.float32)
-        finally:
-            engine.stop()
+        ticket = started.submit(wanted)
+        ticket.wait(600)
+        return np.stack(ticket.images()).astype(np.float32)
 
 
 def by_diffusers(family: Family, own: Scales, labels: list[int], directory: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-from benchmarks.parts import Figures
+from benchmarks.parts import Figures, say
 from learngenes.config import DiffusionConfig, DType, Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import default_device, process_peak_bytes
@@ -36,7 +36,7 @@ def measure() -> Figures:
             command = [sys.executable, "-m", "benchmarks.interop.shapes", stage, directory]
             told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             stages[stage] = json.loads(told.splitlines()[-1])
-            sys.stdout.write(f"  {stage}: {stages[stage]}\n")
+            say(f"{stage}:", **stages[stage])
     return {
         "iterations": ITERATIONS,
         "stages": stages,

@@ -49,21 +49,24 @@ def tleg(ancestors: Ancestors, depth: int) -> DenseDiT:
 
 
 def pruning(ancestors: Ancestors, depth: int) -> DenseDiT:
-    """Greedy: the layer goes without which the loss on what chooses is least."""
-    dense = ancestors.dense()
+    return pruned(ancestors.dense(), ancestors, depth)
+
+
+@torch.no_grad()
+def pruned(dense: DenseDiT, ancestors: Ancestors, depth: int) -> DenseDiT:
+    """Greedy: the layer goes without which the loss on what chooses is least. Changes `dense`."""
     judged = ancestors.splits.choosing.subset(
         torch.arange(0, ancestors.setting.chosen_by_images, 4)
     )
     layers = list(dense.layers)
-    with torch.no_grad():
-        while len(layers) > depth:
+    while len(layers) > depth:
 
-            def without(index: int) -> float:
-                dense.layers = torch.nn.ModuleList(layers[:index] + layers[index + 1 :])
-                return denoising_loss(dense, judged, ancestors.setting)
+        def without(index: int) -> float:
+            dense.layers = torch.nn.ModuleList(layers[:index] + layers[index + 1 :])
+            return denoising_loss(dense, judged, ancestors.setting)
 
-            layers.pop(min(range(len(layers)), key=without))
-        dense.layers = torch.nn.ModuleList(layers)
+        layers.pop(min(range(len(layers)), key=without))
+    dense.layers = torch.nn.ModuleList(layers)
     return dense
 
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from benchmarks.serving.subjects import STEPS, family
+from benchmarks.serving.subjects import STEPS
+from benchmarks.serving.subjects import family as fashion
 from learngenes.config import DType, Mode, Scheduler, Size
 from learngenes.device import with_threads
 from learngenes.family.family import Family
@@ -20,9 +21,12 @@ BUDGET_BYTES = 4 * 10**9
 
 
 @contextmanager
-def engine(budget_bytes: int = BUDGET_BYTES) -> Iterator[tuple[Engine, Family]]:
+def engine(
+    budget_bytes: int = BUDGET_BYTES, family: Family | None = None
+) -> Iterator[tuple[Engine, Family]]:
+    """Of `fashion` by default."""
     with with_threads(1):
-        loaded = family()
+        loaded = family or fashion()
     started = Engine([loaded], budget_bytes)
     started.start()
     try:
