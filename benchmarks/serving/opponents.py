@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.deployment import free_port, marked
+from benchmarks.deployment import free_port, marked, wait
 from benchmarks.parts import REPOSITORY
 
 PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
@@ -112,15 +112,17 @@ def _start(name: str, environment: dict[str, str], log: Path) -> subprocess.Pope
 def _wait_ready(
     process: subprocess.Popen[bytes], health: str, log: Path, start_seconds: float
 ) -> None:
-    until = time.monotonic() + start_seconds
-    while time.monotonic() < until:
+    def ready() -> bool:
         if process.poll() is not None:
             raise PeerError(f"ended with {process.returncode} at its start:\n{_tail(log)}")
         with suppress(httpx.HTTPError):
-            if httpx.get(health, timeout=5, trust_env=False).status_code == 200:
-                return
-        time.sleep(0.25)
-    raise PeerError(f"not ready after {start_seconds} s:\n{_tail(log)}")
+            return httpx.get(health, timeout=5, trust_env=False).is_success
+        return False
+
+    try:
+        wait(ready, start_seconds)
+    except TimeoutError as error:
+        raise PeerError(f"{error}:\n{_tail(log)}") from error
 
 
 def _stop(process: subprocess.Popen[bytes], token: str) -> None:

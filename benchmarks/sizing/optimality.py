@@ -5,24 +5,20 @@ import random
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from benchmarks.parts import Figures, say
 from learngenes.config import DType, Mode, NetworkConfig, SizeSpace, executable
-from learngenes.sizing.budget import Constraints, Workload
-from learngenes.sizing.cost import Execution, memory_bytes, shared_bytes
+from learngenes.sizing.budget import Constraints, Plan, Workload
 from learngenes.sizing.profile import DeviceProfile, LayerCost
 from learngenes.sizing.quality import QualityTable
 from learngenes.sizing.solver import Candidates, Impossible, Infeasible, solve
 
 CASES = 10_000
-Size = tuple[float, float, float, float]
-"""Quality, median latency, 95th percentile, memory of the scope."""
+FIXED = ("depth", "rank", "mode", "dtype")
 
 
 def measure() -> Figures:
     chance = random.Random(5)
-    beaten = feasible = infeasible = impossible = 0
+    beaten, outcomes = 0, dict.fromkeys(("feasible", "infeasible", "contradictory"), 0)
     for _ in range(CASES):
         network, sizes = _family(chance)
         quality, profile = _quality(chance, sizes), _profile(chance, sizes)
@@ -32,128 +28,45 @@ def measure() -> Figures:
             guided=chance.random() < 0.5,
         )
         constraints = _constraints(chance, sizes)
-        best = brute_force(network, sizes, quality, profile, workload, constraints)
+        candidates = Candidates.of(network, sizes, quality, profile, workload)
+        best = brute_force(candidates, quality, constraints)
         try:
-            plan = solve(
-                Candidates.of(network, sizes, quality, profile, workload), constraints
-            ).plan
-        except Impossible:
-            impossible += 1
+            plan = solve(candidates, constraints).plan
+        except (Impossible, Infeasible) as refusal:
+            outcomes["infeasible" if isinstance(refusal, Infeasible) else "contradictory"] += 1
             beaten += best is not None
             continue
-        except Infeasible:
-            infeasible += 1
-            beaten += best is not None
-            continue
-        feasible += 1
+        outcomes["feasible"] += 1
         assert best is not None
-        cost = plan.predicted
-        same = math.isclose(plan.quality, best[0], rel_tol=1e-12)
-        slower = cost.latency_seconds > best[1] * (1 + 1e-12)
-        beaten += plan.quality < best[0] * (1 - 1e-12) or (same and slower)
-    figures = {
-        "bruteforce_cases": CASES,
-        "bruteforce_beaten": beaten,
-        "feasible": feasible,
-        "infeasible": infeasible,
-        "contradictory": impossible,
-    }
+        same = math.isclose(plan.quality, best.quality, rel_tol=1e-12)
+        seconds, least = plan.predicted.latency_seconds, best.predicted.latency_seconds
+        beaten += plan.quality < best.quality * (1 - 1e-12)
+        beaten += same and seconds > least * (1 + 1e-12)
+    figures = {"bruteforce_cases": CASES, "bruteforce_beaten": beaten, **outcomes}
     say("against brute force:", **figures)
     return figures
 
 
 def brute_force(
-    network: NetworkConfig,
-    sizes: SizeSpace,
-    quality: QualityTable,
-    profile: DeviceProfile,
-    workload: Workload,
-    constraints: Constraints,
-) -> Size | None:
+    candidates: Candidates, quality: QualityTable, constraints: Constraints
+) -> Plan | None:
     """The best of all sizes, looked at one by one: quality, then latency."""
-    best: Size | None = None
-    for execution in profile.executions:
-        for depth in sizes.depths:
-            for rank in sizes.ranks:
-                if _excluded(constraints, execution, depth, rank):
-                    continue
-                ratio = quality.dtype_loss_ratios.get(execution.dtype)
-                if ratio is None:
-                    continue
-                size = _size(
-                    *(network, quality, profile, workload, constraints),
-                    *(execution, depth, rank, ratio),
-                )
-                if _keeps(size, constraints) and (
-                    best is None or (size[0], -size[1]) > (best[0], -best[1])
-                ):
-                    best = size
-    return best
-
-
-def _excluded(constraints: Constraints, execution: Execution, depth: int, rank: int) -> bool:
-    fixed = (
-        (constraints.depth, depth),
-        (constraints.rank, rank),
-        (constraints.mode, execution.mode),
-        (constraints.dtype, execution.dtype),
+    plans = candidates.plans([*range(len(candidates.depth))])
+    return max(
+        (p for p in plans if p.dtype in quality.dtype_loss_ratios and _keeps(p, constraints)),
+        key=lambda plan: (plan.quality, -plan.predicted.latency_seconds),
+        default=None,
     )
-    return any(wanted is not None and wanted != value for wanted, value in fixed)
 
 
-def _size(
-    network: NetworkConfig,
-    quality: QualityTable,
-    profile: DeviceProfile,
-    workload: Workload,
-    constraints: Constraints,
-    execution: Execution,
-    depth: int,
-    rank: int,
-    loss_ratio: float,
-) -> Size:
-    """Quality by a plain bilinear formula, costs by one call for this size alone."""
-    memory = int(memory_bytes(network, depth, rank, execution, workload))
-    memory += profile.memory_overhead_bytes
-    if constraints.mem_scope == "process":
-        shared = int(shared_bytes(network, np.int64(rank), execution))
-        memory += memory // 20 + profile.process_base_bytes - shared
-    latency = float(profile.latency_seconds(depth, rank, execution, workload))
-    loss = _loss(quality, depth, rank) * max(1.0, loss_ratio)
-    best = min(min(row) for row in quality.retrained)
-    return best / loss, latency, latency * profile.p95_ratio, memory
-
-
-def _loss(quality: QualityTable, depth: int, rank: int) -> float:
-    def cell(i: int, j: int) -> float:
-        """The least loss of what is no larger."""
-        return min(quality.retrained[a][b] for a in range(i + 1) for b in range(j + 1))
-
-    i, depth_weight = _place(quality.depths, depth, lambda value: value)
-    j, rank_weight = _place(quality.ranks, rank, math.log)
-    i1, j1 = min(i + 1, len(quality.depths) - 1), min(j + 1, len(quality.ranks) - 1)
-    low = cell(i, j) * (1 - rank_weight) + cell(i, j1) * rank_weight
-    high = cell(i1, j) * (1 - rank_weight) + cell(i1, j1) * rank_weight
-    return low * (1 - depth_weight) + high * depth_weight
-
-
-def _place(axis: tuple[int, ...], value: int, scale: Any) -> tuple[int, float]:
-    """The grid point at or below, and how far it is to the next."""
-    if value <= axis[0]:
-        return 0, 0.0
-    if value >= axis[-1]:
-        return len(axis) - 1, 0.0
-    i = max(k for k, point in enumerate(axis) if point <= value)
-    return i, (scale(value) - scale(axis[i])) / (scale(axis[i + 1]) - scale(axis[i]))
-
-
-def _keeps(size: Size, constraints: Constraints) -> bool:
-    quality, _, p95, memory = size
-    c = constraints
+def _keeps(plan: Plan, c: Constraints) -> bool:
+    cost = plan.predicted
+    memory = cost.process_memory_bytes if c.mem_scope == "process" else cost.memory_bytes
     return (
-        (c.max_mem_bytes is None or memory <= c.max_mem_bytes)
-        and (c.max_latency_seconds is None or p95 <= c.max_latency_seconds)
-        and (c.min_quality is None or quality >= c.min_quality)
+        all(getattr(c, name) in (None, getattr(plan, name)) for name in FIXED)
+        and (c.max_mem_bytes is None or memory <= c.max_mem_bytes)
+        and (c.max_latency_seconds is None or cost.latency_p95_seconds <= c.max_latency_seconds)
+        and (c.min_quality is None or plan.quality >= c.min_quality)
     )
 
 
