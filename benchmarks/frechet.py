@@ -31,9 +31,9 @@ class Gaussian:
     """(FEATURES, FEATURES)"""
 
 
-def gaussian(images: Tensor) -> Gaussian:
-    """Of uint8 images (N, C, H, W), grey or RGB, N at least 2."""
-    features = torch.cat([_features(part) for part in images.split(BATCH)]).double()
+def gaussian(images: Tensor, count: int = FEATURES) -> Gaussian:
+    """Of uint8 images (N, C, H, W), grey or RGB, N at least 2; of the first `count` features."""
+    features = torch.cat([_features(part)[:, :count] for part in images.split(BATCH)]).double()
     return Gaussian(features.mean(0), features.T.cov())
 
 

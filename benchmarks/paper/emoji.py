@@ -76,26 +76,33 @@ def measure(rows: Rows, family: Family, styles: list[Style], file: Path = PICTUR
 
 
 def judged(family: Family, style: Style, *, steps: int) -> tuple[Row, Pairs]:
-    """After `steps` of Sigma alone, on the style's training images.
-
-    Distances are root mean squares, in grey levels; beside those of samples the ones of as many
-    images that were never seen.
-    """
+    """After `steps` of Sigma alone, on the style's training images."""
     scales = copy.deepcopy(family.scales)
     before = _loss(family.assemble(scales, Mode.MATERIALISED), family, style)
     if steps:
         config = RetrainingConfig(steps=steps, max_seconds=float("inf"), patience=steps)
         retrain(family, scales, config, data=style.train)
     model = family.assemble(scales, Mode.MATERIALISED)
-    samples = _samples(model, family)
-    distances, places = nearest(samples, style.train.images)
-    unseen, _ = nearest(style.test.balanced(SAMPLES).images, style.train.images)
-    copies = distances < unseen.quantile(0.01)
+    known, pairs = compared(_samples(model, family), style)
     row = {
         "images": len(style.train),
         "steps": steps,
         "loss_before": before,
         "loss": _loss(model, family, style),
+        **known,
+    }
+    return row, pairs
+
+
+def compared(samples: Tensor, style: Style) -> tuple[Row, Pairs]:
+    """How near they are to what was trained on; beside it that of as many unseen images.
+
+    Distances are root mean squares, in grey levels.
+    """
+    distances, places = nearest(samples, style.train.images)
+    unseen, _ = nearest(style.test.balanced(SAMPLES).images, style.train.images)
+    copies = distances < unseen.quantile(0.01)
+    row = {
         "samples": SAMPLES,
         "nearest_median": round(float(distances.median()), 1),
         "nearest_median_of_unseen": round(float(unseen.median()), 1),

@@ -46,14 +46,17 @@ class Judge:
         sampled = self._sample(model, labels, guidance_scale)
         images = LabelledImages(sampled, labels, self.splits.test.class_names)
         return {
-            "fd": round(frechet_distance(gaussian(sampled), self.real), 2),
+            "fd": round(frechet_distance(self._gaussian(sampled), self.real), 2),
             "class_accuracy": round(accuracy(self.classifier, images), 4),
         }
 
     def floor(self) -> float:
         """FD of as many training images as there are samples."""
         chosen = self.splits.training.balanced(self.setting.samples)
-        return round(frechet_distance(gaussian(chosen.images), self.real), 2)
+        return round(frechet_distance(self._gaussian(chosen.images), self.real), 2)
+
+    def _gaussian(self, images: Tensor) -> Gaussian:
+        return gaussian(images, self.setting.features)
 
     def _sample(self, model: DenseDiT | DiT, labels: Tensor, guidance_scale: float) -> Tensor:
         parts = []
@@ -77,9 +80,9 @@ class Judge:
 
     @functools.cached_property
     def real(self) -> Gaussian:
-        path = self.work / f"{self.name}-test.safetensors"
+        path = self.work / f"{self.name}-{self.setting.features}-features.safetensors"
         if not path.exists():
-            made = gaussian(self.splits.test.images)
+            made = self._gaussian(self.splits.test.images)
             save_file({"mean": made.mean, "covariance": made.covariance}, path)
         return Gaussian(**load_file(path))
 

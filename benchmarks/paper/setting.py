@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from benchmarks.frechet import FEATURES
 from benchmarks.parts import REPOSITORY
 from learngenes.config import DiffusionConfig, NetworkConfig
 from learngenes.data import labelled
@@ -50,6 +51,8 @@ class Setting:
     most_images: int | None = None
     """Of the training and of the test split; all of them where it is None."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    features: int = field(default=FEATURES, repr=False)
+    """Of the Fréchet distance; fewer are quicker, and mean nothing."""
 
 
 def _network(width: int, depth: int) -> NetworkConfig:
@@ -121,6 +124,7 @@ SMOKE = Setting(
     calibration_steps=2,
     profile_seconds=1,
     most_images=1000,
+    features=64,
 )
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import frechet
 from benchmarks.paper import budget, cost, report, tables
 from benchmarks.paper.ancestors import Ancestors
 from benchmarks.paper.methods import FINE, METHODS, first_stage
@@ -19,13 +18,6 @@ from benchmarks.paper.run import make_lab, prepare, run
 from benchmarks.paper.setting import REFERENCE, SMOKE, load_splits
 from benchmarks.paper.training import denoising_loss
 from learngenes.config import Kind
-
-
-def few_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A distance of 1,280 dimensions takes a second."""
-    whole = frechet._features
-    monkeypatch.setattr(frechet, "_features", lambda images: whole(images)[:, :64])
-
 
 PAPER_TABLES = (
     tables.depth,
@@ -38,7 +30,6 @@ PAPER_TABLES = (
 
 
 def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few_features(monkeypatch)
     prepare(SMOKE, tmp_path)
     rows = run(SMOKE)
     floor, table = rows[0], rows[1:]
