@@ -92,7 +92,8 @@ paper-report: $(INSTALLED_DEV)  ## what is measured of them so far, into benchma
 paper-smoke: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS)  ## a minute of them, to see that all works
 	$(BIN)/python -m benchmarks.paper --smoke
 
-docs: $(INSTALLED_DEV)  ## the documentation as a site, in var/site
+docs: $(INSTALLED_DEV)  ## the page of settings, and the documentation as a site, in var/site
+	$(BIN)/python docs/list_settings.py
 	$(BIN)/mkdocs build --quiet
 
 # START=families/NAME goes on with its weights

@@ -2,100 +2,126 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="FINESERVE_")
+    """Every field is a FINESERVE_* variable; docs/settings.md is made of what stands here."""
+
+    model_config = SettingsConfigDict(env_prefix="FINESERVE_", use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
+    """Address that the API listens on. Any but a loopback address needs an API key."""
     trusted_network: bool = False
-    """Whether `host` may be other than a loopback address though there are no API keys: where a
-    container's port is published to this host alone, or a proxy authenticates whoever comes."""
+    """Whether `host` may be any address though there are no API keys: where a container's port is
+    published to this host alone, or a proxy authenticates whoever comes."""
     allowed_hosts: str = ""
-    """Names, separated by commas, that it is called by besides localhost, while there are no API
-    keys; `*` is any, which lets every web page that is opened on this host call it."""
+    """Names, separated by commas, that the API answers for besides `localhost` while there are no
+    API keys; `*` is any, which lets every web page that is opened on this host call it."""
     port: int = Field(8000, ge=1, le=65535)
+    """Port that the API listens on."""
 
     var_dir: Path = Path("var")
-    """Where the embedded default keeps its data, logs and sockets."""
+    """Directory of the embedded default's data, logs, API keys and sockets."""
     redis_url: str | None = None
-    """An outside Redis or Valkey; without it the embedded one in `var_dir` is used."""
+    """Address of a Redis or Valkey of your own, with `appendonly yes` and `noeviction`; by default
+    an embedded one in `var_dir`."""
     store_dir: Path | None = None
-    """The artifact store; by default `var_dir`/store."""
+    """Directory of the artifact store, which the API and all workers share; by default `store` in
+    `var_dir`."""
     families_dir: Path = Path("families")
+    """Directory of the families that workers load."""
     default_family: str = "fashion"
-    """The one that is meant where a request names none and workers hold several."""
+    """Family that is meant where a request names none and workers hold several."""
 
     metrics_port: int | None = Field(None, ge=1, le=65535)
-    """On which a worker answers Prometheus itself; without it /metrics of the service tells what
-    workers count, if they count into the same directory (PROMETHEUS_MULTIPROC_DIR)."""
+    """Port on which a worker answers Prometheus itself, on a host of its own. Without it the API's
+    /metrics tells what workers count, if they count into the same directory
+    (PROMETHEUS_MULTIPROC_DIR)."""
     metrics_host: str = "127.0.0.1"
+    """Address that goes with `metrics_port`."""
 
     api_key: SecretStr | None = None
-    """What the command line sends to a service that has API keys."""
+    """API key that the command line sends to a service that asks for one."""
     keys_file: Path | None = None
-    """Of API keys; by default `var_dir`/keys.json. While there is none, everybody may do all."""
+    """File of API keys, by their SHA-256; by default `keys.json` in `var_dir`. While there is none,
+    everybody may do everything."""
     trusted_proxies: str = ""
     """Addresses, separated by commas, whose X-Forwarded headers tell who the client is."""
     max_active_models: PositiveInt = 200
-    """Accepted and not finished, of everybody together; more are told to come back later."""
+    """Models of all owners together that are accepted and not finished; the next is told to come
+    back later (429)."""
     max_active_generations: PositiveInt = 2000
+    """Generations of all owners together that are accepted and not finished; the next is told to
+    come back later (429)."""
 
     min_free_disk_gb: NonNegativeFloat = 0.2
-    """Of 10^9 bytes, where the artifacts are: with less nothing new is accepted."""
-
+    """Free space, in 10^9 bytes, where the artifacts are: with less nothing new is accepted."""
     max_store_gb: PositiveFloat | None = None
-    """Of 10^9 bytes that artifacts may take in all: with more nothing new is accepted."""
+    """Space, in 10^9 bytes, that artifacts may take in all: with more nothing new is accepted."""
 
-    log_format: str = Field("json", pattern="^(json|console)$")
+    log_format: Literal["json", "console"] = "json"
+    """How a line of the log is written: as JSON, or for people."""
 
     max_upload_mb: PositiveFloat = 256.0
-    """Of an archive of images, of 10^6 bytes; and so many when it is unpacked:"""
+    """Size, in 10^6 bytes, of an archive of images."""
     max_unpacked_mb: PositiveFloat = 1024.0
+    """Size, in 10^6 bytes, of that archive when it is unpacked."""
     max_task_images: PositiveInt = 20_000
+    """Images of a task."""
     max_task_mb: PositiveFloat = 100.0
-    """Of a task's images, scaled to the family's size."""
+    """Size, in 10^6 bytes, of a task's images, scaled to what the family takes."""
     max_task_classes: PositiveInt = 1000
+    """Classes of a task."""
     max_tasks: PositiveInt = 50
-    """Of one owner."""
+    """Tasks of one owner."""
 
     max_images_per_request: PositiveInt = 128
+    """Images of one generation."""
     max_inference_steps: PositiveInt = 250
+    """Denoising steps of one generation."""
     wait_seconds: PositiveFloat = 300.0
-    """How long POST /generate waits before it answers 202 instead."""
+    """Seconds that POST /generate and an export wait for a worker; the former then answers 202."""
 
     max_concurrent_generations: PositiveInt = 64
-    """So many a sampling worker takes from the queue at once; its engine decides who runs."""
+    """Generations that a sampling worker takes from the queue at once; its engine decides which of
+    them run."""
     max_batch_rows: PositiveInt = 64
-    """Rows of one step at most; a guided image has two."""
+    """Rows of one step of the engine; a guided image has two."""
     latency_target_ratio: PositiveFloat = 2.0
-    """A generation of a model without a latency budget may take so many times what it takes in a
-    full batch before others wait for it."""
+    """How many times its time in a full batch a generation may take before others have to wait for
+    it, if its model has no latency budget."""
     device_mem_gb: PositiveFloat | None = None
-    """What the sampling engine may hold, of 10^9 bytes; by default most of a GPU's memory, half
-    of a CPU's."""
+    """Memory, in 10^9 bytes, that the sampling engine may hold; by default 90 % of a GPU's, half of
+    a CPU's. Too much, and the kernel kills the worker."""
     compile: bool = True
     """Whether a sampling worker compiles its kernels at its first start, which takes minutes."""
 
     max_attempts: PositiveInt = 3
+    """Attempts at one record whose worker died; the last one runs alone."""
     lease_seconds: PositiveFloat = 15.0
-    """A worker that has not been heard of for so long has lost its task."""
+    """Seconds without a sign of life after which a worker has lost its task."""
     stuck_seconds: PositiveFloat = 300.0
-    """A worker whose work has not moved for so long ends, for its supervisor to start another."""
+    """Seconds without progress after which a worker ends itself, for its supervisor to start
+    another."""
     visibility_timeout_seconds: PositiveInt = 3600
-    """Longer than the longest task: the broker delivers again after it."""
+    """Seconds after which the broker delivers a message again that nobody has acknowledged; longer
+    than the longest task, or work is done twice."""
     image_ttl_seconds: PositiveInt = 24 * 3600
+    """Seconds until images, exports and the records of generations are deleted."""
     profile_seconds: PositiveFloat = 30.0
-    """About how long a worker measures its device for a family it has not met on it."""
+    """About how many seconds a worker measures its device for a family that is new to it."""
     verify_seconds: PositiveFloat = 20.0
-    """No batch beyond the first ones is timed after it when a model is verified."""
+    """Seconds after which no further batch is timed when a model is verified."""
     retraining_steps: PositiveInt = 300
+    """Steps of retraining Σ on the family's own images."""
     task_retraining_steps: PositiveInt = 1000
-    """Of a task that is not the family's own; both end at the latest after"""
+    """Steps of retraining Σ on a task's images."""
     retraining_max_seconds: PositiveFloat = 60.0
+    """Seconds after which no step of retraining begins."""
 
     @property
     def allowed_host_names(self) -> set[str]:
@@ -107,12 +133,12 @@ class Settings(BaseSettings):
 
     @property
     def resolved_redis_url(self) -> str:
-        """As redis-py writes it."""
+        """Address as redis-py writes it."""
         return self.redis_url or f"unix://{self.valkey_socket}"
 
     @property
     def broker_url(self) -> str:
-        """As kombu writes it."""
+        """Address as kombu writes it."""
         url = self.resolved_redis_url
         return "redis+socket://" + url.removeprefix("unix://") if url.startswith("unix:") else url
 

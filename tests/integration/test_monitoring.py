@@ -25,7 +25,7 @@ ALERTS = ROOT / "docker" / "prometheus" / "alerts.yml"
 DASHBOARDS = sorted((ROOT / "docker" / "grafana" / "dashboards").glob("*.json"))
 
 
-rows = runpy.run_path(str(ROOT / "docker" / "prometheus" / "list_metrics.py"))["rows"]
+rows = runpy.run_path(str(ROOT / "docs" / "list_metrics.py"))["rows"]
 
 
 def panel_queries() -> dict[str, str]:

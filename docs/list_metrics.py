@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from a live service: `python docker/prometheus/list_metrics.py URL`."""
+"""Writes docs/metrics.md from a live service: `python docs/list_metrics.py URL`."""
 
 import sys
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
+PAGE = Path(__file__).parent / "metrics.md"
 UNITS = {"_seconds": "seconds", "_bytes": "bytes", "_ratio": "ratio"}
 HEAD = """# Metrics
 
-What `GET /metrics` tells, of all processes on the host; from `docker/prometheus/list_metrics.py`.
+What `GET /metrics` tells, of all processes on the host; from `docs/list_metrics.py`.
 
 | metric | type | unit | labels | |
 |---|---|---|---|---|
