@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from a live service: `python docs/list_metrics.py URL`."""
+"""Write docs/metrics.md from a live service: `python docs/list_metrics.py URL`."""
 
 import sys
 from pathlib import Path

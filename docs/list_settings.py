@@ -1,4 +1,4 @@
-"""Write docs/settings.md from registry/settings.py: `make docs`, or `python docs/list_settings.py`."""
+"""Write docs/settings.md from registry/settings.py: `python docs/list_settings.py`."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,9 @@ from registry.settings import Settings
 PAGE = Path(__file__).parent / "settings.md"
 HEAD = """# Settings
 
-Variables of the environment that every process reads at its start; a value that cannot be is refused
-there. Made by `docs/list_settings.py` from `registry/settings.py`. [Operations](operations.md) says
-when to change which.
+Variables of the environment that every process reads at its start, where a value that cannot be is
+refused. [Operations](operations.md) says when to change which. Made from `registry/settings.py` by
+`docs/list_settings.py`.
 
 | variable | value | default | |
 |---|---|---|---|
