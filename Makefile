@@ -48,21 +48,21 @@ audit: $(INSTALLED_DEV)  ## known vulnerabilities of what is pinned; needs PyPI'
 	mkdir -p var
 	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip --format json --output var/audit.json || (cat var/audit.json; exit 1)
 
-bench-main-job: $(INSTALLED_DEV) $(FASHION_MNIST)  ## the figures of the README
+bench-main-job: $(INSTALLED_DEV) $(FASHION_MNIST)  ## a fresh clone to images, and what breaks on the way
 	$(BIN)/python -m benchmarks.main_job
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.docs
 
 bench-sizing: $(INSTALLED_DEV)  ## predicted and measured, of 200 random budgets; an hour
 	$(BIN)/python -m benchmarks.sizing $(PARTS)
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.docs
 
 bench-serving: $(INSTALLED_DEV) $(PEERS)  ## against other servers, with the same weights; half an hour
 	$(BIN)/python -m benchmarks.serving $(PARTS)
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.docs
 
 bench-trust: $(INSTALLED_DEV)  ## all of the following, and what takes longer; three hours, as root
 	$(BIN)/python -m benchmarks.trust $(PARTS)
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.docs
 
 faults: PARTS := kills broker_disk store_disk clock network memory  ## what can break, broken under load
 faults: bench-trust
@@ -72,22 +72,22 @@ fuzz: bench-trust
 
 bench-interop: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS) $(EMOJI)  ## exports, clients, tasks, condensation; an hour
 	$(BIN)/python -m benchmarks.interop $(PARTS)
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.docs
 
 compose-test: $(INSTALLED_DEV) $(DOCKERD)  ## the images, and the whole stack through the main job
 	$(BIN)/python -m benchmarks.operate compose
 
 bench-operate: $(INSTALLED_DEV) $(PROMETHEUS) $(CHROMIUM) $(DOCKERD)  ## compose, a stranger's path, the page, doctor
 	$(BIN)/python -m benchmarks.operate $(PARTS)
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.docs
 
 paper: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS) $(EMOJI)  ## the paper's comparisons; hours, and goes on where it stopped
 	$(BIN)/python -m benchmarks.paper
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.docs
 
-paper-report: $(INSTALLED_DEV)  ## what is measured of them so far, into benchmarks/results and README
+paper-report: $(INSTALLED_DEV)  ## what is measured of them so far, into benchmarks/results and docs
 	$(BIN)/python -m benchmarks.paper --report
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.docs
 
 paper-smoke: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS)  ## a minute of them, to see that all works
 	$(BIN)/python -m benchmarks.paper --smoke

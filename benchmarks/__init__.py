@@ -1,1 +1,1 @@
-"""Every figure that the README quotes, each by one command."""
+"""Every figure that README.md and docs/ quote, each by one command."""

@@ -1,10 +1,11 @@
-"""Write the README's tables of figures from benchmarks/results; every benchmark calls it."""
+"""Write the figures of README.md and docs/ from benchmarks/results: `python -m benchmarks.docs`."""
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks import summary
 from benchmarks.interop import report as interop
 from benchmarks.main_job import report as main_job
 from benchmarks.operate import report as operate
@@ -14,7 +15,8 @@ from benchmarks.serving import report as serving
 from benchmarks.sizing import report as sizing
 from benchmarks.trust import report as trust
 
-README = REPOSITORY / "README.md"
+PAGES = [REPOSITORY / page for page in ("README.md", "docs/results.md", "docs/paper.md")]
+BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "main_job": ("main_job", main_job.main_job),
     "sizing": ("sizing", sizing.sizing),
@@ -38,15 +40,20 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
 """Name of a table to the result that it is made from, and how."""
 
 
-def render(readme: str) -> str:
-    """The README with every table made anew."""
-    for name, (result, table) in TABLES.items():
-        path = RESULTS / f"{result}.json"
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if path.exists():
-            made = _markdown(table(json.loads(path.read_text())))
-            readme = pattern.sub(lambda match, made=made: match[1] + made + match[2], readme)
-    return readme
+def blocks() -> dict[str, str]:
+    """Markdown of every block that a page can name in its comments."""
+    results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    tables = {name: _markdown(table(results[result])) for name, (result, table) in TABLES.items()}
+    return {
+        **tables,
+        "summary": _markdown(summary.summary(results)),
+        "answer": summary.answer(results["main_job"]),
+    }
+
+
+def render(page: str, made: Mapping[str, str]) -> str:
+    """The page with every block made anew. Raises KeyError when there is none of that name."""
+    return BLOCK.sub(lambda match: match[1] + made[match[2]] + match[3], page)
 
 
 def _markdown(table: Table) -> str:
@@ -55,7 +62,9 @@ def _markdown(table: Table) -> str:
 
 
 def main() -> None:
-    README.write_text(render(README.read_text()))
+    made = blocks()
+    for page in PAGES:
+        page.write_text(render(page.read_text(), made))
 
 
 if __name__ == "__main__":
