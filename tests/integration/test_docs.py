@@ -1,4 +1,8 @@
-"""Every block of shell commands in docs/, run page by page on a live deployment."""
+"""Every block of code in README.md and docs/, run page by page on a live deployment.
+
+A page is one shell script: what a block sets, later ones see. Blocks that cannot be run here say why
+in a comment before them, `<!-- not run: WHY -->`.
+"""
 
 import os
 import re
@@ -13,39 +17,58 @@ from benchmarks.deployment import Deployment
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parent.parent.parent
-DOCS = ROOT / "docs"
-PAGES = sorted(path.name for path in DOCS.glob("*.md") if "```sh" in path.read_text())
-STARTED_BY_THE_FIXTURE = {"make up", "make down"}
+BLOCK = re.compile(
+    r"(?P<not_run><!-- not run: .+? -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+SHOWN = {"json", "mermaid", "toml"}
+WHEN_IT_CAN_BE_SAMPLED = r"""
+if [ -n "${model:-}" ]; then
+  until curl -s http://localhost:8000/models/$model | grep -q '"revision":[0-9]'; do sleep 0.2; done
+fi
+"""
 
 
-def commands(page: str) -> str:
-    blocks = re.findall(r"^```sh\n(.*?)^```$", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
-    lines = "".join(blocks).splitlines()
-    return "\n".join(line for line in lines if line not in STARTED_BY_THE_FIXTURE)
+def script(page: Path) -> str:
+    """What a reader of the page would run, as Bash."""
+    lines = []
+    for block in BLOCK.finditer(page.read_text()):
+        if block["not_run"] or block["language"] in SHOWN:
+            continue
+        code = block["code"]
+        if block["language"] == "python":
+            code = f"python - <<'PYTHON'\n{code}PYTHON\n"
+        else:
+            assert block["language"] == "sh", f"{page.name}: a block of {block['language']!r}"
+        lines.append(code)
+    return WHEN_IT_CAN_BE_SAMPLED.join(lines)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_says_works(shipped: Deployment, page: str, tmp_path: Path) -> None:
-    address = str(shipped.http.base_url)
-    script = commands(page).replace("http://localhost:8000", address)
-    script = script.replace("localhost:8000", address.removeprefix("http://"))
-    script = script.replace(".venv/bin/fineserve", f"{Path(sys.executable).parent}/fineserve")
-    script = script.replace("/tmp/fineserve-docs", str(tmp_path / "made"))
+PAGES = [page for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))) if script(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_says_works(shipped: Deployment, page: Path, tmp_path: Path) -> None:
+    commands = script(page)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
+        [
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            commands.replace("localhost:8000", shipped.url.removeprefix("http://")),
+        ],
         cwd=tmp_path,
-        env={**os.environ, **shipped.environment},
+        env={**os.environ, **shipped.environment, "PATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for picture in re.findall(r"-o (\S+\.png)", script):
+    for picture in re.findall(r"(?:-o|--plot) (\S+\.png)", commands):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_link_and_picture_is_there() -> None:
-    for path in DOCS.glob("*.md"):
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+def test_readme_and_the_way_into_the_docs_are_run() -> None:
+    assert {"README.md", "index.md", "budgets.md", "api.md"} <= {page.name for page in PAGES}

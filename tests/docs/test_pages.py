@@ -1,0 +1,81 @@
+"""README.md and docs/: what they name exists, and what is made is made from what is there now."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.docs import TABLES, blocks, render
+
+ROOT = Path(__file__).parent.parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    first_block = README.read_text().split("```")[1].splitlines()
+    assert [line.split("#")[0].strip() for line in first_block[1:3]] == ["make up", "make test"]
+
+
+def test_the_readme_can_be_read_in_three_minutes() -> None:
+    assert README.stat().st_size <= 9_000
+
+
+@every_page
+def test_every_link_has_a_target(page: Path) -> None:
+    for path, anchor in LINK.findall(page.read_text()):
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {path}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+
+
+@every_page
+def test_every_folder_and_file_that_it_names_exists(page: Path) -> None:
+    rooms = "benchmarks|docker|docs|examples|families|fineserve|learngenes|registry|service|tests|worker"
+    named = re.findall(rf"`((?:{rooms})/[\w./-]*)`", page.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@every_page
+def test_every_make_target_that_it_names_exists(page: Path) -> None:
+    for target in set(re.findall(r"`make ([a-z-]+)", page.read_text())):
+        done = subprocess.run(
+            ["make", "--dry-run", target], cwd=ROOT, capture_output=True, check=False
+        )
+        assert done.returncode == 0, f"make {target}"
+
+
+def test_figures_are_those_of_the_last_benchmarks() -> None:
+    made = blocks()
+    for page in PAGES:
+        assert render(page.read_text(), made) == page.read_text(), page.name
+
+
+def test_every_table_is_shown_once() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    assert {name: text.count(f"<!-- {name} -->") for name in TABLES} == dict.fromkeys(TABLES, 1)
+
+
+def test_the_page_of_settings_is_that_of_the_class() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "list_settings.py"))["page"]
+    assert page() == (ROOT / "docs" / "settings.md").read_text()
+
+
+def test_the_site_is_made_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "serving.png" in (tmp_path / "results.html").read_text()
+    assert (tmp_path / "benchmarks" / "results" / "serving.png").exists()
