@@ -1,7 +1,7 @@
 """Every block of code in README.md and docs/, run page by page on a live deployment.
 
-A page is one shell script: what a block sets, later ones see. Blocks that cannot be run here say why
-in a comment before them, `<!-- not run: WHY -->`.
+A page is one shell script: what a block sets, later ones see. A block that cannot be run here says
+why in a comment before it, `<!-- not run: WHY -->`.
 """
 
 import os
