@@ -30,9 +30,11 @@ def deployment(families_dir: Path) -> Iterator[Deployment]:
 
 
 @pytest.fixture(scope="session")
-def shipped() -> Iterator[Deployment]:
-    """With the shipped family; one for all tests, which only add models to it."""
-    with quick(FAMILIES) as deployment:
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """With the family `fashion`; one for all tests, which only add models to it."""
+    families = tmp_path_factory.mktemp("families")
+    (families / "fashion").symlink_to(FAMILIES / "fashion")
+    with quick(families) as deployment:
         deployment.environment |= {"FINESERVE_RETRAINING_STEPS": "40"}
         deployment.up()
         yield deployment

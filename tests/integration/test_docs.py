@@ -49,16 +49,10 @@ PAGES = [page for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))) 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_says_works(shipped: Deployment, page: Path, tmp_path: Path) -> None:
-    commands = script(page)
+    commands = script(page).replace("localhost:8000", shipped.url.removeprefix("http://"))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        [
-            "bash",
-            "-euo",
-            "pipefail",
-            "-c",
-            commands.replace("localhost:8000", shipped.url.removeprefix("http://")),
-        ],
+        ["bash", "-euo", "pipefail", "-c", commands],
         cwd=tmp_path,
         env={**os.environ, **shipped.environment, "PATH": path},
         capture_output=True,
