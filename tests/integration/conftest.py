@@ -35,6 +35,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     families = tmp_path_factory.mktemp("families")
     (families / "fashion").symlink_to(FAMILIES / "fashion")
     with quick(families) as deployment:
-        deployment.environment |= {"FINESERVE_RETRAINING_STEPS": "40"}
+        for steps in ("RETRAINING_STEPS", "TASK_RETRAINING_STEPS"):
+            deployment.environment[f"FINESERVE_{steps}"] = "40"
         deployment.up()
         yield deployment
