@@ -87,7 +87,7 @@ def _serving(result: Result) -> list[Line]:
     peak = s["gemm_peak_share"]
     return [
         Line(
-            "images a second over plain diffusers, 16 clients",
+            "images a second over plain diffusers in float32, 16 clients",
             f"{one:.2f} times",
             command,
             "≥ 4 times",
