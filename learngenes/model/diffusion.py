@@ -38,8 +38,10 @@ def diffusers_scheduler(
     under guidance the two drift apart. Trailing spacing is an `arange` over floats, which for
     some numbers of steps (61 of 1000 is one) gives one timestep too many, -1; it is dropped.
     """
+    if scheduler not in [*Scheduler]:
+        raise ValueError(f"unknown scheduler {scheduler!r}; choose one of {', '.join(Scheduler)}")
     n = num_inference_steps
-    if Scheduler(scheduler) is Scheduler.DDIM:
+    if scheduler == Scheduler.DDIM:
         ddim = DDIMScheduler(**config.model_dump(), timestep_spacing="trailing", clip_sample=False)
         ddim.set_timesteps(n)
         ddim.timesteps = ddim.timesteps[:n]

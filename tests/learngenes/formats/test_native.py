@@ -97,5 +97,5 @@ def test_an_onnx_export_that_fails_says_why(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", "/bin/ls")
-    with pytest.raises(ExportError, match=r"the ONNX export failed: .*learngenes\.export_onnx"):
+    with pytest.raises(ExportError, match=r"the ONNX export failed: .*learngenes\.formats\.onnx"):
         export_in_process(family, family.scales, tmp_path)

@@ -226,8 +226,9 @@ def test_images_for_a_family_of_latents_have_the_size_of_its_images(stack: Stack
     described = AutoencoderConfig(
         block_out_channels=(8, 16, 16), scaling_factor=1, decoder_parameters=1, decode_bytes=(1,)
     )
-    network = {**stack.runtime.announced[0].network, "autoencoder": described.model_dump()}
-    stack.runtime.announced[0] = stack.runtime.announced[0].model_copy(update={"network": network})
+    announced = stack.runtime.announced[0]
+    network = announced.network.model_copy(update={"autoencoder": described})
+    stack.runtime.announced[0] = announced.model_copy(update={"network": network})
     stack.runtime.announce_families()
     images = load(Datasets(stack.runtime.store).read(upload(stack), IMAGES_FILE))["images"]
     assert images.shape[1:] == (3, 32, 32)
