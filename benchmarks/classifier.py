@@ -9,7 +9,7 @@ from learngenes.data.labelled import LabelledImages
 
 
 def new_classifier(classes: int) -> nn.Module:
-    """Of images (N, 1, 28, 28), untrained."""
+    """Untrained network for images (N, 1, 28, 28)."""
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)),
@@ -19,7 +19,7 @@ def new_classifier(classes: int) -> nn.Module:
 
 
 def train_classifier(data: LabelledImages, epochs: int = 2, batch_size: int = 200) -> nn.Module:
-    """Trained on the images of `data` (N, 1, 28, 28); one cycle of Adam."""
+    """Network trained on the images of `data` (N, 1, 28, 28); one cycle of Adam."""
     torch.manual_seed(0)
     network = new_classifier(len(data.class_names))
     steps = len(data) // batch_size

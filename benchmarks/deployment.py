@@ -122,7 +122,7 @@ class Deployment:
 
 
 class FreshClone(Deployment):
-    """That of a fresh clone of this repository, with a virtual environment of its own."""
+    """A deployment of a fresh clone of this repository, with its own virtual environment."""
 
     def __init__(self, **settings: Any) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="fineserve-clone-"))
@@ -168,7 +168,7 @@ def marked(variable: bytes) -> list[tuple[int, str]]:
 
 
 def wait(look: Callable[[], T | None], seconds: float = 180) -> T:
-    """What it finds in the end; False and None are nothing. Raises TimeoutError."""
+    """Result of `look`, asked again while it is False or None. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := look():

@@ -32,7 +32,7 @@ class Gaussian:
 
 
 def gaussian(images: Tensor, count: int = FEATURES) -> Gaussian:
-    """Of uint8 images (N, C, H, W), grey or RGB, N at least 2; of the first `count` features."""
+    """Distribution of the first `count` features of uint8 images (N, C, H, W), N at least 2."""
     features = torch.cat([_features(part)[:, :count] for part in images.split(BATCH)]).double()
     return Gaussian(features.mean(0), features.T.cov())
 

@@ -12,11 +12,11 @@ REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 Figures = dict[str, Any]
 Table = list[tuple[str, ...]]
-"""Its heading, and its rows."""
+"""Heading, then rows."""
 
 
 def rows(text: str) -> Table:
-    """One of each line, its cells apart by "|"; space counts as one."""
+    """Rows of a table: a line each, its cells apart by "|"; spaces in a row count as one."""
     return [tuple(" ".join(cell.split()) for cell in line.split("|")) for line in text.splitlines()]
 
 

@@ -91,7 +91,7 @@ def measure(setting: Setting = REFERENCE, steps: int = 2500) -> Figures:
 
 
 def _condensed(config: Path, work: Path, teacher: Path) -> tuple[Family, float]:
-    """And the seconds of processors that it took; kept once it is done, else begun again."""
+    """Family and processor seconds that it took; kept once it is done, else begun again."""
     directory, took = work / "family", work / "condensed.json"
     if took.exists():
         return load_family(directory), json.loads(took.read_text())
@@ -104,14 +104,14 @@ def _condensed(config: Path, work: Path, teacher: Path) -> tuple[Family, float]:
 
 
 def _retrained(family: Family, scales: Scales) -> tuple[Scales, float]:
-    """As a build of the service does, and the seconds of processors that it took."""
+    """Scales retrained as a build does, and the processor seconds that it took."""
     started = time.process_time()
     scales = retrain(family, copy.deepcopy(scales), RetrainingConfig()).scales
     return scales, time.process_time() - started
 
 
 def _trained_teacher(lab: Lab, kept: Path) -> Path:
-    """Kept once it is trained."""
+    """Directory of the teacher, which is trained once."""
     setting, directory = lab.setting, kept / "teacher"
     dataset = kept / "data"
     if not dataset.exists():

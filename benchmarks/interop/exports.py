@@ -87,7 +87,7 @@ def by_engine(family: Family, size: Size, labels: list[int]) -> np.ndarray:
 
 
 def by_diffusers(family: Family, own: Scales, labels: list[int], directory: Path) -> np.ndarray:
-    """In a process that cannot import this project."""
+    """Sample with diffusers, in a process that cannot import this project."""
     export_model(family, own, directory)
     asked = {"steps": STEPS, "seeds": SEEDS, "labels": labels, "guidance": GUIDANCE}
     out = directory / "images.npy"

@@ -41,7 +41,7 @@ def measure(directory: Path = REPOSITORY / "families" / "emoji-latents") -> Figu
 
 
 def _samples(family: Family) -> list[torch.Tensor]:
-    """Of the full size, and of one of half depth and half rank; every class twice."""
+    """Images of the full size, and of one of half depth and half rank; every class twice."""
     classes, full = len(family.manifest.class_names), family.full_size
     labels = [i % classes for i in range(SHOWN)]
     sizes = (full, Size(depth=full.depth // 2, rank=full.rank // 2))

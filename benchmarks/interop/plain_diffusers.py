@@ -41,7 +41,7 @@ def main(directory: str, out: str, wanted: str) -> None:
 
 
 def of_latents(directory: str, asked: dict[str, Any]) -> np.ndarray:
-    """By the whole pipeline, which ends at -1 and 1."""
+    """Sample with the whole pipeline, which clips to -1 and 1."""
     pipeline = DiTPipeline.from_pretrained(directory)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(

@@ -45,7 +45,7 @@ def measure() -> Figures:
 
 
 def _teacher(directory: Path) -> None:
-    """As the published checkpoint is laid out, variance included."""
+    """Write a checkpoint laid out as the published one, variance included."""
     torch.manual_seed(0)
     config = {**diffusers_config(DIT_XL_2, DIT_XL_2.depth), "out_channels": 8}
     DiTTransformer2DModel(**config).save_pretrained(directory / "teacher" / "transformer")

@@ -60,7 +60,7 @@ class Engine:
         return False
 
     def has_image(self, name: str) -> bool:
-        """Here, or pulled."""
+        """Whether it is here, or can be pulled."""
         for verb in (("image", "inspect"), ("pull", "--quiet")):
             with contextlib.suppress(DockerError):
                 self.docker(*verb, name)

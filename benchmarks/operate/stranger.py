@@ -115,7 +115,7 @@ def _settle(page: Page, view: str) -> None:
 
 
 def _shrink() -> None:
-    """To palettes of 128 colours: a third of the bytes."""
+    """Reduce screenshots to palettes of 128 colours: a third of the bytes."""
     from PIL import Image
 
     for path in Path(FIGURES).glob("page-*.png"):

@@ -35,7 +35,7 @@ M = TypeVar("M", bound=nn.Module)
 HELDOUT_LOSS = "heldout_loss"
 AVERAGE_DECAY = 0.999
 FORMS = ("fixed-depth", "any-size")
-"""Of FINE's phase 1."""
+"""Forms of FINE's phase 1."""
 WARMUP_STEPS = 200
 DENSE_MATRIX_LEARNING_RATE = 0.02
 
@@ -50,7 +50,7 @@ class LinearDiT(nn.Module):
         self.b = nn.ModuleDict({kind: _linear(*start[kind], times=1) for kind in Kind})
 
     def layers(self, depth: int) -> list[Weights]:
-        """Of any depth."""
+        """Weights of the layers of a model of any depth."""
 
         def at(position: float, kind: Kind) -> tuple[Tensor, Tensor]:
             a, b = (cast(nn.Linear, layer[kind]) for layer in (self.a, self.b))
@@ -81,7 +81,7 @@ def _layer(weights: Weights) -> Layer:
 
 
 def random_layer(setting: Setting) -> Weights:
-    """As DiT is initialised: Xavier, and zero for adaLN."""
+    """Weights as DiT is initialised: Xavier, and zero for adaLN."""
     weights = {}
     for kind in Kind:
         m, n = kind.shape(setting.network.width)
@@ -100,7 +100,7 @@ class Ancestors:
     splits: Splits
     directory: Path
     work: Path
-    """For checkpoints."""
+    """Directory of checkpoints."""
 
     def dense(self) -> DenseDiT:
         network = self.setting.network

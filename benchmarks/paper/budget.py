@@ -75,7 +75,7 @@ class _Budgets:
         }
 
     def _fine(self, budget_bytes: int) -> tuple[DiT, Row] | None:
-        """As the service: the plan, Sigma, and in what is left of the minute beyond it."""
+        """Model made as by the service: plan, Sigma, and beyond it in what is left of the time."""
         try:
             plan = self._plan(budget_bytes)
         except Infeasible:
@@ -128,8 +128,8 @@ class _Budgets:
         return _int8(model), {"depth": len(model.layers), "dtype": "int8"}
 
     def _train_for(self, seconds: float, model: DenseDiT, learning_rate: float) -> DenseDiT:
-        """In as many steps as fit, of which some on a copy tell how many; or as it was, if that
-        is better by what chooses."""
+        """Model trained in as many steps as fit, of which some on a copy tell how many; or as it
+        was, if that is better by what chooses."""
         trained = copy.deepcopy(model)
         started = time.monotonic()
         train_all(copy.deepcopy(model), self.lab.ancestors, TIMED_STEPS, 1, learning_rate)

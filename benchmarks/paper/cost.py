@@ -21,7 +21,7 @@ Case = tuple[int, int]
 
 
 COUNTS = (1, 3, 5, 10)
-"""Of models of different sizes, and of tasks."""
+"""Numbers of models of different sizes, and of tasks."""
 WHOLE = "whole models"
 
 
@@ -66,7 +66,7 @@ def totals(setting: Setting) -> list[Row]:
 
 
 def spread_depths(deepest: int, n: int) -> list[int]:
-    """From the deepest down to a quarter of it."""
+    """Depths from the deepest down to a quarter of it."""
     span = deepest - deepest // 4
     return [round(deepest - i * span / max(1, n - 1)) for i in range(n)]
 
@@ -85,7 +85,7 @@ def cases(setting: Setting) -> list[Case]:
 
 
 def measure(lab: Lab, depth: int, multiple: int) -> list[Row]:
-    """From scratch, in one go, in so many times s steps."""
+    """Row of training from scratch, in one go, in so many times s steps."""
     setting = lab.setting
     key = {"table": "cost", "method": "scratch", "depth": depth, "multiple": multiple, "seed": 0}
     if not lab.rows.has(key):

@@ -18,7 +18,7 @@ def cases(setting: Setting) -> list[Case]:
 
 
 def learning_rates(lab: Lab, method: str) -> tuple[float, float]:
-    """Of stage A and stage B: the best of a search on what chooses."""
+    """Learning rates of stages A and B: the best of a search on what chooses."""
     setting, choosing = lab.setting, lab.ancestors.splits.choosing
 
     def loss(first: float, second: float | None) -> float:

@@ -138,7 +138,7 @@ def nearest(images: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(styles: list[tuple[str, Pairs]], file: Path) -> None:
-    """Of each style samples, below each its nearest training image, and how far they are apart."""
+    """Draw samples of each style, below each its nearest training image and the distance."""
     side = styles[0][1].samples.shape[2] * SCALE
     height = 2 * side + 2 * CAPTION
     columns = min(COLUMNS, len(styles[0][1].samples))

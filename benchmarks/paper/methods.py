@@ -121,7 +121,7 @@ def second_stage(
 def retrained(
     ancestors: Ancestors, family: Family, scales: Scales, seed: int, learning_rate: float
 ) -> Scales:
-    """As a service retrains them, but that nothing stops it early."""
+    """Scales retrained as by the service, but that nothing stops it early."""
     setting = ancestors.setting
     config = RetrainingConfig(
         steps=setting.sigma_steps,
@@ -135,7 +135,7 @@ def retrained(
 
 
 def written_out(family: Family, scales: Scales) -> DenseDiT:
-    """With a stem of its own, all to be trained."""
+    """Dense model of `scales` with a stem of its own, all to be trained."""
     stem = copy.deepcopy(family.stem).requires_grad_(True)
     return DenseDiT(stem, materialised(family.genes, scales))
 

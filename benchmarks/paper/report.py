@@ -20,7 +20,7 @@ STAGES = {"A": "after 300 steps", "B": "after 200 more"}
 
 
 def rows_so_far(setting: Setting) -> list[Row]:
-    """That an earlier run of the same protocol has put into the repository."""
+    """Rows that an earlier run of the same protocol has put into the repository."""
     if not RESULT.exists():
         return []
     result = json.loads(RESULT.read_text())

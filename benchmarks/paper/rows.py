@@ -27,7 +27,7 @@ class Cell:
 
 
 def cell(rows: Sequence[Row], **wanted: object) -> Cell | None:
-    """Of all rows whose key has what is wanted; None where there is none."""
+    """Mean and spread of all rows whose key has what is wanted; None where there is none."""
     found = [row["fd"] for row in rows if wanted.items() <= row["key"].items() and "fd" in row]
     if not found:
         return None

@@ -18,13 +18,13 @@ DATA = PretrainingConfig.read(REPOSITORY / "families" / "fashion" / "config.toml
 class Setting:
     name: str
     network: NetworkConfig
-    """Of the ancestors."""
+    """Network of the ancestors."""
     ancestor_steps: int
     ancestor_learning_rate: float
     batch_size: int
     depths: tuple[int, ...]
     trained_depths: tuple[int, ...]
-    """That FINE any-size draws from, and `trained_ranks` likewise."""
+    """Depths that FINE any-size draws from, and `trained_ranks` likewise."""
     trained_ranks: tuple[int, ...]
     sigma_steps: int
     further_steps: int
@@ -37,22 +37,22 @@ class Setting:
     sampling_steps: int
     chosen_by_images: int
     scratch_multiples: tuple[int, ...]
-    """Of the steps that others have, for training from scratch."""
+    """Multiples, for training from scratch, of the steps that others have."""
     shots: tuple[int, ...]
     """Images of each class of a task."""
     task_steps: int
     classifier_images: int
-    """That a classifier sees in training: those of a small set more often."""
+    """Images that a classifier sees in training: those of a small set more often."""
     budget_shares: tuple[float, ...]
-    """Of what the dense ancestor needs in float32."""
+    """Shares of what the dense ancestor needs in float32."""
     preparation_seconds: float
     calibration_steps: int
     profile_seconds: float
     most_images: int | None = None
-    """Of the training and of the test split; all of them where it is None."""
+    """Images of the training and of the test split; all of them where it is None."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     features: int = field(default=FEATURES, repr=False)
-    """Of the Fréchet distance; fewer are quicker, and mean nothing."""
+    """Features of the Fréchet distance; fewer are quicker, and mean nothing."""
 
 
 def _network(width: int, depth: int) -> NetworkConfig:
@@ -132,7 +132,7 @@ SMOKE = Setting(
 class Splits:
     training: LabelledImages
     limited: LabelledImages
-    """Of the training images, for Sigma alone."""
+    """Training images for Sigma alone."""
     choosing: LabelledImages
     heldout: LabelledImages
     test: LabelledImages

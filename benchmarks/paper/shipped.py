@@ -31,7 +31,7 @@ def measure(lab: Lab, family: Family) -> None:
 
 
 def _seconds(family: Family) -> Row:
-    """Of Sigma retraining at full size; before: in float32, and batches of 32."""
+    """Seconds of Sigma retraining at full size; before: in float32, and batches of 32."""
 
     def timed(**changes: int) -> float:
         return round(_retrained(family, family.full_size, **changes)[1], 1)
@@ -69,6 +69,6 @@ def _unseen(lab: Lab, family: Family) -> Row:
 
 
 def _quality(lab: Lab, family: Family) -> Row:
-    """At full size, nothing retrained: the service's guidance and none."""
+    """FD and class accuracy at full size, nothing retrained: the service's guidance and none."""
     model = family.assemble(family.scales, Mode.MATERIALISED)
     return {f"guidance {scale:g}": lab.judge.quality(model, scale) for scale in (1.0, 2.0)}

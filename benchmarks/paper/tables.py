@@ -18,7 +18,7 @@ def _fd(rows: list[Row], **wanted: object) -> str:
 
 
 def _values(rows: Iterable[Row], table: str, name: str) -> list[Any]:
-    """Of a part of a table's keys, in order of appearance."""
+    """Values of one part of a table's keys, in order of appearance."""
     keys = (row["key"] for row in rows)
     found = [key[name] for key in keys if key.get("table") == table and name in key]
     return list(dict.fromkeys(found))

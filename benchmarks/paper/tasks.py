@@ -73,7 +73,7 @@ METHODS = ("scratch", "dense, all", "fine, all", "fine, sigma")
 
 @functools.cache
 def _load(setting: Setting, task: str) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
-    """To train on, to choose by, to judge by."""
+    """Images to train on, to choose by, to judge by."""
     classes = [str(i) for i in range(setting.network.num_classes)]
     path, side = REPOSITORY / "var" / "data" / task, setting.network.sample_size
     train, test = (labelled.load(path, split, classes, side) for split in ("train", "test"))

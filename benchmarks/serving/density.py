@@ -25,7 +25,7 @@ from learngenes.model.sigma import interpolated
 
 COUNTS = (1, 10, 100, 500)
 SMALL_BUDGET_BYTES = 250 * 10**6
-"""With it the engine keeps Sigma of every model, and W of those used last."""
+"""Budget in which the engine keeps Sigma of every model, and W of those used last."""
 CLIENTS = 16
 SECONDS = 15.0
 MIX = 100

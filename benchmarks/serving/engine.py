@@ -24,7 +24,7 @@ BUDGET_BYTES = 4 * 10**9
 def engine(
     budget_bytes: int = BUDGET_BYTES, family: Family | None = None
 ) -> Iterator[tuple[Engine, Family]]:
-    """Of `fashion` by default."""
+    """An engine that serves a family, `fashion` by default."""
     with with_threads(1):
         loaded = family or fashion()
     started = Engine([loaded], budget_bytes)
@@ -48,7 +48,7 @@ def request(
     guidance_scale: float = 2.0,
     scheduler: Scheduler = Scheduler.DDIM,
 ) -> SampleRequest:
-    """Of the model `number` of a size: its Sigma is the family's, and its own copy."""
+    """Request to the model `number` of a size: its Sigma is a copy of the family's."""
     return SampleRequest(
         family=loaded,
         model=f"L{size.depth} r{size.rank} {mode} {dtype} {number}",
@@ -68,7 +68,7 @@ def request(
 def images_per_second(
     started: Engine, requests: Sequence[SampleRequest], clients: int, seconds: float
 ) -> float:
-    """Of `clients` threads that send one of `requests` after the other; a second more to begin."""
+    """Speed for `clients` threads that send one request after the other, after a second."""
     begin = time.perf_counter() + 1
     end = begin + seconds
     answered: list[float] = []

@@ -16,7 +16,7 @@ SHORT_RUNS = 10
 
 
 def measure(ours: Served) -> Figures:
-    """Of a deployment that has nothing else to do."""
+    """Latencies of a deployment that has nothing else to do."""
     figures = {**_overhead(_Client(ours)), **_behind_long_ones(ours)}
     say("latency", **figures)
     return figures

@@ -22,7 +22,7 @@ MAX_REQUESTS = 100_000
 REQUEST_SECONDS = 120.0
 """A request that takes longer is a failure."""
 PAUSE_SECONDS = 0.2
-"""Between a client's failed request and its next, so that a broken server is not flooded."""
+"""Pause between a failed request and the next, so that a broken server is not flooded."""
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_IN_JSON = b'"iVBORw0KGgo'
 

@@ -48,7 +48,7 @@ _VISIBLE = Kernels(
     torch.compile(arithmetic.factored_block),
     torch.compile(arithmetic.finish),
 )
-"""On one lane, and with products that a profile sees."""
+"""Kernels on one lane, with products that a profile sees."""
 
 
 def measure() -> Figures:
@@ -92,7 +92,7 @@ def _of(loaded: Family, dtype: DType) -> Figures:
 
 
 def _products(shared: SharedWeights, rows: int) -> list[tuple[Callable[[], Tensor], int]]:
-    """Those of one layer, of so many rows, and the FLOPs of each."""
+    """Matrix products of one layer, of so many rows, and the FLOPs of each."""
     n, dtype = shared.network, shared.compute
     tokens, head = rows * n.tokens, n.width // n.num_attention_heads
     products: list[tuple[Callable[[], Tensor], int]] = []

@@ -83,7 +83,7 @@ def _rates(ours: Served, models: list[str]) -> dict[str, float]:
 
 
 def _pairs(title: str, ours: Side, theirs: Side, rates: dict[str, float]) -> Figures:
-    """Of every load: what was measured of ours and, at once after it, of theirs."""
+    """Results of every load: ours and, at once after it, theirs."""
     loads: dict[str, Callable[[Side], Result]] = {
         **{f"{clients}_clients": functools.partial(_closed, clients) for clients in CLIENTS},
         **{load: functools.partial(_open, rate) for load, rate in rates.items()},

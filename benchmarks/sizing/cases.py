@@ -156,7 +156,7 @@ def _between(chance: random.Random, low: float, high: float) -> float:
 
 
 def _reference_seconds() -> float:
-    """One size, always the same, measured like every other: what differs is the machine."""
+    """Seconds of one size, always the same: what differs is the machine."""
     plan = solve(fashion().candidates(REFERENCE), Constraints(mode=Mode.MATERIALISED)).plan
     return fashion().measure(plan, REFERENCE, MEASURED_SECONDS).cost.latency_seconds
 

@@ -38,7 +38,7 @@ class Subject:
         return Candidates.of(manifest.network, manifest.sizes, quality, self.profile, workload)
 
     def specimen(self, plan: Plan, workload: Workload, max_seconds: float) -> Specimen:
-        """To measure a plan as a build worker does before it calls a model ready."""
+        """What a build worker measures of a plan before its model is ready."""
         return Specimen(
             family=self.directory,
             depth=plan.depth,
@@ -50,7 +50,7 @@ class Subject:
         )
 
     def measure(self, plan: Plan, workload: Workload, max_seconds: float) -> Measurement:
-        """In a fresh process."""
+        """Measure a plan in a fresh process."""
         return verify(self.specimen(plan, workload, max_seconds))
 
 

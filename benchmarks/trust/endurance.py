@@ -23,13 +23,13 @@ CLIENTS = 16
 OVERLOAD_SECONDS = 300.0
 OVERLOAD = 10
 MOST_ACTIVE = 16
-"""As many as capacity is measured with; 2,000 by default, for clients with patience."""
+"""Generations at once, as capacity is measured with; 2,000 by default, for patient clients."""
 SOAK_MINUTES = 60
 SETTLED_MINUTES = 10
 """Growth counts from then on: by then everything has been used."""
 SAMPLE_SECONDS = 10.0
 SOAK_TTL_SECONDS = 120
-"""Of images, so that an hour sees as many go as come."""
+"""Life of images, so that an hour sees as many go as come."""
 SOAK_MODEL_SECONDS = 300.0
 SETTINGS: dict[str, object] = {"profile_seconds": 5, "verify_seconds": 2}
 STORED_MODELS = 5
@@ -37,7 +37,7 @@ STORED_MODELS = 5
 
 @dataclass
 class Usage:
-    """Of each process, at times: resident bytes, open files; and Redis's keys."""
+    """Resident bytes and open files of each process over time, and Redis's keys."""
 
     resident_bytes: dict[str, list[int]] = field(default_factory=dict)
     files: dict[str, list[int]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Usage:
             self.keys.append(int(client.dbsize()))
 
     def growth(self, settled_share: float) -> Figures:
-        """From the median of the first tenth after settling to that of the last tenth."""
+        """Growth from the median of the first tenth after settling to that of the last tenth."""
 
         def grown(values: list[int]) -> int:
             values = values[int(len(values) * settled_share) :]
@@ -73,7 +73,7 @@ class Usage:
         }
 
     def by_minute(self) -> Figures:
-        """Where it grows to: a level that it keeps, or ever higher."""
+        """Course of the growth: to a level that it keeps, or ever higher."""
         step = round(60 / SAMPLE_SECONDS)
         return {
             "rss_bytes_by_minute": {p: v[::step] for p, v in self.resident_bytes.items()},
@@ -144,7 +144,7 @@ def overload(families: Path = FASHION, seconds: float = OVERLOAD_SECONDS) -> Fig
 
 
 def _request(model: str) -> MakeRequest:
-    """It is answered with a picture, or with why not."""
+    """Requests that are answered with a picture, or with why not."""
     body = {"model": model, "n": 4, "num_inference_steps": 20}
 
     def make(number: int) -> tuple[str, dict[str, object], dict[str, str]]:

@@ -25,7 +25,7 @@ VICTIMS = {
     "sample-worker": "-m worker sample",
 }
 ATTEMPTS = 30
-"""By default three, so that a request that kills its worker ends: here nothing but us does."""
+"""Attempts; by default three, so that a request that kills its worker ends: here only we kill."""
 RECOVERY_SECONDS = 300.0
 SLOW_RECOVERY_SECONDS = 60.0
 SLOW = REPOSITORY / "var" / "trust" / "slow"
@@ -66,7 +66,7 @@ def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
 
 
 def _recovery_seconds(deployment: Deployment) -> float:
-    """Until everything runs and is ready. Raises TimeoutError."""
+    """Seconds until everything runs and is ready. Raises TimeoutError."""
     begun = time.monotonic()
 
     def well() -> bool:

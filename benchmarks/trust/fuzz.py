@@ -12,7 +12,7 @@ from benchmarks.parts import Figures
 from benchmarks.trust.site import FASHION
 
 EXAMPLES = 600
-"""Of each route, in the phase that makes them up: 10,000 cases in all, and some."""
+"""Cases of each route, in the phase that makes them up: 10,000 in all, and some."""
 PHASES = ("coverage", "fuzzing", "stateful")
 CHECKS = (
     "not_a_server_error",
@@ -25,7 +25,7 @@ CHECKS = (
     "use_after_free",
 )
 ENDLESS = "/status/events"
-"""It has no last byte to wait for."""
+"""Left out: it has no last byte to wait for."""
 TOLD_OF_ONCE_DELETED = "^/models/"
 """A model's record stays for a day, as `deleted`."""
 WORK_IS_BRIEF = {

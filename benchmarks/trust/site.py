@@ -26,7 +26,7 @@ FASHION = REPOSITORY / "var" / "trust" / "families"
 """The shipped family `fashion` alone: a worker starts in seconds."""
 GENERATION = {"n": 4, "num_inference_steps": 10}
 LATER_SECONDS = 4.0
-"""Between requests that are not waited for: load that can be done in time, faults included."""
+"""Pause between requests that are not waited for: a load that can be done, faults included."""
 GOOD = {"ready", "done"}
 EVENTS_READ_EVERY_SECONDS = 60.0
 PATIENCE_SECONDS = 900.0
@@ -50,16 +50,16 @@ class Account:
     contradictions: list[str] = field(default_factory=list)
     """Keys that got two ids."""
     answers: Counter[str] = field(default_factory=Counter)
-    """By status, or the kind of error."""
+    """Number of answers by status, or by kind of error."""
     told: dict[str, str] = field(default_factory=dict)
     """What the last refusal of each status said."""
     slowest_refusal_seconds: float = 0.0
     finished_at: list[float] = field(default_factory=list)
-    """Of generations that a client waited for, by time.monotonic()."""
+    """Moments (monotonic) at which generations that were waited for ended."""
     answered_at: list[float] = field(default_factory=list)
-    """Of /plan, asked for ten times a second."""
+    """Moments at which /plan, asked ten times a second, answered."""
     ends: dict[str, set[str]] = field(default_factory=dict)
-    """Of each record, the events that say that it ended well."""
+    """Events that say that a record ended well, by record."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def accept(self, kind: str, key: str, record_id: str) -> None:
@@ -76,7 +76,7 @@ class Account:
                 self.slowest_refusal_seconds = max(self.slowest_refusal_seconds, seconds)
 
     def read_ends(self, client: redis.Redis) -> None:
-        """Of all event streams that Redis has: they expire a while after the end."""
+        """Read all event streams that Redis has: they expire a while after the end."""
         for stream in client.scan_iter("fineserve:*:events", count=1000):
             record_id = stream.split(":")[2]
             for event_id, fields in cast(list[Any], client.xrange(stream)):
@@ -178,7 +178,7 @@ class Load:
 
 
 def settle(deployment: Deployment, account: Account) -> Figures:
-    """Once the faults are over: what became of everything that was accepted.
+    """What became of everything that was accepted, once the faults are over.
 
     Lost is what does not end as it should within PATIENCE_SECONDS.
     """

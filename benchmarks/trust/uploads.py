@@ -53,7 +53,7 @@ ODD_NAMES = st.sampled_from(["../out.png", "/etc/out.png", "a/b/c/d.png", "a"]) 
 
 
 def _uploads(pack: Callable[[Files], bytes]) -> st.SearchStrategy[bytes]:
-    """As it should be, with odd names or what is no image, cut short, or no archive at all."""
+    """Archives as they should be, with odd names or no images, cut short, or no archive at all."""
     good = st.dictionaries(NAMES, IMAGES, min_size=1, max_size=MOST_FILES)
     odd = st.dictionaries(NAMES | ODD_NAMES, IMAGES | st.binary(max_size=64), max_size=MOST_FILES)
     cut = st.builds(_cut, good.map(pack), st.floats(0, 1))

@@ -59,7 +59,7 @@ class Request(BaseModel):
 
 
 class PixelSpace(nn.Module):
-    """In the place of the VAE: these models denoise pixels, so there is nothing to decode."""
+    """Stand-in for the VAE: these models denoise pixels, so there is nothing to decode."""
 
     config = SimpleNamespace(scaling_factor=1)
     device = torch.device("cpu")  # a pipeline asks its first module
