@@ -7,7 +7,6 @@ whenever it has changed, so a key that is created or revoked counts at once.
 
 import fcntl
 import hashlib
-import os
 import re
 import secrets
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from learngenes.files import write_file
 from registry.errors import KeysError
 from registry.records import now
 
@@ -144,13 +144,7 @@ class Keys:
             fcntl.flock(lock, fcntl.LOCK_EX)
             file = self._read() if self.path.exists() else _File()
             yield file
-            temporary = self.path.with_suffix(".new")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with open(descriptor, "w") as out:  # noqa: PTH123 - of a descriptor
-                out.write(file.model_dump_json(indent=1))
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(self.path)
+            write_file(self.path, file.model_dump_json(indent=1).encode(), permissions=0o600)
 
     def _refresh(self) -> None:
         try:

@@ -1,12 +1,13 @@
 """Rows of a table, each measured once: a run that was killed goes on with the next."""
 
 import json
-import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from learngenes.files import write_file
 
 if TYPE_CHECKING:  # tables are made of rows without torch
     from learngenes.family.family import Family
@@ -64,10 +65,7 @@ class Rows:
         return self._path(key).exists()
 
     def _write(self, row: Row) -> None:
-        path = self._path(row["key"])
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(row))
-        temporary.replace(path)
+        write_file(self._path(row["key"]), json.dumps(row).encode())
 
     def _path(self, key: Row) -> Path:
         words = [f"{name}={value}" for name, value in sorted(key.items())]

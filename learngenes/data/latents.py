@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from learngenes.config import AutoencoderConfig, NetworkConfig
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import decoded_together, default_device, peak_bytes
+from learngenes.files import replaced
 
 ENCODED_TOGETHER = 32
 DEFAULTS = {
@@ -125,9 +125,8 @@ class LatentEncoder(nn.Module):
         with contextlib.suppress(FileNotFoundError, SafetensorError):  # not there, or not whole
             return LabelledImages(load_file(file)["latents"], data.labels, data.class_names)
         encoded = self.encoded(data, device)
-        partial = file.with_suffix(f".{uuid.uuid4().hex}")  # several processes may train together
-        save_file({"latents": encoded.images}, partial)
-        partial.replace(file)
+        with replaced(file) as new:  # several processes may train together
+            save_file({"latents": encoded.images}, new)
         return encoded
 
     def _digest(self, data: LabelledImages) -> str:

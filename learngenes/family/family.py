@@ -15,6 +15,7 @@ from torch import Tensor
 from learngenes.config import DiffusionConfig, DType, Frozen, Mode, NetworkConfig, Size, SizeSpace
 from learngenes.data.labelled import LabelledImages
 from learngenes.data.latents import LatentEncoder
+from learngenes.files import write_file
 from learngenes.model.dit import DiT, Stem
 from learngenes.model.factors import CLASSES, Learngenes, Own, Scales
 from learngenes.sizing.quality import QualityTable
@@ -217,13 +218,13 @@ def read_quality(directory: Path, manifest: FamilyManifest) -> QualityTable | No
 def write_quality(directory: Path, table: QualityTable) -> None:
     """Store a quality table in a family, and its hash in the manifest."""
     manifest = read_manifest(directory)
-    (directory / QUALITY).write_text(table.model_dump_json(indent=2) + "\n")
+    write_file(directory / QUALITY, f"{table.model_dump_json(indent=2)}\n".encode())
     sha256 = {**manifest.sha256, QUALITY: file_sha256(directory / QUALITY)}
     _write_manifest(directory, manifest.model_copy(update={"sha256": sha256}))
 
 
 def _write_manifest(directory: Path, manifest: FamilyManifest) -> None:
-    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    write_file(directory / MANIFEST, f"{manifest.model_dump_json(indent=2)}\n".encode())
 
 
 def _check_listed(directory: Path, manifest: FamilyManifest, files: Iterable[str]) -> None:

@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from learngenes.files import replaced
+
 
 def write(
     path: Path,
@@ -27,11 +29,9 @@ def write(
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    save_file(tensors, temporary, metadata={key: repr(value) for key, value in figures.items()})
-    temporary.replace(path)
+    with replaced(path) as new:
+        save_file(tensors, new, metadata={key: repr(value) for key, value in figures.items()})
 
 
 def read(

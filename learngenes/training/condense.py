@@ -25,6 +25,7 @@ from learngenes.config import Kind, NetworkConfig
 from learngenes.data import labelled
 from learngenes.device import default_device
 from learngenes.family.family import MANIFEST, Family, load_family, save_family
+from learngenes.files import replaced
 from learngenes.formats.teacher import Teacher, TeacherError, read_teacher
 from learngenes.model.dense import DenseDiT
 from learngenes.model.factors import Learngenes, Scales
@@ -56,11 +57,9 @@ class Fit:
     """Of all W together, relative to their norm."""
 
     def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
         tensors = {"u": self.u, "v": self.v, "sigma": self.sigma, "error": torch.tensor(self.error)}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(file)
+        with replaced(file) as new:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new)
 
     @classmethod
     def load(cls, file: Path) -> "Fit":

@@ -36,6 +36,7 @@ from learngenes.data import labelled
 from learngenes.data.latents import LatentEncoder, read_autoencoder
 from learngenes.device import default_device, native_bfloat16
 from learngenes.family.family import FamilyError, load_family
+from learngenes.files import write_file
 from learngenes.model.diffusion import (
     Predict,
     heldout_loss,
@@ -297,7 +298,8 @@ class Pretraining:
         log_file = self.directory / LOG
         if self.accelerator.is_main_process and log_file.exists():
             lines = log_file.read_text().splitlines(keepends=True)
-            log_file.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
+            kept = "".join(x for x in lines if json.loads(x)["step"] <= step)
+            write_file(log_file, kept.encode())
 
     def _checkpoint(self) -> None:
         if self.accelerator.is_main_process:
@@ -322,7 +324,7 @@ class Pretraining:
                     f"{CHECKPOINT} and {LOG} there"
                 )
         if self.accelerator.is_main_process:
-            file.write_text(json.dumps(ours))
+            write_file(file, json.dumps(ours).encode())
 
     def _resume(self) -> None:
         self._require_same_configuration()
