@@ -36,7 +36,7 @@ def write_file(path: Path, content: bytes, permissions: int = 0o666) -> None:
     def opened(name: str, flags: int) -> int:
         return os.open(name, flags, permissions)
 
-    with replaced(path) as new, open(new, "xb", opener=opened) as file:  # noqa: PTH123 - opener
+    with replaced(path) as new, open(new, "xb", opener=opened) as file:
         file.write(content)
 
 

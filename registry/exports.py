@@ -2,6 +2,9 @@
 
 from enum import StrEnum
 
+from registry.records import ModelRecord
+from registry.store import served_name
+
 EXPORT_FILE = "model.tar"
 
 
@@ -16,5 +19,7 @@ class ExportFormat(StrEnum):
     """What is the model's own alone: `learngenes` adds the family, which has to be there."""
 
 
-def export_name(model_id: str, revision: int, form: ExportFormat) -> str:
-    return f"exports/{model_id}/revision-{revision}-{form}"
+def export_name(model: ModelRecord, form: ExportFormat) -> str:
+    """Artifact of what is served now of a model, in a format."""
+    _, model_id, revision = served_name(model).split("/")
+    return f"exports/{model_id}/{revision}-{form}"

@@ -96,6 +96,9 @@ class ModelRecord(Record):
     revision: int | None = None
     """None until there is something to sample from; 0 interpolated Sigma, 1 retrained, 2 refined.
     Three more for each time that a model was over its budget and a smaller one was made."""
+    artifact: str | None = None
+    """Directory of that revision among the model's in the store, named for its plan and bytes too;
+    None is `revision-N`, which earlier releases wrote."""
     budget: Budget
     refine: Refinement | None = None
     plan: Plan

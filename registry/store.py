@@ -1,7 +1,6 @@
 """The artifact store: immutable directories, visible only when whole.
 
-An artifact is written under a temporary name, flushed to disk and renamed; `manifest.json`
-holds the SHA-256 of its files.
+`manifest.json` holds the SHA-256 of an artifact's files.
 """
 
 import contextlib
@@ -11,19 +10,25 @@ import json
 import os
 import shutil
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from learngenes.files import replaced, write_file
 from registry.errors import ArtifactError, StorageFull
+from registry.records import ModelRecord
 
 PREVIEWS_FILE = "previews.png"
 """What every size of a family samples, by the family's artifact."""
 MANIFEST = "manifest.json"
 FULL = {errno.ENOSPC, errno.EDQUOT}
-TEMPORARY = ("generations", "exports", "latents")
-"""Kinds of artifacts that can be made again."""
+THERE = {errno.ENOTEMPTY, errno.EEXIST}
+TEMPORARY = ("generations/*", "exports/*/*", "latents/*/*")
+"""Artifacts that can be made again."""
+READ_SECONDS = 60.0
+"""What was published a shorter time ago is about to be read by who waits for it."""
+UNFINISHED_SECONDS = 3600.0
+"""What has not been written to for so long will never be finished."""
 
 
 class ArtifactStore:
@@ -40,34 +45,29 @@ class ArtifactStore:
         target = self.root / name
         if target.exists():
             return
-        temporary = self._incoming / uuid.uuid4().hex
+        with self._room_for(name):
+            try:
+                with replaced(target, scratch=self._incoming) as new:
+                    new.mkdir()
+                    for file, content in {**files, MANIFEST: _manifest(files, description)}.items():
+                        (new / file).write_bytes(content)
+            except OSError as error:
+                if error.errno not in THERE:  # else another worker was first
+                    raise
+
+    def replace_description(self, name: str, description: Mapping[str, Any]) -> None:
+        """Store an artifact that has no files, in place of what was there. Raises StorageFull."""
+        with self._room_for(name):
+            write_file(self.root / name / MANIFEST, _manifest({}, description))
+
+    @contextlib.contextmanager
+    def _room_for(self, name: str) -> Iterator[None]:
         try:
-            self._write(temporary, files, description)
-            self._publish(temporary, target)
+            yield
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             if error.errno in FULL:
                 raise StorageFull(f"no room for {name} on the disk of {self.root}") from error
             raise
-
-    def _publish(self, temporary: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-            shutil.rmtree(temporary)  # another worker was first
-        _flush_directory(target.parent)
-
-    def _write(
-        self, directory: Path, files: Mapping[str, bytes], description: Mapping[str, Any]
-    ) -> None:
-        directory.mkdir(parents=True)
-        sha256 = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-        manifest = json.dumps({"sha256": sha256, **description}, indent=2).encode()
-        for file, content in {**files, MANIFEST: manifest}.items():
-            _write_durably(directory / file, content)
 
     def free_bytes(self) -> int:
         """On the disk of the artifacts."""
@@ -120,25 +120,29 @@ class ArtifactStore:
     def sweep(self, older_than_seconds: float) -> int:
         """Delete old artifacts that can be made again, and what was never finished.
 
-        Gives their number.
+        Gives their number. Nothing goes that is being written, or was published within
+        READ_SECONDS.
         """
-        horizon = time.time() - older_than_seconds
-        swept = 0
-        for folder in (*(self.root / kind for kind in TEMPORARY), self._incoming):
-            with contextlib.suppress(FileNotFoundError):
-                for entry in folder.iterdir():
-                    if entry.stat().st_mtime < horizon:
-                        shutil.rmtree(entry, ignore_errors=True)
-                        swept += 1
-        return swept
+        old_seconds = max(older_than_seconds, READ_SECONDS)
+        artifacts = [path for pattern in TEMPORARY for path in self.root.glob(pattern)]
+        swept = [path for path in artifacts if _idle_seconds(path) > old_seconds]
+        swept += [
+            path
+            for path in self._incoming.glob("*")
+            if _idle_seconds(path, *path.glob("*")) > UNFINISHED_SECONDS
+        ]
+        for path in swept:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(swept)
 
 
-def revision_name(model_id: str, revision: int) -> str:
-    return f"models/{model_id}/revision-{revision}"
+def served_name(model: ModelRecord) -> str:
+    """Artifact of the revision that is served."""
+    return f"models/{model.id}/{model.artifact or f'revision-{model.revision}'}"
 
 
 def record_name(model_id: str) -> str:
-    """Of a finished model's record; it outlives Redis."""
+    """Artifact of a ready model's record, which outlives Redis."""
     return f"models/{model_id}/record"
 
 
@@ -163,16 +167,14 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _manifest(files: Mapping[str, bytes], description: Mapping[str, Any]) -> bytes:
+    sha256 = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    return json.dumps({"sha256": sha256, **description}, indent=2).encode()
 
 
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _idle_seconds(*paths: Path) -> float:
+    """Seconds since the last change to one of them; 0 when one is gone."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return time.time() - max(path.stat().st_mtime for path in paths)
+    except FileNotFoundError:
+        return 0.0

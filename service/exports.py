@@ -12,7 +12,7 @@ from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.queue import EXPORT_TASK
 from registry.records import ModelRecord
 from registry.repository import Reason
-from registry.store import revision_name
+from registry.store import served_name
 from service.access import Caller
 from service.deps import State
 from service.problems import Problem, storage_full, unavailable
@@ -20,24 +20,25 @@ from service.serving import require_family, require_servable, require_worker
 from service.submission import require_storage
 
 POLL_SECONDS = 0.1
+ASK_AGAIN_SECONDS = 10.0
+"""How often an export that is waited for is asked for: the worker that began it may have ended."""
 
 
 async def wait_for_export(state: State, model_id: str, form: ExportFormat, caller: Caller) -> Path:
     """The file of the revision that is served now. Raises Problem."""
     deadline = time.monotonic() + state.settings.wait_seconds
-    asked = ""
+    asked, ask_again_at = "", 0.0
     while True:
         record = await run_in_threadpool(require_servable, state, model_id, caller)
-        assert record.revision is not None
-        name = export_name(model_id, record.revision, form)
+        name = export_name(record, form)
         path = state.store.path(name, EXPORT_FILE)
         if path is not None:
             return path
         if reason := await run_in_threadpool(state.repository.failure_of, name):
             raise _failed(model_id, reason)
-        if asked != name:  # by now another revision may be served
-            await run_in_threadpool(_ask, state, record, record.revision, form)
-            asked = name
+        if asked != name or time.monotonic() > ask_again_at:  # another revision may be served now
+            await run_in_threadpool(_ask, state, record, form)
+            asked, ask_again_at = name, time.monotonic() + ASK_AGAIN_SECONDS
         if time.monotonic() > deadline:
             raise unavailable(
                 f"no worker has exported {model_id} yet; ask again, and see the log of the "
@@ -58,24 +59,22 @@ def _failed(model_id: str, reason: Reason) -> Problem:
     )
 
 
-def _ask(state: State, record: ModelRecord, revision: int, form: ExportFormat) -> None:
-    """Once, however many wait for it."""
+def _ask(state: State, record: ModelRecord, form: ExportFormat) -> None:
+    """Once in ASK_AGAIN_SECONDS, however many wait for it."""
     require_storage(state)
     require_worker(state, record)
-    _require_exportable(state, record, revision)
-    name = export_name(record.id, revision, form)
-    if state.repository.once(name, state.settings.wait_seconds):
+    _require_exportable(state, record)
+    if state.repository.once(export_name(record, form), ASK_AGAIN_SECONDS):
         try:
             state.queue.enqueue(EXPORT_TASK, record.id, record.device_class, form)
         except OperationalError as error:
             raise unavailable("Redis cannot be reached; ask again shortly") from error
 
 
-def _require_exportable(state: State, record: ModelRecord, revision: int) -> None:
+def _require_exportable(state: State, record: ModelRecord) -> None:
     """Raises Problem where the answer would be waited for in vain."""
     family = require_family(state, record)
     try:
-        name = revision_name(record.id, revision)
-        state.store.require_family(name, family.name, family.fingerprint)
+        state.store.require_family(served_name(record), family.name, family.fingerprint)
     except ArtifactError as error:
         raise Problem(410, "model-gone", str(error)) from error

@@ -125,7 +125,7 @@ def test_any_bytes_in_a_models_file(
         about = {"family_fingerprint": family.fingerprint}
         store.put("models/m-1/revision-0", {OWN_FILE: content}, about)
         try:
-            own = load_own(store, family, "m-1", 0)
+            own = load_own(store, family, "models/m-1/revision-0")
         except ArtifactError:
             pass
         else:

@@ -12,7 +12,7 @@ from learngenes.family.family import Family
 from learngenes.model.factors import Own, own_from_stacked
 from registry.datasets import IMAGES_FILE, Datasets
 from registry.errors import ArtifactError, RecordNotFound
-from registry.store import ArtifactStore, revision_name
+from registry.store import ArtifactStore
 
 OWN_FILE = "own.safetensors"
 
@@ -45,9 +45,8 @@ def _dataset_images(datasets: Datasets, dataset_id: str) -> LabelledImages:
     return LabelledImages(tensors["images"], tensors["labels"], tuple(class_names))
 
 
-def load_own(store: ArtifactStore, family: Family, model_id: str, revision: int) -> Own:
-    """A published revision's own parameters, on the family's device. Raises ArtifactError."""
-    name = revision_name(model_id, revision)
+def load_own(store: ArtifactStore, family: Family, name: str) -> Own:
+    """A model's own parameters in an artifact, on the family's device. Raises ArtifactError."""
     store.require_family(name, family.manifest.name, family.fingerprint)
     content = store.read(name, OWN_FILE)
     try:

@@ -67,6 +67,16 @@ class Leases:
             yield
 
     @contextlib.contextmanager
+    def first(self, name: str) -> Iterator[bool]:
+        """False where another worker is at it; nobody else begins meanwhile where it is True."""
+        lock = self._repository.lock(name, self._seconds)
+        if not lock.acquire(blocking=False):
+            yield False
+            return
+        with self._kept_and_released(lock):
+            yield True
+
+    @contextlib.contextmanager
     def _kept_and_released(self, lock: Lock) -> Iterator[None]:
         self._kept[lock] = None
         with self._starting:

@@ -52,7 +52,7 @@ def request(
     return SampleRequest(
         family=loaded,
         model=f"L{size.depth} r{size.rank} {mode} {dtype} {number}",
-        revision=0,
+        artifact="",
         rank=size.rank,
         mode=mode,
         dtype=dtype,

@@ -14,8 +14,9 @@ from benchmarks.serving.load import MakeRequest
 from learngenes.config import Size
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import export_model
-from registry.store import ArtifactStore
+from registry.store import ArtifactStore, served_name
 from worker.artifacts import load_own
+from worker.build.restore import kept_record
 
 STEPS = 25
 MIX = 20
@@ -53,9 +54,10 @@ class Served:
         loaded = family()
         store = ArtifactStore(self.deployment.var / "store")
         for model_id in (self.one, *self.mix):
-            revision = self.deployment.client.model(model_id).revision
-            assert revision is not None
-            export_model(loaded, load_own(store, loaded, model_id, revision), directory / model_id)
+            record = kept_record(store, model_id)
+            assert record is not None, f"{model_id} is not ready"
+            own = load_own(store, loaded, served_name(record))
+            export_model(loaded, own, directory / model_id)
 
 
 @contextmanager

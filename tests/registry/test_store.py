@@ -54,10 +54,34 @@ def test_old_and_unfinished_artifacts_are_swept(store: ArtifactStore, tmp_path: 
     long_ago = time.time() - 1000
     for path in ("generations/old", "incoming/half"):
         os.utime(tmp_path / path, (long_ago, long_ago))
-    assert store.sweep(500) == 2
+    assert store.sweep(500) == 1
     assert store.read("generations/new", "a") == b"1"
     assert not (tmp_path / "generations/old").exists()
+    assert (tmp_path / "incoming/half").exists()
+    os.utime(tmp_path / "incoming/half", (long_ago - 3600, long_ago - 3600))
+    assert store.sweep(500) == 1
     assert store.sweep(500) == 0
+
+
+def test_what_is_being_written_or_read_is_never_swept(store: ArtifactStore, tmp_path: Path) -> None:
+    for name in ("exports/m-1/revision-1-native", "generations/g-1"):
+        store.put(name, {"a": b"1"}, {})
+    begun = tmp_path / "incoming" / "begun"
+    begun.mkdir()
+    (begun / "large").write_bytes(b"as far as it is")
+    yesterday = time.time() - 24 * 3600
+    for path in (begun, tmp_path / "exports/m-1"):
+        os.utime(path, (yesterday, yesterday))
+    assert store.sweep(0) == 0
+    assert (begun / "large").exists()
+    assert store.read("exports/m-1/revision-1-native", "a") == b"1"
+
+
+def test_what_is_a_description_alone_can_be_replaced(store: ArtifactStore) -> None:
+    store.put("models/m-1/record", {}, {"record": "first"})
+    for content in ("second", "third"):
+        store.replace_description("models/m-1/record", {"record": content})
+        assert store.describe("models/m-1/record")["record"] == content
 
 
 @pytest.fixture

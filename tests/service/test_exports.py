@@ -11,7 +11,9 @@ from registry.errors import StorageFull
 from registry.exports import ExportFormat
 from tests.service.conftest import Stack
 from tests.support.builds import build
+from tests.support.records import revision_name
 from worker.export.export import export
+from worker.leases import Stopping
 
 
 def test_a_model_is_exported_when_it_is_asked_for(
@@ -47,18 +49,54 @@ def test_an_export_is_asked_for_again_when_another_revision_is_served(
 ) -> None:
     model_id = stack.ready_model()
     models = stack.runtime.repository.models
+    unretrained = revision_name(stack.runtime.store, model_id, 0).rpartition("/")[2]
     revisions: list[int | None] = []
 
     def enqueue(_: object, task: str, record_id: str, device_class: str, form: str) -> None:
         revisions.append(models.get(record_id).revision)
         if len(revisions) == 1:
-            models.change(record_id, revision=0)
+            models.change(record_id, revision=0, artifact=unretrained)
         else:
             export(stack.runtime, record_id, ExportFormat(form))
 
     monkeypatch.setattr("registry.queue.Queue.enqueue", enqueue)
     assert stack.api.get(f"/models/{model_id}/export?format=adapter").status_code == 200
     assert revisions == [1, 0]
+
+
+@pytest.mark.parametrize("interruption", [Stopping, redis.ConnectionError])
+def test_an_export_that_was_interrupted_is_asked_for_again(
+    stack: Stack,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    interruption: type[Exception],
+) -> None:
+    runtime, model_id = stack.runtime, stack.ready_model()
+    asked: list[str] = []
+
+    def interrupted(*_: object) -> None:
+        raise redis.ConnectionError("away")
+
+    def enqueue(_: object, task: str, record_id: str, device_class: str, form: str) -> None:
+        asked.append(record_id)
+        if len(asked) > 1:
+            export(runtime, record_id, ExportFormat(form))
+            return
+        with monkeypatch.context() as patch:
+            if interruption is Stopping:
+                assert runtime.repository.lock("export", 60).acquire()
+                runtime.stopping.set()
+            else:
+                patch.setattr("worker.export.export.load_own", interrupted)
+            with pytest.raises(interruption):
+                export(runtime, record_id, ExportFormat(form))
+        runtime.stopping.clear()
+        client.delete("fineserve:lock:export")
+
+    monkeypatch.setattr("registry.queue.Queue.enqueue", enqueue)
+    monkeypatch.setattr("service.exports.ASK_AGAIN_SECONDS", 0.1)
+    assert stack.api.get(f"/models/{model_id}/export?format=adapter").status_code == 200
+    assert asked == [model_id, model_id]
 
 
 def test_an_export_that_no_worker_makes_is_not_waited_for_for_ever(

@@ -116,7 +116,7 @@ def ask(
     fields: dict[str, Any] = {
         "family": family,
         "model": str(model),
-        "revision": 0,
+        "artifact": "revision-0",
         "rank": model.rank,
         "mode": model.mode,
         "dtype": model.dtype,

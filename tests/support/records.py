@@ -3,6 +3,7 @@
 from learngenes.config import DType, Mode
 from learngenes.sizing.budget import Budget, Cost, Plan
 from registry.records import ModelRecord
+from registry.store import ArtifactStore
 
 A_COST = Cost(
     memory_bytes=300_000,
@@ -36,3 +37,9 @@ def queued_model(
         budget=Budget.model_validate({"max_mem_gb": 1.0, "num_inference_steps": 2, **budget}),
         plan=plan,
     )
+
+
+def revision_name(store: ArtifactStore, model_id: str, revision: int) -> str:
+    """The artifact of one of a model's revisions, of which there is one."""
+    (directory,) = (store.root / "models" / model_id).glob(f"revision-{revision}-*")
+    return f"models/{model_id}/{directory.name}"

@@ -6,6 +6,7 @@ is to be refined is served retrained meanwhile, and whatever becomes of the refi
 
 import contextlib
 import functools
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -34,12 +35,13 @@ from learngenes.training.tuning import Pause, Progress
 from registry import metrics
 from registry.errors import ArtifactError, RecordNotFound, StorageFull, Superseded
 from registry.records import ModelRecord, ModelStatus, now
-from registry.store import record_name, revision_name
+from registry.store import record_name, served_name
 from worker.artifacts import OWN_FILE, load_dataset, load_own
 from worker.attempts import Reporter, attempt
 from worker.build.budget import budgets_missed, step_down
 from worker.build.profiles import candidates, correct_profile, ensure_profile
 from worker.build.refinement import Pace, UntilEnough
+from worker.build.restore import keep_if_ready
 from worker.build.verify import Specimen, verify
 from worker.runtime import Runtime
 
@@ -117,8 +119,7 @@ class _Build:
         scales = self._served_retrained()
         if scales is None:
             scales, measured = self._fit()
-            self._store(self._retrained_revision, scales)
-            served = {"revision": self._retrained_revision, "measured": measured}
+            served = {**self._store(self._retrained_revision, scales), "measured": measured}
         if self.record.refine is not None:
             again = not served
             self._change(status=ModelStatus.REFINING, **served)
@@ -131,20 +132,15 @@ class _Build:
 
     def _finish(self, changes: dict[str, object]) -> None:
         """First in the store, from where it comes back if Redis should lose it."""
-        ready = self.record.replace(**changes).model_dump(mode="json")
-        self.runtime.store.put(record_name(self.record.id), {}, {"record": ready})
+        store, models = self.runtime.store, self.runtime.repository.models
+        keep_if_ready(store, self.record.replace(**changes))
         try:
             self._change(**changes)
         except (Superseded, RecordNotFound):
-            self._delete_record_unless_ready()
+            store.delete(record_name(self.record.id))
+            with contextlib.suppress(RecordNotFound):  # another attempt may have been first
+                keep_if_ready(store, models.get(self.record.id))
             raise
-
-    def _delete_record_unless_ready(self) -> None:
-        """Another attempt may have been first."""
-        with contextlib.suppress(RecordNotFound):
-            if self.runtime.repository.models.get(self.record.id).status == ModelStatus.READY:
-                return
-        self.runtime.store.delete(record_name(self.record.id))
 
     def _fit(self) -> tuple[Scales, Cost]:
         """Retrained, and measured to keep the budget: smaller than was planned, if need be."""
@@ -176,8 +172,7 @@ class _Build:
     def _publish_unretrained(self, scales: Scales, **changes: Any) -> None:
         """Of a task that is not its family's there is nothing to show before it is retrained."""
         if self._num_classes is None:
-            self._store(self._unretrained_revision, scales)
-            changes["revision"] = self._unretrained_revision
+            changes |= self._store(self._unretrained_revision, scales)
         self._change(**changes)
 
     @property
@@ -215,11 +210,9 @@ class _Build:
         if self.record.revision != self._retrained_revision:
             return None
         try:
-            own = load_own(
-                self.runtime.store, self.family, self.record.id, self._retrained_revision
-            )
+            own = load_own(self.runtime.store, self.family, served_name(self.record))
         except ArtifactError:  # corrupt, or made for another version of the family
-            self.runtime.store.delete(revision_name(self.record.id, self._retrained_revision))
+            self.runtime.store.delete(served_name(self.record))
             return None
         assert isinstance(own, Scales)
         return own
@@ -250,14 +243,14 @@ class _Build:
             measured, over = self._verify(refined.layers)
             if over:
                 return {}
-            self._store(self._retrained_revision + 1, refined.layers)
+            served = self._store(self._retrained_revision + 1, refined.layers)
         except (Pause, Superseded, RecordNotFound, StorageFull, RedisError):
             raise
         except Exception as error:  # the retrained model is there, and stays
             log.exception("not refined", model=self.record.id)
             self._tell("refined", error=f"{type(error).__name__}: {error}")
             return {}
-        return {"revision": self._retrained_revision + 1, "measured": measured}
+        return {**served, "measured": measured}
 
     def _others_wait(self) -> bool:
         models = self.runtime.repository.models
@@ -358,13 +351,22 @@ class _Build:
         judged = progress.heldout_loss is not None
         return self.reporter.tell(told, every_seconds=0 if judged else None)
 
-    def _store(self, revision: int, own: Own) -> None:
+    def _store(self, revision: int, own: Own) -> dict[str, object]:
+        """What a record says that serves it. The artifact is named for its plan and bytes: another
+        attempt, killed before it could say so, may have stored this revision of another plan."""
+        content = save_tensors(own.stacked())
+        fingerprint = self.family.fingerprint
+        made_of = to_json((self.record.plan, fingerprint)) + content
+        digest = hashlib.sha256(made_of).hexdigest()[:12]
+        served = {"revision": revision, "artifact": f"revision-{revision}-{digest}"}
+        record = self.record.replace(**served)
         self.runtime.store.put(
-            revision_name(self.record.id, revision),
-            {OWN_FILE: save_tensors(own.stacked())},
+            served_name(record),
+            {OWN_FILE: content},
             {
-                "record": self.record.model_dump(mode="json"),
+                "record": record.model_dump(mode="json"),
                 "revision": revision,
-                "family_fingerprint": self.family.fingerprint,
+                "family_fingerprint": fingerprint,
             },
         )
+        return served

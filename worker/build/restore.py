@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from registry.errors import ArtifactError, RecordNotFound
 from registry.records import ModelRecord, ModelStatus
 from registry.repository import Records
-from registry.store import ArtifactStore, record_name
+from registry.store import MANIFEST, ArtifactStore, record_name
 
 log = structlog.get_logger()
 
@@ -28,8 +28,10 @@ def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
         if known is not None:
             if known.status == ModelStatus.DELETED:
                 store.delete(f"models/{directory.name}")
+            elif known.finished:  # a worker that was killed may have left the store another
+                keep_if_ready(store, known)
             continue
-        record = _finished(store, directory.name)
+        record = kept_record(store, directory.name)
         if record is not None:
             models.create(record)
             restored += 1
@@ -41,7 +43,17 @@ def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
     return restored
 
 
-def _finished(store: ArtifactStore, model_id: str) -> ModelRecord | None:
+def keep_if_ready(store: ArtifactStore, record: ModelRecord) -> None:
+    """See to it that the store has this record of a model, or none where it is not ready."""
+    if record.status != ModelStatus.READY:
+        store.delete(record_name(record.id))
+    elif kept_record(store, record.id) != record:
+        description = {"record": record.model_dump(mode="json")}
+        store.replace_description(record_name(record.id), description)
+
+
+def kept_record(store: ArtifactStore, model_id: str) -> ModelRecord | None:
+    """What the store has of a model that was ready; None also where it cannot be read."""
     try:
         return ModelRecord.model_validate(store.describe(record_name(model_id))["record"])
     except (ArtifactError, KeyError):
@@ -52,7 +64,7 @@ def _finished(store: ArtifactStore, model_id: str) -> ModelRecord | None:
 
 
 def _abandoned(store: ArtifactStore, directory: Path) -> bool:
-    finished = (store.root / record_name(directory.name)).exists()  # readable or not
+    finished = store.path(record_name(directory.name), MANIFEST) is not None  # readable or not
     return not finished and time.time() - _last_written(directory) > ABANDONED_SECONDS
 
 

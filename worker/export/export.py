@@ -18,6 +18,7 @@ from registry.errors import StorageFull
 from registry.exports import EXPORT_FILE, ExportFormat, export_name
 from registry.records import ModelRecord
 from registry.repository import Reason
+from registry.store import served_name
 from worker.artifacts import load_own
 from worker.leases import Stopping
 from worker.runtime import Runtime
@@ -104,33 +105,34 @@ USAGES = {
 def export(runtime: Runtime, model_id: str, form: ExportFormat) -> None:
     """Write the tar that `GET /models/{id}/export` waits for; it stays for a day.
 
-    A model that is gone leaves nothing: who waits is told by its record. Any other failure is told.
+    A model that is gone leaves nothing: who waits is told by its record. Any other failure is told,
+    and what is interrupted is asked for again by who waits: there may be a message too many.
     """
     record = runtime.repository.models.get(model_id)
-    if record.revision is None or not record.servable:
+    if not record.servable:
         log.info("nothing to export", model=model_id, status=record.status)
         return
     try:
-        with runtime.leases.alone(
-            "export"
-        ):  # each takes as much memory as its model in float32, twice
-            _export(runtime, record, record.revision, form)
+        with runtime.leases.first(export_name(record, form)) as first:
+            if first:
+                with runtime.leases.alone("export"):  # each takes twice its model's float32 memory
+                    _export(runtime, record, form)
     except (Stopping, RedisError):
         raise
     except Exception as error:
         log.exception("export failed", model=model_id, form=form)
-        name = export_name(model_id, record.revision, form)
+        name = export_name(record, form)
         problem = "storage-full" if isinstance(error, StorageFull) else None
         reason = Reason(f"{type(error).__name__}: {error}", problem)
         runtime.repository.fail_once(name, reason, FAILURE_SECONDS)
 
 
-def _export(runtime: Runtime, record: ModelRecord, revision: int, form: ExportFormat) -> None:
-    name = export_name(record.id, revision, form)
+def _export(runtime: Runtime, record: ModelRecord, form: ExportFormat) -> None:
+    name = export_name(record, form)
     if runtime.store.path(name, EXPORT_FILE) is not None:
         return
     family = runtime.family(record.family)
-    own = load_own(runtime.store, family, record.id, revision)
+    own = load_own(runtime.store, family, served_name(record))
     with tempfile.TemporaryDirectory(prefix="fineserve-export-") as temporary:
         directory = Path(temporary)
         _write(form, directory, record, family, own)
@@ -138,7 +140,7 @@ def _export(runtime: Runtime, record: ModelRecord, revision: int, form: ExportFo
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
             tar.add(directory, arcname=record.id)
-    runtime.store.put(name, {EXPORT_FILE: packed.getvalue()}, {"revision": revision})
+    runtime.store.put(name, {EXPORT_FILE: packed.getvalue()}, {"revision": record.revision})
 
 
 def _write(

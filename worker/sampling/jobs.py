@@ -31,7 +31,8 @@ class NotFinite(Exception):
 class SampleRequest:
     family: Family
     model: str
-    revision: int
+    artifact: str
+    """What is served of the model is kept by this name, on the device too."""
     rank: int
     mode: Mode
     dtype: DType
@@ -61,7 +62,7 @@ class SampleRequest:
 
     @property
     def model_key(self) -> Hashable:
-        return self.model, self.revision
+        return self.model, self.artifact
 
 
 @dataclass(eq=False)

@@ -132,7 +132,7 @@ class Pool:
     coefficients: CoefficientTable
     stack: Stack
     models: dict[Hashable, ModelWeights] = field(default_factory=dict)
-    """By (model, revision)."""
+    """By (model, artifact)."""
     most_rows: int = sys.maxsize
     """Less once a batch has failed for want of memory."""
 

@@ -20,7 +20,7 @@ from learngenes.device import capacity_bytes
 from registry import metrics
 from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
-from registry.store import generation_name, image_file
+from registry.store import generation_name, image_file, served_name
 from worker.artifacts import load_own
 from worker.attempts import Reporter, attempt
 from worker.runtime import Runtime
@@ -76,11 +76,10 @@ class Sampling:
         runtime = self.runtime
         generations = runtime.repository.generations
         model = runtime.repository.models.get(record.model)
-        revision = model.revision
-        if revision is None or not model.servable:
+        if not model.servable:
             raise ModelGone(f"model {record.model} is {model.status}")
         started_at = now()
-        job = self._submit(self._request(record, model, revision))
+        job = self._submit(self._request(record, model))
         self._follow(job, record)
         finished_at = now()
         pictures = [encode_png(image) for image in self._images(job)]
@@ -94,24 +93,22 @@ class Sampling:
             attempt=record.attempts,
             known=record,
             status=GenerationStatus.DONE,
-            revision=revision,
+            revision=model.revision,
             started_at=started_at,
             finished_at=finished_at,
         )
         metrics.IMAGES.labels(model.plan.depth).inc(len(pictures))
 
-    def _request(
-        self, record: GenerationRecord, model: ModelRecord, revision: int
-    ) -> SampleRequest:
-        family = self.runtime.family(model.family)
+    def _request(self, record: GenerationRecord, model: ModelRecord) -> SampleRequest:
+        family, artifact = self.runtime.family(model.family), served_name(model)
         return SampleRequest(
             family=family,
             model=model.id,
-            revision=revision,
+            artifact=artifact,
             rank=model.plan.rank,
             mode=model.plan.mode,
             dtype=model.plan.dtype,
-            load=lambda: load_own(self.runtime.store, family, model.id, revision),
+            load=lambda: load_own(self.runtime.store, family, artifact),
             class_labels=record.class_labels,
             seeds=record.seeds,
             num_inference_steps=record.num_inference_steps,

@@ -2,6 +2,7 @@ import functools
 import json
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -169,10 +170,15 @@ def test_synthesise_writes_a_family_and_no_second_one(
 
 def test_gc_deletes_what_can_be_made_again(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "store")
-    for name in ("generations/g-1", "exports/m-1/revision-1", "models/m-1/revision-1"):
+    names = ("generations/g-1", "exports/m-1/revision-1", "models/m-1/revision-1")
+    for name in names:
         store.put(name, {"a": b"1"}, {})
-    kept = CliRunner().invoke(cli, ["gc"])
-    assert (kept.exit_code, kept.stdout) == (0, "0 deleted\n")
+    for options in ([], ["--older-than-hours", "0"]):  # they may be about to be read
+        kept = CliRunner().invoke(cli, ["gc", *options])
+        assert (kept.exit_code, kept.stdout) == (0, "0 deleted\n")
+    an_hour_ago = time.time() - 3600
+    for name in names:
+        os.utime(store.root / name, (an_hour_ago, an_hour_ago))
     swept = CliRunner().invoke(cli, ["gc", "--older-than-hours", "0", "--json"])
     assert json.loads(swept.stdout) == {"deleted": 2}
     assert store.read("models/m-1/revision-1", "a") == b"1"

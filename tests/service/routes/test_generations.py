@@ -14,6 +14,7 @@ from PIL import Image
 from learngenes.training.retrain import retrain
 from registry.errors import StorageFull
 from registry.events import connect_async
+from registry.store import served_name
 from tests.service.conftest import LOCAL, Stack
 from tests.support.builds import build
 
@@ -116,8 +117,8 @@ def test_cancel(stack: Stack, model: str) -> None:
 def test_a_generation_that_ends_badly_is_a_problem(
     stack: Stack, model: str, sampling: threading.Event
 ) -> None:
-    scales = stack.runtime.settings.resolved_store_dir / f"models/{model}/revision-1"
-    (scales / "own.safetensors").write_bytes(b"")
+    name = served_name(stack.runtime.repository.models.get(model))
+    (stack.runtime.store.root / name / "own.safetensors").write_bytes(b"")
     answer = stack.api.post("/generate", json={"model": model})
     assert answer.status_code == 500
     assert "corrupt" in answer.json()["detail"]

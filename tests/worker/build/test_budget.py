@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pytest
 import redis
@@ -12,12 +13,15 @@ from learngenes.sizing.budget import Budget, Constraints, Cost, Plan
 from learngenes.sizing.profile import DeviceProfile
 from registry.events import stream_key
 from registry.records import ModelRecord
+from registry.store import served_name
 from tests.support.builds import build
 from tests.support.devices import keep_profile, planned
+from tests.support.records import revision_name
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.artifacts import load_own
 from worker.build.budget import MOST_STEPS_DOWN, budgets_missed, tightened
 from worker.build.profiles import stored_profile
+from worker.build.restore import restore
 from worker.build.verify import Specimen
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
@@ -115,7 +119,11 @@ def test_a_model_over_its_memory_is_made_again_smaller(
     revisions = [event["revision"] for event in told(client, record, "status")]
     assert list(dict.fromkeys(revisions)) == [None, 0, 3, 4]
     for revision, plan in ((0, first), (3, record.plan), (4, record.plan)):
-        scales = load_own(runtime.store, runtime.family("tiny"), record.id, revision)
+        scales = load_own(
+            runtime.store,
+            runtime.family("tiny"),
+            revision_name(runtime.store, record.id, revision),
+        )
         assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
 
     images = make_generation(record.id, n=1)
@@ -238,7 +246,9 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
     put, verify = runtime.store.put, device.verify
 
     def put_or_die(name: str, *args: object) -> None:
-        if name.endswith({"storing revision 3": "3", "publishing": "4"}.get(killed_at, "-")):
+        if {"storing revision 3": "/revision-3", "publishing": "/revision-4"}.get(
+            killed_at, "nothing"
+        ) in name:
             raise redis.ConnectionError("as if the worker had been killed")
         put(name, *args)
 
@@ -265,6 +275,60 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
     assert [tried.plan for tried in record.over_budget] == [first]
     assert not stepped_down or record.plan == halfway.plan
     assert [p.depth for p in device.measured].count(first.depth) == (1 if stepped_down else 2)
+
+
+def test_what_is_served_is_of_the_plan_though_a_killed_worker_has_stored_another(
+    runtime: Runtime, make_model: MakeModel, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promised, put = device.plan(), runtime.store.put
+    budget_gb = promised.predicted.memory_bytes / 1e9
+    model = make_model(plan=promised, max_mem_gb=budget_gb, **WRITTEN_OUT)
+
+    def put_and_die(*args: Any) -> None:
+        put(*args)
+        raise redis.ConnectionError("as if the worker had been killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.store, "put", put_and_die)
+        with pytest.raises(redis.ConnectionError):
+            build(runtime, model.id)
+    smaller = device.profile.model_copy(update={"memory_overhead_bytes": 1000})
+    keep_profile(runtime.repository, smaller)
+    runtime.stopping.set()
+    build(runtime, model.id)  # until it is retrained
+    record = runtime.repository.models.get(model.id)
+    own = load_own(runtime.store, runtime.family("tiny"), served_name(record))
+    assert record.revision == 0
+    assert (own.depth, own.rank) == (record.plan.depth, record.plan.rank)
+    assert (own.depth, own.rank) != (promised.depth, promised.rank)
+
+
+def test_of_two_attempts_the_later_ones_record_comes_back(
+    runtime: Runtime,
+    make_model: MakeModel,
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    client: redis.Redis,
+) -> None:
+    first, models = device.plan(), runtime.repository.models
+    model = make_model(plan=first, max_mem_gb=first.predicted.memory_bytes / 1e9, **WRITTEN_OUT)
+    change = models.change
+
+    def change_or_die(model_id: str, **changes: Any) -> ModelRecord:
+        if changes.get("status") == "ready":
+            raise redis.ConnectionError("as if the worker had been killed")
+        return change(model_id, **changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "change", change_or_die)
+        with pytest.raises(redis.ConnectionError):
+            build(runtime, model.id)
+    device.more_bytes = 1000
+    record = built(runtime, model)
+    assert (record.status, record.plan == first) == ("ready", False)
+    client.flushall()
+    assert restore(runtime.store, models) == 1
+    assert models.get(model.id) == record
 
 
 def test_a_plan_that_the_device_has_outgrown_is_made_again(

@@ -14,8 +14,9 @@ from registry.errors import ArtifactError
 from registry.events import stream_key
 from registry.records import ModelStatus
 from tests.support.builds import build, verify_here
+from tests.support.records import revision_name
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
-from worker.artifacts import load_own
+from worker.artifacts import OWN_FILE, load_own
 from worker.housekeeping import Patience
 from worker.runtime import Runtime
 
@@ -65,7 +66,10 @@ def test_revision_zero_is_published_before_retraining(
     build(runtime, model_id, retrain=retrain_and_look)
     assert seen == [(ModelStatus.RETRAINING, 0, True)]
     family = runtime.family("tiny")
-    first, second = (load_own(runtime.store, family, model_id, i).stacked() for i in (0, 1))
+    first, second = (
+        load_own(runtime.store, family, revision_name(runtime.store, model_id, i)).stacked()
+        for i in (0, 1)
+    )
     assert any((first[name] != second[name]).any() for name in first)
 
 
@@ -245,7 +249,7 @@ def test_sigma_is_not_used_with_another_version_of_its_family(
         family, manifest=family.manifest.model_copy(update={"sha256": hashes})
     )
     with pytest.raises(ArtifactError, match="another version of the family tiny"):
-        load_own(runtime.store, newer, model_id, 1)
+        load_own(runtime.store, newer, revision_name(runtime.store, model_id, 1))
 
 
 def test_lost_work_is_enqueued_again(
@@ -342,7 +346,8 @@ def test_retraining_goes_on_from_its_checkpoint(
 def test_a_corrupt_revision_is_noticed(runtime: Runtime, make_model: MakeModel) -> None:
     model_id = make_model().id
     build(runtime, model_id)
-    path = runtime.settings.resolved_store_dir / f"models/{model_id}/revision-1/own.safetensors"
+    name = revision_name(runtime.store, model_id, 1)
+    path = runtime.store.root / name / OWN_FILE
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(ArtifactError, match="corrupt"):
-        load_own(runtime.store, runtime.family("tiny"), model_id, 1)
+        load_own(runtime.store, runtime.family("tiny"), name)

@@ -5,6 +5,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from registry.events import stream_key
 from registry.records import ModelRecord, Refinement
 from registry.store import generation_name, image_file
 from tests.support import builds
-from tests.support.records import queued_model
+from tests.support.records import queued_model, revision_name
 from tests.worker.build.test_build import enqueued, statuses
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
 from worker.artifacts import load_own
@@ -73,7 +74,8 @@ def test_it_is_published_retrained_then_refined(
     order = ["queued", "assembling", "retraining", "verifying", "refining", "ready"]
     assert list(dict.fromkeys(statuses(client, record.id))) == order
     family = runtime.family("tiny")
-    kinds = [type(load_own(runtime.store, family, record.id, i)) for i in range(3)]
+    names = [revision_name(runtime.store, record.id, i) for i in range(3)]
+    kinds = [type(load_own(runtime.store, family, name)) for name in names]
     assert kinds == [Scales, Scales, DenseLayers]
     (figures,) = told(client, record.id, "refined")
     assert figures["steps"] == 30
@@ -81,8 +83,7 @@ def test_it_is_published_retrained_then_refined(
     phases = [event["status"] for event in told(client, record.id, "progress")]
     assert list(dict.fromkeys(phases)) == ["retraining", "refining"]
     folder = runtime.store.root / "models" / record.id
-    artifacts = ["record", "revision-0", "revision-1", "revision-2"]
-    assert sorted(p.name for p in folder.iterdir()) == artifacts
+    assert {p.name for p in folder.iterdir()} == {"record", *(Path(n).name for n in names)}
 
 
 def test_it_is_sampled_with_its_own_weights(
@@ -94,7 +95,7 @@ def test_it_is_sampled_with_its_own_weights(
     done = runtime.repository.generations.get(generation.id)
     assert (done.status, done.revision) == ("done", 2)
     family = runtime.family("tiny")
-    own = load_own(runtime.store, family, refinable.id, 2)
+    own = load_own(runtime.store, family, revision_name(runtime.store, refinable.id, 2))
     plan = runtime.repository.models.get(refinable.id).plan
     alone = sample(
         family.assemble(own, plan.mode, plan.dtype),

@@ -6,7 +6,7 @@ import redis
 
 from registry.errors import RecordNotFound
 from registry.records import ModelRecord
-from registry.store import MANIFEST, record_name
+from registry.store import MANIFEST, generation_name, image_file, record_name, served_name
 from tests.support.builds import build
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.build.restore import ABANDONED_SECONDS, restore
@@ -54,17 +54,54 @@ def test_what_was_deleted_stays_so(runtime: Runtime, ready: ModelRecord) -> None
 def test_what_was_cancelled_at_the_last_moment_does_not_come_back(
     runtime: Runtime, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, client: redis.Redis
 ) -> None:
-    model, put = make_model(), runtime.store.put
+    model, replace = make_model(), runtime.store.replace_description
 
-    def cancelled(name: str, *content: object) -> None:
-        put(name, *content)  # type: ignore[arg-type]
-        if name == record_name(model.id):
-            runtime.repository.models.change(model.id, status="cancelled")
+    def cancelled(name: str, description: dict[str, object]) -> None:
+        replace(name, description)
+        runtime.repository.models.change(model.id, status="cancelled")
 
-    monkeypatch.setattr(runtime.store, "put", cancelled)
+    monkeypatch.setattr(runtime.store, "replace_description", cancelled)
     build(runtime, model.id)
     client.flushall()
     assert restored(runtime) == 0
+
+
+def test_what_an_overtaken_attempt_has_left_is_put_right(
+    runtime: Runtime, ready: ModelRecord, make_model: MakeModel, client: redis.Redis
+) -> None:
+    cancelled = make_model()
+    runtime.repository.models.change(cancelled.id, status="cancelled")
+    for record in (ready, cancelled):
+        other = record.replace(status="ready", revision=7).model_dump(mode="json")
+        runtime.store.replace_description(record_name(record.id), {"record": other})
+    assert restored(runtime) == 0
+    client.flushall()
+    assert restored(runtime) == 1
+    assert runtime.repository.models.get(ready.id) == ready
+
+
+def test_a_model_of_an_earlier_release_is_sampled_as_before(
+    runtime: Runtime,
+    ready: ModelRecord,
+    client: redis.Redis,
+    sampler: Sampling,
+    make_generation: MakeGeneration,
+) -> None:
+    def images() -> list[bytes]:
+        record = make_generation(ready.id)
+        sampler.generate(record.id)
+        return [runtime.store.read(generation_name(record.id), image_file(i)) for i in range(6)]
+
+    before = images()
+    folder = runtime.store.root / served_name(ready)
+    folder.rename(folder.parent / "revision-1")
+    record = ready.model_dump(mode="json", exclude={"artifact"})
+    runtime.store.delete(record_name(ready.id))
+    runtime.store.put(record_name(ready.id), {}, {"record": record})
+    client.flushall()
+    assert restored(runtime) == 1
+    assert runtime.repository.models.get(ready.id) == ready.replace(artifact=None)
+    assert images() == before
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"record": {"id": "m-1"}}'])

@@ -33,9 +33,8 @@ def unpacked(
     runtime: Runtime, model_id: str, into: Path, form: ExportFormat = ExportFormat.DIFFUSERS
 ) -> Path:
     export(runtime, model_id, form)
-    revision = runtime.repository.models.get(model_id).revision
-    assert revision is not None
-    packed = runtime.store.read(export_name(model_id, revision, form), EXPORT_FILE)
+    name = export_name(runtime.repository.models.get(model_id), form)
+    packed = runtime.store.read(name, EXPORT_FILE)
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         tar.extractall(into, filter="data")
     return into / model_id
@@ -150,6 +149,17 @@ def test_its_card_says_what_it_is(runtime: Runtime, make_model: MakeModel, tmp_p
     assert f"depth {record.plan.depth}, rank {record.plan.rank}" in card
     assert str(record.measured.memory_bytes) in card
     assert runtime.family("tiny").manifest.licence in card
+
+
+def test_what_another_worker_exports_is_left_to_it(runtime: Runtime, make_model: MakeModel) -> None:
+    model_id = make_model().id
+    build(runtime, model_id)
+    name = export_name(runtime.repository.models.get(model_id), ExportFormat.ADAPTER)
+    with runtime.repository.lock(name, 60):
+        export(runtime, model_id, ExportFormat.ADAPTER)
+        assert runtime.store.path(name, EXPORT_FILE) is None
+    export(runtime, model_id, ExportFormat.ADAPTER)
+    assert runtime.store.path(name, EXPORT_FILE) is not None
 
 
 def test_nothing_is_exported_of_a_model_that_cannot_be_sampled(

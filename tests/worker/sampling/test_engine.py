@@ -230,7 +230,7 @@ def test_a_model_is_loaded_once(engine: Engine, family: Family) -> None:
     for _ in range(3):
         alone(engine, ask(family, load=load))
     assert loads == [threading.current_thread()]
-    alone(engine, ask(family, load=load, revision=1))
+    alone(engine, ask(family, load=load, artifact="revision-1"))
     assert len(loads) == 2
 
 

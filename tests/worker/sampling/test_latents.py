@@ -18,7 +18,7 @@ from learngenes.sizing.cost import decoding_bytes
 from learngenes.training.pretrain import FactorisedDiT
 from registry.datasets import IMAGES_FILE, Dataset, Datasets
 from registry.errors import StorageFull
-from registry.store import ArtifactStore
+from registry.store import ArtifactStore, served_name
 from tests.learngenes.data.test_latents import LATENTS, autoencoder
 from tests.support.builds import build
 from tests.support.engines import AMPLE, SECONDS, Gate, Model, ask, images_of, reference
@@ -178,8 +178,7 @@ def test_a_model_of_latents_is_built_and_keeps_its_budget(
     assert record.status == "ready", record.error
     assert record.measured is not None
     assert record.measured.memory_bytes <= 1_000_000
-    assert record.revision is not None
-    own = load_own(runtime.store, runtime.family(NAME), model.id, record.revision)
+    own = load_own(runtime.store, runtime.family(NAME), served_name(record))
     assert own.depth == record.plan.depth
 
 

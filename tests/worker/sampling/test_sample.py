@@ -15,7 +15,7 @@ from learngenes.model.sampling import sample
 from registry.errors import Superseded
 from registry.events import stream_key
 from registry.records import GenerationRecord, now
-from registry.store import generation_name, image_file
+from registry.store import generation_name, image_file, served_name
 from tests.support.builds import build
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.artifacts import load_own
@@ -92,8 +92,9 @@ def test_images_are_those_of_the_model_as_it_was_built(
     record = make_generation(ready)
     sampler.generate(record.id)
     family = runtime.family("tiny")
-    plan = runtime.repository.models.get(ready).plan
-    model = family.assemble(load_own(runtime.store, family, ready, 1), plan.mode, plan.dtype)
+    built = runtime.repository.models.get(ready)
+    own = load_own(runtime.store, family, served_name(built))
+    model = family.assemble(own, built.plan.mode, built.plan.dtype)
     alone = sample(
         model,
         family.manifest.diffusion,
