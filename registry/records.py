@@ -3,18 +3,32 @@
 import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fineserve.wire import DEFAULT_TASK, Refinement
 from learngenes.config import NetworkConfig, Scheduler, SizeSpace
 from learngenes.sizing.budget import Budget, Cost, Plan, Verified
 from learngenes.sizing.quality import QualityTable
 
+log = structlog.get_logger()
+
+M = TypeVar("M", bound=BaseModel)
+
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def readable(kind: type[M], raw: str) -> M | None:
+    """None, and logged, where another release wrote it: it must not hide what can be read."""
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        log.error("it cannot be read", kind=kind.__name__, raw=raw[:200], error=str(error))
+        return None
 
 
 GIVEN_UP = {"failed", "cancelled", "deleted"}

@@ -19,8 +19,8 @@ from limits import RateLimitItemPerMinute
 from registry.datasets import Dataset
 from registry.errors import RecordNotFound
 from registry.keys import ApiKey, Scope
+from registry.lifecycle import Room
 from registry.records import GenerationRecord, ModelRecord, Record
-from registry.repository import Room
 from service.deps import State, StateDep
 from service.problems import Problem
 

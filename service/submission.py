@@ -8,8 +8,8 @@ from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 from redis import RedisError
 
+from registry.lifecycle import Records
 from registry.records import GenerationRecord, ModelRecord
-from registry.repository import Records
 from registry.settings import Settings
 from service.access import Caller
 from service.deps import State

@@ -13,7 +13,7 @@ import structlog
 
 from learngenes.training.tuning import Pause
 from registry.errors import DeadlineMissed, ModelGone, StorageFull, Superseded
-from registry.repository import Records
+from registry.lifecycle import Records
 from worker.leases import R, Stopping
 from worker.runtime import Runtime
 

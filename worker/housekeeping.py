@@ -13,9 +13,10 @@ import structlog
 import torch
 
 from learngenes.device import process_resident_bytes
+from registry.announcements import DEVICE_SECONDS
 from registry.errors import IllegalTransition
+from registry.lifecycle import Records
 from registry.records import GenerationRecord, ModelRecord, WorkerRecord, now
-from registry.repository import DEVICE_SECONDS, Records
 from worker.attempts import LONG_WAIT_SECONDS, requeued_name
 from worker.build.restore import restore
 from worker.runtime import Runtime
@@ -112,7 +113,7 @@ class Housekeeping(Generic[R]):
         """It looks at every file, which takes long where there are many."""
         runtime = self._runtime
         if runtime.repository.once("count", COUNT_SECONDS):
-            runtime.repository.announce_store(runtime.store.used_bytes())
+            runtime.repository.keep_store_bytes(runtime.store.used_bytes())
         if runtime.repository.once("sweep", SWEEP_SECONDS):
             runtime.store.sweep(runtime.settings.image_ttl_seconds)
             restore(runtime.store, runtime.repository.models)

@@ -15,8 +15,9 @@ from redis.exceptions import LockError
 from redis.lock import Lock
 
 from learngenes.training.tuning import Pause
+from registry.lifecycle import Records
 from registry.records import GenerationRecord, ModelRecord
-from registry.repository import Records, Repository
+from registry.repository import Repository
 from worker.watch import Watch
 
 R = TypeVar("R", bound=ModelRecord | GenerationRecord)

@@ -14,8 +14,9 @@ from registry.errors import (
     RecordNotFound,
     Superseded,
 )
+from registry.lifecycle import Records, Room
 from registry.records import FamilyRecord, ModelRecord, WorkerRecord
-from registry.repository import Reason, Records, Repository, Room
+from registry.repository import Reason, Repository
 from tests.support.records import queued_model
 from tests.support.sizing import NETWORK, SIZES
 
@@ -210,7 +211,7 @@ def test_retrying_is_advised_at_the_pace_of_the_last_ones(
     models: Records[ModelRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = time.time()
-    monkeypatch.setattr("registry.repository.time.time", lambda: clock)
+    monkeypatch.setattr("registry.lifecycle.time.time", lambda: clock)
     for _ in range(4):
         record = models.create(queued_model())
         for status in ("assembling", "retraining", "verifying", "ready"):
@@ -295,6 +296,19 @@ def test_workers_and_families_of_one_name_are_told_apart(repository: Repository)
     repository.heartbeat(a_worker("same"), 60)
     assert repository.families() == [a_family("same")]
     assert repository.workers() == [a_worker("same")]
+
+
+def test_an_announcement_of_another_release_hides_no_other(
+    repository: Repository, client: redis.Redis
+) -> None:
+    for name in ("a", "b"):
+        repository.announce_family(a_family(name))
+        repository.heartbeat(a_worker(name), 60)
+    for kind in ("family", "worker"):
+        client.set(f"fineserve:{kind}:a", '{"of_another_release": 1}')
+    assert repository.families() == [a_family("b")]
+    assert repository.family("a") is None
+    assert repository.workers() == [a_worker("b")]
 
 
 def test_a_profile_is_kept_for_each_device_class_and_family(repository: Repository) -> None:

@@ -7,8 +7,8 @@ import structlog
 from pydantic import ValidationError
 
 from registry.errors import ArtifactError, RecordNotFound
+from registry.lifecycle import Records
 from registry.records import ModelRecord, ModelStatus
-from registry.repository import Records
 from registry.store import MANIFEST, ArtifactStore, record_name
 
 log = structlog.get_logger()

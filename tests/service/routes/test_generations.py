@@ -304,14 +304,14 @@ def test_a_model_of_a_device_that_nobody_samples_on_is_refused(stack: Stack, mod
 def test_more_artifacts_than_the_quota_are_507(stack: Stack, model: str) -> None:
     settings = stack.api.app.state.fineserve.settings  # type: ignore[attr-defined]
     used_bytes = stack.runtime.store.used_bytes()
-    stack.runtime.repository.announce_store(used_bytes)
+    stack.runtime.repository.keep_store_bytes(used_bytes)
     assert stack.api.get("/status").json()["store_bytes"] == used_bytes
     settings.max_store_gb = used_bytes["models"] / 2 / 1e9
     answer = stack.api.post("/generate", json={"model": model, **SMALL})
     assert answer.status_code == 507
     assert "the artifacts take" in answer.json()["detail"]
     stack.api.delete(f"/models/{model}")
-    stack.runtime.repository.announce_store(stack.runtime.store.used_bytes())
+    stack.runtime.repository.keep_store_bytes(stack.runtime.store.used_bytes())
     assert stack.api.post("/models", json={"max_mem_gb": 4}).status_code == 202
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import redis
 from fastapi.testclient import TestClient
 
-from registry.repository import MAX_FAILURES
+from registry.lifecycle import MAX_FAILURES
 from registry.settings import Settings
 from service.app import make_app
 from tests.service.conftest import LOCAL, Stack

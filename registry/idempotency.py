@@ -1,0 +1,47 @@
+"""Requests that are sent again with the Idempotency-Key of the first make nothing new."""
+
+import hashlib
+from typing import cast
+
+import redis
+
+from registry.errors import IdempotencyConflict
+
+MOST_SECONDS = 24 * 3600
+
+
+class IdempotencyKeys:
+    """Ids of the records that each owner's requests have made, by key, for records of one type."""
+
+    def __init__(self, client: redis.Redis, prefix: str, record_seconds: int | None) -> None:
+        self._redis, self._prefix = client, prefix
+        self._seconds = min(MOST_SECONDS, record_seconds or MOST_SECONDS)
+
+    def take(self, owner: str, key: str, body: str, record_id: str) -> str:
+        """The id that an earlier request with this key took, or else this one.
+
+        Raises IdempotencyConflict when the earlier one had another body.
+        """
+        taken = f"{_digest(body)} {record_id}"
+        name = self._name(owner, key)
+        earlier = self._redis.set(name, taken, nx=True, get=True, ex=self._seconds)
+        return record_id if earlier is None else _record_id(cast(str, earlier), key, body)
+
+    def find(self, owner: str, key: str, body: str) -> str | None:
+        """Raises IdempotencyConflict when the earlier request had another body."""
+        earlier = cast(str | None, self._redis.get(self._name(owner, key)))
+        return None if earlier is None else _record_id(earlier, key, body)
+
+    def _name(self, owner: str, key: str) -> str:
+        return f"{self._prefix}:{owner}:{key}"
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _record_id(taken: str, key: str, body: str) -> str:
+    digest, _, record_id = taken.partition(" ")
+    if digest != _digest(body):
+        raise IdempotencyConflict(f"Idempotency-Key {key!r} was used for another request")
+    return record_id
