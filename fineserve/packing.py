@@ -1,27 +1,54 @@
-"""A directory of images as one upload."""
+"""Images on the user's machine as one upload."""
 
+import io
+import json
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO
+
+from learngenes.data.images import CLASSES_FILE, is_image
+from learngenes.data.saved import is_saved, load_saved
 
 
 @contextmanager
 def packed(images: Path) -> Iterator[IO[bytes]]:
-    """An archive as it is; of a directory a tar of all files, of a dataset's splits `train`."""
+    """An archive as it is; a directory of class folders, or of a saved Hugging Face dataset (of its
+    splits `train`), as a tar of class folders. Raises DataError."""
     images = images.resolve()  # `.` has no name, and `..` none that a path in an archive may have
     if not images.is_dir():
         with images.open("rb") as archive:
             yield archive
         return
-    if (images / "dataset_dict.json").exists() and (images / "train").is_dir():
-        images = images / "train"
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
-            for path in sorted(images.rglob("*")):
-                if path.is_file():
-                    tar.add(path, path.relative_to(images.parent))
+            if is_saved(images):
+                _add_saved(images, tar)
+            else:
+                _add_folders(images, tar)
         file.seek(0)
         yield file
+
+
+def _add_folders(images: Path, tar: tarfile.TarFile) -> None:
+    for path in sorted(images.rglob("*")):
+        inside = path.relative_to(images)
+        if path.is_file() and (is_image(inside) or inside == PurePath(CLASSES_FILE)):
+            tar.add(path, path.relative_to(images.parent))
+
+
+def _add_saved(path: Path, tar: tarfile.TarFile) -> None:
+    """A folder for each class, called by its number: a class may have a name that no folder can."""
+    rows, names = load_saved(path, decode=False)
+    folders = {f"{number:05}": name for number, name in enumerate(names)}
+    _add(tar, CLASSES_FILE, json.dumps(folders).encode())
+    for row, (content, label) in enumerate(rows):  # of any format: its name says it is an image
+        _add(tar, f"{label:05}/{row:07}.png", content)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))

@@ -9,13 +9,14 @@ from typing import IO
 import numpy as np
 from safetensors.numpy import save
 
+from learngenes.data.images import DataError
 from registry.datasets import IMAGES_FILE, SHEET_FILE, Dataset
 from registry.errors import RecordNotFound
 from service.access import Caller
 from service.deps import State
 from service.planning import choose_family
 from service.problems import Problem
-from service.uploads.archives import Upload, UploadError, UploadLimits, preview, read_upload
+from service.uploads import Upload, UploadLimits, preview, read_upload
 
 MOST_UPLOADS = 4
 """At a time: each is kept until it has been read, and who waits to be read holds a thread."""
@@ -60,7 +61,7 @@ def store_upload(
     try:
         with _reading:
             upload = read_upload(file, limits, network.image_channels, network.image_size)
-    except UploadError as error:
+    except DataError as error:
         raise Problem(422, "unusable-upload", str(error)) from error
     dataset = Dataset(
         id=dataset_id,

@@ -5,7 +5,6 @@ import time
 import zipfile
 
 import torch
-from PIL import Image
 
 from benchmarks.deployment import FAMILIES, Deployment, pixels
 from benchmarks.frechet import frechet_distance, gaussian
@@ -13,6 +12,7 @@ from benchmarks.parts import REPOSITORY, Figures
 from fineserve import Client
 from learngenes.config import Mode, Scheduler, Size
 from learngenes.data import labelled
+from learngenes.data.images import as_picture, encode_png
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import load_family
 from learngenes.model.sampling import sample
@@ -77,9 +77,8 @@ def _archive(images: LabelledImages) -> io.BytesIO:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for index, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
-            png = io.BytesIO()
-            Image.fromarray(image[0].numpy()).save(png, "PNG")
-            archive.writestr(f"{images.class_names[label]}/{index}.png", png.getvalue())
+            png = encode_png(as_picture(image.numpy()))
+            archive.writestr(f"{images.class_names[label]}/{index}.png", png)
     packed.seek(0)
     return packed
 

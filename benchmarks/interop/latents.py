@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks.parts import REPOSITORY, RESULTS, Figures
 from learngenes.config import Mode, Size
 from learngenes.data import labelled
+from learngenes.data.images import grid
 from learngenes.family.family import Family, load_family
 from learngenes.model.sampling import sample
 from learngenes.model.sigma import interpolated
@@ -30,7 +30,7 @@ def measure(directory: Path = REPOSITORY / "families" / "emoji-latents") -> Figu
     turns = [(test.labels == i % classes).nonzero()[i // classes, 0] for i in range(SHOWN)]
     shown = torch.stack(turns)  # every class twice, as the samples below them
     rows = [test.images[shown], decoded[shown], *_samples(family)]
-    _picture(rows).save(RESULTS / "interop-latents.png", optimize=True)
+    grid([row.numpy() for row in rows]).save(RESULTS / "interop-latents.png", optimize=True)
     return {
         "test_images": len(test),
         "compression": test.images[0].numel() / latents.images[0].numel(),
@@ -54,11 +54,6 @@ def _samples(family: Family) -> list[torch.Tensor]:
         )
         for size in sizes
     ]
-
-
-def _picture(rows: list[torch.Tensor]) -> Image.Image:
-    lines = [torch.cat([*row], dim=2) for row in rows]
-    return Image.fromarray(torch.cat(lines, dim=1).permute(1, 2, 0).numpy())
 
 
 def _stages(family: Family) -> Figures:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks.classifier import accuracy, train_classifier
 from benchmarks.deployment import FAMILIES, FreshClone, pixels
 from benchmarks.parts import RESULTS, Figures, say
 from learngenes.config import Mode, Scheduler, Size
+from learngenes.data.images import grid
 from learngenes.data.labelled import LabelledImages, load
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import to_diffusers
@@ -82,7 +82,7 @@ def class_accuracy(clone: FreshClone, model_id: str, real: LabelledImages) -> Fi
             for label in range(classes)
         ]
     )
-    save_grid(made[:, :20])
+    grid(made[:, :20, None], scale=2).save(RESULTS / "main_job.png", optimize=True)
     labels = torch.arange(classes).repeat_interleave(PER_CLASS)
     grey = torch.from_numpy(made).flatten(0, 1)[:, None]
     sampled = LabelledImages(grey, labels, real.class_names)
@@ -97,14 +97,6 @@ def class_accuracy(clone: FreshClone, model_id: str, real: LabelledImages) -> Fi
         "class_accuracy_real_test_set": accuracy(judge, test),
         "class_accuracy_by_class": by_class,
     }
-
-
-def save_grid(images: np.ndarray) -> None:
-    """(rows, columns, H, W) as one picture, twice its size."""
-    rows = np.concatenate(list(np.concatenate(list(images.transpose(1, 0, 2, 3)), axis=2)), axis=0)
-    picture = Image.fromarray(rows)
-    picture = picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST)
-    picture.save(RESULTS / "main_job.png", optimize=True)
 
 
 def against_diffusers(family: Family) -> Figures:

@@ -15,6 +15,7 @@ from benchmarks.paper.rows import Row, Rows, version
 from benchmarks.parts import REPOSITORY, RESULTS
 from learngenes.config import Mode
 from learngenes.data import labelled
+from learngenes.data.images import grid
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family
 from learngenes.model.diffusion import heldout_loss, noise_process
@@ -147,16 +148,8 @@ def draw(styles: list[tuple[str, Pairs]], file: Path) -> None:
     for block, (name, pairs) in enumerate(styles):
         top = block * height
         pen.text((2, top), f"{name}: samples, and the nearest training images", fill="black")
-        for column in range(columns):
-            x = column * side
-            for row, images in enumerate((pairs.samples, pairs.neighbours)):
-                picture = _picture(images[column], side)
-                sheet.paste(picture, (x, top + CAPTION + row * side))
-            pen.text((x + 2, top + CAPTION + 2 * side), f"{pairs.distances[column]:.0f}", "grey")
+        rows = [images[:columns].numpy() for images in (pairs.samples, pairs.neighbours)]
+        sheet.paste(grid(rows, SCALE), (0, top + CAPTION))
+        for column, distance in enumerate(pairs.distances[:columns]):
+            pen.text((column * side + 2, top + CAPTION + 2 * side), f"{distance:.0f}", "grey")
     sheet.save(file, optimize=True)
-
-
-def _picture(image: Tensor, side: int) -> Image.Image:
-    pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-    picture = Image.fromarray(pixels).convert("RGB")
-    return picture.resize((side, side), Image.Resampling.NEAREST)

@@ -287,7 +287,7 @@ def pretrain(
 ) -> None:
     """Phase 1: train a family's learngenes. `accelerate launch -m fineserve` uses several GPUs."""
     from learngenes.config import ConfigError
-    from learngenes.data.labelled import DataError
+    from learngenes.data.images import DataError
     from learngenes.data.latents import AutoencoderError
     from learngenes.family.family import FamilyError
     from learngenes.training.config import TrainingError
@@ -314,7 +314,7 @@ def condense(
             )
         )
     from learngenes.config import ConfigError
-    from learngenes.data.labelled import DataError
+    from learngenes.data.images import DataError
     from learngenes.data.latents import AutoencoderError
     from learngenes.family.family import FamilyError
     from learngenes.formats.teacher import TeacherError

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fineserve.remote import REFUSED, Answer, Remote, RemoteError
+from learngenes.data.images import DataError
 from registry.exports import ExportFormat
 
 cli = typer.Typer(no_args_is_help=True, help="Make, watch and delete models.")
@@ -30,6 +31,9 @@ def refusals() -> Iterator[None]:
     except RemoteError as error:
         typer.secho(str(error), err=True, fg="red")
         raise typer.Exit(error.exit_code) from error
+    except DataError as error:
+        typer.secho(str(error), err=True, fg="red")
+        raise typer.Exit(REFUSED) from error
 
 
 @cli.command()

@@ -1,10 +1,85 @@
-"""Pictures as a viewer shows them, before they are made small: for training and for uploads."""
+"""What is an image file and what a class name, how a picture is read, and how images are drawn.
 
-import numpy as np
-from PIL import Image, ImageOps
+Training, uploads and the client that packs them decide by these rules alone. Pillow and numpy are
+imported where they are used: the client is installed without them.
+"""
 
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    Pixels = NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""Names of Pillow's decoders that may run."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+JUNK = "__MACOSX"
+CLASSES_FILE = "fineserve-classes.json"
+"""File beside class folders that maps each folder to the name of its class, in the classes' order:
+for names that no folder can have, and for an order that is not the alphabet's."""
+LONGEST_CLASS_NAME = 100
 GREY_16_BIT = "I"
 """How Pillow's modes of such pictures begin."""
+
+
+class DataError(ValueError):
+    """Images or classes that cannot be used; the message says where, why and what to do."""
+
+
+def is_image(path: PurePath) -> bool:
+    """Whether a file is read, by its path inside what holds the images; hidden ones are not."""
+    return path.suffix.lower() in SUFFIXES and not is_hidden(path)
+
+
+def is_hidden(path: PurePath) -> bool:
+    return any(part == JUNK or part.startswith(".") for part in path.parts)
+
+
+def class_name(name: str) -> str:
+    """The same name. Raises DataError where it is none that a class can have."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the class {name!r} has no name in Unicode; rename it") from None
+    if not 0 < len(name) <= LONGEST_CLASS_NAME or not name.isprintable():
+        raise DataError(f"{name[:LONGEST_CLASS_NAME]!r} is no name for a class; rename it")
+    return name
+
+
+def read(
+    file: Path | IO[bytes], side: int, channels: int | None = None, most_pixels: int | None = None
+) -> tuple[Pixels, int]:
+    """Pixels as `scaled` gives them, and how many the file had.
+
+    Raises DataError; its message goes on after the file's name.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=FORMATS) as picture:
+            width, height = picture.size
+            if most_pixels is not None and width * height > most_pixels:
+                raise DataError(f"has {width} x {height} pixels; scale it down")
+            return scaled(picture, side, channels), width * height
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever they like
+        raise DataError(f"is not a readable {', '.join(FORMATS)} image: {error}") from error
+
+
+def scaled(picture: Image.Image, side: int, channels: int | None = None) -> Pixels:
+    """(C, side, side): 1 channel or 3, as told; by default 1 where the picture is grey."""
+    shown = as_shown(picture)
+    grey = channels == 1 or (channels is None and shown.mode == "L")
+    return as_pixels(shown.convert("L" if grey else "RGB").resize((side, side)))
 
 
 def as_shown(picture: Image.Image) -> Image.Image:
@@ -12,6 +87,9 @@ def as_shown(picture: Image.Image) -> Image.Image:
 
     L where it is grey; RGB, or any other mode without transparency. `picture` may be turned itself.
     """
+    import numpy as np
+    from PIL import Image, ImageOps
+
     ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith(GREY_16_BIT):
         grey = np.asarray(picture).astype(np.int64).clip(0, 2**16 - 1) >> 8  # Pillow would clip
@@ -22,3 +100,43 @@ def as_shown(picture: Image.Image) -> Image.Image:
     shown = Image.new("L" if clear.mode == "LA" else "RGB", clear.size, "white")
     shown.paste(clear.convert(shown.mode), mask=clear.getchannel("A"))
     return shown
+
+
+def as_pixels(picture: Image.Image) -> Pixels:
+    """(C, H, W) of a picture in L or RGB."""
+    import numpy as np
+
+    pixels = np.asarray(picture, np.uint8)
+    return pixels.reshape(picture.height, picture.width, -1).transpose(2, 0, 1)
+
+
+def as_picture(pixels: Pixels) -> Image.Image:
+    """A picture of (C, H, W), one channel or three."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def grid(rows: Iterable[Pixels], scale: int = 1) -> Image.Image:
+    """One picture of rows of images, each (N, C, H, W), `scale` times as large as they are.
+
+    A row that is shorter than others ends in black.
+    """
+    import numpy as np
+    from PIL import Image
+
+    lines = [np.concatenate([*row], axis=2) for row in rows]
+    width = max(line.shape[2] for line in lines)
+    padded = [np.pad(line, ((0, 0), (0, 0), (0, width - line.shape[2]))) for line in lines]
+    picture = as_picture(np.concatenate(padded, axis=1))
+    size = (picture.width * scale, picture.height * scale)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def encode_png(picture: Image.Image, most_pixels: int | None = None) -> bytes:
+    """The picture's file; before that it is itself scaled down to `most_pixels` a side."""
+    if most_pixels is not None:
+        picture.thumbnail((most_pixels, most_pixels))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

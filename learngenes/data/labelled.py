@@ -2,22 +2,25 @@
 
 import gzip
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
-from learngenes.data.images import as_shown
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-
-
-class DataError(ValueError):
-    """The data cannot be read; the message says where and why."""
+from learngenes.data.images import (
+    SUFFIXES,
+    DataError,
+    class_name,
+    is_hidden,
+    is_image,
+    read,
+    scaled,
+)
+from learngenes.data.saved import is_saved, load_saved
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ def load(path: Path, split: str, class_names: Sequence[str], sample_size: int) -
         raise DataError(f"no data at {path}: the directory does not exist")
     if list(path.glob("*-idx3-ubyte*")):
         data = _load_idx(path, split, class_names)
-    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        data = _load_hugging_face(path, split, sample_size)
+    elif is_saved(path):
+        rows, names = load_saved(path, split)
+        data = _stack(((scaled(image, sample_size), label) for image, label in rows), names)
     else:
         data = _load_folder(_split_folder(path, split), sample_size)
     if tuple(data.images.shape[2:]) != (sample_size, sample_size):
@@ -104,71 +108,31 @@ def _split_folder(path: Path, split: str) -> Path:
 
 def _load_folder(path: Path, sample_size: int) -> LabelledImages:
     """One sub-folder per class, named after it."""
-    class_names = sorted(p.name for p in path.iterdir() if p.is_dir())
+    folders = [p for p in path.iterdir() if p.is_dir() and not is_hidden(p.relative_to(path))]
+    class_names = sorted(class_name(folder.name) for folder in folders)
     files = [
         (file, label)
         for label, name in enumerate(class_names)
         for file in sorted((path / name).iterdir())
-        if file.suffix.lower() in IMAGE_SUFFIXES
+        if is_image(file.relative_to(path))
     ]
     if not files:
-        raise DataError(f"{path} has no images in class folders ({', '.join(IMAGE_SUFFIXES)})")
-
-    def pictures() -> Iterator[Image.Image]:
-        for file, _ in files:
-            try:
-                with Image.open(file) as picture:
-                    picture.load()
-                    yield picture
-            except OSError as error:
-                raise DataError(f"{file} is not a readable image: {error}") from error
-
-    return _stack(pictures(), [label for _, label in files], class_names, sample_size)
+        raise DataError(f"{path} has no images in class folders ({', '.join(SUFFIXES)})")
+    return _stack(((_read(file, sample_size), label) for file, label in files), class_names)
 
 
-def _load_hugging_face(path: Path, split: str, sample_size: int) -> LabelledImages:
+def _read(file: Path, sample_size: int) -> NDArray[np.uint8]:
     try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"{path} is a Hugging Face dataset; `pip install datasets` to read it"
-        ) from error
-    loaded = datasets.load_from_disk(str(path))
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise DataError(f"{path} has splits {sorted(loaded)}, not {split!r}")
-        loaded = loaded[split]
-    elif split != "train":
-        raise DataError(f"{path} is one split only: held-out images need a DatasetDict")
-    kinds = [(type(feature).__name__, name) for name, feature in loaded.features.items()]
-    images, labels = ([n for kind, n in kinds if kind == k] for k in ("Image", "ClassLabel"))
-    if len(images) != 1 or len(labels) != 1:
-        raise DataError(
-            f"{path} needs one Image and one ClassLabel column, it has "
-            + ", ".join(f"{name} ({kind})" for kind, name in kinds)
-        )
-    (image_column,), (label_column,) = images, labels
-    class_names = loaded.features[label_column].names
-    return _stack(loaded[image_column], loaded[label_column], class_names, sample_size)
+        return read(file, sample_size)[0]
+    except DataError as error:
+        raise DataError(f"{file} {error}") from error
 
 
 def _stack(
-    pictures: Iterable[Image.Image],
-    labels: Sequence[int],
-    class_names: Sequence[str],
-    sample_size: int,
+    rows: Iterable[tuple[NDArray[np.uint8], int]], class_names: Sequence[str]
 ) -> LabelledImages:
     """Grey pictures give one channel, anything else RGB."""
-    small = [_small(picture, sample_size) for picture in pictures]
-    mode = "L" if all(picture.mode == "L" for picture in small) else "RGB"
-    arrays = [np.asarray(picture.convert(mode), np.uint8) for picture in small]
-    images = torch.from_numpy(np.stack(arrays).reshape(len(arrays), sample_size, sample_size, -1))
-    return LabelledImages(
-        images.permute(0, 3, 1, 2).contiguous(), torch.tensor(list(labels)), tuple(class_names)
-    )
-
-
-def _small(picture: Image.Image, sample_size: int) -> Image.Image:
-    """Scaled, in L or RGB."""
-    shown = as_shown(picture)
-    return shown.convert("L" if shown.mode == "L" else "RGB").resize((sample_size, sample_size))
+    images, labels = zip(*rows, strict=True)
+    channels = max(len(image) for image in images)
+    stacked = np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
+    return LabelledImages(torch.from_numpy(stacked), torch.tensor(labels), tuple(class_names))

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from learngenes.config import Mode, Size
+from learngenes.data.images import grid
 from learngenes.family.family import PREVIEWS_FILE, Family
 from learngenes.model.sampling import sample
 from learngenes.model.sigma import interpolated
@@ -34,10 +34,9 @@ def write_previews(
             for some in (labels[i : i + ROWS] for i in range(0, len(labels), ROWS))
             for image in sample(model, family.manifest.diffusion, some, seeds=some)
         ]
-        rows.append(torch.cat(images, dim=2))
+        rows.append(torch.stack(images).numpy())
         if on_size is not None:
             on_size(done, len(sizes))
-    sheet = torch.cat(rows, dim=1).permute(1, 2, 0).squeeze(-1)
     file = directory / PREVIEWS_FILE
-    Image.fromarray(sheet.numpy()).save(file, optimize=True)
+    grid(rows).save(file, optimize=True)
     return file

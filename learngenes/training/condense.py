@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from learngenes.config import Kind, NetworkConfig
 from learngenes.data import labelled
+from learngenes.data.images import DataError
 from learngenes.device import default_device
 from learngenes.family.family import MANIFEST, Family, load_family, save_family
 from learngenes.files import replaced
@@ -186,7 +187,7 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
     images = labelled.load(chosen.path, "train", chosen.class_names, side)
     labelled.load(chosen.path, "test", chosen.class_names, side)  # there is one, or no fit is begun
     if images.images.shape[1] != teacher.network.config.image_channels:
-        raise labelled.DataError(
+        raise DataError(
             f"{chosen.path} has images of {images.images.shape[1]} channels, the teacher's have "
             f"{teacher.network.config.image_channels}"
         )

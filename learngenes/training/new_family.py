@@ -4,10 +4,10 @@ import contextlib
 import shutil
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from learngenes.config import DiffusionConfig, Mode, Size
+from learngenes.data.images import grid
 from learngenes.family.family import Family, load_family, save_family
 from learngenes.model.dit import DiT
 from learngenes.model.sampling import sample
@@ -89,7 +89,5 @@ def sample_grid(
         model = DiT(
             network.stem, network.genes, interpolated(network.scales, size), Mode.MATERIALISED
         )
-        rows.append(torch.cat([*sample(model, diffusion, labels, range(len(labels)))], dim=2))
-    grid = torch.cat(rows, dim=1).permute(1, 2, 0).squeeze(-1)
-    image = Image.fromarray(grid.numpy())
-    return image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
+        rows.append(sample(model, diffusion, labels, range(len(labels))).numpy())
+    return grid(rows, scale=2)

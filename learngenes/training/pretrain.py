@@ -33,6 +33,7 @@ from learngenes.config import (
     Size,
 )
 from learngenes.data import labelled
+from learngenes.data.images import DataError
 from learngenes.data.latents import LatentEncoder, read_autoencoder
 from learngenes.device import default_device, native_bfloat16
 from learngenes.family.family import FamilyError, load_family
@@ -170,7 +171,7 @@ class Pretraining:
         size = c.network.image_size
         self.images = self._encoded(labelled.load(c.data.path, "train", c.data.class_names, size))
         if len(self.images.class_names) != c.network.num_classes:
-            raise labelled.DataError(
+            raise DataError(
                 f"{c.data.path} has {len(self.images.class_names)} classes, "
                 f"the network is for {c.network.num_classes}"
             )
@@ -184,7 +185,7 @@ class Pretraining:
     def _encoded(self, images: labelled.LabelledImages) -> labelled.LabelledImages:
         wanted = self.config.network.image_channels
         if images.images.shape[1] != wanted:
-            raise labelled.DataError(
+            raise DataError(
                 f"{self.config.data.path} has images of {images.images.shape[1]} channels, "
                 f"the {'autoencoder' if self.encoder else 'network'} is for {wanted}"
             )

@@ -38,8 +38,10 @@ async def create_task(
     name: Annotated[str | None, Query(pattern=NAME)] = None,
     family: Annotated[Text | None, Query()] = None,
 ) -> TaskResponse:
-    """The body is a zip or tar of images, in folders that are named after their classes, or of what
-    `save_to_disk` of Hugging Face datasets has written, with an Image and a ClassLabel column.
+    """The body is a zip or tar of images, in folders that are named after their classes. A file
+    `fineserve-classes.json` in it, a JSON object, may give each folder's class another name; the
+    classes are in its order then. `fineserve tasks create` makes such an archive of a dataset that
+    Hugging Face `datasets` has saved.
 
     The same images sent twice by one owner, under one name, are one task.
     """

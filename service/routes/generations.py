@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
@@ -16,6 +17,7 @@ from PIL import Image
 from redis import RedisError
 
 from fineserve.wire import GenerateRequest, GenerationResponse, ImageResponse, Seconds
+from learngenes.data.images import as_pixels, encode_png, grid
 from registry.records import GenerationRecord, GenerationStatus
 from service.access import GenerationDep, Sampler
 from service.deps import IdempotencyKey, LastEventId, State, StateDep
@@ -133,13 +135,6 @@ def grid_png(pictures: Sequence[bytes]) -> bytes:
     """One picture as it is, several as a grid that is about square."""
     if len(pictures) == 1:
         return pictures[0]
-    images = [Image.open(io.BytesIO(png)) for png in pictures]
-    width, height = images[0].size
+    images = np.stack([as_pixels(Image.open(io.BytesIO(png))) for png in pictures])
     columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    grid = Image.new(images[0].mode, (columns * width, rows * height))
-    for i, image in enumerate(images):
-        grid.paste(image, (i % columns * width, i // columns * height))
-    buffer = io.BytesIO()
-    grid.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode_png(grid(images[i : i + columns] for i in range(0, len(images), columns)))

@@ -41,7 +41,7 @@ export function Tasks({ families }) {
 
   return html`
     <h1>Tasks</h1>
-    <p>Images of your own classes, in folders that are named after them, or what Hugging Face datasets has saved: a model learns them in its Σ.</p>
+    <p>Images of your own classes, in folders that are named after them: a model learns them in its Σ. What Hugging Face datasets has saved is sent by <code>fineserve tasks create FOLDER</code>.</p>
     <form onSubmit=${send}>
       <fieldset class="grid">
         <label>Archive, zip or tar <input type="file" name="archive" accept=${ARCHIVES} required /></label>

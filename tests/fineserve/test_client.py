@@ -16,7 +16,7 @@ from fineserve import AsyncClient, Client
 from fineserve.client import FineserveError, NotReady
 from registry.settings import Settings
 from tests.fineserve.cli.test_models import alive, made
-from tests.service.uploads.test_archives import Files, png, zipped
+from tests.support.archives import Files, png, zipped
 from worker.runtime import Runtime
 
 __all__ = ["alive"]

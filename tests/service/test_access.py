@@ -20,7 +20,7 @@ from registry.settings import Settings
 from service.access import COOKIE, Access
 from service.app import make_app
 from tests.service.conftest import beat
-from tests.service.uploads.test_archives import png, zipped
+from tests.support.archives import png, zipped
 from tests.support.devices import keep_profile
 from worker.runtime import Runtime
 

@@ -7,15 +7,14 @@ import base64
 import contextlib
 import functools
 import gc
-import io
 import json
 import os
 import sys
 from typing import NoReturn
 
 import structlog
-from PIL import Image
 
+from learngenes.data.images import as_picture, encode_png
 from learngenes.device import capacity_bytes
 from registry import metrics
 from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
@@ -82,7 +81,7 @@ class Sampling:
         job = self._submit(self._request(record, model))
         self._follow(job, record)
         finished_at = now()
-        pictures = [encode_png(image) for image in self._images(job)]
+        pictures = [encode_png(as_picture(image)) for image in self._images(job)]
         runtime.store.put(
             generation_name(record.id),
             {image_file(i): picture for i, picture in enumerate(pictures)},
@@ -142,7 +141,8 @@ class Sampling:
         step, steps = job.progress
         progress: dict[str, object] = {"step": step, "steps": steps}
         if record.previews and (pixels := self.engine.preview(job)) is not None:
-            progress["b64_png"] = base64.b64encode(encode_png(pixels, PREVIEW_PIXELS)).decode()
+            png = encode_png(as_picture(pixels), PREVIEW_PIXELS)
+            progress["b64_png"] = base64.b64encode(png).decode()
         return json.dumps(progress)
 
     def _submit(self, request: SampleRequest) -> Job:
@@ -181,14 +181,3 @@ def _target_seconds(record: GenerationRecord, model: ModelRecord) -> float | Non
         steps = record.num_inference_steps / budget.num_inference_steps
         targets.append(budget.max_latency_ms / 1000 * steps * max(1, len(record.seeds) / budget.n))
     return min(targets, default=None)
-
-
-def encode_png(image: Pixels, most_pixels: int | None = None) -> bytes:
-    """uint8 (C, H, W), one channel or three; scaled down to `most_pixels` a side."""
-    channels_last = image.transpose(1, 2, 0)
-    picture = Image.fromarray(channels_last[..., 0] if len(image) == 1 else channels_last)
-    if most_pixels is not None:
-        picture.thumbnail((most_pixels, most_pixels))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()

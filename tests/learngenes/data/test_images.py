@@ -1,10 +1,23 @@
 import io
+import subprocess
+import sys
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from learngenes.data.images import as_shown
+from learngenes.data.images import (
+    DataError,
+    as_picture,
+    as_pixels,
+    as_shown,
+    class_name,
+    encode_png,
+    grid,
+    is_image,
+    read,
+)
 
 ORIENTATION = 0x0112
 TURNED_RIGHT = 6
@@ -55,3 +68,66 @@ def test_sixteen_bits_keep_their_shades() -> None:
     shown = as_shown(reopened(grey))
     assert shown.mode == "L"
     assert np.asarray(shown).tolist() == [[0, 1, 255, 117]]
+
+
+@pytest.mark.parametrize("path", ["cat/1.png", "cat/1.JPEG", "mine/cat/1.webp"])
+def test_images_are_known_by_their_suffix(path: str) -> None:
+    assert is_image(PurePath(path))
+
+
+@pytest.mark.parametrize("path", ["cat/1.gif", "cat/._1.png", ".git/1.png", "__MACOSX/cat/1.png"])
+def test_other_files_and_hidden_ones_are_none(path: str) -> None:
+    assert not is_image(PurePath(path))
+
+
+def test_a_class_has_a_name_that_can_be_read() -> None:
+    assert class_name("wolf / dog") == "wolf / dog"
+    for name in ("", "c\x01t", "x" * 101, "caf\udce9"):
+        with pytest.raises(DataError, match="rename it"):
+            class_name(name)
+
+
+@pytest.mark.parametrize(
+    ("mode", "told", "channels"), [("L", None, 1), ("RGB", None, 3), ("L", 3, 3), ("RGB", 1, 1)]
+)
+def test_a_picture_is_read_in_its_own_channels_or_in_those_that_are_told(
+    tmp_path: Path, mode: str, told: int | None, channels: int
+) -> None:
+    Image.new(mode, (6, 4), "white").save(tmp_path / "1.png")
+    pixels, count = read(tmp_path / "1.png", 2, told)
+    assert (pixels.shape, pixels.min(), count) == ((channels, 2, 2), 255, 24)
+
+
+def test_what_cannot_be_read_says_why() -> None:
+    with pytest.raises(DataError, match=r"^has 6 x 4 pixels; scale it down"):
+        read(io.BytesIO(encode_png(Image.new("L", (6, 4)))), 2, most_pixels=23)
+    gif = io.BytesIO()
+    Image.new("L", (6, 4)).save(gif, "GIF")
+    with pytest.raises(DataError, match=r"^is not a readable PNG, JPEG, WEBP, BMP image"):
+        read(gif, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_of_images_are_one_picture(channels: int) -> None:
+    rows = [np.full((count, channels, 2, 3), 100 + count, np.uint8) for count in (2, 1)]
+    rows[0][1, :, 1, 2] = 7
+    pixels = as_pixels(grid(rows, scale=2))
+    assert pixels.shape == (channels, 2 * 4, 2 * 6)
+    assert (pixels[:, 2:4, 10:] == 7).all()
+    assert (pixels[:, 4:, :6] == 101).all()
+    assert (pixels[:, 4:, 6:] == 0).all()
+
+
+def test_a_png_holds_the_same_pixels_and_may_be_smaller() -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(3, 2, 4)
+    png = encode_png(as_picture(pixels))
+    assert np.array_equal(as_pixels(Image.open(io.BytesIO(png))), pixels)
+    large = as_picture(np.zeros((3, 256, 128), np.uint8))
+    assert Image.open(io.BytesIO(encode_png(large, 64))).size == (32, 64)
+
+
+def test_the_client_loads_neither_pillow_nor_numpy_for_it() -> None:
+    code = (
+        "import sys, fineserve.packing; sys.exit(bool({'PIL', 'numpy', 'torch'} & {*sys.modules}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

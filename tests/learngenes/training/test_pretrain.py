@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from fineserve.cli.main import cli
 from learngenes.config import ConfigError, Size
-from learngenes.data.labelled import DataError, LabelledImages
+from learngenes.data.images import DataError
+from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import FamilyError, load_family
 from learngenes.training.config import PretrainingConfig
 from learngenes.training.new_family import pretrain_family

@@ -18,9 +18,9 @@ from registry.errors import StorageFull
 from registry.exports import ExportFormat
 from registry.keys import Keys, Scope
 from registry.settings import Settings
-from service.uploads.archives import Upload, read_upload
+from service.uploads import Upload, read_upload
 from tests.service.conftest import Stack
-from tests.service.uploads.test_archives import Files, png, tarred, zipped
+from tests.support.archives import Files, png, tarred, zipped
 from tests.support.builds import build
 from worker.export.export import model_card
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import redis
 
+from learngenes.data.images import as_picture, encode_png
 from learngenes.family.family import Family
 from learngenes.measuring.model import Measurement
 from learngenes.model.factors import DenseLayers, Own, Scales
@@ -29,7 +29,7 @@ from worker.artifacts import load_own
 from worker.build.refinement import Pace
 from worker.build.verify import Specimen
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampling, encode_png
+from worker.sampling.sample import Sampling
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_it_is_sampled_with_its_own_weights(
     )
     for index, image in enumerate(alone.numpy()):
         stored = runtime.store.read(generation_name(generation.id), image_file(index))
-        assert stored == encode_png(np.asarray(image))
+        assert stored == encode_png(as_picture(image))
 
 
 def test_a_refinement_that_gained_nothing_is_not_published(

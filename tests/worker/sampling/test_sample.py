@@ -21,7 +21,7 @@ from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.artifacts import load_own
 from worker.runtime import Runtime
 from worker.sampling.jobs import EngineStopped, Job, SampleRequest
-from worker.sampling.sample import Sampling, _target_seconds, encode_png
+from worker.sampling.sample import Sampling, _target_seconds
 
 
 @pytest.fixture
@@ -226,11 +226,6 @@ def test_a_request_that_waits_is_given_up_when_it_is_cancelled(
     with pytest.raises(Superseded):
         sampler._follow(job, record)
     assert cancelled == [job]
-
-
-def test_a_large_preview_is_scaled_down() -> None:
-    picture = Image.open(io.BytesIO(encode_png(np.zeros((3, 256, 128), np.uint8), 64)))
-    assert picture.size == (32, 64)
 
 
 def test_a_cancelled_generation_leaves_the_engine(

@@ -1,1 +1,0 @@
-"""Archives that clients upload, and the images in them."""

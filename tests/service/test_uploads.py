@@ -1,0 +1,256 @@
+"""Archives that clients send: what is in order is read, and nothing else does any harm."""
+
+import dataclasses
+import io
+import tarfile
+import zipfile
+from typing import IO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from learngenes.data.images import CLASSES_FILE, DataError
+from service.uploads import UploadLimits, preview, read_upload
+from tests.support.archives import Files, png, tarred, zipped
+
+LIMITS = UploadLimits(
+    unpacked_bytes=200_000, images=20, classes=3, scaled_bytes=10_000, image_pixels=10_000
+)
+
+
+def read(file: IO[bytes], limits: UploadLimits = LIMITS, channels: int = 3) -> list[str]:
+    return read_upload(file, limits, channels, 4).class_names
+
+
+GOOD: Files = {
+    "mine/cat/1.png": png(10),
+    "mine/cat/2.jpg": png(20, kind="JPEG"),
+    "mine/dog/a.PNG": png(30, side=30),
+    "mine/dog/b.webp": png(40, kind="WEBP"),
+    "mine/readme.txt": b"not an image",
+    "__MACOSX/mine/cat/._1.png": b"junk",
+}
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [zipped(GOOD), *(tarred(GOOD, compression) for compression in ("", "gz", "bz2", "xz"))],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folders_are_classes(archive: io.BytesIO, channels: int) -> None:
+    upload = read_upload(archive, LIMITS, channels, 4)
+    assert upload.class_names == ["cat", "dog"]
+    assert upload.images.shape == (4, channels, 4, 4)
+    assert [*upload.labels] == [0, 0, 1, 1]
+    if channels == 3:
+        assert upload.images[2, 0].max() == 30
+        assert upload.images[2, 1].max() == 0
+    sheet = Image.open(io.BytesIO(preview(upload)))
+    assert sheet.size == (8, 8)
+
+
+def test_what_is_kept_in_memory_has_a_limit() -> None:
+    limits = dataclasses.replace(LIMITS, scaled_bytes=3 * 3 * 4 * 4)
+    with pytest.raises(DataError, match="4 images of 3 x 4 x 4 are more than 0 MB"):
+        read(zipped(GOOD), limits)
+    assert read(zipped(GOOD), limits, channels=1) == ["cat", "dog"]
+
+
+def test_what_is_decoded_has_a_limit() -> None:
+    limits = dataclasses.replace(LIMITS, all_pixels=2 * 8 * 8 + 30 * 30 - 1)
+    with pytest.raises(DataError, match=r"first 3 images have more than 1\.0e\+03 pixels"):
+        read(zipped(GOOD), limits)
+
+
+def test_pictures_are_taken_as_a_viewer_shows_them() -> None:
+    clear = io.BytesIO()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(clear, "PNG")
+    files = {"cat/1.png": clear.getvalue(), "cat/2.png": png(10)}
+    images = read_upload(zipped(files), LIMITS, 3, 4).images
+    assert images[0].min() == 255
+
+
+@pytest.mark.parametrize("name", ["../cat/1.png", "/cat/1.png", "a/../../cat/1.png", "a\\b/1.png"])
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_a_path_out_of_the_archive_is_refused(name: str, pack: "type") -> None:
+    with pytest.raises(DataError, match="not a path inside"):
+        read(pack({**GOOD, name: png()}))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_in_a_tar_are_refused(kind: bytes) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("cat/1.png")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    buffer.seek(0)
+    with pytest.raises(DataError, match="link or a device"):
+        read(buffer)
+
+
+def test_links_in_a_zip_are_refused() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        member = zipfile.ZipInfo("cat/1.png")
+        member.external_attr = 0o120777 << 16
+        archive.writestr(member, "/etc/passwd")
+    with pytest.raises(DataError, match="link or a device"):
+        read(buffer)
+
+
+@pytest.mark.parametrize("pack", [zipped, lambda files: tarred(files, "gz")])
+def test_bombs_are_refused(pack: "type") -> None:
+    bomb = pack({"cat/1.png": bytes(50_000_000)})
+    assert len(bomb.getvalue()) < 100_000
+    with pytest.raises(DataError, match="more than 0 MB"):
+        read(bomb)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_is_unpacked_without_a_limit_is_refused(method: int) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("cat/1.png", bytes(50_000_000))
+    with pytest.raises(DataError, match=r"'cat/1\.png' is not deflated"):
+        read(buffer)
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_a_file_too_large_for_a_picture_is_refused_and_others_are_not_read(pack: "type") -> None:
+    limits = dataclasses.replace(LIMITS, file_bytes=1000, unpacked_bytes=10**9)
+    with pytest.raises(DataError, match="has more than 0 MB"):
+        read(pack({"cat/1.png": bytes(2000)}), limits)
+    assert read(pack({**GOOD, "mine/cat/notes.bin": bytes(2000)}), limits) == ["cat", "dog"]
+
+
+def test_a_bomb_in_a_tars_header_is_refused() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("cat/1.png")
+        member.pax_headers = {"comment": "x" * 50_000_000}
+        archive.addfile(member)
+    buffer.seek(0)
+    with pytest.raises(DataError, match="more than 0 MB"):
+        read(buffer)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(DataError, match="has 200 x 200 pixels"):
+        read(zipped({"cat/1.png": png(side=200)}))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "there are no images"),
+        ({"1.png": png()}, "is in no folder"),
+        ({"cat/1.png": png()}, "class 'cat' has one image"),
+        ({"cat/1.png": b"GIF89a"}, "'cat/1.png' is not a readable PNG"),
+        ({f"cat/{i}.png": png() for i in range(21)}, "more than 20 images"),
+        ({f"{c}/{i}.png": png() for c in "abcd" for i in range(2)}, "send at most 3"),
+        ({"c\x01t/1.png": png()}, "no name for a class"),
+    ],
+)
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_what_is_wrong_is_said(files: Files, message: str, pack: "type") -> None:
+    with pytest.raises(DataError, match=message):
+        read(pack(files))
+
+
+LISTED: Files = {
+    "0/1.png": png(10),
+    "0/2.png": png(20),
+    "1/1.png": png(30),
+    "1/2.png": png(40),
+    CLASSES_FILE: b'{"0": "wolf / dog", "1": "cat", "2": "never seen"}',
+}
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+@pytest.mark.parametrize("order", [1, -1])
+def test_classes_may_be_listed_with_names_and_an_order_of_their_own(
+    pack: "type", order: int
+) -> None:
+    upload = read_upload(pack(dict([*LISTED.items()][::order])), LIMITS, 3, 4)
+    assert upload.class_names == ["wolf / dog", "cat"]
+    assert sorted(zip(upload.labels, upload.images[:, 0].max(axis=(1, 2)), strict=True)) == [
+        (0, 10),
+        (0, 20),
+        (1, 30),
+        (1, 40),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (b'{"0": "cat"}', "folder '1' is not in fineserve-classes.json"),
+        (b'{"0": "cat", "1": "cat"}', "one name to several folders"),
+        (b'{"0": "cat", "1": ""}', "'' is no name for a class"),
+        (b'["cat", "dog"]', "has to be a JSON object"),
+        (b'{"0": 1, "1": 2}', "has to be a JSON object"),
+        (b"[" * 100_000, "has to be a JSON object"),
+        (b'{"0": "cat", "1": "dog"}' + b" " * 1_000_000, "has to be a JSON object"),
+    ],
+)
+def test_a_list_of_classes_that_cannot_be_used_is_refused(listed: bytes, message: str) -> None:
+    limits = dataclasses.replace(LIMITS, unpacked_bytes=10**7)
+    with pytest.raises(DataError, match=message):
+        read(zipped({**LISTED, CLASSES_FILE: listed}), limits)
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_a_saved_dataset_is_refused_with_the_command_that_sends_it(pack: "type") -> None:
+    dataset = {"mine/state.json": b"{}", "mine/data-00000-of-00001.arrow": b"rows"}
+    for more in ({}, GOOD):
+        with pytest.raises(DataError, match="`fineserve tasks create FOLDER` makes them"):
+            read(pack({**more, **dataset}))
+    assert read(pack({**GOOD, "mine/state.json": b"{}"})) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x1f\x8b garbage", b"BZh9x", bytes(512)])
+def test_what_is_no_archive_is_refused(content: bytes) -> None:
+    with pytest.raises(DataError):
+        read(io.BytesIO(content))
+
+
+ARCHIVES = [
+    pack.getvalue()
+    for files in (GOOD, LISTED)
+    for pack in (zipped(files), tarred(files), tarred(files, "gz"))
+]
+
+
+def damaged(whole: bytes, edits: list[tuple[float, bytes]], length: float | None) -> io.BytesIO:
+    """Overwritten at shares of its length, and cut to one."""
+    content = bytearray(whole)
+    for share, replacement in edits:
+        at = int(share * len(content))
+        content[at : at + len(replacement)] = replacement
+    if length is not None:
+        content = content[: int(length * len(content))]
+    return io.BytesIO(bytes(content))
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    archive=st.sampled_from(ARCHIVES),
+    edits=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=9)), max_size=5),
+    length=st.none() | st.floats(0, 1),
+)
+def test_whatever_the_bytes_it_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    archive: bytes,
+    edits: list[tuple[float, bytes]],
+    length: float | None,
+) -> None:
+    try:
+        upload = read_upload(damaged(archive, edits, length), LIMITS, 3, 4)
+    except DataError:
+        return
+    assert upload.images.dtype == np.uint8
+    assert len(upload.images) == len(upload.labels) <= LIMITS.images
