@@ -33,10 +33,10 @@ from learngenes.data.images import (
 )
 
 SAVED_SUFFIX = ".arrow"
-"""Of the files of a saved Hugging Face dataset."""
+"""How the files of a saved Hugging Face dataset end."""
 MOST_LISTED_BYTES = 1_000_000
 LEAST_OF_A_CLASS = 2
-"""One to learn from, and one more that may be kept to judge by."""
+"""Images: one to learn from, and one more that may be kept to judge by."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class UploadLimits:
     images: int
     classes: int
     scaled_bytes: int
-    """Of all images as they are kept, small; they are held in memory twice."""
+    """Bytes of all images as they are kept, small; they are held in memory twice."""
     image_pixels: int = 40_000_000
     all_pixels: int = 10_000_000_000
-    """Of the files together: two minutes of decoding."""
+    """Pixels of all files together: two minutes of decoding."""
     file_bytes: int = 64_000_000
 
 
 @dataclass(frozen=True)
 class Upload:
-    """images: uint8 (N, C, H, W); labels: int64 (N,), indices into class_names."""
+    """Images, uint8 (N, C, H, W), and labels, int64 (N,), which are indices into class_names."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -138,7 +138,7 @@ def _listed(path: PurePosixPath, content: bytes) -> dict[str, str]:
 def _image(
     path: PurePosixPath, content: bytes, limits: UploadLimits, channels: int, side: int
 ) -> tuple[NDArray[np.uint8], int]:
-    """(C, side, side), and how many pixels it had."""
+    """Pixels, (C, side, side), and how many the file had."""
     where = repr(str(path))
     if len(content) > limits.file_bytes:
         raise DataError(f"{where} has more than {limits.file_bytes / 1e6:.0f} MB; scale it down")
@@ -158,7 +158,7 @@ def _folder(path: PurePosixPath) -> str:
 def _members(file: IO[bytes], limits: UploadLimits) -> Iterator[tuple[PurePosixPath, bytes]]:
     """Path and content of images, and of the list of their classes; what else there is, is skipped.
 
-    Of a file that is too large one byte more than it may have.
+    A file that is too large is read until one byte more than it may have.
     """
     allowance = _Allowance(limits.unpacked_bytes)
     members = _zipped if zipfile.is_zipfile(file) else _tarred
