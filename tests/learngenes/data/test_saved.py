@@ -1,6 +1,7 @@
 """Datasets of Hugging Face: rows with a class, or the call that makes them so."""
 
 import io
+import sys
 from pathlib import Path
 
 import datasets
@@ -127,3 +128,11 @@ def test_sixteen_bit_pictures_are_decoded(tmp_path: Path) -> None:
     path = saved(tmp_path, features, image=[{"bytes": tiff.getvalue()}], label=[0])
     ((image, _),) = load_saved(path)[0]
     assert image.getpixel((0, 0)) == 30000
+
+
+def test_without_the_library_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="`pip install datasets`"):
+        load_saved(tmp_path)
