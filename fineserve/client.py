@@ -7,48 +7,57 @@
 
 What a service refuses for now (429, 503, a connection that breaks) is asked for again, not before
 its Retry-After; what makes something carries an Idempotency-Key, so that nothing is made twice.
+Streams of events go on where they broke off. All of it needs neither torch nor the server's parts.
 """
 
 import asyncio
 import base64
 import contextlib
+import functools
+import io
 import json
+import tarfile
+import tempfile
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import IO, Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 from httpx_retries import Retry, RetryTransport
-from httpx_sse import ServerSentEvent, aconnect_sse, connect_sse
-from pydantic import BaseModel
+from httpx_sse import ServerSentEvent, aconnect_sse
+from pydantic import BaseModel, ValidationError
 
 from fineserve.packing import packed
+from fineserve.transport import RETRIES, TIMEOUT, BlockingTransport, Body, proxy_of, result_of
 from fineserve.wire import (
+    ExportFormat,
     GenerationResponse,
     ModelList,
     ModelResponse,
     PlanResponse,
+    Status,
     TaskList,
     TaskResponse,
 )
+from learngenes.config import DType, Mode, Scheduler
+from learngenes.sizing.budget import MemoryScope
 
 T = TypeVar("T")
+P = ParamSpec("P")
 M = TypeVar("M", bound=BaseModel)
+Record = TypeVar("Record", ModelResponse, GenerationResponse)
 
-RETRIES = Retry(
-    total=8,
-    backoff_factor=0.5,
-    max_backoff_wait=120.0,
-    allowed_methods=("GET", "POST", "DELETE"),
-    status_forcelist=(429, 502, 503),
-)
-TIMEOUT = httpx.Timeout(30, read=330)
-ENDED = {"failed", "cancelled", "deleted"}
+FRUITLESS_SECONDS = 5.0
+"""A stream without events that lasted longer is one in which nothing happened."""
+FINISHED = {"ready", "done", "failed", "cancelled", "deleted"}
 OnEvent = Callable[[str, dict[str, Any]], object]
 """Hears the name and the content of each event."""
+OnBytes = Callable[[int, int], object]
+"""Hears how many bytes came, of how many."""
 
 
 class FineserveError(Exception):
@@ -63,7 +72,7 @@ class NotReady(Exception):
     """A model that ended otherwise; `model` is its record."""
 
     def __init__(self, model: ModelResponse) -> None:
-        super().__init__(f"model {model.id} {model.status}: {model.error or 'on request'}")
+        super().__init__(f"model {model.id} is {model.status}: {model.error or 'on request'}")
         self.model = model
 
 
@@ -71,7 +80,7 @@ class PlanFields(TypedDict, total=False):
     """As POST /plan takes them."""
 
     max_mem_gb: float
-    mem_scope: Literal["model", "process"]
+    mem_scope: MemoryScope
     max_latency_ms: float
     min_quality: float
     n: int
@@ -79,8 +88,8 @@ class PlanFields(TypedDict, total=False):
     guidance_scale: float
     depth: int
     rank: int
-    mode: Literal["factored", "materialised"]
-    dtype: Literal["float32", "bfloat16", "int8"]
+    mode: Mode | str
+    dtype: DType | str
     family: str
     device_class: str
 
@@ -100,7 +109,7 @@ class GenerateFields(TypedDict, total=False):
     n: int
     num_inference_steps: int
     guidance_scale: float
-    scheduler: Literal["ddim", "dpmsolver++", "euler"]
+    scheduler: Scheduler | str
     seed: int
     deadline_seconds: float
     previews: bool
@@ -116,229 +125,18 @@ class GeneratedImage:
         Path(path).write_bytes(self.png)
 
 
-@dataclass(frozen=True)
-class _Call(Generic[T]):
-    """One request, and what becomes of its answer."""
-
-    method: str
-    path: str
-    read: Callable[[httpx.Response], T]
-    content: dict[str, Any] = field(default_factory=dict)
-    """Arguments of httpx's request."""
-
-
-def _making(path: str, body: Mapping[str, Any], read: Callable[[httpx.Response], T]) -> _Call[T]:
-    headers = {"Idempotency-Key": uuid.uuid4().hex}
-    return _Call("POST", path, read, {"json": body, "headers": headers})
-
-
-def _parsed(kind: type[M]) -> Callable[[httpx.Response], M]:
-    return lambda answer: kind.model_validate_json(answer.content)
-
-
-_model, _task, _generation = (
-    _parsed(ModelResponse),
-    _parsed(TaskResponse),
-    _parsed(GenerationResponse),
-)
-
-
-def _generating(
-    model_id: str, request: Mapping[str, Any], on_event: OnEvent | None
-) -> _Call[GenerationResponse]:
-    """Answered when it is done, or at once where its events are wanted."""
-    call = _making("/generate", {"model": model_id, **request}, _generation)
-    if on_event is not None:
-        call.content["headers"]["Prefer"] = "respond-async"
-    return call
-
-
-def _plan(fields: Mapping[str, Any]) -> _Call[PlanResponse]:
-    return _Call("POST", "/plan", _parsed(PlanResponse), {"json": fields})
-
-
-def _models_page(offset: int) -> _Call[ModelList]:
-    params = {"offset": offset, "limit": 200}
-    return _Call("GET", "/models", _parsed(ModelList), {"params": params})
-
-
-def _tasks(answer: httpx.Response) -> list[TaskResponse]:
-    return TaskList.model_validate_json(answer.content).tasks
-
-
-def _upload(images: Path | IO[bytes], name: str | None, family: str | None) -> _Call[TaskResponse]:
-    if isinstance(images, Path):
-        with packed(images) as archive:
-            return _upload(archive, name, family)
-    given = {"name": name, "family": family}
-    params = {key: value for key, value in given.items() if value is not None}
-    return _Call("POST", "/tasks", _task, {"params": params, "content": images.read()})
-
-
-def _images(generation: GenerationResponse) -> list[GeneratedImage]:
-    return [
-        GeneratedImage(base64.b64decode(image.b64_png), image.class_label, image.seed)
-        for image in generation.images
-    ]
-
-
-def _nothing(_: httpx.Response) -> None:
-    return None
-
-
-def _checked(answer: httpx.Response) -> httpx.Response:
-    """Raises FineserveError."""
-    if answer.is_success:
-        return answer
-    try:
-        problem = answer.json()
-        kind = str(problem["type"]).rpartition(":")[2]
-        detail = str(problem["detail"])
-    except (ValueError, KeyError, TypeError):
-        problem, kind, detail = {}, "unknown", f"answered {answer.status_code}: is that fineserve?"
-    raise FineserveError(answer.status_code, kind, detail, problem)
-
-
-@dataclass
-class _Hearing:
-    """Goes on with a stream of events where it broke off."""
-
-    on_event: OnEvent | None
-    last_id: str = "0"
-
-    def hear(self, event: ServerSentEvent) -> None:
-        if not event.data:
-            return  # a comment, which keeps the connection, after an event
-        self.last_id = event.id or self.last_id
-        content = json.loads(event.data)
-        if self.on_event is not None:
-            self.on_event(event.event, content)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Last-Event-ID": self.last_id}
-
-
-def _ended(model: ModelResponse) -> ModelResponse | None:
-    """The model if it is ready, None while it is not. Raises NotReady."""
-    if model.status in ENDED:
-        raise NotReady(model)
-    return model if model.status == "ready" else None
-
-
-def _headers(api_key: str | None) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
-
-
-class Client:
+class AsyncClient:
     """Every method raises FineserveError for what is refused, httpx.HTTPError for no answer."""
 
     def __init__(
         self, url: str = "http://127.0.0.1:8000", api_key: str | None = None, retry: Retry = RETRIES
     ) -> None:
-        self._http = httpx.Client(
-            base_url=url,
-            timeout=TIMEOUT,
-            headers=_headers(api_key),
-            transport=RetryTransport(retry=retry),
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._http.close()
-
-    def plan(self, **budget: Unpack[PlanFields]) -> PlanResponse:
-        """What a budget would give, without making it."""
-        return self._do(_plan(budget))
-
-    def create_model(self, **budget: Unpack[ModelFields]) -> ModelResponse:
-        """It is queued; `wait` for it."""
-        return self._do(_making("/models", budget, _model))
-
-    def model(self, model_id: str) -> ModelResponse:
-        return self._do(_Call("GET", f"/models/{model_id}", _model))
-
-    def models(self) -> Iterator[ModelResponse]:
-        """Newest first, and as many as there are."""
-        offset: int | None = 0
-        while offset is not None:
-            page = self._do(_models_page(offset))
-            yield from page.models
-            offset = page.next_offset
-
-    def wait(self, model_id: str, on_event: OnEvent | None = None) -> ModelResponse:
-        """Follow a build to its end. Raises NotReady when that is another than `ready`."""
-        hearing = _Hearing(on_event)
-        while (model := _ended(self.model(model_id))) is None:
-            self._hear(f"/models/{model_id}/events", hearing)
-        return model
-
-    def cancel_model(self, model_id: str) -> ModelResponse:
-        return self._do(_Call("POST", f"/models/{model_id}/cancel", _model))
-
-    def delete_model(self, model_id: str) -> None:
-        self._do(_Call("DELETE", f"/models/{model_id}", _nothing))
-
-    def generate(
-        self, model_id: str, on_event: OnEvent | None = None, **request: Unpack[GenerateFields]
-    ) -> list[GeneratedImage]:
-        """Sample images and wait for them."""
-        generation = self._do(_generating(model_id, request, on_event))
-        hearing = _Hearing(on_event)
-        while generation.status != "done":  # it takes longer than one answer may
-            path = f"/generations/{generation.id}"
-            self._hear(f"{path}/events", hearing)
-            generation = self._do(_Call("GET", path, _generation))
-            _check_generation(generation)
-        return _images(generation)
-
-    def create_task(
-        self, images: Path | IO[bytes], *, name: str | None = None, family: str | None = None
-    ) -> TaskResponse:
-        """Upload images in folders that are named after their classes, or what Hugging Face
-        datasets has saved: a directory, or a zip or tar of one."""
-        return self._do(_upload(images, name, family))
-
-    def tasks(self) -> list[TaskResponse]:
-        return self._do(_Call("GET", "/tasks", _tasks))
-
-    def delete_task(self, task_id: str) -> None:
-        self._do(_Call("DELETE", f"/tasks/{task_id}", _nothing))
-
-    def _hear(self, path: str, hearing: _Hearing) -> None:
-        """Until the stream ends or breaks off."""
-        with (
-            contextlib.suppress(httpx.TransportError),
-            connect_sse(self._http, "GET", path, headers=hearing.headers) as source,
-        ):
-            for event in source.iter_sse():
-                hearing.hear(event)
-
-    def _do(self, call: _Call[T]) -> T:
-        return call.read(_checked(self._http.request(call.method, call.path, **call.content)))
-
-
-class AsyncClient:
-    """`Client`, to be awaited."""
-
-    def __init__(
-        self, url: str = "http://127.0.0.1:8000", api_key: str | None = None, retry: Retry = RETRIES
-    ) -> None:
+        self._retry = retry
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=TIMEOUT,
-            headers=_headers(api_key),
-            transport=RetryTransport(retry=retry),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            transport=self._transport(proxy_of(url)),
         )
 
     async def __aenter__(self) -> Self:
@@ -355,71 +153,319 @@ class AsyncClient:
     async def close(self) -> None:
         await self._http.aclose()
 
+    async def status(self) -> Status:
+        """What an operator wants to know at a glance."""
+        return await self._record("/status", Status)
+
     async def plan(self, **budget: Unpack[PlanFields]) -> PlanResponse:
-        return await self._do(_plan(budget))
+        """What a budget would give, without making it."""
+        return _parsed(PlanResponse, await self._post("/plan", budget))
 
     async def create_model(self, **budget: Unpack[ModelFields]) -> ModelResponse:
-        return await self._do(_making("/models", budget, _model))
+        """It is queued; `wait` for it."""
+        return _parsed(ModelResponse, await self._make("/models", budget))
 
     async def model(self, model_id: str) -> ModelResponse:
-        return await self._do(_Call("GET", f"/models/{model_id}", _model))
+        """Its record as it is now."""
+        return await self._record(f"/models/{model_id}", ModelResponse)
 
-    async def models(self) -> AsyncIterator[ModelResponse]:
+    async def models(self) -> AsyncGenerator[ModelResponse, None]:
+        """Newest first, and as many as there are."""
         offset: int | None = 0
         while offset is not None:
-            page = await self._do(_models_page(offset))
+            params = {"offset": offset, "limit": 200}
+            page = _parsed(ModelList, await self._call("GET", "/models", params=params))
             for model in page.models:
                 yield model
             offset = page.next_offset
 
     async def wait(self, model_id: str, on_event: OnEvent | None = None) -> ModelResponse:
-        hearing = _Hearing(on_event)
-        while (model := _ended(await self.model(model_id))) is None:
-            await self._hear(f"/models/{model_id}/events", hearing)
+        """Follow a build to its end. Raises NotReady when that is another than `ready`."""
+        model = await self._finished(f"/models/{model_id}", ModelResponse, on_event)
+        if model.status != "ready":
+            raise NotReady(model)
         return model
 
     async def cancel_model(self, model_id: str) -> ModelResponse:
-        return await self._do(_Call("POST", f"/models/{model_id}/cancel", _model))
+        """A model that is being refined keeps the best so far; another is not made."""
+        return _parsed(ModelResponse, await self._call("POST", f"/models/{model_id}/cancel"))
 
     async def delete_model(self, model_id: str) -> None:
-        await self._do(_Call("DELETE", f"/models/{model_id}", _nothing))
+        """With what it stored."""
+        await self._call("DELETE", f"/models/{model_id}")
+
+    async def export(
+        self,
+        model_id: str,
+        into: Path,
+        form: ExportFormat = ExportFormat.DIFFUSERS,
+        on_bytes: OnBytes | None = None,
+    ) -> Path:
+        """Fetch a model as a directory, which is made in `into`."""
+        path, params = f"/models/{model_id}/export", {"format": form}
+        with tempfile.TemporaryFile() as file:
+            async with self._http.stream("GET", path, params=params) as answer:
+                total = int((await _accepted(answer)).headers.get("content-length", 0))
+                async for chunk in answer.aiter_bytes():
+                    file.write(chunk)
+                    if on_bytes is not None:
+                        on_bytes(file.tell(), total)
+            try:
+                await self._apart(functools.partial(_unpack, file, into))
+            except tarfile.TarError as error:
+                raise _unknown(answer, "no tar") from error
+        return into / model_id
 
     async def generate(
         self, model_id: str, on_event: OnEvent | None = None, **request: Unpack[GenerateFields]
     ) -> list[GeneratedImage]:
-        generation = await self._do(_generating(model_id, request, on_event))
-        hearing = _Hearing(on_event)
-        while generation.status != "done":
-            path = f"/generations/{generation.id}"
-            await self._hear(f"{path}/events", hearing)
-            generation = await self._do(_Call("GET", path, _generation))
-            _check_generation(generation)
-        return _images(generation)
+        """Sample images and wait for them."""
+        if on_event is None:
+            made = await self._make("/generate", {"model": model_id, **request})
+            record = _parsed(GenerationResponse, made)
+        else:
+            record = await self.create_generation(model_id, **request)
+        if record.status != "done":  # it takes longer than one answer may
+            record = await self.wait_generation(record.id, on_event)
+        return [
+            GeneratedImage(base64.b64decode(image.b64_png), image.class_label, image.seed)
+            for image in record.images
+        ]
+
+    async def create_generation(
+        self, model_id: str, **request: Unpack[GenerateFields]
+    ) -> GenerationResponse:
+        """It is queued; `wait_generation` for it."""
+        body = {"model": model_id, **request}
+        made = await self._make("/generate", body, Prefer="respond-async")
+        return _parsed(GenerationResponse, made)
+
+    async def generation(self, generation_id: str) -> GenerationResponse:
+        """Its record as it is now, with the images once it is done."""
+        return await self._record(f"/generations/{generation_id}", GenerationResponse)
+
+    async def wait_generation(
+        self, generation_id: str, on_event: OnEvent | None = None
+    ) -> GenerationResponse:
+        """Follow the sampling to its end. Raises FineserveError when it made no images."""
+        path = f"/generations/{generation_id}"
+        record = await self._finished(path, GenerationResponse, on_event)
+        if record.status != "done":
+            detail = f"generation {record.id} is {record.status}: {record.error or 'on request'}"
+            raise FineserveError(500, f"generation-{record.status}", detail, {})
+        return record
 
     async def create_task(
         self, images: Path | IO[bytes], *, name: str | None = None, family: str | None = None
     ) -> TaskResponse:
-        return await self._do(await asyncio.to_thread(_upload, images, name, family))
+        """Upload images in folders that are named after their classes, or what Hugging Face
+        datasets has saved: a directory, or a zip or tar of one."""
+        given = {"name": name, "family": family}
+        params = {key: value for key, value in given.items() if value is not None}
+        with contextlib.ExitStack() as stack:
+            archive = await self._apart(lambda: stack.enter_context(_archive(images)))
+            return _parsed(TaskResponse, await self._upload("/tasks", archive, params))
 
     async def tasks(self) -> list[TaskResponse]:
-        return await self._do(_Call("GET", "/tasks", _tasks))
+        """Newest first."""
+        return (await self._record("/tasks", TaskList)).tasks
 
     async def delete_task(self, task_id: str) -> None:
-        await self._do(_Call("DELETE", f"/tasks/{task_id}", _nothing))
+        """Models that were made of it stay."""
+        await self._call("DELETE", f"/tasks/{task_id}")
 
-    async def _hear(self, path: str, hearing: _Hearing) -> None:
-        with contextlib.suppress(httpx.TransportError):
-            async with aconnect_sse(self._http, "GET", path, headers=hearing.headers) as source:
+    async def _record(self, path: str, kind: type[M]) -> M:
+        return _parsed(kind, await self._call("GET", path))
+
+    async def _make(self, path: str, body: Mapping[str, Any], **headers: str) -> httpx.Response:
+        return await self._post(path, body, **{"Idempotency-Key": uuid.uuid4().hex, **headers})
+
+    async def _post(self, path: str, body: Mapping[str, Any], **headers: str) -> httpx.Response:
+        content = json.dumps(body)  # NaN, too: the service's refusal says more than httpx's
+        headers = {"Content-Type": "application/json", **headers}
+        return await self._call("POST", path, content=content, headers=headers)
+
+    async def _call(self, method: str, path: str, **content: Any) -> httpx.Response:
+        return await _accepted(await self._http.request(method, path, **content))
+
+    async def _upload(
+        self, path: str, file: IO[bytes], params: Mapping[str, str]
+    ) -> httpx.Response:
+        body = Body(file)
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(body.size)}
+        request = self._http.build_request("POST", path, params=params, headers=headers)
+        request.stream = body
+        return await _accepted(await self._http.send(request))
+
+    async def _finished(self, path: str, kind: type[Record], on_event: OnEvent | None) -> Record:
+        """The record once it is finished; its events are heard until then.
+
+        Raises FineserveError when again and again there are none to be heard.
+        """
+        hearing, patience = _Hearing(f"{path}/events", on_event), self._retry
+        while (record := await self._record(path, kind)).status not in FINISHED:
+            trouble = await self._hear(hearing)
+            if trouble is None:
+                patience = self._retry
+            elif patience.is_exhausted():
+                detail = (
+                    f"{hearing.path} tells no events ({trouble}), and {record.id} is "
+                    f"{record.status}: let what is between here and the service pass events on"
+                )
+                raise FineserveError(502, "no-events", detail, {})
+            else:
+                patience = patience.increment()
+                await self._pause(patience, trouble)
+        return record
+
+    async def _hear(self, hearing: "_Hearing") -> str | None:
+        """Events until the stream ends or breaks off; what was wrong when that was in vain."""
+        began, heard, trouble = time.monotonic(), hearing.heard, "it ended at once"
+        async with aconnect_sse(self._http, "GET", hearing.path, headers=hearing.headers) as source:
+            await _accepted(source.response)
+            try:
                 async for event in source.aiter_sse():
                     hearing.hear(event)
+            except httpx.TransportError as error:
+                trouble = str(error)
+        fruitful = hearing.heard > heard or time.monotonic() - began > FRUITLESS_SECONDS
+        return None if fruitful else trouble
 
-    async def _do(self, call: _Call[T]) -> T:
-        answer = await self._http.request(call.method, call.path, **call.content)
-        return call.read(_checked(answer))
+    def _transport(self, proxy: str | None) -> httpx.AsyncBaseTransport:
+        return RetryTransport(httpx.AsyncHTTPTransport(proxy=proxy), self._retry)
+
+    async def _pause(self, retry: Retry, why: str) -> None:
+        await retry.asleep(httpx.RemoteProtocolError(why))
+
+    async def _apart(self, work: Callable[[], T]) -> T:
+        """Of work that would hold up everything else."""
+        return await asyncio.to_thread(work)
 
 
-def _check_generation(generation: GenerationResponse) -> None:
-    """Raises FineserveError when it ended without images."""
-    if generation.status in ENDED:
-        detail = f"generation {generation.id} {generation.status}: {generation.error}"
-        raise FineserveError(500, f"generation-{generation.status}", detail, {})
+class _BlockingClient(AsyncClient):
+    """Nothing in it ever waits for an event loop: what it awaits is done when it returns."""
+
+    def _transport(self, proxy: str | None) -> httpx.AsyncBaseTransport:
+        return BlockingTransport(RetryTransport(httpx.HTTPTransport(proxy=proxy), self._retry))
+
+    async def _pause(self, retry: Retry, why: str) -> None:
+        retry.sleep(httpx.RemoteProtocolError(why))
+
+    async def _apart(self, work: Callable[[], T]) -> T:
+        return work()
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Client", P], T]:
+    @functools.wraps(method)
+    def called(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return result_of(method(self._client, *args, **kwargs))
+
+    return called
+
+
+class Client:
+    """`AsyncClient` without `await`."""
+
+    def __init__(
+        self, url: str = "http://127.0.0.1:8000", api_key: str | None = None, retry: Retry = RETRIES
+    ) -> None:
+        self._client = _BlockingClient(url, api_key, retry)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def models(self) -> Iterator[ModelResponse]:
+        """Newest first, and as many as there are."""
+        models = self._client.models()
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                yield result_of(anext(models))
+
+    close = _blocking(AsyncClient.close)
+    status = _blocking(AsyncClient.status)
+    plan = _blocking(AsyncClient.plan)
+    create_model = _blocking(AsyncClient.create_model)
+    model = _blocking(AsyncClient.model)
+    wait = _blocking(AsyncClient.wait)
+    cancel_model = _blocking(AsyncClient.cancel_model)
+    delete_model = _blocking(AsyncClient.delete_model)
+    export = _blocking(AsyncClient.export)
+    generate = _blocking(AsyncClient.generate)
+    create_generation = _blocking(AsyncClient.create_generation)
+    generation = _blocking(AsyncClient.generation)
+    wait_generation = _blocking(AsyncClient.wait_generation)
+    create_task = _blocking(AsyncClient.create_task)
+    tasks = _blocking(AsyncClient.tasks)
+    delete_task = _blocking(AsyncClient.delete_task)
+
+
+@dataclass
+class _Hearing:
+    """Events of a record, and where to go on with them."""
+
+    path: str
+    on_event: OnEvent | None
+    heard: int = 0
+    last_id: str = "0"
+
+    def hear(self, event: ServerSentEvent) -> None:
+        self.last_id, self.heard = event.id or self.last_id, self.heard + 1
+        if self.on_event is not None:
+            self.on_event(event.event, json.loads(event.data))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Last-Event-ID": self.last_id}
+
+
+@contextlib.contextmanager
+def _archive(images: Path | IO[bytes]) -> Iterator[IO[bytes]]:
+    """A file that can be read again from where it stands."""
+    if isinstance(images, Path):
+        with packed(images) as archive:
+            yield archive
+    else:
+        yield images if images.seekable() else io.BytesIO(images.read())
+
+
+def _unpack(file: IO[bytes], into: Path) -> None:
+    file.seek(0)
+    into.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=file) as tar:
+        tar.extractall(into, filter="data")
+
+
+def _parsed(kind: type[M], answer: httpx.Response) -> M:
+    """Raises FineserveError."""
+    try:
+        return kind.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise _unknown(answer, "something else") from error
+
+
+async def _accepted(answer: httpx.Response) -> httpx.Response:
+    """Raises FineserveError."""
+    if answer.is_success:
+        return answer
+    try:
+        problem = json.loads(await answer.aread())
+        kind = str(problem["type"]).rpartition(":")[2]
+        detail = str(problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        raise _unknown(answer, str(answer.status_code)) from None
+    raise FineserveError(answer.status_code, kind, detail, problem)
+
+
+def _unknown(answer: httpx.Response, what: str) -> FineserveError:
+    detail = f"{answer.url} answered {what}: is that fineserve?"
+    return FineserveError(answer.status_code, "unknown", detail, {})

@@ -4,6 +4,7 @@ Service and client are made of them, and neither torch nor the rest of the servi
 """
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -184,6 +185,19 @@ class GenerateRequest(BaseModel):
     """After which nobody wants the images any more: it then fails, and takes no more time."""
     previews: bool = False
     """Whether progress events carry a small picture of the first image as it is by then."""
+
+
+class ExportFormat(StrEnum):
+    """What a model can leave as."""
+
+    DIFFUSERS = "diffusers"
+    """For plain diffusers: every W written out, in float32."""
+    ONNX = "onnx"
+    """The same network for ONNX runtimes."""
+    NATIVE = "native"
+    """U, V of the model's rank, its Sigma and the stem: what `learngenes` loads by itself."""
+    ADAPTER = "adapter"
+    """What is the model's own alone: `learngenes` adds the family, which has to be there."""
 
 
 class ImageResponse(BaseModel):

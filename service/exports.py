@@ -7,8 +7,9 @@ from pathlib import Path
 from fastapi.concurrency import run_in_threadpool
 from kombu.exceptions import OperationalError
 
+from fineserve.wire import ExportFormat
 from registry.errors import ArtifactError
-from registry.exports import EXPORT_FILE, ExportFormat, export_name
+from registry.exports import EXPORT_FILE, export_name
 from registry.queue import EXPORT_TASK
 from registry.records import ModelRecord
 from registry.repository import Reason

@@ -15,9 +15,9 @@ from celery.signals import worker_init, worker_shutting_down
 from celery.worker import WorkController
 from redis import RedisError
 
+from fineserve.wire import ExportFormat
 from learngenes.family.family import FamilyError
 from registry import tracing
-from registry.exports import ExportFormat
 from registry.logs import configure_logging
 from registry.metrics import serve as serve_metrics
 from registry.queue import (

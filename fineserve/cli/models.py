@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fineserve.remote import REFUSED, Answer, Remote, RemoteError
+from fineserve.wire import ExportFormat
 from learngenes.data.images import DataError
-from registry.exports import ExportFormat
 
 cli = typer.Typer(no_args_is_help=True, help="Make, watch and delete models.")
 

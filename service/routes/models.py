@@ -7,8 +7,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from fineserve.wire import ModelList, ModelRequest, ModelResponse
-from registry.exports import ExportFormat
+from fineserve.wire import ExportFormat, ModelList, ModelRequest, ModelResponse
 from service.access import Anybody, Deployer, ModelDep
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, StateDep
 from service.exports import wait_for_export

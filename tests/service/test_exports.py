@@ -7,8 +7,8 @@ import pytest
 import redis
 from kombu.exceptions import OperationalError
 
+from fineserve.wire import ExportFormat
 from registry.errors import StorageFull
-from registry.exports import ExportFormat
 from tests.service.conftest import Stack
 from tests.support.builds import build
 from tests.support.records import revision_name

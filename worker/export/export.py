@@ -9,13 +9,14 @@ import structlog
 from pydantic_core import to_json
 from redis.exceptions import RedisError
 
+from fineserve.wire import ExportFormat
 from learngenes.family.family import Family
 from learngenes.formats.diffusers import PIPELINE_NULL_CLASS, export_model
 from learngenes.formats.native import save_model
 from learngenes.formats.onnx import export_in_process
 from learngenes.model.factors import Own
 from registry.errors import StorageFull
-from registry.exports import EXPORT_FILE, ExportFormat, export_name
+from registry.exports import EXPORT_FILE, export_name
 from registry.records import ModelRecord
 from registry.repository import Reason
 from registry.store import served_name

@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fineserve.cli.main import cli
+from fineserve.wire import ExportFormat
 from learngenes.formats.native import load_model
-from registry.exports import ExportFormat
 from registry.records import ModelStatus
 from tests.service.conftest import beat
 from worker.export.export import export

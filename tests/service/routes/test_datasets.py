@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load
 
+from fineserve.wire import ExportFormat
 from learngenes.config import AutoencoderConfig
 from learngenes.training.retrain import retrain
 from learngenes.training.tuning import Progress
 from registry.datasets import IMAGES_FILE, Datasets
 from registry.errors import StorageFull
-from registry.exports import ExportFormat
 from registry.keys import Keys, Scope
 from registry.settings import Settings
 from service.uploads import Upload, read_upload

@@ -15,11 +15,12 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from benchmarks.interop.exports import PLAIN_DIFFUSERS
+from fineserve.wire import ExportFormat
 from learngenes.data.latents import to_pixels
 from learngenes.formats.native import load_model
 from learngenes.formats.onnx import INPUTS
 from learngenes.model.sampling import initial_noise, sample
-from registry.exports import EXPORT_FILE, ExportFormat, export_name
+from registry.exports import EXPORT_FILE, export_name
 from registry.records import GenerationRecord
 from registry.store import generation_name, image_file
 from tests.support.builds import build
