@@ -1,3 +1,19 @@
-from fineserve.cli.main import main
+import sys
 
-main()
+EXTRAS = dict.fromkeys(("typer", "rich", "pydantic_settings"), "cli")
+"""Packages of other extras than the server's."""
+
+
+def main() -> None:
+    """The command line; a package that is not installed is one line."""
+    try:
+        from fineserve.cli.main import cli
+
+        cli()
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "", "server")
+        sys.exit(f"{error.name} is not installed: pip install 'fineserve[{extra}]'")
+
+
+if __name__ == "__main__":
+    main()

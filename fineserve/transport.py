@@ -12,15 +12,22 @@ from httpx_retries import Retry
 
 T = TypeVar("T")
 
-RETRIES = Retry(
-    total=8,
-    backoff_factor=0.5,
-    max_backoff_wait=120.0,
-    allowed_methods=("GET", "POST", "DELETE"),
-    status_forcelist=(429, 502, 503),
-)
 TIMEOUT = httpx.Timeout(30, read=330)
 CHUNK_BYTES = 1 << 16
+
+
+def retries(kind: type[Retry] = Retry) -> Retry:
+    """As often, and with such pauses, as the client asks by default."""
+    return kind(
+        total=8,
+        backoff_factor=0.5,
+        max_backoff_wait=120.0,
+        allowed_methods=("GET", "POST", "DELETE"),
+        status_forcelist=(429, 502, 503),
+    )
+
+
+RETRIES = retries()
 
 
 def result_of(coroutine: Coroutine[Any, Any, T]) -> T:

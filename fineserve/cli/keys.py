@@ -1,16 +1,14 @@
 """`fineserve keys …`: who may call the service. A running service heeds every change at once."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from fineserve.cli.models import AsJson
+from fineserve.cli.options import AsJson, echo, echo_table, fail
 from registry.errors import KeysError
 from registry.keys import ApiKey, Keys, Scope
 from registry.settings import get_settings
@@ -23,8 +21,7 @@ def _keys() -> Iterator[Keys]:
     try:
         yield Keys(get_settings().resolved_keys_file)
     except (KeysError, OSError) as error:
-        typer.secho(str(error), err=True, fg="red")
-        raise typer.Exit(1) from error
+        fail(error)
 
 
 @cli.command()
@@ -47,12 +44,8 @@ def create(
             max_active=max_active,
             valid_for=None if days is None else timedelta(days=days),
         )
-    if as_json:
-        typer.echo(json.dumps({**_shown(made), "key": key}))
-        return
-    typer.echo(
-        f"{made.id} of {owner}; it is not shown again:\n\n  export FINESERVE_API_KEY={key}\n"
-    )
+    text = f"{made.id} of {owner}; it is not shown again:\n\n  export FINESERVE_API_KEY={key}\n"
+    echo(text, {**_shown(made), "key": key}, as_json)
 
 
 @cli.command("list")
@@ -60,15 +53,12 @@ def list_keys(as_json: AsJson = False) -> None:
     """All keys that there were, and which of them are valid."""
     with _keys() as keys:
         found = keys.all()
-    if as_json:
-        typer.echo(json.dumps([_shown(key) for key in found]))
-        return
     table = Table("id", "owner", "scopes", "a minute", "at once", "expires", "")
     for key in found:
         limits = (str(limit or "") for limit in (key.requests_per_minute, key.max_active))
         expires = f"{key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else ""
         table.add_row(key.id, key.owner, ", ".join(key.scopes), *limits, expires, key.state)
-    Console().print(table)
+    echo_table(table, [_shown(key) for key in found], as_json)
 
 
 @cli.command()
@@ -79,7 +69,7 @@ def revoke(
     """Let a key in no more, from now on."""
     with _keys() as keys:
         revoked = keys.revoke(key_id)
-    typer.echo(json.dumps(_shown(revoked)) if as_json else f"{key_id} is revoked")
+    echo(f"{key_id} is revoked", _shown(revoked), as_json)
 
 
 def _shown(key: ApiKey) -> dict[str, object]:

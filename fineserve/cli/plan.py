@@ -2,26 +2,92 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
+
+from fineserve.cli.connection import connected
+from fineserve.cli.options import (
+    AsJson,
+    BatchImages,
+    FamilyName,
+    MaxLatencyMs,
+    MaxMemGb,
+    Number,
+    Text,
+    Url,
+    echo_table,
+    fail,
+    given,
+)
+from fineserve.wire import PlanResponse
+
+cli = typer.Typer()
 
 NEIGHBOURS = 6
 """Sizes of the front that are shown on either side of the plan."""
-Answer = dict[str, Any]
 
 
-class PlanError(Exception):
+@cli.command()
+def plan(
+    max_mem_gb: MaxMemGb = None,
+    max_latency_ms: MaxLatencyMs = None,
+    family: FamilyName = None,
+    mem_scope: Annotated[str | None, typer.Option(help="model or process")] = None,
+    min_quality: Annotated[float | None, typer.Option(help="of the family's best, 1")] = None,
+    n: BatchImages = None,
+    num_inference_steps: Number = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is unguided")] = None,
+    depth: Number = None,
+    rank: Number = None,
+    mode: Annotated[str | None, typer.Option(help="factored or materialised")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8")] = None,
+    device_class: Text = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the Pareto front into this file")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """What a budget would give, without making it: the plan and its neighbours on the front."""
+    budget = given(
+        max_mem_gb=max_mem_gb,
+        max_latency_ms=max_latency_ms,
+        family=family,
+        mem_scope=mem_scope,
+        min_quality=min_quality,
+        n=n,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        depth=depth,
+        rank=rank,
+        mode=mode,
+        dtype=dtype,
+        device_class=device_class,
+    )
+    with connected(url) as client:
+        answer = client.plan(**budget)
+    echo_table(_table(answer), answer, as_json)
+    if not as_json:
+        typer.echo(_explanation(answer))
+    if plot is not None:
+        try:
+            _draw(answer, budget, plot)
+        except PlotError as error:
+            fail(error)
+        typer.echo(f"the Pareto front is drawn in {plot}", err=as_json)
+
+
+class PlotError(Exception):
     """The plan cannot be drawn."""
 
 
-def table(answer: Answer) -> Table:
+def _table(answer: PlanResponse) -> Table:
     """The plan among its neighbours on the front, best first."""
-    chosen, front = answer["plan"], answer["front"]
+    chosen, front = answer.plan, answer.front
     place = front.index(chosen)
     shown = range(max(0, place - NEIGHBOURS), min(len(front), place + NEIGHBOURS + 1))
     result = Table(
-        title=f"{answer['family']} on {answer['device_class']}",
+        title=f"{answer.family} on {answer.device_class}",
         caption=f"{shown.start + 1} to {shown.stop} of the {len(front)} sizes on the Pareto front",
     )
     for heading in ("", "depth", "rank", "mode", "dtype", "quality"):
@@ -29,67 +95,65 @@ def table(answer: Answer) -> Table:
     for heading in ("memory, MB", "process, MB", "median, ms", "p95, ms"):
         result.add_column(heading, justify="right")
     for i in shown:
-        plan = front[i]
-        cost = plan["predicted"]
+        size, cost = front[i], front[i].predicted
         result.add_row(
             "→" if i == place else "",
-            *(str(plan[name]) for name in ("depth", "rank", "mode", "dtype")),
-            f"{plan['quality']:.4f}",
-            f"{cost['memory_bytes'] / 1e6:.1f}",
-            f"{cost['process_memory_bytes'] / 1e6:.0f}",
-            f"{cost['latency_seconds'] * 1e3:.0f}",
-            f"{cost['latency_p95_seconds'] * 1e3:.0f}",
+            *map(str, (size.depth, size.rank, size.mode, size.dtype)),
+            f"{size.quality:.4f}",
+            f"{cost.memory_bytes / 1e6:.1f}",
+            f"{cost.process_memory_bytes / 1e6:.0f}",
+            f"{cost.latency_seconds * 1e3:.0f}",
+            f"{cost.latency_p95_seconds * 1e3:.0f}",
             style="bold" if i == place else None,
         )
     return result
 
 
-def explanation(answer: Answer) -> str:
+def _explanation(answer: PlanResponse) -> str:
     """What binds, and what is left."""
     slack = []
-    if (memory_bytes := answer["slack"]["memory_bytes"]) is not None:
+    if (memory_bytes := answer.slack.memory_bytes) is not None:
         slack.append(f"{memory_bytes / 1e6:.1f} MB")
-    if (seconds := answer["slack"]["latency_seconds"]) is not None:
+    if (seconds := answer.slack.latency_seconds) is not None:
         slack.append(f"{seconds * 1e3:.0f} ms")
-    binding = " and ".join(answer["binding"])
+    binding = " and ".join(answer.binding)
     binds = f"bound by {binding}" if binding else "nothing binds: the family's best"
     return f"{binds}; left of the budget: {' and '.join(slack)}"
 
 
-def draw(answer: Answer, request: dict[str, Any], file: Path) -> None:
+def _draw(answer: PlanResponse, budget: dict[str, Any], file: Path) -> None:
     """The front in memory and quality, latency by colour; the plan and its budget marked.
 
-    Raises PlanError when matplotlib is not installed or `file` is no picture's name.
+    Raises PlotError when matplotlib is not installed or `file` is no picture's name.
     """
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise PlanError("--plot needs matplotlib: pip install 'fineserve[plot]'") from error
+        raise PlotError("--plot needs matplotlib: pip install 'fineserve[plot]'") from error
     mpl.use("Agg")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    process = request.get("mem_scope") == "process"
-    name = "process_memory_bytes" if process else "memory_bytes"
-    front, chosen = answer["front"], answer["plan"]
+    scope = budget.get("mem_scope", "model")
+    front, chosen = answer.front, answer.plan
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.set_xscale("log")
     points = axes.scatter(
-        [plan["predicted"][name] / 1e6 for plan in front],
-        [plan["quality"] for plan in front],
-        c=[plan["predicted"]["latency_p95_seconds"] * 1e3 for plan in front],
+        [size.predicted.scoped_memory_bytes(scope) / 1e6 for size in front],
+        [size.quality for size in front],
+        c=[size.predicted.latency_p95_seconds * 1e3 for size in front],
         norm="log",
         cmap="viridis_r",
         s=26,
     )
-    x, y = chosen["predicted"][name] / 1e6, chosen["quality"]
+    x, y = chosen.predicted.scoped_memory_bytes(scope) / 1e6, chosen.quality
     axes.plot(x, y, "o", markersize=13, markerfacecolor="none", color="crimson", markeredgewidth=2)
-    size = f"depth {chosen['depth']}, rank {chosen['rank']}\n{chosen['mode']}, {chosen['dtype']}"
+    label = f"depth {chosen.depth}, rank {chosen.rank}\n{chosen.mode}, {chosen.dtype}"
     least, most = axes.get_xlim()
     left = x * x > least * most
     axes.annotate(
-        size,
+        label,
         (x, y),
         xytext=(-14 if left else 14, -14),
         textcoords="offset points",
@@ -98,12 +162,12 @@ def draw(answer: Answer, request: dict[str, Any], file: Path) -> None:
         color="crimson",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
-    budget_mb = (request.get("max_mem_gb") or float("inf")) * 1e3
+    budget_mb = (budget.get("max_mem_gb") or float("inf")) * 1e3
     if budget_mb <= axes.get_xlim()[1]:
         axes.axvline(budget_mb, color="crimson", linestyle="--", linewidth=1)
-    axes.set_xlabel(f"{'process' if process else 'model'} memory, MB")
+    axes.set_xlabel(f"{scope} memory, MB")
     axes.set_ylabel("predicted quality (family's best: 1)")
-    axes.set_title(f"{answer['family']}: sizes that no other beats")
+    axes.set_title(f"{answer.family}: sizes that no other beats")
     axes.grid(alpha=0.3)
     bar = figure.colorbar(points, label="95th percentile of one batch, ms")
     for axis in (axes.xaxis, bar.ax.yaxis):
@@ -113,6 +177,6 @@ def draw(answer: Answer, request: dict[str, Any], file: Path) -> None:
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:
-        raise PlanError(f"{file} cannot be written: {error}") from error
+        raise PlotError(f"{file} cannot be written: {error}") from error
     finally:
         plt.close(figure)

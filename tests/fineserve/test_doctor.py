@@ -25,7 +25,7 @@ def host(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Settings:
     monkeypatch.setenv("FINESERVE_VAR_DIR", str(settings.var_dir))
     monkeypatch.setenv("FINESERVE_REDIS_URL", settings.resolved_redis_url)
     monkeypatch.setenv("FINESERVE_FAMILIES_DIR", str(settings.families_dir))
-    monkeypatch.setattr("fineserve.cli.main.configure_logging", lambda _: None)
+    monkeypatch.setattr("registry.logs.configure_logging", lambda _: None)
     get_settings.cache_clear()
     yield settings
     get_settings.cache_clear()

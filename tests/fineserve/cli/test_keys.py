@@ -1,6 +1,7 @@
 """`fineserve keys …`, and the other commands with a key."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from registry.settings import Settings, get_settings
 
 
 @pytest.fixture(autouse=True)
-def here(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("FINESERVE_VAR_DIR", str(settings.var_dir))
     get_settings.cache_clear()
-    monkeypatch.setattr("fineserve.cli.keys.get_settings", lambda: settings)
+    yield
+    get_settings.cache_clear()
 
 
 def run(*words: str) -> Result:
@@ -50,9 +52,8 @@ def test_commands_send_the_key(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
     refused = run("models", "list", "--url", url)
     assert refused.exit_code == 1
     assert "needs an API key" in refused.stderr
-    monkeypatch.setattr(
-        "fineserve.remote.get_settings", lambda: Settings.model_validate({"api_key": key})
-    )
+    monkeypatch.setenv("FINESERVE_API_KEY", key)
+    get_settings.cache_clear()
     assert run("models", "list", "--json", "--url", url).stdout.strip() == "[]"
 
 

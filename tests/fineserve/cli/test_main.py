@@ -22,7 +22,7 @@ from worker.runtime import Runtime
 @pytest.fixture(autouse=True)
 def settings_of_this_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FINESERVE_VAR_DIR", str(tmp_path))
-    monkeypatch.setattr("fineserve.cli.main.configure_logging", lambda _: None)
+    monkeypatch.setattr("registry.logs.configure_logging", lambda _: None)
     get_settings.cache_clear()
     yield
     get_settings.cache_clear()

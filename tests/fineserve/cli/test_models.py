@@ -110,7 +110,7 @@ def test_a_generation_that_is_cancelled_is_no_success(
     monkeypatch.setattr("worker.sampling.sample.Sampling.generate", gone)
     result = run(url, "generate", model, "--out", str(tmp_path))
     assert result.exit_code == 1
-    assert "the generation cancelled" in result.stderr
+    assert "is cancelled" in result.stderr
     assert list(tmp_path.glob("*.png")) == []
 
 

@@ -90,11 +90,14 @@ def test_another_server_is_said() -> None:
         def do_POST(self) -> None:
             self.send_error(404)
 
+        do_GET = do_POST  # noqa: N815 - the name is http.server's
+
         def log_message(self, *_: object) -> None:
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Silent) as server:
-        threading.Thread(target=server.handle_request).start()
+        threading.Thread(target=server.serve_forever).start()
         result = plan(f"http://127.0.0.1:{server.server_port}", "--max-mem-gb", "4")
+        server.shutdown()
     assert result.exit_code == 1
     assert "answered 404: is that fineserve?" in result.output

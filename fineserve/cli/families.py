@@ -1,0 +1,185 @@
+"""`fineserve pretrain` and what else makes, measures and shows families.
+
+What needs torch is imported when it is asked for.
+"""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fineserve.cli.options import FamilyConfig, FamilyDirectory, NewFamily, Work, fail
+from registry.settings import get_settings
+
+if TYPE_CHECKING:
+    from learngenes.family.family import Family
+    from worker.runtime import Runtime
+
+cli = typer.Typer()
+
+
+@cli.command()
+def profile(
+    family: Annotated[str | None, typer.Option(help="by default every calibrated one")] = None,
+) -> None:
+    """Measure this device, and keep the result in Redis for the solver; under a minute a family."""
+    import redis
+
+    from learngenes.family.family import FamilyError
+    from worker.runtime import Runtime
+
+    try:
+        runtime = Runtime.start(get_settings())
+        runtime.announce_families()
+        names = [family] if family else [n for n, f in runtime.families.items() if f.quality]
+        for name in names:
+            _profile(runtime, name)
+    except (FamilyError, LookupError) as error:
+        fail(error)
+    except redis.RedisError as error:
+        fail(f"Redis cannot be reached ({error}); `make up` first")
+    if not names:
+        fail("no family is calibrated; `fineserve calibrate` one first")
+
+
+def _profile(runtime: "Runtime", family: str) -> None:
+    from tqdm import tqdm
+
+    from worker.build.profiles import refresh_profile
+
+    with tqdm(total=1.0, bar_format="{desc:40} {percentage:3.0f}% |{bar}| {elapsed}") as bar:
+
+        def on_progress(share: float, what: str) -> None:
+            bar.set_description_str(f"{family}: {what}", refresh=False)
+            bar.update(share - bar.n)
+
+        profile = refresh_profile(runtime, family, on_progress)
+    runtime.repository.forget_step_costs(runtime.device_class, family)
+    typer.echo(f"{family} on {profile.device_class}, torch {profile.torch_version}: stored")
+
+
+@cli.command()
+def previews(
+    family: FamilyDirectory,
+) -> None:
+    """Sample every class at every size of a family, for the page; a minute or two."""
+    from tqdm import tqdm
+
+    from learngenes.family.previews import write_previews
+
+    loaded = _loaded(family)
+    with tqdm(unit=" sizes") as bar:
+
+        def on_size(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        file = write_previews(loaded, family, on_size)
+    typer.echo(f"{file} is written")
+
+
+@cli.command()
+def calibrate(
+    family: FamilyDirectory,
+    points: Annotated[int, typer.Option(min=2, help="at most, of depths and of ranks")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="of Sigma retraining, for each size")] = 300,
+) -> None:
+    """Measure what each size of a family is worth, and store it there; minutes to an hour."""
+    from tqdm import tqdm
+
+    from learngenes.config import Size
+    from learngenes.family.family import write_quality
+    from learngenes.training.calibrate import calibrate as measure
+    from learngenes.training.retrain import RetrainingConfig
+
+    loaded = _loaded(family)
+    with tqdm(total=0, unit="size") as bar:
+
+        def on_size(done: int, total: int, size: Size, before: float, after: float) -> None:
+            bar.total = total
+            bar.set_description(f"L{size.depth} r{size.rank}: {before:.4f} -> {after:.4f}")
+            bar.update(done - bar.n)
+
+        config = RetrainingConfig(steps=steps, max_seconds=float("inf"))
+        table = measure(loaded, config, points, on_size)
+    write_quality(family, table)
+    typer.echo(f"{family}/quality.json is written; restart its workers")
+
+
+@cli.command()
+def synthesise(
+    directory: Annotated[Path, typer.Argument(help="where; its last part is the family's name")],
+) -> None:
+    """A family of random weights with the shapes of DiT-XL/2 at 256 x 256, to try sizing on."""
+    from learngenes.family.synthetic import write_synthetic_family
+
+    if directory.exists():
+        fail(f"{directory} exists; choose another name, or remove it")
+    write_synthetic_family(directory)
+    typer.echo(f"{directory} is written; FINESERVE_FAMILIES_DIR={directory.parent} make up")
+
+
+@cli.command()
+def pretrain(
+    config: FamilyConfig,
+    work: Work,
+    family: NewFamily,
+    start: Annotated[Path | None, typer.Option(help="a family to go on with")] = None,
+) -> None:
+    """Phase 1: train a family's learngenes. `accelerate launch -m fineserve` uses several GPUs."""
+    from learngenes.training.new_family import pretrain_family
+
+    with _refusals():
+        pretrain_family(config, work, family, start)
+
+
+@cli.command()
+def condense(
+    teacher: Annotated[str, typer.Argument(help="a DiT's directory, or a hub's name")],
+    config: FamilyConfig,
+    work: Work,
+    family: NewFamily,
+) -> None:
+    """A family from a DiT of diffusers: factors fitted to its weights, then distillation."""
+    if importlib.util.find_spec("tensorly") is None:
+        fail("TensorLy is missing: pip install 'fineserve[condense]'")
+    from learngenes.training.condense import REPORT
+    from learngenes.training.condense import condense as make
+
+    with _refusals():
+        make(teacher, config, work, family)
+    typer.echo((family / REPORT).read_text())
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What is wrong with a family, its data or its configuration is one line."""
+    from learngenes.config import ConfigError
+    from learngenes.data.images import DataError
+    from learngenes.data.latents import AutoencoderError
+    from learngenes.family.family import FamilyError
+    from learngenes.formats.teacher import TeacherError
+    from learngenes.training.config import TrainingError
+
+    try:
+        yield
+    except (
+        AutoencoderError,
+        ConfigError,
+        DataError,
+        FamilyError,
+        TeacherError,
+        TrainingError,
+    ) as error:
+        fail(error)
+
+
+def _loaded(directory: Path) -> "Family":
+    from learngenes.device import default_device
+    from learngenes.family.family import load_family
+
+    with _refusals():
+        return load_family(directory).to(default_device())

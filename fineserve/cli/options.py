@@ -1,0 +1,56 @@
+"""Options that several commands have, and how commands answer."""
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic_core import to_json
+from rich.console import Console
+from rich.table import Table
+
+REFUSED, UNREACHABLE = 1, 3
+"""Exit codes; 2 is a wrong command line."""
+WIDTH = 160
+"""Columns of a table that is written into a file."""
+
+Url = Annotated[str | None, typer.Option(help="of the service; by default this host's")]
+AsJson = Annotated[bool, typer.Option("--json", help="the service's answer, for scripts")]
+ModelId = Annotated[str, typer.Argument(help="as `fineserve models list` shows it")]
+
+MaxMemGb = Annotated[float | None, typer.Option(help="of 10^9 bytes")]
+MaxLatencyMs = Annotated[float | None, typer.Option(help="95th percentile of a batch")]
+FamilyName = Annotated[str | None, typer.Option(help="by default the service's")]
+BatchImages = Annotated[int | None, typer.Option(help="images in one batch")]
+Text = Annotated[str | None, typer.Option()]
+Number = Annotated[int | None, typer.Option()]
+
+FamilyDirectory = Annotated[Path, typer.Argument(help="a family's directory", exists=True)]
+FamilyConfig = Annotated[Path, typer.Argument(help="see families/*/config.toml", exists=True)]
+Work = Annotated[Path, typer.Option(help="checkpoints and the loss log; resumes from it")]
+NewFamily = Annotated[Path, typer.Option(help="where the family is written")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those that were, for the service to choose the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def echo(text: object, answer: object, as_json: bool) -> None:
+    """Text for people, or an answer for scripts."""
+    typer.echo(to_json(answer).decode() if as_json else text)
+
+
+def echo_deleted(record_id: str, as_json: bool) -> None:
+    echo(f"{record_id} is deleted", {"deleted": record_id}, as_json)
+
+
+def echo_table(table: Table, answer: object, as_json: bool) -> None:
+    if as_json:
+        echo("", answer, as_json)
+    else:
+        Console(width=None if Console().is_terminal else WIDTH).print(table)
+
+
+def fail(error: object, code: int = REFUSED) -> NoReturn:
+    typer.secho(str(error), err=True, fg="red")
+    raise typer.Exit(code)
