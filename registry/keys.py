@@ -12,7 +12,7 @@ import secrets
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -20,9 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learngenes.files import write_file
 from registry.errors import KeysError
-from registry.records import now
 
 PREFIX = "fsk"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Scope(StrEnum):

@@ -1,6 +1,6 @@
 """`fineserve`: every command, each imported with what it needs alone."""
 
-import importlib.util
+import contextlib
 import logging
 
 import typer
@@ -20,7 +20,7 @@ cli.command()(models.generate)
 @cli.callback()
 def fineserve() -> None:
     """On-demand model sizing: send a budget, get a diffusion transformer that fits it."""
-    if importlib.util.find_spec("structlog") is not None:  # nothing that the client needs logs
+    with contextlib.suppress(ModuleNotFoundError):  # what the client alone needs logs nothing
         from registry.logs import configure_logging
 
         configure_logging("console")
