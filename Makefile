@@ -153,7 +153,7 @@ $(PEERS): benchmarks/serving/requirements-peers.txt
 
 $(INSTALLED): pyproject.toml requirements.lock | $(COMPILER)
 	$(PYTHON) -m venv $(VENV)
-	$(call install,service$(comma)worker$(comma)embedded$(comma)plot)
+	$(call install,server$(comma)plot)
 	touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
@@ -163,7 +163,7 @@ $(INSTALLED_DEV): $(INSTALLED)
 # the lock pins, the extras choose
 comma := ,
 define install
-	$(BIN)/pip install --quiet --constraint requirements.lock setuptools
+	$(BIN)/pip install --quiet --constraint requirements.lock hatchling
 	$(BIN)/pip install --quiet --constraint requirements.lock --no-build-isolation --editable '.[$(1)]'
 endef
 

@@ -8,6 +8,12 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Secret
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
+def found_families() -> Path:
+    """./families, or where there are none those that were installed with the packages."""
+    here, installed = Path("families"), Path(__file__).parent.parent / "fineserve" / "families"
+    return installed if installed.is_dir() and not here.is_dir() else here
+
+
 class Settings(BaseSettings):
     """Every field is a FINESERVE_* variable; docs/settings.md is made of what stands here."""
 
@@ -32,8 +38,9 @@ class Settings(BaseSettings):
     store_dir: Path | None = None
     """Directory of the artifact store, which the API and all workers share; by default `store` in
     `var_dir`."""
-    families_dir: Path = Path("families")
-    """Directory of the families that workers load."""
+    families_dir: Path = Field(default_factory=found_families)
+    """Directory of the families that workers load; by default `families`, or those that were
+    installed with the package where there is no such folder."""
     default_family: str = "fashion"
     """Family that is meant where a request names none and workers hold several."""
 
