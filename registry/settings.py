@@ -7,10 +7,12 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+PACKAGES = Path(__file__).parent.parent
 
-def found_families() -> Path:
+
+def found_families(packages: Path = PACKAGES) -> Path:
     """./families, or where there are none those that were installed with the packages."""
-    here, installed = Path("families"), Path(__file__).parent.parent / "fineserve" / "families"
+    here, installed = Path("families"), packages / "fineserve" / "families"
     return installed if installed.is_dir() and not here.is_dir() else here
 
 
