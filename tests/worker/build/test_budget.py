@@ -322,9 +322,9 @@ def test_of_two_attempts_the_later_ones_record_comes_back(
     with monkeypatch.context() as patch:
         patch.setattr(models, "change", change_or_die)
         with pytest.raises(redis.ConnectionError):
-            build(runtime, model.id)
+            built(device, model)
     device.more_bytes = 1000
-    record = built(runtime, model)
+    record = built(device, model)
     assert (record.status, record.plan == first) == ("ready", False)
     client.flushall()
     assert restore(runtime.store, models) == 1
