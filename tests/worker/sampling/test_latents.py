@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,16 @@ from registry.errors import StorageFull
 from registry.store import ArtifactStore, served_name
 from tests.learngenes.data.test_latents import LATENTS, autoencoder
 from tests.support.builds import build
-from tests.support.engines import AMPLE, SECONDS, Gate, Model, ask, images_of, reference
+from tests.support.engines import (
+    AMPLE,
+    SECONDS,
+    Gate,
+    Model,
+    ask,
+    images_of,
+    made_up_costs,
+    reference,
+)
 from tests.support.sizing import SIZES, quality_table
 from tests.worker.conftest import MakeModel
 from worker.artifacts import load_dataset, load_own
@@ -62,9 +72,14 @@ def family(families_dir: Path) -> Family:
     return load_family(families_dir / NAME)
 
 
+def quick_engine(family: Family, **more: Any) -> Engine:
+    """Costs are made up, so that no engine finds W slower, and rounds otherwise than another."""
+    return Engine([family], AMPLE, compile_kernels=False, measure_steps=made_up_costs, **more)
+
+
 @pytest.fixture
 def engine(family: Family, gate: Gate) -> Iterator[Engine]:
-    engine = Engine([family], AMPLE, compile_kernels=False, compose=gate.compose)
+    engine = quick_engine(family, compose=gate.compose)
     engine.start()
     yield engine
     gate.open()
@@ -113,7 +128,7 @@ def test_each_lane_decodes_and_what_all_take_is_kept_free(
 
     monkeypatch.setattr(LatentDecoder, "forward", together)
     with with_threads(2):
-        of_two = Engine([family], AMPLE, compile_kernels=False)
+        of_two = quick_engine(family)
     of_two.start()
     try:
         assert np.array_equal(np.stack(images_of(of_two.submit(request))), alone)
