@@ -331,7 +331,13 @@ def test_a_full_batch_is_late_for_nobody_but_those_with_a_target(
     images: int,
 ) -> None:
     costs = StepCosts((4, 16), (1.0, 20.0), 16, 1, {48: 2.0})  # three steps of 8 rows: 22 s
-    engine = Engine([family], AMPLE, compile_kernels=False, measure_steps=lambda *_: costs)
+    engine = Engine(
+        [family],
+        AMPLE,
+        compile_kernels=False,
+        measure_steps=lambda *_: costs,
+        compose=gate.compose,
+    )
     engine.start()
     gate.close()
     requests = [ask(family, Model(seed), target_seconds=target_seconds) for seed in range(4)]
