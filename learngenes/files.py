@@ -1,4 +1,4 @@
-"""Files that a reader sees whole: the old one or the new one, also after a crash."""
+"""Atomic writes: a reader sees the old file or the new one, also after a crash."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def write_file(path: Path, content: bytes, permissions: int = 0o666) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To disk: what a file holds, or the names in a directory."""
+    """Flush a file's content, or a directory's names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""`python -m worker build` or `sample`: one worker for one queue; `verify` measures a model."""
+"""`python -m worker build` or `sample` runs a worker for one queue; `verify` measures a model."""
 
 import os
 import sys

@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 
 class Worker:
-    """What the tasks of one process share."""
+    """State that the tasks of one process share."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Worker:
         log.info("worker ready", queues=sorted(queues), families=sorted(self.runtime.families))
 
     def _publish_previews(self) -> None:
-        """For the page: the service has no family's files."""
+        """Put the families' previews into the store, since the service has no family files."""
         for name, family in self.runtime.families.items():
             sheet = self.runtime.directories[name] / PREVIEWS_FILE
             if sheet.exists():
@@ -103,7 +103,7 @@ class Worker:
 
 
 class Process:
-    """A process of Celery's, and the worker in it once it has started."""
+    """Celery process, and the worker in it once it has started."""
 
     def __init__(
         self, settings: Settings, make_worker: Callable[[Settings], Worker] = Worker

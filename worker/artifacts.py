@@ -1,4 +1,4 @@
-"""What workers read from the artifact store: a data set's images, a model's own parameters."""
+"""Artifacts that workers read from the store: images of data sets, parameters of models."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +20,7 @@ OWN_FILE = "own.safetensors"
 def load_dataset(
     store: ArtifactStore, family: Family, dataset_id: str, on_part: Callable[[], object]
 ) -> LabelledImages:
-    """As `family`'s network sees its images. Raises ArtifactError.
+    """Images of a data set as `family`'s network sees them. Raises ArtifactError.
 
     Latents are kept for other models of the data set; `on_part` is called while they are made.
     """

@@ -1,6 +1,6 @@
-"""One attempt at a record's work, which ends in a state that is true.
+"""Attempts at a record's work, each of which ends in a state that is true.
 
-`attempts` in the record decides which of two workers may go on, and how often it is tried.
+`attempts` in the record decides which of two workers may go on, and how often work is tried.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 LONG_WAIT_SECONDS = 600.0
-"""What is queued and waits longer is enqueued again even if the queue is not empty."""
+"""Seconds after which queued work is enqueued again even if the queue is not empty."""
 PROBLEMS: dict[type[Exception], str] = {
     DeadlineMissed: "deadline-missed",
     ModelGone: "model-gone",
 }
-"""What a caller is told of, not just that it failed."""
+"""Kinds of failure that a caller is told."""
 
 
 class GivingWay(Pause):
@@ -74,7 +74,7 @@ def attempt(
 
 
 def _give_back(records: Records[R], record: R) -> None:
-    """As it was: what stopped it is not the work's fault, and it is taken up again."""
+    """Give the record back as it was: what stopped the work is not its fault."""
     with contextlib.suppress(Superseded):
         records.change(record.id, attempt=record.attempts, attempts=record.attempts - 1)
 
@@ -91,12 +91,12 @@ def _fail(records: Records[R], record: R, error: Exception) -> None:
 
 
 def requeued_name(record_id: str, attempts: int) -> str:
-    """Once for each attempt, and again if that lasts."""
+    """Name under which a record is enqueued again once for each attempt."""
     return f"requeue:{record_id}:{attempts}"
 
 
 class Reporter(Generic[R]):
-    """Between two steps of a record's work: may stop it, and tells how it goes now and then."""
+    """Reporter that work calls between two steps: it tells progress, and stops unwanted work."""
 
     def __init__(self, runtime: Runtime, records: Records[R], record: R) -> None:
         self._runtime, self._records, self._record = runtime, records, record
@@ -105,7 +105,7 @@ class Reporter(Generic[R]):
     def tell(
         self, progress: Callable[[], str] | None = None, *, every_seconds: float | None = None
     ) -> R | None:
-        """`progress` gives JSON. Gives the record as it is now, if it was read: not more often
+        """Tell `progress` (JSON). Returns the present record if it was read: not more often
         than `every_seconds`, by default the runtime's `progress_seconds`.
 
         Raises Stopping, or Superseded by a cancellation.

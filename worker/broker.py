@@ -1,4 +1,4 @@
-"""kombu's transport of Redis, without what ends a worker whose broker has died."""
+"""kombu's Redis transport, mended so that a worker survives its broker."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _connparams(self, asynchronous: bool = False) -> Any:
-        """Where to connect to. Raises redis.ConnectionError once the channel's connection is gone.
+        """Connection parameters. Raises redis.ConnectionError once the channel's own is gone.
 
         A task that ends then is still acknowledged, and a channel may be closed again. kombu
         raises AttributeError (celery/kombu#582), which Celery does not take for a lost
@@ -26,6 +26,6 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
 
 
 def install() -> None:
-    """For every connection of this process."""
+    """Use the mended transport for every connection of this process."""
     here = f"{Transport.__module__}:{Transport.__name__}"
     TRANSPORT_ALIASES.update({"redis": here, "rediss": here})

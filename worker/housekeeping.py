@@ -1,4 +1,4 @@
-"""What a worker does beside its work: a heartbeat, a search for lost work, and the store."""
+"""Chores of a worker beside its work: heartbeat, search for lost work, care of the store."""
 
 import contextlib
 import faulthandler
@@ -31,23 +31,23 @@ COUNT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Patience:
-    """When work counts as lost."""
+    """Limits after which work counts as lost."""
 
     orphan_seconds: float = 10.0
-    """A queued record that is older, while the queue is empty, has lost its message."""
+    """Age from which a queued record has lost its message if the queue is empty."""
     long_wait_seconds: float = LONG_WAIT_SECONDS
     lost_again_seconds: float = 60.0
-    """In a busy queue, what was begun and is nobody's is enqueued again so often: who took its
-    message may have been killed before it began."""
+    """Pause between enqueueing abandoned work again in a busy queue: who took its message may have
+    been killed before it began."""
     most_requeued: int = 100
-    """At a time."""
+    """Most records that are enqueued again at a time."""
 
 
 PATIENCE = Patience()
 
 
 class Housekeeping(Generic[R]):
-    """Heartbeat, a search for lost work, and the store, every few seconds."""
+    """Chores that run every few seconds, each in a thread of its own."""
 
     def __init__(
         self,
@@ -59,14 +59,14 @@ class Housekeeping(Generic[R]):
         gauges: Callable[[], dict[str, float]] = dict,
         patience: Patience = PATIENCE,
     ) -> None:
-        """`stuck_seconds`: for how long its work has not moved. `gauges`: what a heartbeat tells
+        """`stuck_seconds` gives how long work has not moved, `gauges` what a heartbeat tells
         besides; see registry.metrics.WORKER_GAUGES."""
         self._runtime, self._records, self._queue, self._task = runtime, records, queue, task
         self._stuck_seconds, self._gauges, self._patience = stuck_seconds, gauges, patience
         self._period_seconds = runtime.settings.lease_seconds / 3
 
     def start(self) -> None:
-        """Each chore in a thread of its own: a heart beats, however much there is to tidy up."""
+        """Start each chore in a thread of its own: a heart beats however long the others take."""
         for name, work in (
             ("heartbeat", self._live),
             ("lost work", lambda: self._repeat(self.requeue_lost)),
@@ -89,7 +89,7 @@ class Housekeeping(Generic[R]):
             self._runtime.stopping.wait(self._period_seconds)
 
     def end_if_stuck(self) -> None:
-        """Its supervisor starts another process."""
+        """End this process if its work is stuck; its supervisor starts another."""
         seconds = self._stuck_seconds()
         if seconds > self._runtime.settings.stuck_seconds:
             log.critical("stuck: this worker ends, its work is taken up again", seconds=seconds)
@@ -110,7 +110,7 @@ class Housekeeping(Generic[R]):
         runtime.announce_families()
 
     def tend_store(self) -> None:
-        """It looks at every file, which takes long where there are many."""
+        """Count, sweep and restore, which looks at every file of the store."""
         runtime = self._runtime
         if runtime.repository.once("count", COUNT_SECONDS):
             runtime.repository.keep_store_bytes(runtime.store.used_bytes())
@@ -143,12 +143,13 @@ class Housekeeping(Generic[R]):
 
     @staticmethod
     def _may_be_lost(record: R, patience: float) -> bool:
-        """Of what is queued only if it is old; an age below zero: the clock was set back."""
+        """Whether work may be lost: begun, or queued long ago. An age below zero means that the
+        clock was set back."""
         age_seconds = (now() - record.created_at).total_seconds()
         return record.status != "queued" or not 0 <= age_seconds < patience
 
     def _fail_unserved(self, records: list[R]) -> None:
-        """Work for a class of device that has had no worker for hours would wait for ever."""
+        """Fail work for a device class that has had no worker for hours."""
         for record in records:
             waited_seconds = (now() - record.created_at).total_seconds()
             if waited_seconds < DEVICE_SECONDS or self._records.leased(record.id):

@@ -31,7 +31,7 @@ class Leases:
     def __init__(
         self, repository: Repository, seconds: float, watch: Watch, stopping: threading.Event
     ) -> None:
-        """`seconds`: how long a lock outlives a process that has died."""
+        """A lock outlives a process that has died by `seconds`."""
         self._repository, self._seconds = repository, seconds
         self._watch, self._stopping = watch, stopping
         self._kept: dict[Lock, None] = {}
@@ -56,7 +56,7 @@ class Leases:
 
     @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """One worker at a time, of all. Raises Stopping."""
+        """Let one worker of all in at a time. Raises Stopping."""
         lock = self._repository.lock(name, self._seconds)
         resting = self._watch.resting
         self._watch.rest()  # who waits for another is not stuck
@@ -69,7 +69,7 @@ class Leases:
 
     @contextlib.contextmanager
     def first(self, name: str) -> Iterator[bool]:
-        """False where another worker is at it; nobody else begins meanwhile where it is True."""
+        """Whether no other worker is at it; if so, none begins meanwhile."""
         lock = self._repository.lock(name, self._seconds)
         if not lock.acquire(blocking=False):
             yield False

@@ -1,4 +1,4 @@
-"""What a worker process holds."""
+"""Runtime of a worker process: settings, Redis, store, queue, device and families."""
 
 import contextlib
 import functools
@@ -32,15 +32,15 @@ class Runtime:
     device: torch.device
     families: dict[str, Family]
     directories: dict[str, Path]
-    """Of each family."""
+    """Directory of each family."""
     worker_id: str = field(
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     )
     progress_seconds: float = 0.5
-    """How often who works on a record looks whether it is still wanted, and tells how it goes."""
+    """Pause after which running work looks whether it is wanted, and tells its progress."""
     stopping: threading.Event = field(default_factory=threading.Event)
     watch: Watch = field(default_factory=Watch)
-    """Of what is built: one thread does it."""
+    """Watch over the one thread that builds."""
     leases: Leases = field(init=False)
     device_class: str = field(init=False)
 
@@ -85,7 +85,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def device_alone(self) -> Iterator[None]:
-        """Who measures a device waits for who compiles on it, and the other way round."""
+        """Have the device alone: measuring and compiling wait for each other."""
         with self.leases.alone(f"device:{self.device_class}"):
             yield
 

@@ -1,4 +1,4 @@
-"""Whether work moves: told by who does it, asked by who would end a process that is stuck."""
+"""Watch over work: who does it tells that it moves, who ends stuck processes asks."""
 
 import contextlib
 import time
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 class Watch:
     def __init__(self) -> None:
         self._moved_at: float | None = None
-        """None while there is nothing that could be stuck."""
+        """Time of the last move; None while nothing could be stuck."""
 
     def moved(self) -> None:
         self._moved_at = time.monotonic()
 
     def rest(self) -> None:
-        """There is nothing to do, or another has to do it first."""
+        """Stop watching: there is nothing to do, or another has to do it first."""
         self._moved_at = None
 
     @property
@@ -23,7 +23,7 @@ class Watch:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """What goes on inside tells now and then that it moves, or is taken to be stuck."""
+        """Watch what runs inside, which tells now and then that it moves."""
         self.moved()
         try:
             yield

@@ -1,4 +1,4 @@
-"""What is an image file and what a class name, how a picture is read, and how images are drawn.
+"""Rules for image files, class names and pictures, and the drawing of image grids.
 
 Training, uploads and the client that packs them decide by these rules alone. Pillow and numpy are
 imported where they are used: the client is installed without them.
@@ -44,7 +44,7 @@ def is_hidden(path: PurePath) -> bool:
 
 
 def class_name(name: str) -> str:
-    """The same name. Raises DataError where it is none that a class can have."""
+    """`name` again. Raises DataError where no class can have it."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -76,14 +76,14 @@ def read(
 
 
 def scaled(picture: Image.Image, side: int, channels: int | None = None) -> Pixels:
-    """(C, side, side): 1 channel or 3, as told; by default 1 where the picture is grey."""
+    """Pixels (C, side, side) in 1 channel or 3; by default 1 where the picture is grey."""
     shown = as_shown(picture)
     grey = channels == 1 or (channels is None and shown.mode == "L")
     return as_pixels(shown.convert("L" if grey else "RGB").resize((side, side)))
 
 
 def as_shown(picture: Image.Image) -> Image.Image:
-    """Upright by its EXIF orientation, with 8 bits a channel, in front of white where it is clear.
+    """The picture upright by its EXIF orientation, with 8 bits a channel, in front of white.
 
     L where it is grey; RGB, or any other mode without transparency. `picture` may be turned itself.
     """
@@ -103,7 +103,7 @@ def as_shown(picture: Image.Image) -> Image.Image:
 
 
 def as_pixels(picture: Image.Image) -> Pixels:
-    """(C, H, W) of a picture in L or RGB."""
+    """Pixels (C, H, W) of a picture in L or RGB."""
     import numpy as np
 
     pixels = np.asarray(picture, np.uint8)
@@ -111,14 +111,14 @@ def as_pixels(picture: Image.Image) -> Pixels:
 
 
 def as_picture(pixels: Pixels) -> Image.Image:
-    """A picture of (C, H, W), one channel or three."""
+    """Picture of pixels (C, H, W) in one channel or three."""
     from PIL import Image
 
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 def grid(rows: Iterable[Pixels], scale: int = 1) -> Image.Image:
-    """One picture of rows of images, each (N, C, H, W), `scale` times as large as they are.
+    """Grid of rows of images, each (N, C, H, W), enlarged `scale` times.
 
     A row that is shorter than others ends in black.
     """

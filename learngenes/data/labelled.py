@@ -25,8 +25,7 @@ from learngenes.data.saved import is_saved, load_saved
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """images: uint8 (N, C, H, W), or latents in float16; labels: int64 (N,), indices into
-    class_names."""
+    """Images (uint8) or latents (float16), (N, C, H, W), and labels (int64, (N,)) into class_names."""
 
     images: Tensor
     labels: Tensor
@@ -36,7 +35,7 @@ class LabelledImages:
         return len(self.labels)
 
     def normalised(self, indices: Tensor) -> Tensor:
-        """Chosen images as float32 in [-1, 1]; latents as they are."""
+        """Chosen images as float32 in [-1, 1], or latents as they are."""
         chosen = self.images[indices].float()
         return chosen / 127.5 - 1 if self.images.dtype == torch.uint8 else chosen
 
@@ -54,7 +53,7 @@ class LabelledImages:
 
 
 def load(path: Path, split: str, class_names: Sequence[str], sample_size: int) -> LabelledImages:
-    """Read `split` ("train" or "test") of the data at `path`, whichever of the three forms it has.
+    """Read `split` ("train" or "test") of the data at `path`, in any of the three forms.
 
     `class_names` is used where the files carry only numbers. Images are resized to
     `sample_size` and kept in their own number of channels. Raises DataError.
@@ -85,7 +84,7 @@ def _load_idx(path: Path, split: str, class_names: Sequence[str]) -> LabelledIma
 
 
 def _read_idx(path: Path, name: str) -> np.ndarray:
-    """One file of Yann LeCun's IDX format: big-endian magic, dimensions, bytes."""
+    """Read a file in Yann LeCun's IDX format: big-endian magic, dimensions, bytes."""
     file = next((p for p in (path / name, path / f"{name}.gz") if p.exists()), None)
     if file is None:
         raise DataError(f"{path / name}[.gz] is missing")
@@ -107,7 +106,7 @@ def _split_folder(path: Path, split: str) -> Path:
 
 
 def _load_folder(path: Path, sample_size: int) -> LabelledImages:
-    """One sub-folder per class, named after it."""
+    """Read sub-folders that are named after their classes."""
     folders = [p for p in path.iterdir() if p.is_dir() and not is_hidden(p.relative_to(path))]
     class_names = sorted(class_name(folder.name) for folder in folders)
     files = [
@@ -131,7 +130,7 @@ def _read(file: Path, sample_size: int) -> NDArray[np.uint8]:
 def _stack(
     rows: Iterable[tuple[NDArray[np.uint8], int]], class_names: Sequence[str]
 ) -> LabelledImages:
-    """Grey pictures give one channel, anything else RGB."""
+    """Stack pictures: one channel where all are grey, else RGB."""
     images, labels = zip(*rows, strict=True)
     channels = max(len(image) for image in images)
     stacked = np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])

@@ -1,4 +1,4 @@
-"""Datasets that `save_to_disk` of Hugging Face `datasets` has written: images and their classes."""
+"""Hugging Face datasets on disk (`save_to_disk`), read as images and their classes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ MEND_LABEL = {
     "string": '`dataset.class_encode_column("{name}")`',
     "int": '`dataset.cast_column("{name}", datasets.ClassLabel(names=[…]))`',
 }
-"""Calls that make classes of a column, by how the type of its values begins."""
+"""Call that makes classes of a column, by the beginning of its values' type."""
 
 
 def is_saved(path: Path) -> bool:
@@ -21,7 +21,7 @@ def is_saved(path: Path) -> bool:
 def load_saved(
     path: Path, split: str = "train", decode: bool = True
 ) -> tuple[Iterator[tuple[Any, int]], list[str]]:
-    """Image and class of each row, and the names of the classes.
+    """Rows of (image, class number), and the class names.
 
     An image is Pillow's, or the bytes of its file where it is not to be decoded. Raises DataError,
     also while the rows are read.

@@ -14,7 +14,7 @@ from learngenes.training.retrain import RetrainingConfig, retrain
 from learngenes.training.tuning import split_heldout
 
 OnSize = Callable[[int, int, Size, float, float], None]
-"""Called with (sizes done, in all, the size, its loss unretrained, its loss retrained)."""
+"""Callback with (sizes done, in all, the size, its loss unretrained, its loss retrained)."""
 
 
 def spread(values: Sequence[int], points: int) -> tuple[int, ...]:
@@ -61,7 +61,7 @@ def calibrate(
 def dtype_loss_ratios(
     family: Family, models: Sequence[Scales], heldout_images: int
 ) -> dict[DType, float]:
-    """The worst ratio among `models` of each dtype's held-out loss to float32's."""
+    """Worst ratio among `models` of each dtype's held-out loss to float32's."""
     _, held = split_heldout(family.limited_data, heldout_images)
     device = family.stem.positions.device
     images, labels = held.normalised(torch.arange(len(held))).to(device), held.labels.to(device)

@@ -1,4 +1,4 @@
-"""What a training needs to go on after it was killed, as one safetensors file.
+"""Checkpoints: all that a killed training needs to go on, as one safetensors file.
 
 `Accelerator.save_state` pickles the optimizer (`safe_serialization` is for models alone), and so
 does torch.distributed.checkpoint with its metadata; here nothing is unpickled.
@@ -22,7 +22,7 @@ def write(
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None = None,
 ) -> None:
-    """Network, average and the optimizer's state, and how far it is; the file appears at once."""
+    """Write network, average, optimizer state and progress; the file appears whole."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
@@ -40,7 +40,7 @@ def read(
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None = None,
 ) -> dict[str, float]:
-    """Fill in what was written; gives its figures, none where nothing is."""
+    """Fill in what was written; returns its figures, none where there is no file."""
     if not path.exists():
         return {}
     tensors = load_file(path)

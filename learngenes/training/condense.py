@@ -1,4 +1,4 @@
-"""Learngenes of a DiT that is there already: a CP fit of its stacked weights, then distillation.
+"""Condensation of a trained DiT: a CP fit of its stacked weights, then distillation.
 
 The layers' W of a kind, stacked (L, m, n), with U and V that all layers share and a diagonal for
 each, are a canonical polyadic decomposition: W[l] = sum over r of sigma[l, r] u_r v_r^T
@@ -36,26 +36,26 @@ from learngenes.training.pretrain import LOG, Pretraining
 
 REPORT = "condensation.json"
 RIDGE = 0.1
-"""Of a factor's normal equations, relative to the first guess's V. Without it components as good as
-cancel each other (Sigma up to 50 and not 10, for the same error), and training them diverges."""
+"""Ridge of a factor's normal equations, relative to the first guess's V. Without it components
+almost cancel each other (Sigma up to 50 and not 10, for the same error), and training them diverges."""
 OnIteration = Callable[[], object]
-"""Called after every iteration of a fit."""
+"""Callback after every iteration of a fit."""
 Components = tuple[Tensor | None, Sequence[Tensor]]
-"""TensorLy's weights, and its factors: Sigma, U and V."""
+"""TensorLy's weights and factors (Sigma, U and V)."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """W[l] is about u diag(sigma[l]) v^T; the components in order of what they are worth."""
+    """Fit W[l] ~ u diag(sigma[l]) v^T, the most important components first."""
 
     u: Tensor
-    """(m, r)"""
+    """U, (m, r)."""
     v: Tensor
-    """(n, r)"""
+    """V, (n, r)."""
     sigma: Tensor
-    """(L, r)"""
+    """Sigma of each layer, (L, r)."""
     error: float
-    """Of all W together, relative to their norm."""
+    """Error of all W together, relative to their norm."""
 
     def save(self, file: Path) -> None:
         tensors = {"u": self.u, "v": self.v, "sigma": self.sigma, "error": torch.tensor(self.error)}
@@ -95,7 +95,10 @@ def fit(stack: Tensor, rank: int, iterations: int, on_iteration: OnIteration | N
 
 
 def _mttkrp(stack: Tensor, cp: Components, mode: int) -> Tensor:
-    """TensorLy's forms a Khatri-Rao product, (m n, r) for Sigma: 24 GB for a kind of DiT-XL/2."""
+    """Matricised tensor times Khatri-Rao product, without forming the latter.
+
+    TensorLy's forms it: (m n, r) for Sigma, 24 GB for a kind of DiT-XL/2.
+    """
     _, (sigma, u, v) = cp
     if mode == 0:
         return torch.stack([(w @ v).mul_(u).sum(0) for w in stack])
@@ -133,7 +136,7 @@ def _first_guess(stack: Tensor, rank: int) -> list[Tensor]:
 
 
 def _ordered(stack: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Fit:
-    """Columns of U and V as long as those that training begins with (`Learngenes`)."""
+    """The fit with columns of U and V as long as those that training begins with (`Learngenes`)."""
     (_, m, n), rank = stack.shape, sigma.shape[1]
     std = (2 / ((m + n) * rank)) ** 0.25
     long_u, long_v = (f.norm(dim=0).clamp(min=1e-12) for f in (u, v))
@@ -215,7 +218,7 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
 
 
 def distillation(config: CondensationConfig, teacher: Teacher) -> PretrainingConfig:
-    """Raises TeacherError when nothing says how the teacher was noised."""
+    """Noise process of the teacher. Raises TeacherError when nothing names it."""
     diffusion = config.diffusion or teacher.diffusion
     if diffusion is None:
         raise TeacherError(
@@ -233,7 +236,7 @@ def distillation(config: CondensationConfig, teacher: Teacher) -> PretrainingCon
 
 
 def _digest(teacher: Teacher, config: CondensationConfig) -> str:
-    """Of all that a fit depends on."""
+    """Digest of everything that a fit depends on."""
     found = hashlib.sha256(f"{config.rank} {config.fit_iterations}".encode())
     for tensor in teacher.network.state_dict().values():
         found.update(tensor.contiguous().numpy().tobytes())
@@ -247,7 +250,7 @@ def write_fitted(
     iterations: int,
     directory: Path,
 ) -> None:
-    """A family whose learngenes are fitted to the teacher and have not been trained."""
+    """Write a family whose learngenes are fitted to the teacher and not yet trained."""
     fits = directory.parent / "fits"
     genes, scales, errors = fit_all(teacher.network, config.network, iterations, fits)
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a training is told: configurations that people write."""
+"""Configurations of pre-training and condensation, which people write as TOML."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -21,10 +21,10 @@ class TrainingConfig(Frozen):
     steps: PositiveInt
     batch_size: PositiveInt = 128
     learning_rate: PositiveFloat = 5e-3
-    """Of the stem and of biases; like that of Sigma AdamW's, at the end of the warm-up."""
+    """Learning rate of AdamW for the stem and biases, at the end of the warm-up."""
     sigma_learning_rate: PositiveFloat = 2e-2
     factor_learning_rate: PositiveFloat = 0.03
-    """Of U and V: Muon's."""
+    """Learning rate of Muon for U and V."""
     warmup_steps: PositiveInt = 200
     ema_decay: float = Field(0.999, ge=0, lt=1)
     clip_norm: PositiveFloat = 1.0
@@ -39,16 +39,16 @@ class TrainingConfig(Frozen):
 
 
 class TrainingError(Exception):
-    """It cannot go on; the message says what to change."""
+    """A training cannot go on; the message says what to change."""
 
 
 class PretrainingConfig(Configuration):
-    """A CONFIG.toml of `fineserve pretrain`."""
+    """Configuration file of `fineserve pretrain`."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     data: DataConfig
     autoencoder: Path | None = None
-    """Of a family of latents: a directory that diffusers' `AutoencoderKL` is loaded from."""
+    """Directory of diffusers' `AutoencoderKL`, for a family of latents."""
     network: NetworkConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     sizes: SizeSpace
@@ -61,17 +61,17 @@ class PretrainingConfig(Configuration):
 
 
 class CondensationConfig(Configuration):
-    """A CONFIG.toml of `fineserve condense`: the network is its teacher's."""
+    """Configuration file of `fineserve condense`; the network is its teacher's."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     data: DataConfig
     rank: PositiveInt
-    """Of U and V."""
+    """Rank of U and V."""
     sizes: SizeSpace
     diffusion: DiffusionConfig | None = None
-    """Needed where the teacher has no scheduler beside it."""
+    """Noise process; needed where the teacher has no scheduler beside it."""
     training: TrainingConfig
-    """Of the distillation; its images are those of `data`."""
+    """Training by distillation, on the images of `data`."""
     fit_iterations: PositiveInt = 100
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """(m, n) -> the same singular vectors, with singular values between about 0.7 and 1.2."""
+    """Matrix (m, n) with the same singular vectors, and singular values of about 0.7 to 1.2."""
     a, b, c = NEWTON_SCHULZ
     x: Tensor = matrix / matrix.norm().clamp(min=1e-7)
     if transposed := x.shape[0] > x.shape[1]:

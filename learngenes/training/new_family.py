@@ -1,4 +1,4 @@
-"""From a configuration to a family on disk: train, sample a grid, write the files."""
+"""A new family: train by a configuration, sample a grid, write the files."""
 
 import contextlib
 import shutil
@@ -39,7 +39,7 @@ def write_family(
     trained_steps: int,
     directory: Path,
 ) -> None:
-    """Network, limited data, configuration, training log and sample grid, hashed together."""
+    """Write network, limited data, configuration, training log and sample grid."""
     config, images = pretraining.config, pretraining.images
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(shutil.SameFileError):  # a shipped family is trained again
@@ -74,7 +74,7 @@ def sample_grid(
     depths: tuple[int, ...],
     ranks: tuple[int, ...],
 ) -> Image.Image:
-    """Two images of each of the first classes in a row, for each of some sizes, unretrained."""
+    """Grid with two images of each of the first classes, one row per size, unretrained."""
     config = network.stem.config
     middle = Size(depth=depths[len(depths) // 2], rank=ranks[len(ranks) // 2])
     sizes = [

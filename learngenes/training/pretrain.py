@@ -60,7 +60,7 @@ CONFIG = "config.json"
 
 
 class FactorisedDiT(nn.Module):
-    """What phase 1 trains: a stem, the learngenes and the reference Sigma."""
+    """Network that phase 1 trains: a stem, the learngenes and the reference Sigma."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class FactorisedDiT(nn.Module):
         return prediction
 
     def optimizer(self, config: TrainingConfig) -> Muon:
-        """`peak_lr` of a group is the learning rate that a schedule has a share of."""
+        """Optimizer; `peak_lr` of a group is the learning rate at the end of the warm-up."""
         stem = [p for p in self.stem.parameters() if p.requires_grad]  # the decoder is frozen
         rest = [*stem, *self.scales.bias.parameters()]
         groups: list[dict[str, object]] = [
@@ -96,7 +96,7 @@ class FactorisedDiT(nn.Module):
 
 
 def draw_size(config: PretrainingConfig, generator: torch.Generator) -> Size:
-    """The size that is trained beside the full one in a step."""
+    """Size that is trained beside the full one in a step."""
 
     def choose(values: tuple[int, ...]) -> int:
         return values[int(torch.randint(len(values), (), generator=generator))]
@@ -112,7 +112,7 @@ def learning_rate_share(config: TrainingConfig, step: int) -> float:
 
 @dataclass
 class Heldout:
-    """Images that no training sees, for the loss log."""
+    """Held-out images for the loss log, which no training sees."""
 
     images: Tensor
     labels: Tensor
@@ -128,7 +128,7 @@ class Pretraining:
         start: Path | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
-        """`start`: a family to go on with; `teacher`: what predicts what all sizes learn.
+        """Prepare a run: `start` is a family to go on with, `teacher` gives all sizes their target.
 
         Raises FamilyError when `start` has another network.
         """
@@ -194,7 +194,7 @@ class Pretraining:
         return self.encoder.encoded_once(images, self.directory, self.accelerator.device)
 
     def run(self) -> FactorisedDiT:
-        """Train until `steps`; gives the averaged (EMA) network. Raises TrainingError."""
+        """Train until `steps`; returns the averaged (EMA) network. Raises TrainingError."""
         training = self.config.training
         progress = tqdm(
             total=training.steps,
@@ -310,7 +310,7 @@ class Pretraining:
             checkpoint.write(file, figures, self.model, self.optimizer, self.ema.module)
 
     def _require_same_configuration(self) -> None:
-        """As what is resumed was begun with, which is written down. Raises TrainingError."""
+        """Raise TrainingError unless the configuration is that with which the run was begun."""
         here = self.config.model_copy(update={"network": _shape(self.config.network)})
         ours = here.model_dump(mode="json")
         for name in ("log_every_steps", "checkpoint_every_steps"):  # of no consequence
@@ -340,7 +340,7 @@ class Pretraining:
             log.info("resumed", step=self.step, directory=str(self.directory))
 
     def _begin_from(self, start: Path) -> None:
-        """The weights of a family of the same width, at this network's depth."""
+        """Take over the weights of a family of the same width, at this network's depth."""
         self.before = Before.of(start)
         family = load_family(start)
         theirs, ours = family.manifest.network, self.config.network
@@ -360,7 +360,7 @@ class Pretraining:
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any], at: str = "") -> Iterator[str]:
-    """Where they are not the same, as section.name."""
+    """Names (section.name) of the values in which two configurations differ."""
     for name in one.keys() | other.keys():
         a, b = one.get(name), other.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
@@ -370,7 +370,7 @@ def _differing(one: dict[str, Any], other: dict[str, Any], at: str = "") -> Iter
 
 
 def _shape(network: NetworkConfig) -> NetworkConfig:
-    """Without what was measured of it on some device."""
+    """Shape of a network, without what was measured of it on some device."""
     if network.autoencoder is None:
         return network
     autoencoder = network.autoencoder.model_copy(update={"decode_bytes": (1,)})
@@ -379,14 +379,14 @@ def _shape(network: NetworkConfig) -> NetworkConfig:
 
 @dataclass(frozen=True)
 class Before:
-    """What a family had seen before this training went on with it."""
+    """Steps and images that a family had seen before this training went on with it."""
 
     steps: int = 0
     images: int = 0
 
     @classmethod
     def of(cls, family: Path) -> "Before":
-        """Raises FamilyError when the family does not say."""
+        """Read it from a family. Raises FamilyError when the family does not tell."""
         try:
             last = json.loads((family / LOG).read_text().splitlines()[-1])
             return cls(last["step"], last["images"])

@@ -1,6 +1,6 @@
-"""Beyond Sigma: every W and bias of one model, written out and trained without the constraint.
+"""Refinement: every W and bias of one model, written out and trained without the constraint.
 
-What the paper does after phase 2. The model then shares its stem alone with its family.
+The paper does it after phase 2. The model then shares its stem alone with its family.
 """
 
 from dataclasses import dataclass

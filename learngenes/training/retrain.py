@@ -1,4 +1,4 @@
-"""Phase 2: U, V and the stem frozen, train one model's Sigma and biases on limited data."""
+"""Phase 2: train one model's Sigma and biases on limited data; U, V and the stem are frozen."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class RetrainingConfig(TuningConfig):
 TASK_RETRAINING = RetrainingConfig(
     steps=1000, batch_size=16, learning_rate=1e-2, heldout_every_steps=50, patience=10
 )
-"""Of other images than the family's own: there is more to learn."""
+"""Retraining on other images than the family's own, where there is more to learn."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loop of Sigma retraining and of refinement: a brief training on limited data."""
+"""Tuning: the brief training on limited data of Sigma retraining and refinement."""
 
 import copy
 import math
@@ -36,30 +36,30 @@ class TuningConfig(Frozen):
     learning_rate: float
     max_seconds: float
     heldout_images: int = 200
-    """At most; never more than a fifth of the data."""
+    """Most held-out images; never more than a fifth of the data."""
     heldout_every_steps: int = 25
     patience: int
-    """Stop after so many held-out losses without a new best one."""
+    """Held-out losses without a new best one after which it stops."""
     null_class_probability: float = 0.1
     seed: int = 0
 
 
 class Progress(Frozen):
-    """Told to the callback after every step."""
+    """Progress that the callback hears after every step."""
 
     step: int
     steps: int
-    """Expected in all, at the present pace."""
+    """Expected number of steps in all, at the present pace."""
     loss: float
     heldout_loss: float | None
 
 
 class Enough(Exception):
-    """Raised by the callback: end here, with the best so far."""
+    """Raised by the callback to end with the best so far."""
 
 
 class Pause(Exception):
-    """Raised by the callback: stop, to be gone on with from a checkpoint."""
+    """Raised by the callback to stop and go on later from a checkpoint."""
 
 
 OnProgress = Callable[[Progress], object]
@@ -67,7 +67,7 @@ OnProgress = Callable[[Progress], object]
 
 @dataclass(frozen=True)
 class Tuned:
-    """The model is left as it was when its held-out loss was lowest, which may be the start."""
+    """Result; the model is left as it was at its lowest held-out loss, maybe the start."""
 
     initial_heldout_loss: float
     heldout_loss: float
@@ -76,9 +76,9 @@ class Tuned:
 
 
 def split_heldout(data: LabelledImages, most: int) -> tuple[LabelledImages, LabelledImages]:
-    """Data to train on, and at most `most` images, the same ones each time, to judge by.
+    """Training data, and at most `most` held-out images, the same ones each time.
 
-    A fifth and at least one, but of no class the last image.
+    A fifth is held out, at least one image, but never the last image of a class.
     """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     left = torch.bincount(data.labels).tolist()
@@ -105,7 +105,7 @@ class Tuning:
         teacher: Predict | None = None,
         checkpoint_file: Path | None = None,
     ) -> None:
-        """Trains all of `model`, by which `predict` predicts, in place.
+        """Train all of `model`, by which `predict` predicts, in place.
 
         It learns from the data, and half from `teacher` where there is one. What
         `checkpoint_file` holds is gone on with.
@@ -139,7 +139,7 @@ class Tuning:
             self._save({**done, "initial": initial, "best": best})
 
         def share() -> float:
-            """Of the steps or of the time, whichever is nearer its end."""
+            """Share that is done of the steps or the time, whichever is nearer its end."""
             return max(step / config.steps, seconds() / config.max_seconds)
 
         ended = share()

@@ -1,1 +1,1 @@
-"""From a queued budget to a ready model: plan, retrain, verify, publish."""
+"""The build task: from a queued budget to a ready model."""

@@ -1,4 +1,4 @@
-"""Whether what was measured keeps its budget, and the smaller plan to try if it does not."""
+"""Comparison of a measured model with its budget, and the smaller plan to try next."""
 
 from learngenes.sizing.budget import Budget, Constraints, Cost, Plan
 from learngenes.sizing.solver import Candidates, Impossible, Infeasible, solve
@@ -12,7 +12,7 @@ class OverBudget(Exception):
 
 
 def budgets_missed(constraints: Constraints, measured: Cost) -> list[str]:
-    """The fields of its budget that a measured model does not keep."""
+    """Fields of its budget that a measured model does not keep."""
     missed = []
     memory, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
     if memory is not None and measured.scoped_memory_bytes(constraints.mem_scope) > memory:
@@ -23,7 +23,7 @@ def budgets_missed(constraints: Constraints, measured: Cost) -> list[str]:
 
 
 def tightened(constraints: Constraints, predicted: Cost, measured: Cost) -> Constraints:
-    """What predictions must keep, that models keep `constraints` which miss theirs as this did."""
+    """Constraints for predictions, tightened by how far this model missed its own."""
     missed, scope = budgets_missed(constraints, measured), constraints.mem_scope
     tighter: dict[str, float] = {}
     if MEMORY in missed and constraints.max_mem_bytes is not None:
@@ -38,7 +38,7 @@ def tightened(constraints: Constraints, predicted: Cost, measured: Cost) -> Cons
 def step_down(
     plan: Plan, budget: Budget, measured: Cost, tried: int, candidates: Candidates
 ) -> Plan:
-    """The best of `candidates` that keeps the budget if it misses its prediction as `plan` did.
+    """Best of `candidates` that keeps the budget if it misses its prediction as `plan` did.
 
     Raises OverBudget when there is none, or when MOST_STEPS_DOWN were `tried`.
     """

@@ -48,18 +48,18 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 REVISIONS = 3
-"""Of each plan: interpolated, retrained, refined."""
+"""Number of revisions of a plan: interpolated, retrained, refined."""
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What a build works with."""
+    """Collaborators of a build; tests pass others in."""
 
     retrain: Callable[..., Retrained] = retrain
     refine: Callable[..., Refined] = refine
     verify: Callable[[Specimen, Own, Callable[[], object]], Measurement] = verify
     idle_seconds: float = 30.0
-    """How long verification waits for the device to have nothing to sample."""
+    """Seconds that verification waits for an idle device."""
     pace: Pace = field(default_factory=Pace)
 
 
@@ -86,7 +86,7 @@ def build(runtime: Runtime, model_id: str, tools: Tools = TOOLS) -> None:
 
 class _Build:
     profile: DeviceProfile
-    """This device's, as it is known by now."""
+    """Profile of this device, as it is known by now."""
 
     def __init__(self, runtime: Runtime, record: ModelRecord, tools: Tools) -> None:
         self.runtime, self.tools = runtime, tools
@@ -103,8 +103,11 @@ class _Build:
 
     @functools.cached_property
     def data(self) -> LabelledImages | None:
-        """Of a task that is not its family's. Read when something is learned from it, and no
-        sooner: a model that is served does not end with its task."""
+        """Data set of the model's task; None for the family's own.
+
+        It is read when something is learned from it, and no sooner: a model that is served
+        outlives its task.
+        """
         if self.record.task == DEFAULT_TASK:
             return None
         return load_dataset(self.runtime.store, self.family, self.record.task, self.reporter.tell)
@@ -131,7 +134,7 @@ class _Build:
         self._finish({"status": ModelStatus.READY, "ready_at": now(), **served})
 
     def _finish(self, changes: dict[str, object]) -> None:
-        """First in the store, from where it comes back if Redis should lose it."""
+        """Write the final record, first to the store, from where it returns if Redis loses it."""
         store, models = self.runtime.store, self.runtime.repository.models
         keep_if_ready(store, self.record.replace(**changes))
         try:
@@ -143,7 +146,7 @@ class _Build:
             raise
 
     def _fit(self) -> tuple[Scales, Cost]:
-        """Retrained, and measured to keep the budget: smaller than was planned, if need be."""
+        """Retrain and measure until a model keeps the budget, smaller each time."""
         scales = interpolated(self._source, self._size)
         while True:
             self._change(status=ModelStatus.RETRAINING)
@@ -160,7 +163,7 @@ class _Build:
             scales = self._replace(plan, measured, scales)
 
     def _replace(self, plan: Plan, measured: Cost, scales: Scales) -> Scales:
-        """Begin again with a smaller plan: its first revision, and then what says so, at once."""
+        """Begin again with a smaller plan; its first revision and the record change at once."""
         source = scales if plan.rank <= scales.rank else self._source
         smaller = interpolated(source, Size(depth=plan.depth, rank=plan.rank))
         tried = Verified(plan=self.record.plan, measured=measured)
@@ -170,7 +173,7 @@ class _Build:
         return smaller
 
     def _publish_unretrained(self, scales: Scales, **changes: Any) -> None:
-        """Of a task that is not its family's there is nothing to show before it is retrained."""
+        """Publish interpolated Sigma, unless its classes are new and nothing is learned yet."""
         if self._num_classes is None:
             changes |= self._store(self._unretrained_revision, scales)
         self._change(**changes)
@@ -181,7 +184,7 @@ class _Build:
 
     @property
     def _unretrained_revision(self) -> int:
-        """Of the present plan; the retrained one is the next, and then the refined one."""
+        """Number of the present plan's first revision; the retrained and refined ones follow."""
         return REVISIONS * len(self.record.over_budget)
 
     @property
@@ -189,7 +192,7 @@ class _Build:
         return self._unretrained_revision + 1
 
     def _checkpoint_file(self, revision: int) -> Path:
-        """Of what becomes this revision, of this size and from these learngenes alone."""
+        """Checkpoint of what becomes `revision`, valid for this size and these learngenes alone."""
         size, fingerprint = self._size, self.family.fingerprint
         name = f"checkpoint-{revision}-L{size.depth}r{size.rank}-{fingerprint}.safetensors"
         return self.runtime.store.root / "models" / self.record.id / name
@@ -198,7 +201,7 @@ class _Build:
         return candidates(self.family, profile, self.workload, self._num_classes)
 
     def _replan(self) -> None:
-        """The decision is this device's: its profile may have changed since the request."""
+        """Plan again, since this device's profile may have changed since the request."""
         plan = solve(self._candidates(self.profile), self.constraints).plan
         if plan.constraints != self.record.plan.constraints:
             reason = "this device's profile has changed since the request"
@@ -206,7 +209,7 @@ class _Build:
         self._change(plan=plan)
 
     def _served_retrained(self) -> Scales | None:
-        """What an earlier attempt has published retrained, to be refined."""
+        """Retrained Sigma that an earlier attempt has published, to be refined."""
         if self.record.revision != self._retrained_revision:
             return None
         try:
@@ -218,7 +221,7 @@ class _Build:
         return own
 
     def _refine(self, scales: Scales) -> dict[str, object]:
-        """The refined revision to serve; nothing where it is not better, or does not come about."""
+        """Changes that serve the refined revision; none where it is not better or failed."""
         assert self.record.refine is not None
         try:
             max_seconds = self.record.refine.max_seconds
@@ -287,7 +290,7 @@ class _Build:
         return retrained.scales
 
     def _verify(self, own: Own) -> tuple[Cost, list[str]]:
-        """What it needs, and which budgets that is over."""
+        """Measured cost, and the fields of the budget that it exceeds."""
         self._change(status=ModelStatus.VERIFYING)
         with metrics.timed(metrics.BUILD_PHASE.labels("verifying")):
             measured = self._measure(own)
@@ -296,7 +299,7 @@ class _Build:
         return measured, over
 
     def _measure(self, own: Own) -> Cost:
-        """In a fresh process; the profile learns from it."""
+        """Measure in a fresh process; the profile learns from it."""
         deadline = time.monotonic() + self.tools.idle_seconds
         while self._sampling() and time.monotonic() < deadline:
             self.reporter.tell()
@@ -341,7 +344,7 @@ class _Build:
         self.runtime.repository.models.tell(self.record.id, event, to_json(data).decode())
 
     def _on_progress(self, progress: Progress | None) -> ModelRecord | None:
-        """Gives the record, if it was read."""
+        """Tell the progress; returns the record if it was read."""
         if progress is None:
             return self.reporter.tell()
 
@@ -352,8 +355,11 @@ class _Build:
         return self.reporter.tell(told, every_seconds=0 if judged else None)
 
     def _store(self, revision: int, own: Own) -> dict[str, object]:
-        """What a record says that serves it. The artifact is named for its plan and bytes: another
-        attempt, killed before it could say so, may have stored this revision of another plan."""
+        """Store a revision; returns the changes of the record that serve it.
+
+        The artifact is named for its plan and bytes: another attempt, killed before it could say
+        so, may have stored this revision of another plan.
+        """
         content = save_tensors(own.stacked())
         fingerprint = self.family.fingerprint
         made_of = to_json((self.record.plan, fingerprint)) + content

@@ -20,13 +20,13 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 PROCESS_MARGIN = 1.05
-"""The C library's allocator keeps some of what was freed, in one run more than in another."""
+"""Margin for freed memory that the C library's allocator keeps, more or less in each run."""
 
 
 def measured_here(
     family: Family, directory: Path, max_seconds: float, on_progress: OnProgress
 ) -> DeviceProfile:
-    """A new profile of this device, for the family in `directory`."""
+    """Measure a new profile of this device for the family in `directory`."""
     on_progress(0, "a process of its own")
     base = process_base_bytes(family, directory)
     return measure_profile(family, base, max_seconds, on_progress)
@@ -38,14 +38,14 @@ Measure = Callable[[Family, Path, float, OnProgress], DeviceProfile]
 def ensure_profile(
     runtime: Runtime, family: str, measure: Measure = measured_here
 ) -> DeviceProfile:
-    """The stored profile if it is of this family, device and torch; else a new one."""
+    """Stored profile if it fits this family, device and torch; else a new one."""
     with runtime.device_alone():
         stored = stored_profile(runtime, family)
         return stored or refresh_profile(runtime, family, measure=measure)
 
 
 def stored_profile(runtime: Runtime, family: str) -> DeviceProfile | None:
-    """None when there is none or it is stale."""
+    """Stored profile; None where there is none or it is stale."""
     raw = runtime.repository.profile(runtime.device_class, family)
     return _fitting(raw, runtime.family(family))
 
@@ -60,7 +60,7 @@ def refresh_profile(
     on_progress: OnProgress = lambda *_: None,
     measure: Measure = measured_here,
 ) -> DeviceProfile:
-    """Measure and store."""
+    """Measure a profile and store it."""
     log.info("profiling", family=family, device_class=runtime.device_class)
     seconds, directory = runtime.settings.profile_seconds, runtime.directories[family]
     profile = measure(runtime.family(family), directory, seconds, on_progress)
@@ -78,9 +78,9 @@ def refresh_profile(
 def process_base_bytes(
     family: Family, directory: Path, verify: Callable[[Specimen], Measurement] = verify
 ) -> int:
-    """What a process that serves from the family in `directory` holds beside its model.
+    """Bytes of a process that serves from the family in `directory`, beside its model.
 
-    Taken from a model in int8, which needs the most libraries and the most room to be made.
+    They are those of a model in int8, which needs the most libraries and room to be made.
     """
     manifest = family.manifest
     size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[-1])
@@ -123,7 +123,7 @@ def correct_profile(
     predict: Callable[[DeviceProfile], Cost],
     measured: Cost,
 ) -> DeviceProfile:
-    """The device's profile, once it has learned from one size that was measured.
+    """Profile of the device after it has learned from one measured size.
 
     It learns from what it says of that size now (`predict`), for it may have learned from the
     same size before; `known` is what it learns from where none is stored any more.

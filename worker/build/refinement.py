@@ -1,4 +1,4 @@
-"""How long a refinement goes on: until it is enough, and in turns while other models wait."""
+"""Duration of a refinement: until it is enough, and in turns while other models wait."""
 
 import time
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from worker.attempts import GivingWay
 @dataclass(frozen=True)
 class Pace:
     turn_seconds: float = 30.0
-    """How long a refinement goes on while other models wait to be built."""
+    """Seconds that a refinement goes on while other models wait to be built."""
     least_pause_seconds: float = 2.0
-    """Between two events of progress, of which there are at most so many: a stream of events
-    keeps the last 2,000."""
+    """Pause between two events of progress."""
     most_events: int = 500
+    """Most events of progress; a stream keeps the last 2,000."""
 
 
 class UntilEnough:
-    """Called after every step of a refinement.
+    """Callback after every step of a refinement.
 
     Raises Enough when its caller wants no more, and GivingWay when its turn has ended.
     """

@@ -1,4 +1,4 @@
-"""The records of finished models, made again from the store when Redis has lost them."""
+"""Restoring the records of finished models from the store when Redis has lost them."""
 
 import time
 from pathlib import Path
@@ -14,11 +14,11 @@ from registry.store import MANIFEST, ArtifactStore, record_name
 log = structlog.get_logger()
 
 ABANDONED_SECONDS = 7 * 24 * 3600.0
-"""What an unfinished build has left is deleted after it, if nobody knows of the model any more."""
+"""Age after which the remains of an unfinished build are deleted, if no record knows it."""
 
 
 def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
-    """Gives how many there were. What was deleted stays so, and what it has left goes, too."""
+    """Restore records; returns their number. Remains of deleted models are removed."""
     restored = 0
     for directory in store.directories("models"):
         try:
@@ -44,7 +44,7 @@ def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
 
 
 def keep_if_ready(store: ArtifactStore, record: ModelRecord) -> None:
-    """See to it that the store has this record of a model, or none where it is not ready."""
+    """Make the store's record of a model this one, or none where it is not ready."""
     if record.status != ModelStatus.READY:
         store.delete(record_name(record.id))
     elif kept_record(store, record.id) != record:
@@ -53,7 +53,7 @@ def keep_if_ready(store: ArtifactStore, record: ModelRecord) -> None:
 
 
 def kept_record(store: ArtifactStore, model_id: str) -> ModelRecord | None:
-    """What the store has of a model that was ready; None also where it cannot be read."""
+    """The store's record of a model that was ready; None also where it cannot be read."""
     try:
         return ModelRecord.model_validate(store.describe(record_name(model_id))["record"])
     except (ArtifactError, KeyError):

@@ -1,4 +1,4 @@
-"""A model measured in a process of its own: `python -m worker verify`, JSON in and out.
+"""Verification: a model measured in a process of its own (`python -m worker verify`).
 
 The process imports what a sampling worker imports and loads the model's family alone, so that
 its largest resident set is what serving this one model takes.
@@ -28,7 +28,7 @@ from registry.errors import StorageFull
 
 POLL_SECONDS = 0.2
 MOST_SECONDS = 1800.0
-"""A process that takes longer hangs."""
+"""Seconds after which a process counts as hanging."""
 
 
 class VerificationError(RuntimeError):
@@ -36,10 +36,10 @@ class VerificationError(RuntimeError):
 
 
 class Specimen(BaseModel):
-    """What is measured: one model of a family, under one workload."""
+    """Model to measure: a size of a family, under one workload."""
 
     family: Path
-    """The family's directory."""
+    """Directory of the family."""
     depth: int
     rank: int
     mode: Mode
@@ -47,7 +47,7 @@ class Specimen(BaseModel):
     workload: Workload
     max_seconds: float = 30.0
     own: Path | None = None
-    """The model's, in a safetensors file; by default Sigma interpolated from the family's."""
+    """safetensors file of the model's own parameters; by default Sigma is interpolated."""
 
 
 def verify(

@@ -1,4 +1,4 @@
-"""The export task: the revision of a model that is served now, to be taken elsewhere."""
+"""The export task: it writes the revision that is served now for use elsewhere."""
 
 import io
 import tarfile
@@ -27,7 +27,7 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 FAILURE_SECONDS = 10.0
-"""So long everybody who waits is told; then it may be tried again."""
+"""Seconds for which everybody who waits is told of a failure; then it is tried again."""
 
 CARD = """---
 library_name: {library}
@@ -100,7 +100,7 @@ USAGES = {
     ExportFormat.NATIVE: ("fineserve", NATIVE_USAGE),
     ExportFormat.ADAPTER: ("fineserve", ADAPTER_USAGE),
 }
-"""Library, as Hugging Face's model cards name it, and how to load it there."""
+"""Library as Hugging Face's model cards name it, and text on how to load the model."""
 
 
 def export(runtime: Runtime, model_id: str, form: ExportFormat) -> None:
@@ -164,7 +164,7 @@ def _write(
 
 
 def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
-    """What the exported directory says of itself."""
+    """Model card of an exported directory."""
     manifest, plan, measured = family.manifest, record.plan, record.measured
     class_names = record.class_names or manifest.class_names
     library, usage = USAGES[form]

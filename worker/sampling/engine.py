@@ -51,11 +51,11 @@ from worker.watch import Watch
 log = structlog.get_logger()
 
 QUANTUM_STEPS = 8
-"""After so many steps it is decided again who runs, when there are more than fit."""
+"""Steps after which it is decided again who runs, when there are more than fit."""
 
 
 class Engine:
-    """One for each device. `start` it, `submit` from any thread, `stop` it."""
+    """Engine of one device: `start` it, `submit` from any thread, `stop` it."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Engine:
         measure_steps: Callable[[SharedWeights, Kernels, int], StepCosts] = measure_step_costs,
         compose: Callable[[Sequence[Part], Tables, Stack, Kernels], Batch] = Batch,
     ) -> None:
-        """`measure_steps`: of a family in one dtype, with at most so many rows."""
+        """`measure_steps` measures the steps of a family in one dtype, up to a number of rows."""
         self._families = list(families)
         self._device = self._families[0].stem.positions.device
         self._max_rows = max_rows
@@ -81,9 +81,9 @@ class Engine:
         self.residency = Residency(budget_bytes - self._decoders_bytes())
         self._latency_target_ratio = latency_target_ratio
         self.costs: dict[tuple[str, torch.dtype], StepCosts] = {}
-        """By family and what is computed in; complete once the engine has started."""
+        """Step costs by family and compute dtype; complete once the engine has started."""
         self.gauges: dict[str, float] = {}
-        """What registry.metrics.WORKER_GAUGES names, at the last composition."""
+        """Values of registry.metrics.WORKER_GAUGES at the last composition."""
         self._parts: list[JobPart] = []
         self._running: list[JobPart] = []
         self._batches: list[Batch] = []
@@ -95,12 +95,12 @@ class Engine:
         self._previews: list[Preview] = []
         self._stopping = False
         self.watch = Watch()
-        """Of steps, while there are any to do."""
+        """Watch over steps, while there are any to do."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def _decoders_bytes(self) -> int:
-        """What families of latents take beside what is counted in Residency."""
+        """Bytes of the decoders of families of latents, which Residency does not count."""
         networks = [family.manifest.network for family in self._families]
         held = sum(decoder_bytes(network) for network in networks)
         decoding = max(decoding_bytes(network, self._max_rows) for network in networks)
@@ -114,7 +114,7 @@ class Engine:
             raise EngineStopped("the engine did not start; its log says why")
 
     def stop(self) -> None:
-        """Requests under way get EngineStopped."""
+        """End the engine; requests under way get EngineStopped."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -122,7 +122,7 @@ class Engine:
             self._thread.join()
 
     def submit(self, request: SampleRequest) -> Job:
-        """Raises what `request.load` raises, and EngineStopped."""
+        """Hand in a request. Raises what `request.load` raises, and EngineStopped."""
         known = self.residency.knows(request.model_key)
         job = Job(request, None if known else request.load())
         with self._changed:
@@ -133,13 +133,13 @@ class Engine:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Its rows leave the batch before the next step; it ends with EngineStopped."""
+        """End a job with EngineStopped; its rows leave the batch before the next step."""
         with self._changed:
             self._cancelled.append(job)
             self._changed.notify()
 
     def preview(self, job: Job, max_seconds: float = 1.0) -> Pixels | None:
-        """What its first image is taken to be by now, (C, H, W); None before its first step."""
+        """First image (C, H, W) as the last step predicted it; None before the first step."""
         preview = Preview(job)
         with self._changed:
             self._previews.append(preview)
@@ -202,7 +202,7 @@ class Engine:
             self._kernels = Kernels(lanes=self._kernels.lanes)
 
     def _turn(self) -> bool:
-        """Let come and go who does, then step until somebody does; False at the end."""
+        """Let requests come and go, then step until one does; False at the end."""
         with self._changed:
             while not (self._wanted or self._parts):
                 self.watch.rest()
@@ -245,7 +245,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _failing(self, job: Job) -> Iterator[None]:
-        """What goes wrong inside is the end of this request, and of no other."""
+        """End this job, and no other, with an error that is raised inside."""
         try:
             yield
         except Exception as error:
@@ -270,7 +270,7 @@ class Engine:
         self._parts += job.parts
 
     def _compose(self) -> int:
-        """Decide who is in the next batches; after how many steps that is to be done again."""
+        """Decide who is in the next batches; returns after how many steps to decide again."""
         limits = {pool: self._limits(pool) for pool in {part.pool for part in self._parts}}
         chosen = choose(self._parts, self._served, limits.__getitem__, time.monotonic())
         if set(chosen) != set(self._running):
@@ -305,7 +305,7 @@ class Engine:
             self._isolate(parts)
 
     def _begin(self, part: JobPart) -> bool:
-        """Whether it has all it needs on the device."""
+        """Whether a part has all it needs on the device."""
         if part.state is not None:
             return True
         with self._failing(part.job):
@@ -365,7 +365,7 @@ class Engine:
         return model
 
     def _step(self, batch: Batch) -> bool:
-        """False when the batch failed and has been taken apart."""
+        """Step a batch; False when it failed and has been taken apart."""
         try:
             links = [part.job.link for part in self._running if part.state in batch.parts]
             with (
@@ -382,7 +382,7 @@ class Engine:
         return True
 
     def _isolate(self, parts: list[JobPart]) -> None:
-        """One more step for each alone, which is the end of those that fail.
+        """Step each part alone, which ends those that fail.
 
         When none does the batch was too large for the memory, and later ones are smaller.
         """
@@ -428,7 +428,7 @@ class Engine:
             )
 
     def _finish(self, stem: Stem, parts: list[JobPart]) -> None:
-        """Parts of one family: latents are decoded together, or one by one where that fails."""
+        """Pixels of parts of one family, decoded together, or one by one where that fails."""
         denoised = [part.state.x for part in parts if part.state is not None]
         pixels: Sequence[Tensor] = ()
         try:
@@ -446,7 +446,7 @@ class Engine:
                     part.job.keep(part, list(images.numpy()))
 
     def _decoded(self, stem: Stem, x: Tensor, at_once: int | None = None) -> Tensor:
-        """uint8 (N, C, H, W); whoever looks for what is stuck sees each few."""
+        """Images (uint8, (N, C, H, W)), decoded a few at a time so that the watch sees it move."""
 
         def pixels(few: Tensor) -> Tensor:
             images = stem.pixels(few)
@@ -459,7 +459,7 @@ class Engine:
         return torch.cat(self._kernels.lanes.run(runs))
 
     def _dissolve(self) -> None:
-        """Give all images back to their parts, and count what their owners had."""
+        """Give all images back to their parts, and count the rows of their owners."""
         for part in self._running:
             if part.state is not None and part.state.batch is not None:
                 self._served[part.owner] += part.rows * part.state.batch.steps_run

@@ -1,4 +1,4 @@
-"""What the sampling engine is asked for, and what becomes of it."""
+"""Jobs of the sampling engine: requests, their parts, and their results."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ class EngineStopped(Exception):
 
 
 class NotFinite(Exception):
-    """A model made images that are not numbers."""
+    """A model made images with values that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class SampleRequest:
     family: Family
     model: str
     artifact: str
-    """What is served of the model is kept by this name, on the device too."""
+    """Artifact that is served of the model, by which its weights are kept on the device too."""
     rank: int
     mode: Mode
     dtype: DType
     load: Callable[[], Own]
-    """The model's own parameters; called by the thread that submits, when they are not there."""
+    """Loader of the model's own parameters; the submitting thread calls it if need be."""
     class_labels: Sequence[int]
     seeds: Sequence[int]
     num_inference_steps: int
     guidance_scale: float = 2.0
     scheduler: Scheduler = Scheduler.DDIM
     owner: str = ""
-    """Owners have the same share of a device that has too much to do."""
+    """Owner of the request; owners share a busy device evenly."""
     target_seconds: float | None = None
-    """In which it should be done; by default a multiple of what it takes in a full batch."""
+    """Seconds in which it should be done; by default a multiple of its time in a full batch."""
 
     @property
     def guided(self) -> bool:
@@ -67,18 +67,18 @@ class SampleRequest:
 
 @dataclass(eq=False)
 class Job:
-    """A request that the engine has."""
+    """Request that the engine has accepted."""
 
     request: SampleRequest
     own: Own | None
-    """None when the engine had the model already."""
+    """Own parameters of the model; None when the engine had it already."""
     arrived_at: float = field(default_factory=time.monotonic)
     deadline: float = float("inf")
-    """Of time.monotonic()."""
+    """Deadline, by time.monotonic()."""
     parts: list["JobPart"] = field(default_factory=list)
     error: Exception | None = None
     link: Link = field(default_factory=tracing.here)
-    """To the trace of whoever submitted it."""
+    """Link to the trace of whoever submitted it."""
     _images: dict[int, list[Pixels]] = field(default_factory=dict)
     _done: threading.Event = field(default_factory=threading.Event)
 
@@ -88,7 +88,7 @@ class Job:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """(steps done, steps in all), of all batches that its images need."""
+        """(Steps done, steps in all) over all batches that its images need."""
         steps, finished = self.request.num_inference_steps, len(self._images)
         done = finished * steps + sum(part.done_steps for part in self.parts)
         return done, max(1, finished + len(self.parts)) * steps
@@ -97,7 +97,7 @@ class Job:
         return self._done.wait(seconds)
 
     def images(self) -> list[Pixels]:
-        """(C, H, W) of each, once it is done. Raises what went wrong."""
+        """Pixels (C, H, W) of each image, once it is done. Raises what went wrong."""
         if self.error is not None:
             raise self.error
         return [image for start in sorted(self._images) for image in self._images[start]]
@@ -115,15 +115,15 @@ class Job:
 
 @dataclass(eq=False)
 class JobPart:
-    """Some of a request's images, few enough for one batch; what `turns` chooses from."""
+    """Some images of a request, few enough for one batch; `turns` chooses among them."""
 
     job: Job
     images: slice
     pool: Pool
     state: Part | None = None
-    """Once it has begun."""
+    """Its part of the batch, once it has begun."""
     modulations: list[Entry] = field(default_factory=list)
-    """Keys of those that it uses."""
+    """Keys of the modulations that it uses."""
 
     @property
     def owner(self) -> str:

@@ -1,4 +1,4 @@
-"""What steps cost, measured once on each class of device and kept for the next start."""
+"""Step costs that were measured once on a device class and kept for the next start."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from worker.runtime import Runtime
 
 
 class MeasuredAs(Frozen):
-    """All that the costs of a family's steps in one dtype depend on, on one class of device."""
+    """Everything that the step costs of a family in one dtype depend on."""
 
     family_fingerprint: str
     torch_version: str
@@ -35,7 +35,7 @@ def kept_step_costs(
     max_rows: int,
     measure: Callable[[SharedWeights, Kernels, int], StepCosts] = measure_step_costs,
 ) -> StepCosts:
-    """The kept ones where all that they depend on is as it was; else new ones, which are kept."""
+    """Kept costs where everything that they depend on is as it was; else new ones, kept."""
     measured_as = MeasuredAs(
         family_fingerprint=shared.family.fingerprint,
         torch_version=torch.__version__,

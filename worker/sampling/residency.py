@@ -1,4 +1,4 @@
-"""What the sampling engine keeps on its device, within a budget of bytes.
+"""Residency: models, stacks and tables on the engine's device, within a budget of bytes.
 
 A family is there once for each dtype; a model costs its Sigma, and W of each layer where that is
 faster and there is room. A refined model has nothing but its W. What was not used for the longest
@@ -27,14 +27,14 @@ log = structlog.get_logger()
 
 FIRST_TABLE_ROWS = 1024
 TABLE_SHARE = 8
-"""Modulations may take one part in so many of the budget."""
+"""Divisor of the budget: modulations may take one such part."""
 
 Entry = tuple[Hashable, Hashable, int]
-"""(model, schedule, class)."""
+"""Key of modulations: (model, schedule, class)."""
 
 
 class OutOfRoom(Exception):
-    """Everything on the device is in use; it may fit later."""
+    """Everything on the device is in use; the request may fit later."""
 
 
 class ModulationTable:
@@ -43,7 +43,7 @@ class ModulationTable:
     def __init__(
         self, shared: SharedWeights, max_bytes: int, first_rows: int = FIRST_TABLE_ROWS
     ) -> None:
-        """It begins with `first_rows` and grows."""
+        """A table begins with `first_rows` and grows."""
         width = 6 * shared.network.width
         self.max_rows = max(1, max_bytes // (width * shared.compute.itemsize))
         rows = min(first_rows, self.max_rows)
@@ -52,7 +52,7 @@ class ModulationTable:
         self._users: Counter[Entry] = Counter()
 
     def take(self, key: Entry, make: Callable[[], Tensor]) -> int:
-        """The first row of an entry, which stays until it is given back as often as taken.
+        """First row of an entry, which stays until it is given back as often as taken.
 
         Raises OutOfRoom when all other entries are in use, ValueError when it can never fit.
         """
@@ -109,14 +109,14 @@ class ModulationTable:
 
 
 class CoefficientTable:
-    """Every schedule that was ever asked for: a few kilobytes each."""
+    """Coefficients of every schedule that was ever asked for, a few kilobytes each."""
 
     def __init__(self, device: torch.device) -> None:
         self.rows = torch.zeros(0, len(COLUMNS), device=device)
         self._at: dict[Hashable, int] = {}
 
     def at(self, key: Hashable, schedule: Schedule) -> int:
-        """Its first row."""
+        """First row of a schedule's coefficients."""
         if key not in self._at:
             self._at[key] = len(self.rows)
             self.rows = torch.cat([self.rows, schedule.coefficients.to(self.rows.device)])
@@ -125,16 +125,16 @@ class CoefficientTable:
 
 @dataclass(eq=False)
 class Pool:
-    """What requests share that can stand in one batch: those of a family and a dtype."""
+    """Weights and tables of one family and dtype, shared by requests that can share a batch."""
 
     shared: SharedWeights
     modulations: ModulationTable
     coefficients: CoefficientTable
     stack: Stack
     models: dict[Hashable, ModelWeights] = field(default_factory=dict)
-    """By (model, artifact)."""
+    """Weights of models by (model, artifact)."""
     most_rows: int = sys.maxsize
-    """Less once a batch has failed for want of memory."""
+    """Most rows of a batch; fewer once a batch has failed for want of memory."""
 
     @classmethod
     def of(cls, shared: SharedWeights, max_table_bytes: int) -> "Pool":
@@ -146,7 +146,7 @@ class Pool:
         )
 
     def drop_materialised(self, key: Hashable) -> None:
-        """W of a model that can write them out again."""
+        """Drop the W of a model that can write them out again."""
         model = self.models[key]
         if isinstance(model, FactoredWeights) and model.materialised is not None:
             metrics.EVICTIONS.labels("materialised").inc()
@@ -180,7 +180,7 @@ class Residency:
 
     @property
     def models(self) -> int:
-        """How many there are."""
+        """Number of models on the device."""
         return sum(len(pool.models) for pool in self._pools.values())
 
     def knows(self, key: Hashable) -> bool:
@@ -188,7 +188,7 @@ class Residency:
         return any(key in pool.models for pool in self._pools.values())
 
     def pool(self, family: Family, dtype: DType, rank: int) -> Pool:
-        """int8's scales are those of one rank prefix: its models share by rank."""
+        """Pool of a model; models in int8 share by rank, since scales are those of a prefix."""
         own_rank = rank if dtype is DType.INT8 else None
         key = (family.fingerprint, dtype, own_rank)
         if key not in self._pools:
@@ -207,7 +207,7 @@ class Residency:
         *,
         materialise: bool,
     ) -> ModelWeights:
-        """A model's weights, made if they are not there. Raises OutOfRoom, and what `load` raises.
+        """Weights of a model, made if they are not there. Raises OutOfRoom, and what `load` raises.
 
         `materialise` is a wish: the model stays factored where its W do not fit.
         """

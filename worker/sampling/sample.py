@@ -31,14 +31,14 @@ log = structlog.get_logger()
 
 PREVIEW_PIXELS = 64
 WAITING_PERIODS = 4
-"""A request that does not move looks so much less often whether it is still wanted."""
+"""Factor by which a waiting request looks less often whether it is still wanted."""
 SWITCH_SECONDS = 0.0005
-"""How long a waiting task may keep the engine from its next operation; 5 ms by default."""
+"""Seconds that a waiting task may hold Python's lock; 5 ms by default."""
 
 
 class Sampling:
     def __init__(self, runtime: Runtime) -> None:
-        """Starts the engine: half a minute, or three when it has to compile."""
+        """Start the engine, which takes half a minute, or three when it has to compile."""
         self.runtime = runtime
         settings = runtime.settings
         budget_bytes = capacity_bytes(runtime.device)
@@ -118,7 +118,7 @@ class Sampling:
         )
 
     def _follow(self, job: Job, record: GenerationRecord) -> None:
-        """Until it is done; tells how it goes, and cancels it when nobody wants it any more.
+        """Follow a job to its end: tell its progress, and cancel it when nobody wants it.
 
         Of one that waits its turn there is nothing to tell, and with many that do, whatever is
         done for each takes from those that run.
@@ -159,19 +159,19 @@ class Sampling:
 
 
 def _end() -> NoReturn:
-    """The engine's loop itself has failed, and only a new process helps."""
+    """End this process: the engine's loop has failed, and only a new process helps."""
     log.critical("the engine broke; this worker ends, its requests are taken up again")
     os._exit(1)
 
 
 def _require_wanted(record: GenerationRecord) -> None:
-    """Raises DeadlineMissed."""
+    """Raise DeadlineMissed when nobody waits any more."""
     if record.deadline is not None and now() > record.deadline:
         raise DeadlineMissed(f"{record.id} was not done by {record.deadline:%H:%M:%S} UTC")
 
 
 def _target_seconds(record: GenerationRecord, model: ModelRecord) -> float | None:
-    """The model's latency budget, for as many steps and images as are asked for; or what is left
+    """Model's latency budget, for as many steps and images as are asked for; or what is left
     until the request's deadline."""
     targets = []
     if record.deadline is not None:

@@ -1,4 +1,4 @@
-"""Who is in the next steps, when not everything that wants to be fits in a batch."""
+"""Turns: who is in the next steps when not everything fits in a batch."""
 
 import heapq
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 
 class Contender(Protocol):
-    """Images of one request that are stepped together."""
+    """Contender for a step: images of one request that are stepped together."""
 
     @property
     def owner(self) -> str: ...
@@ -17,12 +17,12 @@ class Contender(Protocol):
     def rows(self) -> int: ...
     @property
     def left(self) -> int:
-        """Steps that it still needs."""
+        """Number of steps that it still needs."""
         ...
 
     @property
     def place(self) -> Hashable:
-        """Contenders of one place share a batch."""
+        """Place of the contender; those of one place share a batch."""
         ...
 
 
@@ -31,16 +31,16 @@ C = TypeVar("C", bound=Contender)
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """Of one place."""
+    """Limits of a batch in one place."""
 
     rows: int
-    """More do not fit, or only make each other wait."""
+    """Most rows: more do not fit, or only make each other wait."""
     seconds: Callable[[int], float]
-    """Of one step, by its rows."""
+    """Seconds of one step, by its rows."""
 
 
 def in_turn(contenders: Sequence[C], served: Mapping[str, float]) -> list[C]:
-    """The owner that was served least comes first; of one owner's, the earliest deadline."""
+    """Contenders in turn: the owner served least first, then the earliest deadline."""
     queues: dict[str, list[C]] = {}
     for contender in sorted(contenders, key=lambda c: c.deadline):
         queues.setdefault(contender.owner, []).append(contender)
@@ -62,7 +62,7 @@ def choose(
     limits: Callable[[Any], BatchLimits],
     now: float,
 ) -> list[C]:
-    """As many as fit, in turn, unless one more would make one before it miss its deadline.
+    """Choose as many as fit, in turn, unless one more makes one before it miss its deadline.
 
     A deadline that is missed anyway holds nobody up. One contender always runs, however large.
     """
