@@ -25,7 +25,7 @@ from learngenes.data.saved import is_saved, load_saved
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images (uint8) or latents (float16), (N, C, H, W), and labels (int64, (N,)) into class_names."""
+    """Images (uint8) or latents (float16), (N, C, H, W), with labels (int64, (N,))."""
 
     images: Tensor
     labels: Tensor
