@@ -126,7 +126,7 @@ def port(settings: Settings) -> Finding:
                 return Finding("port", "ok", f"fineserve answers at {url}")
             return Finding(
                 "port", "broken", f"{url}: {error.strerror}",
-                f"FINESERVE_PORT={settings.port + 1} make up, or end what has it",
+                f"FINESERVE_PORT={settings.port + 1} fineserve up, or end what has it",
             )  # fmt: skip
     return Finding("port", "ok", f"{url} is free")
 
@@ -140,7 +140,7 @@ def _is_fineserve(url: str) -> bool:
 
 def broker(settings: Settings) -> Finding:
     if settings.redis_url is None and not settings.valkey_socket.exists():
-        return Finding("broker", "ok", "the embedded one, not running; `make up` starts it")
+        return Finding("broker", "ok", "the embedded one, not running; `fineserve up` starts it")
     client = connect(settings.resolved_redis_url)
     try:
         client.ping()

@@ -155,7 +155,7 @@ class Embedded:
             return
         if f'FINESERVE_PORT="{self.settings.port}"' not in self._config.read_text():
             raise EmbeddedError(
-                f"fineserve runs from {self.var} on another port; `make down` first"
+                f"fineserve runs from {self.var} on another port; `fineserve down` first"
             )
         self._control("start", "all")
 
@@ -235,7 +235,7 @@ class Embedded:
                 raise EmbeddedError(
                     f"port {self.settings.port} on {self.settings.host} cannot be used "
                     f"({error.strerror}); choose another: "
-                    f"FINESERVE_PORT={self.settings.port + 1} make up"
+                    f"FINESERVE_PORT={self.settings.port + 1} fineserve up"
                 ) from error
 
     def _control(self, *words: str) -> list[str]:

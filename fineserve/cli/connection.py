@@ -40,7 +40,7 @@ def connected(url: str | None) -> Iterator[Client]:
     except (DataError, FineserveError, NotReady) as error:
         fail(error)
     except httpx.HTTPError as error:
-        fail(f"no fineserve at {url} ({error}); `make up`, or say --url", UNREACHABLE)
+        fail(f"no fineserve at {url} ({error}); `fineserve up`, or say --url", UNREACHABLE)
 
 
 def _require_somebody(url: str) -> None:

@@ -41,7 +41,7 @@ fineserve is ready: {embedded.url} (API: {embedded.url}/docs)
   curl -s {embedded.url}/generate{key} -H 'content-type: application/json' -H 'accept: image/png' \\
        -d '{{"model": "ID FROM ABOVE", "n": 20}}' -o images.png
 
-make logs follows the logs, make down stops everything.""")
+`fineserve logs` follows the logs, `fineserve down` stops everything.""")
 
 
 @cli.command()
@@ -63,7 +63,7 @@ def logs() -> None:
 
     files = Embedded(get_settings()).logs()
     if not files:
-        fail("there are no logs yet; `make up` first")
+        fail("there are no logs yet; `fineserve up` first")
     os.execvp("tail", ["tail", "-n", "50", "-F", *map(str, files)])  # noqa: S606, S607
 
 

@@ -40,7 +40,7 @@ def profile(
     except (FamilyError, LookupError) as error:
         fail(error)
     except redis.RedisError as error:
-        fail(f"Redis cannot be reached ({error}); `make up` first")
+        fail(f"Redis cannot be reached ({error}); `fineserve up` first")
     if not names:
         fail("no family is calibrated; `fineserve calibrate` one first")
 
@@ -119,7 +119,7 @@ def synthesise(
     if directory.exists():
         fail(f"{directory} exists; choose another name, or remove it")
     write_synthetic_family(directory)
-    typer.echo(f"{directory} is written; FINESERVE_FAMILIES_DIR={directory.parent} make up")
+    typer.echo(f"{directory} is written; FINESERVE_FAMILIES_DIR={directory.parent} fineserve up")
 
 
 @cli.command()

@@ -62,8 +62,8 @@ def refresh_profile(
 ) -> DeviceProfile:
     """Measure a profile and store it."""
     log.info("profiling", family=family, device_class=runtime.device_class)
-    seconds, directory = runtime.settings.profile_seconds, runtime.directories[family]
-    profile = measure(runtime.family(family), directory, seconds, on_progress)
+    seconds = runtime.settings.profile_seconds
+    profile = measure(runtime.family(family), runtime.directories[family], seconds, on_progress)
     content = profile.model_dump_json()
     runtime.repository.change_profile(runtime.device_class, family, lambda _: content)
     log.info(

@@ -37,7 +37,7 @@ def test_down_when_nothing_runs() -> None:
 def test_logs_when_there_are_none() -> None:
     result = CliRunner().invoke(cli, ["logs"])
     assert result.exit_code == 1
-    assert "`make up` first" in result.output
+    assert "`fineserve up` first" in result.output
 
 
 def test_a_taken_port_is_a_clear_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_a_taken_port_is_a_clear_message(monkeypatch: pytest.MonkeyPatch) -> Non
         result = CliRunner().invoke(cli, ["up"])
     assert result.exit_code == 1
     assert f"port {port} on 127.0.0.1 cannot be used" in result.output
-    assert f"FINESERVE_PORT={port + 1} make up" in result.output
+    assert f"FINESERVE_PORT={port + 1} fineserve up" in result.output
 
 
 def test_a_path_too_long_for_sockets_is_a_clear_message(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_synthesise_writes_a_family_and_no_second_one(
     directory = tmp_path / "synthetic" / "small"
     result = CliRunner().invoke(cli, ["synthesise", str(directory)])
     assert result.exit_code == 0, result.output
-    assert f"FINESERVE_FAMILIES_DIR={directory.parent} make up" in result.output
+    assert f"FINESERVE_FAMILIES_DIR={directory.parent} fineserve up" in result.output
     assert load_family(directory).manifest.name == "small"
     again = CliRunner().invoke(cli, ["synthesise", str(directory)])
     assert again.exit_code == 1

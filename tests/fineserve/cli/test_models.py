@@ -121,7 +121,7 @@ def test_where_nobody_answers_the_exit_code_says_so() -> None:
         for words in (["models", "list"], ["models", "watch", "m-1"], ["generate", "m-1"]):
             result = run(nowhere, *words)
             assert result.exit_code == 3
-            assert "`make up`, or say --url" in result.stderr
+            assert "`fineserve up`, or say --url" in result.stderr
 
 
 def test_a_deleted_model_says_so_in_its_state(url: str, working: None, runtime: Runtime) -> None:

@@ -82,7 +82,7 @@ def test_an_absent_service_is_said() -> None:
         result = plan(url, "--max-mem-gb", "4")
     assert result.exit_code == 3
     assert f"no fineserve at {url}" in result.output
-    assert "`make up`, or say --url" in result.output
+    assert "`fineserve up`, or say --url" in result.output
 
 
 def test_another_server_is_said() -> None:
