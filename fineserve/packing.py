@@ -1,4 +1,4 @@
-"""Images on the user's machine as one upload."""
+"""Packing of images on the user's machine as one upload."""
 
 import io
 import json
@@ -15,8 +15,10 @@ from learngenes.data.saved import is_saved, load_saved
 
 @contextmanager
 def packed(images: Path) -> Iterator[IO[bytes]]:
-    """An archive as it is; a directory of class folders, or of a saved Hugging Face dataset (of its
-    splits `train`), as a tar of class folders. Raises DataError."""
+    """Open an archive as it is, or a directory as a tar of class folders.
+
+    A saved Hugging Face dataset gives its split `train`. Raises DataError.
+    """
     images = images.resolve()  # `.` has no name, and `..` none that a path in an archive may have
     if not images.is_dir():
         with images.open("rb") as archive:
@@ -40,7 +42,7 @@ def _add_folders(images: Path, tar: tarfile.TarFile) -> None:
 
 
 def _add_saved(path: Path, tar: tarfile.TarFile) -> None:
-    """A folder for each class, called by its number: a class may have a name that no folder can."""
+    """Add a folder per class, named by number: a class may have a name that no folder can."""
     rows, names = load_saved(path, decode=False)
     folders = {f"{number:05}": name for number, name in enumerate(names)}
     _add(tar, CLASSES_FILE, json.dumps(folders).encode())

@@ -1,4 +1,4 @@
-"""How requests of the client travel: tried again, through a proxy, and without an event loop."""
+"""Transport of the client's requests: retries, proxies, and calls without an event loop."""
 
 import asyncio
 import io
@@ -17,7 +17,7 @@ CHUNK_BYTES = 1 << 16
 
 
 def retries(kind: type[Retry] = Retry) -> Retry:
-    """As often, and with such pauses, as the client asks by default."""
+    """Retries of the client, by default."""
     return kind(
         total=8,
         backoff_factor=0.5,
@@ -31,7 +31,7 @@ RETRIES = retries()
 
 
 def result_of(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Of a coroutine that never waits."""
+    """Result of a coroutine that never waits."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -67,7 +67,7 @@ class _Blocking(httpx.AsyncByteStream):
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A file, read from the same place at each try."""
+    """Body from a file, read from the same place at each try."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._start = file, file.tell()
@@ -85,7 +85,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def proxy_of(url: str) -> str | None:
-    """What this host's environment wants between it and the service."""
+    """Proxy that this host's environment names for the service."""
     parts = urlsplit(url)
     if proxy_bypass(parts.hostname or ""):
         return None

@@ -13,7 +13,7 @@ from learngenes.config import Mode, NetworkConfig, Scheduler, SizeSpace
 from learngenes.sizing.budget import Budget, Cost, Plan, Slack, Verified
 
 DEFAULT_TASK = "default"
-"""The family's own images; any other is a task's id."""
+"""Task of the family's own images; any other is a task's id."""
 MAX_SEED = 2**63 - 1
 NAME = r"^[\w .-]{1,64}$"
 MAX_REFINEMENT_SECONDS = 24 * 3600
@@ -28,7 +28,7 @@ Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class PlanRequest(Budget):
-    """A budget: max_mem_gb, max_latency_ms, or both; and for which sampling it holds."""
+    """Budget: max_mem_gb, max_latency_ms, or both; and the sampling for which it holds."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -38,9 +38,9 @@ class PlanRequest(Budget):
     )
 
     family: Text | None = None
-    """May be left out while there is only one."""
+    """Family; may be left out while there is only one."""
     device_class: Text | None = None
-    """May be left out while there is only one."""
+    """Device class; may be left out while there is only one."""
 
     @model_validator(mode="after")
     def _budget(self) -> Self:
@@ -62,7 +62,7 @@ class RefineRequest(BaseModel):
 
 
 class Refinement(BaseModel):
-    """A wish: every W trained further, after Sigma."""
+    """Wish to train every W further, after Sigma."""
 
     max_seconds: int
     stopped: bool = False
@@ -72,7 +72,7 @@ class Refinement(BaseModel):
 class ModelRequest(PlanRequest):
     name: Annotated[str, Field(pattern=NAME)] | None = None
     task: Text = DEFAULT_TASK
-    """A task's id: Σ and class embeddings are then retrained on its images instead of the family's
+    """Id of a task: Σ and class embeddings are then retrained on its images instead of the family's
     own, and its classes are what the model samples."""
     refine: RefineRequest | None = None
     """Train every weight further, after Σ: the model then shares none with its family, so its
@@ -88,7 +88,7 @@ class ModelRequest(PlanRequest):
 
 
 class Answer(BaseModel):
-    """What a record tells its owner."""
+    """Part of a record that its owner is told."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -99,7 +99,7 @@ class PlanResponse(BaseModel):
     profiled_at: datetime
     plan: Plan
     binding: tuple[str, ...]
-    """Constraints without which there were a better size; none: it is the family's best."""
+    """Constraints without which a better size would exist; none for the family's best."""
     slack: Slack
     front: tuple[Plan, ...]
     """Sizes that no other beats in quality, memory and latency at once, best first."""
@@ -112,7 +112,7 @@ class ModelResponse(Answer):
     device_class: str
     task: str
     class_names: list[str] | None
-    """Of its task; None: the family's."""
+    """Class names of its task; None for the family's."""
     status: str
     revision: int | None
     budget: Budget
@@ -140,9 +140,9 @@ class FamilyResponse(Answer):
     licence: str
     trained_steps: int
     fingerprint: str
-    """Changes with the weights."""
+    """Digest of the weights."""
     quality: dict[str, Any] | None
-    """Its quality table; None until it is calibrated."""
+    """Quality table; None until the family is calibrated."""
 
 
 class FamilyList(BaseModel):
@@ -155,7 +155,7 @@ class TaskResponse(Answer):
     family: str
     class_names: list[str]
     counts: list[int]
-    """Images of each class."""
+    """Number of images of each class."""
     created_at: datetime
 
 
@@ -171,33 +171,33 @@ class GenerateRequest(BaseModel):
 
     model: Text
     class_labels: Annotated[list[int | Text], Field(min_length=1, max_length=1000)] | None = None
-    """Names or numbers, repeated in turn over the `n` images; every class when left out."""
+    """Class names or numbers, repeated in turn over the `n` images; by default every class."""
     n: Annotated[int, Field(ge=1)] | None = None
-    """By default one image per class label."""
+    """Number of images; by default one per class label."""
     num_inference_steps: Annotated[int, Field(ge=1)] = 25
     guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] = 2.0
-    """1 is unguided."""
+    """Classifier-free guidance; 1 is unguided."""
     scheduler: Scheduler = Scheduler.DDIM
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    """Image i has seed + i; drawn when left out."""
+    """Seed of the first image; image i has seed + i. By default it is drawn."""
     format: Literal["png"] = "png"
     deadline_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
-    """After which nobody wants the images any more: it then fails, and takes no more time."""
+    """Seconds after which nobody wants the images any more: the generation then fails."""
     previews: bool = False
     """Whether progress events carry a small picture of the first image as it is by then."""
 
 
 class ExportFormat(StrEnum):
-    """What a model can leave as."""
+    """Format in which a model is exported."""
 
     DIFFUSERS = "diffusers"
-    """For plain diffusers: every W written out, in float32."""
+    """Directory for plain diffusers: every W written out, in float32."""
     ONNX = "onnx"
     """The same network for ONNX runtimes."""
     NATIVE = "native"
     """U, V of the model's rank, its Sigma and the stem: what `learngenes` loads by itself."""
     ADAPTER = "adapter"
-    """What is the model's own alone: `learngenes` adds the family, which has to be there."""
+    """Parameters of the model's own alone; `learngenes` adds the family."""
 
 
 class ImageResponse(BaseModel):
@@ -223,13 +223,13 @@ class GenerationResponse(BaseModel):
 
 class WorkerResponse(Answer):
     name: str
-    """Host and process."""
+    """Host and process of the worker."""
     queue: str
     device_class: str
     torch_version: str
     families: list[str]
     gauges: dict[str, float]
-    """As /metrics names them."""
+    """Values by the names that /metrics gives them."""
 
 
 class CallerResponse(BaseModel):
@@ -239,7 +239,7 @@ class CallerResponse(BaseModel):
 
 
 class Failure(BaseModel):
-    """What an operator is told of a record that failed."""
+    """Failed record, as an operator is told."""
 
     kind: str
     id: str
@@ -249,32 +249,32 @@ class Failure(BaseModel):
 
 class Status(BaseModel):
     caller: CallerResponse | None
-    """Whose key asked; None while there are no keys."""
+    """Owner of the key that asked; None while there are no keys."""
     missing: list[str]
-    """Why /readyz says no; empty when it says yes."""
+    """Reasons why /readyz says no; empty when it says yes."""
     families: list[str]
     workers: list[WorkerResponse]
     queues: dict[str, int]
-    """Messages that no worker has taken."""
+    """Number of messages in each queue that no worker has taken."""
     active_models: int
     active_generations: int
     failures: list[Failure]
-    """The last ones, newest first."""
+    """Last failures, newest first."""
     redis_memory_bytes: int
     store_disk_free_bytes: int
     store_bytes: dict[str, int]
-    """What artifacts take, by kind; counted every minute."""
+    """Bytes of artifacts, by kind; counted every minute."""
 
 
 class Snapshot(BaseModel):
-    """An event of /status/events."""
+    """Event of /status/events."""
 
     status: Status | None
-    """None while Redis cannot be reached."""
+    """Status; None while Redis cannot be reached."""
     models: list[ModelResponse]
-    """The newest."""
+    """Newest models."""
     images: dict[str, int]
-    """Made by each model that made any, by id."""
+    """Number of images by the id of the model that made them."""
 
 
 class Readiness(BaseModel):

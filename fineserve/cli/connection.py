@@ -1,4 +1,4 @@
-"""The service as commands reach it."""
+"""Connection of the commands to the service."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from registry.settings import get_settings
 
 PROBE_SECONDS = 10
 NOBODY = (502, 504)
-"""How a proxy says that there is nobody behind it."""
+"""Statuses by which a proxy says that nobody is behind it."""
 
 
 class _Told(Retry):
-    """Whoever waits at a terminal hears what for."""
+    """Retry that tells whoever waits at a terminal what for."""
 
     def sleep(self, response: httpx.Response | Exception) -> None:
         why = response.status_code if isinstance(response, httpx.Response) else response
@@ -29,7 +29,7 @@ class _Told(Retry):
 
 @contextlib.contextmanager
 def connected(url: str | None) -> Iterator[Client]:
-    """The service; by default this host's. What it refuses is one line and an exit code."""
+    """Client of the service, by default this host's. A refusal is one line and an exit code."""
     settings = get_settings()
     url = url or f"http://{settings.host}:{settings.port}"
     key = settings.api_key.get_secret_value() if settings.api_key else None
@@ -44,7 +44,7 @@ def connected(url: str | None) -> Iterator[Client]:
 
 
 def _require_somebody(url: str) -> None:
-    """Nobody waits for as many tries as the client makes where there is nobody to be tried."""
+    """Raise httpx.HTTPError at once where nobody answers, instead of trying again for long."""
     answer = httpx.get(f"{url}/healthz", timeout=PROBE_SECONDS)
     if answer.status_code in NOBODY:
         answer.raise_for_status()

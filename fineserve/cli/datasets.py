@@ -37,7 +37,7 @@ def create(
 
 @cli.command("list")
 def list_tasks(as_json: AsJson = False, url: Url = None) -> None:
-    """Newest first."""
+    """List uploads, newest first."""
     with connected(url) as client:
         _show(client.tasks(), as_json)
 
@@ -56,7 +56,7 @@ def delete(
 
 
 def _name(images: Path) -> str:
-    """The name of what lies there, as the service takes it."""
+    """Name of a folder or archive, in characters that the service takes."""
     path = images.resolve()
     return re.sub(r"[^\w .-]", "-", path.name if path.is_dir() else path.stem)[:64]
 

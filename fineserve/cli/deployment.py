@@ -1,4 +1,4 @@
-"""`fineserve up` and what an operator of this host does: stop, logs, doctor, gc.
+"""`fineserve up`, `down`, `logs`, `doctor` and `gc`, for the operator of a host.
 
 What the server's packages bring is imported when it is asked for: the client has none of them.
 """

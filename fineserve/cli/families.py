@@ -1,4 +1,4 @@
-"""`fineserve pretrain` and what else makes, measures and shows families.
+"""`fineserve pretrain`, `condense`, `calibrate` and the other commands about families.
 
 What needs torch is imported when it is asked for.
 """
@@ -113,7 +113,7 @@ def calibrate(
 def synthesise(
     directory: Annotated[Path, typer.Argument(help="where; its last part is the family's name")],
 ) -> None:
-    """A family of random weights with the shapes of DiT-XL/2 at 256 x 256, to try sizing on."""
+    """Write a family of random weights with the shapes of DiT-XL/2 at 256 x 256, to try sizing."""
     from learngenes.family.synthetic import write_synthetic_family
 
     if directory.exists():
@@ -143,7 +143,7 @@ def condense(
     work: Work,
     family: NewFamily,
 ) -> None:
-    """A family from a DiT of diffusers: factors fitted to its weights, then distillation."""
+    """Make a family from a DiT of diffusers: fit factors to its weights, then distil."""
     if importlib.util.find_spec("tensorly") is None:
         fail("TensorLy is missing: pip install 'fineserve[condense]'")
     from learngenes.training.condense import REPORT
@@ -156,7 +156,7 @@ def condense(
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """What is wrong with a family, its data or its configuration is one line."""
+    """Tell in one line what is wrong with a family, its data or its configuration."""
     from learngenes.config import ConfigError
     from learngenes.data.images import DataError
     from learngenes.data.latents import AutoencoderError

@@ -50,7 +50,7 @@ def create(
 
 @cli.command("list")
 def list_keys(as_json: AsJson = False) -> None:
-    """All keys that there were, and which of them are valid."""
+    """List all keys, with their state."""
     with _keys() as keys:
         found = keys.all()
     table = Table("id", "owner", "scopes", "a minute", "at once", "expires", "")
@@ -66,7 +66,7 @@ def revoke(
     key_id: Annotated[str, typer.Argument(help="as `fineserve keys list` shows it")],
     as_json: AsJson = False,
 ) -> None:
-    """Let a key in no more, from now on."""
+    """Revoke a key from now on."""
     with _keys() as keys:
         revoked = keys.revoke(key_id)
     echo(f"{key_id} is revoked", _shown(revoked), as_json)

@@ -34,7 +34,7 @@ from fineserve.wire import ExportFormat, ModelResponse
 cli = typer.Typer(no_args_is_help=True, help="Make, watch and delete models.")
 
 Show = Callable[..., None]
-"""Changes what a progress bar shows, as rich's `Progress.update` does."""
+"""Callback that changes a progress bar, as rich's `Progress.update` does."""
 
 
 @cli.command()
@@ -73,7 +73,7 @@ def create(
 
 @cli.command("list")
 def list_models(as_json: AsJson = False, url: Url = None) -> None:
-    """Newest first."""
+    """List models, newest first."""
     with connected(url) as client:
         models = list(client.models())
     table = Table("id", "name", "state", "size", "memory", "p95", "revision")
@@ -84,7 +84,7 @@ def list_models(as_json: AsJson = False, url: Url = None) -> None:
 
 @cli.command()
 def show(model: ModelId, as_json: AsJson = False, url: Url = None) -> None:
-    """One model."""
+    """Show one model."""
     with connected(url) as client:
         _show(client.model(model), as_json)
 
@@ -179,7 +179,7 @@ def _bar(what: str, *, quiet: bool) -> Iterator[Show]:
 
 
 def _following(update: Show) -> Callable[[str, dict[str, Any]], None]:
-    """Shows the events of a record."""
+    """Progress bar of a record's events."""
 
     def heard(name: str, data: dict[str, Any]) -> None:
         if name == "status":
@@ -191,7 +191,7 @@ def _following(update: Show) -> Callable[[str, dict[str, Any]], None]:
 
 
 def _watched(client: Client, model_id: str, *, quiet: bool) -> ModelResponse:
-    """Raises NotReady."""
+    """Wait for a model. Raises NotReady."""
     with _bar("queued", quiet=quiet) as update:
         return client.wait(model_id, _following(update))
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how commands answer."""
+"""Options that several commands share, and their output."""
 
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -31,12 +31,12 @@ NewFamily = Annotated[Path, typer.Option(help="where the family is written")]
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """Those that were, for the service to choose the others."""
+    """Options that were given; the service chooses the others."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def echo(text: object, answer: object, as_json: bool) -> None:
-    """Text for people, or an answer for scripts."""
+    """Write text for people, or an answer for scripts."""
     typer.echo(to_json(answer).decode() if as_json else text)
 
 

@@ -48,7 +48,7 @@ def plan(
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
-    """What a budget would give, without making it: the plan and its neighbours on the front."""
+    """Plan a budget without making a model: the plan and its neighbours on the front."""
     budget = given(
         max_mem_gb=max_mem_gb,
         max_latency_ms=max_latency_ms,
@@ -82,7 +82,7 @@ class PlotError(Exception):
 
 
 def _table(answer: PlanResponse) -> Table:
-    """The plan among its neighbours on the front, best first."""
+    """Table of the plan among its neighbours on the front, best first."""
     chosen, front = answer.plan, answer.front
     place = front.index(chosen)
     shown = range(max(0, place - NEIGHBOURS), min(len(front), place + NEIGHBOURS + 1))
@@ -110,7 +110,7 @@ def _table(answer: PlanResponse) -> Table:
 
 
 def _explanation(answer: PlanResponse) -> str:
-    """What binds, and what is left."""
+    """Sentence on what binds the plan, and what of the budget is left."""
     slack = []
     if (memory_bytes := answer.slack.memory_bytes) is not None:
         slack.append(f"{memory_bytes / 1e6:.1f} MB")
@@ -122,7 +122,7 @@ def _explanation(answer: PlanResponse) -> str:
 
 
 def _draw(answer: PlanResponse, budget: dict[str, Any], file: Path) -> None:
-    """The front in memory and quality, latency by colour; the plan and its budget marked.
+    """Draw the front in memory and quality, latency by colour, with the plan and its budget.
 
     Raises PlotError when matplotlib is not installed or `file` is no picture's name.
     """

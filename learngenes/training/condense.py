@@ -36,8 +36,10 @@ from learngenes.training.pretrain import LOG, Pretraining
 
 REPORT = "condensation.json"
 RIDGE = 0.1
-"""Ridge of a factor's normal equations, relative to the first guess's V. Without it components
-almost cancel each other (Sigma up to 50 instead of 10, with the same error), and training diverges."""
+"""Ridge of a factor's normal equations, relative to the first guess's V.
+
+Without it components almost cancel each other (Sigma up to 50 instead of 10, with the same error),
+and training diverges."""
 OnIteration = Callable[[], object]
 """Callback after every iteration of a fit."""
 Components = tuple[Tensor | None, Sequence[Tensor]]
