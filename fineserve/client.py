@@ -258,8 +258,8 @@ class AsyncClient:
     async def create_task(
         self, images: Path | IO[bytes], *, name: str | None = None, family: str | None = None
     ) -> TaskResponse:
-        """Upload images in folders that are named after their classes, or what Hugging Face
-        datasets has saved: a directory, or a zip or tar of one."""
+        """Upload images in folders that are named after their classes (a directory, or a zip or tar
+        of one), or a directory that Hugging Face `datasets` has saved. Raises DataError, too."""
         given = {"name": name, "family": family}
         params = {key: value for key, value in given.items() if value is not None}
         with contextlib.ExitStack() as stack:
