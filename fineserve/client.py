@@ -343,7 +343,7 @@ class AsyncClient:
 
 
 class _BlockingClient(AsyncClient):
-    """Make a blocking method of an asynchronous one, whose awaits never wait for an event loop."""
+    """Asynchronous client whose awaits never wait for an event loop; `Client` runs it."""
 
     def _transport(self, proxy: str | None) -> httpx.AsyncBaseTransport:
         return BlockingTransport(RetryTransport(httpx.HTTPTransport(proxy=proxy), self._retry))
@@ -419,6 +419,8 @@ class _Hearing:
     last_id: str = "0"
 
     def hear(self, event: ServerSentEvent) -> None:
+        if not event.data:
+            return  # a comment, which keeps the connection, after an event
         self.last_id, self.heard = event.id or self.last_id, self.heard + 1
         if self.on_event is not None:
             self.on_event(event.event, json.loads(event.data))
@@ -446,7 +448,7 @@ def _unpack(file: IO[bytes], into: Path) -> None:
 
 
 def _parsed(kind: type[M], answer: httpx.Response) -> M:
-    """Raises FineserveError."""
+    """Parse an answer. Raises FineserveError."""
     try:
         return kind.model_validate_json(answer.content)
     except ValidationError as error:
@@ -454,7 +456,7 @@ def _parsed(kind: type[M], answer: httpx.Response) -> M:
 
 
 async def _accepted(answer: httpx.Response) -> httpx.Response:
-    """Raises FineserveError."""
+    """Pass an answer on that is no refusal. Raises FineserveError."""
     if answer.is_success:
         return answer
     try:
