@@ -319,8 +319,8 @@ class AsyncClient:
         return record
 
     async def _hear(self, hearing: "_Hearing") -> str | None:
-        """Hear events until the stream ends or breaks off; returns what was wrong if none came."""
-        began, heard, trouble = time.monotonic(), hearing.heard, "it ended at once"
+        """Hear events until the stream ends or breaks off; returns why none was new."""
+        began, before, trouble = time.monotonic(), hearing.last_id, "it ended at once"
         async with aconnect_sse(self._http, "GET", hearing.path, headers=hearing.headers) as source:
             await _accepted(source.response)
             try:
@@ -328,7 +328,7 @@ class AsyncClient:
                     hearing.hear(event)
             except httpx.TransportError as error:
                 trouble = str(error)
-        fruitful = hearing.heard > heard or time.monotonic() - began > FRUITLESS_SECONDS
+        fruitful = hearing.last_id != before or time.monotonic() - began > FRUITLESS_SECONDS
         return None if fruitful else trouble
 
     def _transport(self, proxy: str | None) -> httpx.AsyncBaseTransport:
@@ -415,13 +415,12 @@ class _Hearing:
 
     path: str
     on_event: OnEvent | None
-    heard: int = 0
     last_id: str = "0"
 
     def hear(self, event: ServerSentEvent) -> None:
         if not event.data:
             return  # a comment, which keeps the connection, after an event
-        self.last_id, self.heard = event.id or self.last_id, self.heard + 1
+        self.last_id = event.id or self.last_id
         if self.on_event is not None:
             self.on_event(event.event, json.loads(event.data))
 

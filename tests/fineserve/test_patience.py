@@ -77,12 +77,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     params=[("text/html", b"<html>welcome</html>"), ("text/event-stream", b"")], ids=["html", "end"]
 )
 def proxied(request: pytest.FixtureRequest) -> Iterator[Proxied]:
-    with Proxied(*request.param) as server:
+    yield from served(*request.param)
+
+
+def served(kind: str, content: bytes) -> Iterator[Proxied]:
+    with Proxied(kind, content) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def cut_off() -> Iterator[Proxied]:
+    """It passes on the first event, a sign of life, and no more."""
+    content = b'id: 1\nevent: status\ndata: {"status": "building"}\n\n: ping\n\n'
+    yield from served("text/event-stream", content)
 
 
 async def awaited(url: str) -> None:
@@ -105,6 +116,14 @@ def test_events_that_never_come_are_asked_for_a_few_times(
     assert given_up.value.kind == "no-events"
     assert time.monotonic() - started > 0.7
     assert proxied.asked["/models/m-1/events"] == 4
+
+
+def test_events_that_are_told_already_are_no_progress(cut_off: Proxied) -> None:
+    heard: list[tuple[str, str]] = []
+    with Client(cut_off.url, retry=BRIEF) as client, pytest.raises(FineserveError, match="no ev"):
+        client.wait("m-1", lambda name, content: heard.append((name, content["status"])))
+    assert heard == [("status", "building")] * 5
+    assert cut_off.asked["/models/m-1/events"] == 5
 
 
 def test_the_command_line_says_what_it_waits_for(
