@@ -20,7 +20,7 @@ import redis
 from PIL import Image
 
 from benchmarks.parts import REPOSITORY
-from fineserve.client import ENDED, Client, GeneratedImage, NotReady
+from fineserve.client import FINISHED, Client, GeneratedImage
 from fineserve.wire import ModelResponse
 
 FAMILIES = REPOSITORY / "families"
@@ -103,14 +103,14 @@ class Deployment:
     def wait_model(
         self, model_id: str, done: Callable[[ModelResponse], bool], seconds: float = 600
     ) -> ModelResponse:
-        """The model once `done` holds of it. Raises NotReady when it never will."""
+        """The model once `done` holds of it. Raises RuntimeError when it never will."""
 
         def look() -> ModelResponse | None:
             model = self.client.model(model_id)
             if done(model):
                 return model
-            if model.status in ENDED:
-                raise NotReady(model)
+            if model.status in FINISHED:
+                raise RuntimeError(f"model {model_id} is {model.status}: {model.error}")
             return None
 
         return wait(look, seconds)

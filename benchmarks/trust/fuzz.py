@@ -67,8 +67,7 @@ def _ended(deployment: Deployment) -> int:
 def run(deployment: Deployment, examples: int, phases: Sequence[str]) -> Figures:
     """Schemathesis' own report."""
     model, doomed = deployment.ready_model(), deployment.ready_model(max_mem_gb=4, depth=2)
-    body = {"model": model, "n": 1, "num_inference_steps": 2}
-    generation = deployment.http.post("/generate", json=body).raise_for_status().json()["id"]
+    generation = deployment.client.create_generation(model, n=1, num_inference_steps=2).id
     with tempfile.TemporaryDirectory() as directory:
         config, report = Path(directory) / "config.toml", Path(directory) / "report.json"
         config.write_text(_config(model, doomed, generation))
