@@ -59,7 +59,7 @@ class Deployment:
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """`fineserve WORDS`."""
-        return self._run(str(self.bin / "fineserve"), *words)
+        return self._run(str(self.bin / "python"), "-m", "fineserve", *words)
 
     def control(self, *words: str) -> str:
         """`supervisorctl WORDS`."""
