@@ -130,7 +130,7 @@ class ModelList(BaseModel):
     next_offset: int | None
 
 
-class FamilyResponse(Answer):
+class Family(Answer):
     """A family that workers hold; shapes as in its family.json."""
 
     name: str
@@ -141,6 +141,11 @@ class FamilyResponse(Answer):
     trained_steps: int
     fingerprint: str
     """Digest of the weights."""
+
+
+class FamilyResponse(Family):
+    """Family that workers hold; shapes as in its family.json."""
+
     quality: dict[str, Any] | None
     """Quality table; None until the family is calibrated."""
 

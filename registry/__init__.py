@@ -1,1 +1,1 @@
-"""What service and worker must agree on: records, events, artifacts, tasks and settings."""
+"""The agreement of service and worker: records, events, artifacts, tasks and settings."""

@@ -13,24 +13,19 @@ RegistryError
 """
 
 
-class RegistryError(Exception):
-    pass
+class RegistryError(Exception): ...
 
 
-class RecordNotFound(RegistryError):
-    pass
+class RecordNotFound(RegistryError): ...
 
 
-class IllegalTransition(RegistryError):
-    pass
+class IllegalTransition(RegistryError): ...
 
 
-class Superseded(RegistryError):
-    pass
+class Superseded(RegistryError): ...
 
 
-class IdempotencyConflict(RegistryError):
-    pass
+class IdempotencyConflict(RegistryError): ...
 
 
 class QueueFull(RegistryError):
@@ -39,21 +34,16 @@ class QueueFull(RegistryError):
         self.retry_seconds = retry_seconds
 
 
-class StorageFull(RegistryError):
-    pass
+class StorageFull(RegistryError): ...
 
 
-class KeysError(RegistryError):
-    pass
+class KeysError(RegistryError): ...
 
 
-class DeadlineMissed(RegistryError):
-    pass
+class DeadlineMissed(RegistryError): ...
 
 
-class ModelGone(RegistryError):
-    pass
+class ModelGone(RegistryError): ...
 
 
-class ArtifactError(RegistryError):
-    pass
+class ArtifactError(RegistryError): ...

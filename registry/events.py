@@ -1,42 +1,53 @@
-"""Event streams: each record has one, replayed from its beginning and then followed."""
+"""Event streams: each record has one, which is replayed from its beginning and then followed."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import redis.asyncio
 
+from registry.records import Record
+
 MAX_EVENTS = 2000
 BLOCK_SECONDS = 5.0
 MOST_FOLLOWERS = 20_000
-"""Each has a connection of its own; redis-py's default is 100."""
+"""Connections that may be open: each follower has its own, and redis-py's default is 100."""
 
 
 @dataclass(frozen=True)
 class Event:
     id: str
     name: str
-    """`status`, `progress`, and of a model `replanned` and `verified`."""
+    """`status`, `progress`, and for a model `replanned`, `verified` and `refined`."""
     data: str
-    """JSON."""
+    """Fields of the event, as JSON."""
+
+
+def redis_key(*parts: str) -> str:
+    return ":".join(("fineserve", *parts))
 
 
 def stream_key(record_name: str, record_id: str) -> str:
-    return f"fineserve:{record_name}:{record_id}:events"
+    return redis_key(record_name, record_id, "events")
 
 
 async def follow(
-    client: "redis.asyncio.Redis", stream: str, after: str = "0", *, live: bool = True
+    client: "redis.asyncio.Redis", record: Record, after: str = "0"
 ) -> AsyncIterator[Event]:
-    """Events later than the id `after`; when `live`, for ever: the caller breaks off."""
-    block = int(BLOCK_SECONDS * 1000) if live else None
+    """Events later than the id `after`, until the record is finished."""
+    stream = stream_key(record.NAME, record.id)
+    block = None if record.finished else int(BLOCK_SECONDS * 1000)
     while True:
         answer = cast(list[Any], await client.xread({stream: after}, block=block))
         for _, entries in answer:
             for event_id, fields in entries:
                 after = event_id
-                yield Event(event_id, fields["event"], fields["data"])
-        if not live:
+                event = Event(event_id, fields["event"], fields["data"])
+                yield event
+                if event.name == "status" and json.loads(event.data)["status"] in record.FINISHED:
+                    return
+        if record.finished:
             return
 
 

@@ -1,4 +1,4 @@
-"""Requests that are sent again with the Idempotency-Key of the first make nothing new."""
+"""A request that is sent again with the Idempotency-Key of an earlier one makes nothing new."""
 
 import hashlib
 from typing import cast
@@ -11,24 +11,22 @@ MOST_SECONDS = 24 * 3600
 
 
 class IdempotencyKeys:
-    """Ids of the records that each owner's requests have made, by key, for records of one type."""
+    """Ids of the records of one type that each owner's requests have made, by key.
+
+    Raises IdempotencyConflict when the earlier request with a key had another body.
+    """
 
     def __init__(self, client: redis.Redis, prefix: str, record_seconds: int | None) -> None:
         self._redis, self._prefix = client, prefix
         self._seconds = min(MOST_SECONDS, record_seconds or MOST_SECONDS)
 
     def take(self, owner: str, key: str, body: str, record_id: str) -> str:
-        """The id that an earlier request with this key took, or else this one.
-
-        Raises IdempotencyConflict when the earlier one had another body.
-        """
-        taken = f"{_digest(body)} {record_id}"
-        name = self._name(owner, key)
+        """Id that an earlier request with this key took, or else this one."""
+        taken, name = f"{_digest(body)} {record_id}", self._name(owner, key)
         earlier = self._redis.set(name, taken, nx=True, get=True, ex=self._seconds)
         return record_id if earlier is None else _record_id(cast(str, earlier), key, body)
 
     def find(self, owner: str, key: str, body: str) -> str | None:
-        """Raises IdempotencyConflict when the earlier request had another body."""
         earlier = cast(str | None, self._redis.get(self._name(owner, key)))
         return None if earlier is None else _record_id(earlier, key, body)
 

@@ -1,7 +1,7 @@
 """API keys: who may call the service, for what, how often and until when.
 
-They live in a JSON file that only its owner may read. Of a key it has the SHA-256 alone; the key
-itself, 256 random bits, is shown once, to whoever creates it. Processes read the file again
+They live in a JSON file that only its owner may read. The file has the SHA-256 of each key; the
+key itself, 256 random bits, is shown once, to whoever creates it. Processes read the file again
 whenever it has changed, so a key that is created or revoked counts at once.
 """
 
@@ -22,6 +22,8 @@ from learngenes.files import write_file
 from registry.errors import KeysError
 
 PREFIX = "fsk"
+OWNER = re.compile(r"[\w.@-]{1,64}")
+"""Pattern of an owner's name, which becomes a part of keys in Redis, between colons."""
 
 
 def now() -> datetime:
@@ -34,20 +36,20 @@ class Scope(StrEnum):
     DEPLOY = "deploy"
     """Make, cancel, export and delete models of the key's owner."""
     ADMIN = "admin"
-    """Everything, of every owner; and what tells of everybody: /metrics, failures."""
+    """Everything, for every owner; and what tells of everybody: /metrics, failures."""
 
 
 class ApiKey(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    """What lists and logs call it by."""
+    """Name of the key in lists and logs."""
     owner: str
     scopes: tuple[Scope, ...]
     sha256: str
     requests_per_minute: int | None = None
     max_active: int | None = None
-    """Of unfinished models, and of unfinished generations."""
+    """Most unfinished models, and most unfinished generations."""
     created_at: datetime = Field(default_factory=now)
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
@@ -66,12 +68,11 @@ class _File(BaseModel):
     keys: list[ApiKey] = []
 
 
-OWNER = re.compile(r"[\w.@-]{1,64}")
-"""It becomes a part of keys in Redis, between colons."""
-
-
 class Keys:
-    """The file at `path`; once there was one, nobody comes in without a key, even if it goes."""
+    """API keys in the file at `path`; every method raises KeysError where it cannot be read.
+
+    Once there was a file, nobody comes in without a key, even if the file goes.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -86,20 +87,16 @@ class Keys:
         return self._required
 
     def find(self, key: str) -> ApiKey | None:
-        """Valid or not; None when there is no such key. Raises KeysError."""
-        with self._lock:
-            self._refresh()
-            return self._by_sha256.get(_sha256(key))
+        """Key, valid or not, that was sent as `key`; None when there is no such key."""
+        return self._known(_sha256(key))
 
     def valid(self, key: ApiKey) -> bool:
-        """Still. Raises KeysError."""
-        with self._lock:
-            self._refresh()
-            now_known = self._by_sha256.get(key.sha256)
-        return now_known is not None and now_known.state == "valid"
+        """Whether the key is still valid."""
+        known = self._known(key.sha256)
+        return known is not None and known.state == "valid"
 
     def all(self) -> list[ApiKey]:
-        """Oldest first. Raises KeysError."""
+        """All keys, oldest first."""
         return self._read().keys if self.path.exists() else []
 
     def create(
@@ -111,7 +108,7 @@ class Keys:
         max_active: int | None = None,
         valid_for: timedelta | None = None,
     ) -> tuple[ApiKey, str]:
-        """A new one, and what its holder sends. Raises KeysError."""
+        """A new key, and the text that its holder sends. Raises KeysError."""
         if not OWNER.fullmatch(owner):
             raise KeysError(f"{owner!r} is no owner: use up to 64 letters, digits, and . _ @ -")
         key_id = f"k-{secrets.token_hex(4)}"
@@ -130,7 +127,7 @@ class Keys:
         return created, key
 
     def revoke(self, key_id: str) -> ApiKey:
-        """It stays in the file, for the record. Raises KeysError."""
+        """Revoke a key, which stays in the file for the record. Raises KeysError."""
         with self._changing() as file:
             for place, key in enumerate(file.keys):
                 if key.id == key_id:
@@ -141,23 +138,25 @@ class Keys:
 
     @contextmanager
     def _changing(self) -> Iterator[_File]:
-        """One process at a time; readers see the old file or the new one."""
+        """The file, for one process at a time; readers see the old file or the new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            file = self._read() if self.path.exists() else _File()
+            file = _File(keys=self.all())
             yield file
             write_file(self.path, file.model_dump_json(indent=1).encode(), permissions=0o600)
 
-    def _refresh(self) -> None:
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            raise KeysError(f"the API keys cannot be read: {error}") from error
-        seen = (status.st_mtime_ns, status.st_ino, status.st_size)
-        if seen != self._seen:
-            self._by_sha256 = {key.sha256: key for key in self._read().keys}
-            self._seen = seen
+    def _known(self, sha256: str) -> ApiKey | None:
+        with self._lock:
+            try:
+                status = self.path.stat()
+            except OSError as error:
+                raise KeysError(f"the API keys cannot be read: {error}") from error
+            seen = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if seen != self._seen:
+                self._by_sha256 = {key.sha256: key for key in self._read().keys}
+                self._seen = seen
+            return self._by_sha256.get(sha256)
 
     def _read(self) -> _File:
         try:

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, whichever library wrote it."""
+"""Structured logs: one JSON object per line, whichever library wrote it."""
 
 import logging
 import sys

@@ -1,9 +1,7 @@
-"""What every process counts, for Prometheus. Names are by its conventions; labels are bounded.
+"""Counters and histograms of every process, for Prometheus; `service.metrics` has the gauges.
 
-Counters and histograms live in the process that counts. Where `PROMETHEUS_MULTIPROC_DIR` is set
-they are files in it, and whoever answers `/metrics` sums those of all processes on its host.
-What *is*, rather than happened, the service reads from Redis at each scrape:
-`service.metrics`.
+They live in the process that counts. Where `PROMETHEUS_MULTIPROC_DIR` is set they are files in it,
+and whoever answers `/metrics` sums those of all processes on its host.
 """
 
 import os
@@ -32,66 +30,73 @@ def _histogram(name: str, what: str, buckets: tuple[float, ...], *labels: str) -
     return Histogram(name, what, labels, namespace=NAMESPACE, buckets=buckets)
 
 
-PLANS = _counter("plans_total", "Budgets solved, by what came of them.", "outcome")
+PLANS = _counter("plans_total", "Budgets planned, by outcome.", "outcome")
 FINISHED = _counter(
-    "finished_total", "Models built and generations sampled, by how that ended.", "kind", "outcome"
+    "finished_total", "Models and generations finished, by outcome.", "kind", "outcome"
 )
 QUEUE_WAIT = _histogram(
-    "queue_wait_seconds", "From acceptance to the first attempt.", SHORT_SECONDS, "kind"
+    "queue_wait_seconds", "Time from acceptance to the first attempt.", SHORT_SECONDS, "kind"
 )
 
 BUILD_PHASE = _histogram(
     "build_phase_seconds", "Time that builds spent in a phase.", LONG_SECONDS, "phase"
 )
 MEASURED_RATIO = _histogram(
-    "measured_over_predicted_ratio", "Of verified models, by what was measured.", RATIOS, "quantity"
+    "measured_over_predicted_ratio",
+    "Measured over predicted cost of verified models.",
+    RATIOS,
+    "quantity",
 )
 RETRAINING_LOSS = _histogram(
-    "retraining_heldout_loss", "Held-out denoising loss, before and after.", LOSSES, "when"
+    "retraining_heldout_loss",
+    "Held-out denoising loss before and after retraining.",
+    LOSSES,
+    "when",
 )
 
 IMAGES = _counter("images_total", "Images made, by depth of their model.", "depth")
 
-STEP = _histogram("engine_step_seconds", "One denoising step of a whole batch.", STEP_SECONDS)
+STEP = _histogram(
+    "engine_step_seconds", "Time of one denoising step of a whole batch.", STEP_SECONDS
+)
 BATCH_ROWS = _histogram("engine_batch_rows", "Rows in a batch, at each composition.", SIZES)
 BATCH_MODELS = _histogram(
     "engine_batch_models", "Different models in a batch, at each composition.", SIZES
 )
 LOOKUPS = _counter(
-    "engine_lookups_total", "Whether what a request needs was there.", "cache", "outcome"
+    "engine_lookups_total", "Lookups in the engine's caches, by outcome.", "cache", "outcome"
 )
-EVICTIONS = _counter("engine_evictions_total", "What had to go for want of memory.", "what")
+EVICTIONS = _counter("engine_evictions_total", "Entries evicted for want of memory.", "what")
 
-ZEROS: tuple[tuple[Counter, tuple[str, ...]], ...] = (
-    (PLANS, ("solved",)),
-    (PLANS, ("infeasible",)),
-    (PLANS, ("impossible",)),
-    (FINISHED, ("model", "ready")),
-    (FINISHED, ("model", "failed")),
-    (FINISHED, ("generation", "done")),
-    (FINISHED, ("generation", "failed")),
-    (LOOKUPS, ("model", "hit")),
-    (LOOKUPS, ("modulations", "hit")),
-    (EVICTIONS, ("model",)),
-    (EVICTIONS, ("materialised",)),
-    (EVICTIONS, ("modulations",)),
-)
-for _metric, _labels in ZEROS:  # else the first of each would not count as an increase
-    _metric.labels(*_labels)
+for _counted, *_labels in (
+    (PLANS, "solved"),
+    (PLANS, "infeasible"),
+    (PLANS, "impossible"),
+    (FINISHED, "model", "ready"),
+    (FINISHED, "model", "failed"),
+    (FINISHED, "generation", "done"),
+    (FINISHED, "generation", "failed"),
+    (LOOKUPS, "model", "hit"),
+    (LOOKUPS, "modulations", "hit"),
+    (EVICTIONS, "model"),
+    (EVICTIONS, "materialised"),
+    (EVICTIONS, "modulations"),
+):
+    _counted.labels(*_labels)  # starts at 0, else the first of each would not be an increase
 
 WORKER_GAUGES = {
-    "device_held_bytes": "What the sampling engine holds on its device.",
-    "device_budget_bytes": "What the sampling engine may hold.",
+    "device_held_bytes": "Memory that the sampling engine holds on its device.",
+    "device_budget_bytes": "Memory that the sampling engine may hold.",
     "engine_models": "Models that the sampling engine has on its device.",
     "engine_running": "Parts of requests that take part in the present steps.",
     "engine_waiting": "Parts of requests that wait for room or their turn.",
     "process_resident_bytes": "Resident memory of a worker.",
 }
-"""Told by each worker in its heartbeat, with these names."""
+"""Names and meanings of the gauges in each worker's heartbeat."""
 
 
 def registry() -> CollectorRegistry:
-    """All that the processes of this host have counted."""
+    """Registry of everything that the processes of this host have counted."""
     if MULTIPROCESS_VARIABLE not in os.environ:
         return REGISTRY
     together = CollectorRegistry()
@@ -106,7 +111,7 @@ def serve(port: int, host: str) -> None:
 
 @contextmanager
 def timed(histogram: Histogram) -> Iterator[None]:
-    """Observe how long the block took, unless it raises."""
+    """Observe the seconds that the block takes, unless it raises."""
     started = perf_counter()
     yield
     histogram.observe(perf_counter() - started)

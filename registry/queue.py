@@ -11,16 +11,16 @@ BUILD_TASK = "fineserve.build"
 EXPORT_TASK = "fineserve.export"
 SAMPLE_TASK = "fineserve.sample"
 QUEUES = {BUILD_TASK: BUILD_QUEUE, EXPORT_TASK: SAMPLE_QUEUE, SAMPLE_TASK: SAMPLE_QUEUE}
-"""Builds take minutes, and an export is waited for: it runs beside the sampling."""
+"""Queue of each task: an export is waited for, so it runs beside the sampling, not after builds."""
 
 
 def queue_name(queue: str, device_class: str) -> str:
-    """A plan holds for one class of device: each has queues of its own."""
+    """Queue of one class of device, since a plan holds only there."""
     return f"{queue}.{device_class}"
 
 
 def make_celery(settings: Settings) -> Celery:
-    """What goes wrong without each setting stands beside it."""
+    """A Celery application; beside each setting stands what goes wrong without it."""
     app = Celery("fineserve", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
         task_serializer="json",
@@ -45,20 +45,16 @@ def make_celery(settings: Settings) -> Celery:
 
 
 class Queue:
-    """The way in for work: one message that names a record."""
+    """Queues of work, where a message names a record. `client` and broker have the same server."""
 
     def __init__(self, app: Celery, client: redis.Redis) -> None:
-        """`client`: of the same server as the broker's."""
         self._app, self._redis = app, client
 
     def enqueue(self, task: str, record_id: str, device_class: str, *more: str) -> None:
-        """`more`: the task's further arguments.
-
-        Raises kombu.exceptions.OperationalError when the broker cannot be reached.
-        """
+        """Queue a task with the arguments `record_id` and `more`. Raises OperationalError."""
         queue = queue_name(QUEUES[task], device_class)
         self._app.send_task(task, args=[record_id, *more], queue=queue, retry=False)
 
     def length(self, queue: str, device_class: str) -> int:
-        """Messages that no worker has taken."""
+        """Number of messages that no worker has taken."""
         return int(self._redis.llen(queue_name(queue, device_class)))

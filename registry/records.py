@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self, TypeVar
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fineserve.wire import DEFAULT_TASK, Refinement
-from learngenes.config import NetworkConfig, Scheduler, SizeSpace
+from fineserve.wire import DEFAULT_TASK, Family, Refinement
+from learngenes.config import Scheduler
 from learngenes.sizing.budget import Budget, Cost, Plan, Verified
 from learngenes.sizing.quality import QualityTable
 
@@ -23,11 +23,11 @@ def now() -> datetime:
 
 
 def readable(kind: type[M], raw: str) -> M | None:
-    """None, and logged, where another release wrote it: it must not hide what can be read."""
+    """Content of some JSON; None, and logged, where another release wrote it differently."""
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
-        log.error("it cannot be read", kind=kind.__name__, raw=raw[:200], error=str(error))
+        log.error("a record cannot be read", kind=kind.__name__, raw=raw[:200], error=str(error))
         return None
 
 
@@ -35,9 +35,9 @@ GIVEN_UP = {"failed", "cancelled", "deleted"}
 
 
 class Record(BaseModel):
-    """Something with a lifecycle. `status` changes only along `TRANSITIONS`."""
+    """A piece of work with a lifecycle; `status` changes only along `TRANSITIONS`."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")  # of a later release, say
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a later release wrote it, say
 
     NAME: ClassVar[str]
     ID_PREFIX: ClassVar[str]
@@ -45,17 +45,17 @@ class Record(BaseModel):
     FINISHED: ClassVar[set[str]]
     """States in which nothing is under way."""
     STARTED: ClassVar[str]
-    """The state that a worker's claim leads to."""
+    """State that a worker's claim leads to."""
 
     id: str
     status: str
     owner: str = ""
-    """Who sees it: whoever has a key of that owner. Owners share a busy device evenly."""
+    """Whose keys see the record. Owners share a busy device evenly."""
     attempts: int = 0
-    """How often a worker has begun; capped here and not by the broker."""
+    """Number of times that a worker has begun; capped here and not by the broker."""
     error: str | None = None
     problem: str | None = None
-    """The kind of error, where the caller should be told more than that it failed."""
+    """Kind of error, where the caller should be told more than that the work failed."""
     created_at: datetime = Field(default_factory=now)
 
     @classmethod
@@ -95,9 +95,8 @@ class ModelRecord(Record):
         "ready": {"deleted"},
         "failed": {"deleted"},
         "cancelled": {"deleted"},
-        "deleted": set(),
     }
-    FINISHED = {"ready", "failed", "cancelled", "deleted"}
+    FINISHED = {"ready"} | GIVEN_UP
     STARTED = "assembling"
 
     name: str
@@ -105,11 +104,11 @@ class ModelRecord(Record):
     device_class: str
     task: str = DEFAULT_TASK
     class_names: list[str] | None = None
-    """Of another task; None is the family's."""
+    """Classes of another task; None is the family's."""
     status: ModelStatus = ModelStatus.QUEUED
     revision: int | None = None
-    """None until there is something to sample from; 0 interpolated Sigma, 1 retrained, 2 refined.
-    Three more for each time that a model was over its budget and a smaller one was made."""
+    """Number of what is served, None for nothing: 0 has interpolated Sigma, 1 retrained, 2 refined;
+    three more for each time that a model was over its budget and a smaller one was made."""
     artifact: str | None = None
     """Directory of that revision among the model's in the store, named for its plan and bytes too;
     None is `revision-N`, which earlier releases wrote."""
@@ -118,18 +117,18 @@ class ModelRecord(Record):
     plan: Plan
     measured: Cost | None = None
     over_budget: list[Verified] = []
-    """What was tried before `plan` and measured to need too much."""
+    """Plans before `plan` that were measured to need too much."""
     ready_at: datetime | None = None
 
     @property
     def refinement_begun(self) -> bool:
-        """Whether it is under way, and the model it begins with is served and measured."""
+        """Whether refinement is under way: the model that it begins with is served and measured."""
         return self.refine is not None and self.measured is not None and not self.finished
 
     @property
     def servable(self) -> bool:
-        """A revision is served while the next one is still being made."""
-        return self.revision is not None and self.status not in ("failed", "cancelled", "deleted")
+        """Whether images can be sampled, also while the next revision is still being made."""
+        return self.revision is not None and self.status not in GIVEN_UP
 
 
 class GenerationStatus(StrEnum):
@@ -146,9 +145,6 @@ class GenerationRecord(Record):
     TRANSITIONS = {
         "queued": {"running", "failed", "cancelled"},
         "running": {"running", "done", "failed", "cancelled"},
-        "done": set(),
-        "failed": set(),
-        "cancelled": set(),
     }
     FINISHED = {"done", "failed", "cancelled"}
     STARTED = "running"
@@ -158,36 +154,29 @@ class GenerationRecord(Record):
     device_class: str
     revision: int | None = None
     class_labels: list[int]
-    """One per image."""
+    """Class number of each image."""
     seeds: list[int]
     num_inference_steps: int
     guidance_scale: float
     scheduler: Scheduler
     previews: bool = False
     deadline: datetime | None = None
-    """After it nobody wants the images any more."""
+    """Time after which nobody wants the images any more."""
     started_at: datetime | None = None
-    """When the engine got it; `finished_at`, when it had the images."""
+    """Time at which the engine got the request."""
     finished_at: datetime | None = None
+    """Time at which the engine had the images."""
 
 
-class FamilyRecord(BaseModel):
-    """What workers announce of a family they hold; shapes as in its family.json."""
+class FamilyRecord(Family):
+    """A family as workers announce it."""
 
-    name: str
-    network: NetworkConfig
-    sizes: SizeSpace
-    class_names: list[str]
-    licence: str
-    trained_steps: int
-    fingerprint: str
-    """Changes with the weights."""
     quality: QualityTable | None
-    """Its quality table; None until it is calibrated."""
+    """Quality table of the family; None until it is calibrated."""
 
 
 class WorkerRecord(BaseModel):
-    """A worker's heartbeat."""
+    """Heartbeat of a worker."""
 
     id: str
     queue: str
@@ -195,7 +184,7 @@ class WorkerRecord(BaseModel):
     torch_version: str
     families: list[str]
     gauges: dict[str, float] = {}
-    """By the names in registry.metrics.WORKER_GAUGES."""
+    """Values by the names in registry.metrics.WORKER_GAUGES."""
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
-"""Everything in Redis that service and workers share."""
+"""Everything in Redis that service and workers share, the broker's messages apart."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -9,65 +10,120 @@ from redis.client import Pipeline
 from redis.lock import Lock
 
 from fineserve.wire import Failure
-from registry.announcements import Announcements
-from registry.lifecycle import FAILURES, IMAGES, PREFIX, Records
-from registry.records import GenerationRecord, ModelRecord, readable
+from registry.events import redis_key
+from registry.lifecycle import FAILURES, IMAGES, Records
+from registry.records import FamilyRecord, GenerationRecord, ModelRecord, WorkerRecord, readable
 
-STORE = f"{PREFIX}:store"
+STORE = redis_key("store")
+DEVICE_SECONDS = 6 * 3600
+"""Seconds that work waits for a worker of its class of device."""
+FAMILY_SECONDS = 600
+"""Seconds that a family is known after the last worker that held it."""
 
 
 class Reason(NamedTuple):
-    """Why what is begun once has failed, and the problem that it is, where it is a known one."""
+    """Why work that is begun once has failed, and the kind of problem where it is a known one."""
 
     error: str
     problem: str | None
 
 
-class Repository(Announcements):
-    """Everything in Redis that is not the broker's."""
+class Repository:
+    """Records, and what workers announce: their heartbeats, families, profiles and counts.
+
+    Announcements expire unless they are repeated. Another release may have written them: those
+    that cannot be read are left out.
+    """
 
     def __init__(self, client: redis.Redis, generation_ttl_seconds: int) -> None:
-        super().__init__(client)
+        self._redis = client
         self.models: Records[ModelRecord] = Records(client, ModelRecord, None)
         self.generations: Records[GenerationRecord] = Records(
             client, GenerationRecord, generation_ttl_seconds
         )
 
+    def announce_family(self, family: FamilyRecord) -> None:
+        """Make a family known for FAMILY_SECONDS."""
+        self._announce("family", family.name, family.model_dump_json(), FAMILY_SECONDS)
+
+    def families(self) -> list[FamilyRecord]:
+        """Families that workers hold or held a short while ago, by name."""
+        found = [family for raw in self._announced("family") if (family := _family(raw))]
+        return sorted(found, key=lambda family: family.name)
+
+    def family(self, name: str) -> FamilyRecord | None:
+        raw = self._text(redis_key("family", name))
+        return None if raw is None else _family(raw)
+
+    def heartbeat(self, worker: WorkerRecord, seconds: float) -> None:
+        self._announce("worker", worker.id, worker.model_dump_json(), seconds)
+        self._redis.set(
+            redis_key("seen", worker.queue, worker.device_class), "1", ex=DEVICE_SECONDS
+        )
+
+    def served(self, queue: str, device_class: str) -> bool:
+        """Whether a worker of this queue and device class lived within DEVICE_SECONDS."""
+        return bool(self._redis.exists(redis_key("seen", queue, device_class)))
+
+    def take_back_heartbeat(self, worker_id: str) -> None:
+        """Forget a worker that ends, so that nobody waits until its heartbeat expires."""
+        self._redis.delete(redis_key("worker", worker_id))
+
+    def workers(self) -> list[WorkerRecord]:
+        raws = self._announced("worker")
+        return [worker for raw in raws if (worker := readable(WorkerRecord, raw))]
+
+    def _announce(self, kind: str, name: str, content: str, seconds: float) -> None:
+        with self._redis.pipeline() as pipe:
+            pipe.set(redis_key(kind, name), content, px=int(seconds * 1000))
+            pipe.zadd(redis_key(kind, "announced"), {name: 0})
+            pipe.execute()
+
+    def _announced(self, kind: str) -> list[str]:
+        index = redis_key(kind, "announced")
+        names = cast(list[str], self._redis.zrange(index, 0, -1))
+        keys = [redis_key(kind, name) for name in names]
+        raws = cast(list[str | None], self._redis.mget(keys)) if keys else []
+        # Redis's own clock decides what has expired: those of hosts differ
+        if expired := [name for name, raw in zip(names, raws, strict=True) if raw is None]:
+            self._redis.zrem(index, *expired)
+        return [raw for raw in raws if raw is not None]
+
     def profile(self, device_class: str, family: str) -> str | None:
-        """What sizing knows of a family on a class of device, as JSON."""
-        return cast(str | None, self._redis.get(_profile_key(device_class, family)))
+        """Profile of a family on a class of device, as JSON."""
+        return self._text(redis_key("profile", device_class, family))
 
     def profiled_classes(self, family: str) -> list[str]:
-        """The device classes on which a family was profiled."""
-        return sorted(cast(set[str], self._redis.smembers(f"{PREFIX}:profiles:{family}")))
+        """Device classes on which a family was profiled."""
+        return sorted(cast(set[str], self._redis.smembers(redis_key("profiles", family))))
 
     def change_profile(
         self, device_class: str, family: str, apply: Callable[[str | None], str]
     ) -> None:
-        """One atomic compare-and-set; `apply` may be called again when another was first."""
-        key = _profile_key(device_class, family)
+        """Change a profile atomically; `apply` is called again when another change was first."""
+        key = redis_key("profile", device_class, family)
 
         def transaction(pipe: Pipeline) -> None:
             changed = apply(cast(str | None, pipe.get(key)))
             pipe.multi()
             pipe.set(key, changed)
-            pipe.sadd(f"{PREFIX}:profiles:{family}", device_class)
+            pipe.sadd(redis_key("profiles", family), device_class)
 
         self._redis.transaction(cast(Any, transaction), key)
 
     def step_costs(self, device_class: str, family: str, compute: str) -> str | None:
-        """What the engine measured of a family in one dtype on a class of device, as JSON."""
-        key = _step_costs_key(device_class, family)
+        """Measurements of the engine for a family in one dtype on a class of device, as JSON."""
+        key = redis_key("step-costs", device_class, family)
         return cast(str | None, self._redis.hget(key, compute))
 
     def keep_step_costs(self, device_class: str, family: str, compute: str, content: str) -> None:
-        self._redis.hset(_step_costs_key(device_class, family), compute, content)
+        self._redis.hset(redis_key("step-costs", device_class, family), compute, content)
 
     def forget_step_costs(self, device_class: str, family: str) -> None:
-        self._redis.delete(_step_costs_key(device_class, family))
+        self._redis.delete(redis_key("step-costs", device_class, family))
 
     def failures(self) -> list[Failure]:
-        """The last ones, newest first."""
+        """Last failures, newest first."""
         raws = cast(list[str], self._redis.lrange(FAILURES, 0, -1))
         return [failure for raw in raws if (failure := readable(Failure, raw))]
 
@@ -77,57 +133,50 @@ class Repository(Announcements):
         return {model: int(n) for model, n in zip(models, made, strict=True) if n is not None}
 
     def memory_bytes(self) -> int:
-        """What Redis holds."""
+        """Bytes that Redis holds."""
         return int(self._redis.info("memory")["used_memory"])
 
-    def keep_store_bytes(self, used_bytes: dict[str, int]) -> None:
-        """What the artifacts take, by kind."""
-        self._redis.set(STORE, json.dumps(used_bytes))
-
-    def store_bytes(self) -> dict[str, int]:
-        """As a worker has counted a minute ago; empty before the first has."""
-        return cast(dict[str, int], json.loads(cast(str | None, self._redis.get(STORE)) or "{}"))
-
     def memory_share(self) -> float:
-        """Of what Redis may hold; 0 where it may hold anything."""
+        """Share in use of the memory that Redis may hold; 0 where there is no limit."""
         memory = self._redis.info("memory")
         most = int(memory["maxmemory"])
         return int(memory["used_memory"]) / most if most else 0.0
 
+    def keep_store_bytes(self, used_bytes: dict[str, int]) -> None:
+        """Keep the bytes that artifacts take, by kind."""
+        self._redis.set(STORE, json.dumps(used_bytes))
+
+    def store_bytes(self) -> dict[str, int]:
+        """Bytes that artifacts took a minute ago, by kind; empty until a worker has counted."""
+        return cast(dict[str, int], json.loads(self._text(STORE) or "{}"))
+
     def lock(self, name: str, seconds: float) -> Lock:
-        """Waits for whoever has it; it is free again after `seconds` at the latest."""
-        lock: Lock = self._redis.lock(f"{PREFIX}:lock:{name}", seconds, thread_local=False)
+        """A lock that waits for its holder, and is free again after `seconds` at the latest."""
+        lock: Lock = self._redis.lock(redis_key("lock", name), seconds, thread_local=False)
         return lock
 
     def once(self, name: str, seconds: float) -> bool:
-        """True for the first of many workers that asks within `seconds`."""
-        return bool(self._redis.set(_once_key(name), "1", nx=True, px=int(seconds * 1000)))
+        """Whether the caller is the first of many that asks within `seconds`."""
+        return bool(self._redis.set(redis_key("once", name), "1", nx=True, px=int(seconds * 1000)))
 
     def fail_once(self, name: str, reason: Reason, seconds: float) -> None:
-        """What the first one began has failed: for `seconds` others are told why, then one of them
-        may begin again."""
-        self._redis.set(_failed_key(name), json.dumps(reason), px=int(seconds * 1000))
-        self._redis.delete(_once_key(name))
+        """Tell others for `seconds` why work begun `once` has failed; then it may begin again."""
+        key = redis_key("failed", name)
+        self._redis.set(key, json.dumps(reason), px=int(seconds * 1000))
+        self._redis.delete(redis_key("once", name))
 
     def failure_of(self, name: str) -> Reason | None:
-        raw = cast(str | None, self._redis.get(_failed_key(name)))
+        raw = self._text(redis_key("failed", name))
         return None if raw is None else Reason(*json.loads(raw))
 
-
-def _once_key(name: str) -> str:
-    return f"{PREFIX}:once:{name}"
-
-
-def _failed_key(name: str) -> str:
-    return f"{PREFIX}:failed:{name}"
+    def _text(self, key: str) -> str | None:
+        return cast(str | None, self._redis.get(key))
 
 
-def _profile_key(device_class: str, family: str) -> str:
-    return f"{PREFIX}:profile:{device_class}:{family}"
-
-
-def _step_costs_key(device_class: str, family: str) -> str:
-    return f"{PREFIX}:step-costs:{device_class}:{family}"
+@functools.lru_cache(maxsize=64)
+def _family(raw: str) -> FamilyRecord | None:
+    """Family of its JSON: long, asked for with every request, and nearly always the same."""
+    return readable(FamilyRecord, raw)
 
 
 def connect(redis_url: str) -> redis.Redis:

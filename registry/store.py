@@ -1,6 +1,6 @@
 """The artifact store: immutable directories, visible only when whole.
 
-`manifest.json` holds the SHA-256 of an artifact's files.
+`manifest.json` in each has the SHA-256 of its files.
 """
 
 import contextlib
@@ -12,23 +12,25 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from fineserve.wire import ExportFormat
 from learngenes.files import replaced, write_file
 from registry.errors import ArtifactError, StorageFull
 from registry.records import ModelRecord
 
 PREVIEWS_FILE = "previews.png"
-"""What every size of a family samples, by the family's artifact."""
+"""Samples of every size of a family, in the family's artifact."""
+EXPORT_FILE = "model.tar"
 MANIFEST = "manifest.json"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 THERE = {errno.ENOTEMPTY, errno.EEXIST}
 TEMPORARY = ("generations/*", "exports/*/*", "latents/*/*")
 """Artifacts that can be made again."""
 READ_SECONDS = 60.0
-"""What was published a shorter time ago is about to be read by who waits for it."""
+"""Seconds after which an artifact has been read by whoever waited for it."""
 UNFINISHED_SECONDS = 3600.0
-"""What has not been written to for so long will never be finished."""
+"""Seconds without a write after which an artifact will never be finished."""
 
 
 class ArtifactStore:
@@ -38,10 +40,7 @@ class ArtifactStore:
         self._incoming = root / "incoming"
 
     def put(self, name: str, files: Mapping[str, bytes], description: Mapping[str, Any]) -> None:
-        """Store an artifact; one that is already there is whole and stays.
-
-        Raises StorageFull, and then leaves nothing behind.
-        """
+        """Store an artifact; one that is already there is whole and stays. Raises StorageFull."""
         target = self.root / name
         if target.exists():
             return
@@ -56,7 +55,7 @@ class ArtifactStore:
                     raise
 
     def replace_description(self, name: str, description: Mapping[str, Any]) -> None:
-        """Store an artifact that has no files, in place of what was there. Raises StorageFull."""
+        """Store an artifact that has no files, or replace it. Raises StorageFull."""
         with self._room_for(name):
             write_file(self.root / name / MANIFEST, _manifest({}, description))
 
@@ -70,15 +69,15 @@ class ArtifactStore:
             raise
 
     def free_bytes(self) -> int:
-        """On the disk of the artifacts."""
+        """Free bytes on the disk of the artifacts."""
         return shutil.disk_usage(self.root).free
 
     def used_bytes(self) -> dict[str, int]:
-        """By kind of artifact: what its files hold. It looks at each of them."""
+        """Bytes of all files, by kind of artifact; each file is looked at."""
         return {folder.name: _bytes_in(folder) for folder in self.root.iterdir() if folder.is_dir()}
 
     def read(self, name: str, file: str) -> bytes:
-        """One file, checked against its hash. Raises ArtifactError."""
+        """Content of a file, checked against its hash. Raises ArtifactError."""
         directory = self.root / name
         try:
             content = (directory / file).read_bytes()
@@ -90,27 +89,26 @@ class ArtifactStore:
         return content
 
     def path(self, name: str, file: str) -> Path | None:
-        """Of a file to stream; None when there is no such artifact."""
+        """Path of a file to stream; None when there is no such artifact."""
         path = self.root / name / file
         return path if path.exists() else None
 
     def describe(self, name: str) -> dict[str, Any]:
-        """An artifact's manifest. Raises ArtifactError."""
+        """Manifest of an artifact. Raises ArtifactError."""
         try:
-            manifest: dict[str, Any] = json.loads((self.root / name / MANIFEST).read_bytes())
+            return cast(dict[str, Any], json.loads((self.root / name / MANIFEST).read_bytes()))
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{name} cannot be read: {error}") from error
-        return manifest
 
     def require_family(self, name: str, family: str, fingerprint: str) -> None:
-        """Raises ArtifactError when a model's artifact was made for other learngenes."""
+        """Raise ArtifactError when a model's artifact was made for other learngenes."""
         if self.describe(name).get("family_fingerprint") != fingerprint:
             raise ArtifactError(
                 f"{name} was made for another version of the family {family}; make another model"
             )
 
     def directories(self, kind: str) -> list[Path]:
-        """Of everything of a kind ("models", "tasks") that has an artifact, named by its id."""
+        """Directories of a kind of artifact ("models", "tasks"), each named by an id."""
         folder = self.root / kind
         return sorted(folder.iterdir()) if folder.exists() else []
 
@@ -118,31 +116,34 @@ class ArtifactStore:
         shutil.rmtree(self.root / name, ignore_errors=True)
 
     def sweep(self, older_than_seconds: float) -> int:
-        """Delete old artifacts that can be made again, and what was never finished.
+        """Delete old artifacts that can be made again, and those never finished; their number.
 
-        Gives their number. Nothing goes that is being written, or was published within
-        READ_SECONDS.
+        Nothing goes that is being written, or was published within READ_SECONDS.
         """
         old_seconds = max(older_than_seconds, READ_SECONDS)
         artifacts = [path for pattern in TEMPORARY for path in self.root.glob(pattern)]
         swept = [path for path in artifacts if _idle_seconds(path) > old_seconds]
-        swept += [
-            path
-            for path in self._incoming.glob("*")
-            if _idle_seconds(path, *path.glob("*")) > UNFINISHED_SECONDS
-        ]
+        for path in self._incoming.glob("*"):
+            if _idle_seconds(path, *path.glob("*")) > UNFINISHED_SECONDS:
+                swept.append(path)
         for path in swept:
             shutil.rmtree(path, ignore_errors=True)
         return len(swept)
 
 
 def served_name(model: ModelRecord) -> str:
-    """Artifact of the revision that is served."""
+    """Name of the artifact of the revision that is served."""
     return f"models/{model.id}/{model.artifact or f'revision-{model.revision}'}"
 
 
+def export_name(model: ModelRecord, form: ExportFormat) -> str:
+    """Name of the artifact of the revision that is served, in a format."""
+    _, model_id, revision = served_name(model).split("/")
+    return f"exports/{model_id}/{revision}-{form}"
+
+
 def record_name(model_id: str) -> str:
-    """Artifact of a ready model's record, which outlives Redis."""
+    """Name of the artifact of a ready model's record, which outlives Redis."""
     return f"models/{model_id}/record"
 
 

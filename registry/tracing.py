@@ -1,6 +1,6 @@
-"""Traces by OpenTelemetry: from HTTP through Celery to the engine's steps.
+"""OpenTelemetry traces, from HTTP through Celery to the engine's steps; needs the extra `tracing`.
 
-Off, and free, unless OTEL_EXPORTER_OTLP_ENDPOINT says who wants them; needs the extra `tracing`.
+They are off, and free, unless OTEL_EXPORTER_OTLP_ENDPOINT says where to send them.
 """
 
 import os
@@ -17,12 +17,12 @@ tracer = trace.get_tracer("fineserve")
 
 
 def here() -> Link:
-    """To the span of the caller: of one step in a batch for many, say."""
+    """Link to the caller's span, for a span that belongs to several (a step of a batch, say)."""
     return Link(trace.get_current_span().get_span_context())
 
 
 def start(process: str) -> bool:
-    """Send the spans of this process, Celery's messages included; False when nobody wants them."""
+    """Send the spans of this process, with Celery's messages; False when nobody wants them."""
     if not os.environ.get(ENDPOINT_VARIABLE):
         return False
     try:

@@ -1,1 +1,1 @@
-"""The HTTP front end. Runs where there is no torch."""
+"""The HTTP front end, which runs where there is no torch."""

@@ -12,7 +12,7 @@ from service.protocol import BoundedProtocol
 
 
 def check_host(settings: Settings) -> None:
-    """Raises SystemExit where anybody could come in and nobody has to show a key."""
+    """Exit where anybody could come in and nobody has to show a key."""
     if settings.trusted_network or Keys(settings.resolved_keys_file).required:
         return
     host = "127.0.0.1" if settings.host == "localhost" else settings.host

@@ -1,7 +1,7 @@
-"""Who calls, and what they may do.
+"""Callers, and what they may do.
 
 Without API keys everybody may do everything: the service then listens on this host alone. With
-keys each route says what it needs by one of the types below; what belongs to another owner is not
+keys each route says what it needs by one of the types below, and records of another owner are not
 found.
 """
 
@@ -36,14 +36,14 @@ _cookie = APIKeyCookie(
 class Caller:
     owner: str
     key: ApiKey | None
-    """None where there are no keys, and everybody may do everything."""
+    """API key of the caller; None where there are no keys, and everybody may do everything."""
 
     def may(self, scope: Scope) -> bool:
         return self.key is None or scope in self.key.scopes or Scope.ADMIN in self.key.scopes
 
     @property
     def sees(self) -> str | None:
-        """The owner whose things the caller sees; None is everybody's."""
+        """Owner whose records the caller sees; None is everybody's."""
         return None if self.may(Scope.ADMIN) else self.owner
 
     def room(self, most_of_all: int) -> Room:
@@ -56,7 +56,7 @@ async def identify(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     cookie: Annotated[str | None, Depends(_cookie)],
 ) -> Caller:
-    """Once for each request. Raises Problem 401, or 429 when the key's calls are used up."""
+    """Caller of a request. Raises Problem 401, or 429 when the key's calls are used up."""
     if not state.keys.required:
         sent = request.headers.get("authorization", "")
         return Caller(hashlib.sha256(sent.encode()).hexdigest()[:16] if sent else "", None)
@@ -68,9 +68,9 @@ async def identify(
 
 
 def authenticate(state: State, sent: str | None) -> ApiKey:
-    """Raises Problem 401 that says what is wrong with what was sent."""
+    """Key that was sent, if it is valid. Raises Problem 401 that says what is wrong."""
     key = state.keys.find(sent) if sent else None
-    if key is not None and key.state == "valid":
+    if key and key.state == "valid":
         return key
     if not sent:
         wrong = "this service needs an API key: send `Authorization: Bearer KEY`"
@@ -100,13 +100,16 @@ def _count(state: State, key: ApiKey, per_minute: int) -> None:
     )
 
 
+CallerDep = Annotated[Caller, Depends(identify)]
+
+
 @dataclass(frozen=True)
 class Access:
-    """What a route needs; as a dependency it gives the caller. Raises Problem 403."""
+    """Dependency that is the caller, if their key has a scope. Raises Problem 403."""
 
     scope: Scope | None
 
-    async def __call__(self, caller: Annotated[Caller, Depends(identify)]) -> Caller:
+    async def __call__(self, caller: CallerDep) -> Caller:
         if self.scope is None or caller.may(self.scope):
             return caller
         assert caller.key is not None
@@ -119,37 +122,30 @@ class Access:
 
 
 Anybody = Annotated[Caller, Depends(Access(None))]
-"""With any valid key."""
+"""A caller with any valid key."""
 Sampler = Annotated[Caller, Depends(Access(Scope.GENERATE))]
 Deployer = Annotated[Caller, Depends(Access(Scope.DEPLOY))]
 Operator = Annotated[Caller, Depends(Access(Scope.ADMIN))]
-
 
 R = TypeVar("R", bound=Record | Dataset)
 
 
 def visible(record: R, caller: Caller) -> R:
-    """Raises RecordNotFound for another owner's: nobody learns that it is there."""
+    """The record. Raises RecordNotFound for another owner's: nobody learns that it is there."""
     if caller.sees not in (None, record.owner):
         raise RecordNotFound(f"no {record.NAME} {record.id!r}")
     return record
 
 
-def _model(
-    model_id: str, state: StateDep, caller: Annotated[Caller, Depends(identify)]
-) -> ModelRecord:
+def _model(model_id: str, state: StateDep, caller: CallerDep) -> ModelRecord:
     return visible(state.repository.models.get(model_id), caller)
 
 
-def _generation(
-    generation_id: str, state: StateDep, caller: Annotated[Caller, Depends(identify)]
-) -> GenerationRecord:
+def _generation(generation_id: str, state: StateDep, caller: CallerDep) -> GenerationRecord:
     return visible(state.repository.generations.get(generation_id), caller)
 
 
-def _dataset(
-    task_id: str, state: StateDep, caller: Annotated[Caller, Depends(identify)]
-) -> Dataset:
+def _dataset(task_id: str, state: StateDep, caller: CallerDep) -> Dataset:
     return visible(state.datasets.get(task_id), caller)
 
 

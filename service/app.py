@@ -14,32 +14,9 @@ from service.deps import State
 from service.guard import Guard
 from service.metrics import instrument
 from service.openapi import complete
-from service.routes import (
-    datasets,
-    families,
-    generations,
-    metrics,
-    models,
-    openai,
-    page,
-    plan,
-    session,
-    status,
-)
+from service.routes import ROUTES, page
 from service.status import Snapshots
 
-ROUTES = (
-    plan,
-    models,
-    datasets,
-    generations,
-    openai,
-    families,
-    status,
-    session,
-    metrics,
-    page,
-)
 DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
 
 
@@ -63,22 +40,17 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     )
     problems.install(app)
     instrument(app)
-    _trace(app)
+    if tracing.start("service"):
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+        FastAPIInstrumentor.instrument_app(
+            app,
+            excluded_urls="healthz,readyz,metrics,status,page",  # dashboards and probes
+            exclude_spans=["receive", "send"],
+        )
     app.add_middleware(Guard)
     for part in ROUTES:
         app.include_router(part.router)
     app.mount("/page", page.files)
     complete(app)
     return app
-
-
-def _trace(app: FastAPI) -> None:
-    """Every request but those of dashboards and probes, when somebody wants traces."""
-    if tracing.start("service"):
-        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-
-        FastAPIInstrumentor.instrument_app(
-            app,
-            excluded_urls="healthz,readyz,metrics,status,page",
-            exclude_spans=["receive", "send"],
-        )

@@ -1,4 +1,4 @@
-"""Classes as callers name them."""
+"""Classes by the names or numbers that callers give."""
 
 import difflib
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from service.problems import Problem
 
 
 def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) -> list[int]:
-    """Class numbers of names or numbers. Raises Problem 422 with close names."""
+    """Class numbers of names or numbers; None is every class. Raises Problem 422."""
     if wanted is None:
         return list(range(len(names)))
     resolved = []
@@ -28,7 +28,7 @@ def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) ->
 
 
 def _number_of(label: str, names: Sequence[str]) -> int | None:
-    """Of a class by its name, or else by that in other letter case, or else by its number."""
+    """Number of a class by its name, by its name in other letter case, or by its number."""
     if label in names:
         return names.index(label)
     folded = [name.casefold() for name in names]
@@ -38,7 +38,7 @@ def _number_of(label: str, names: Sequence[str]) -> int | None:
 
 
 def _close(label: str, names: Sequence[str]) -> list[str]:
-    """Names that are spelt alike, or that are among the words of `label`."""
+    """Names that are spelt like `label`, or are among its words."""
     folded = {name.casefold(): name for name in names}
     words = f" {label.casefold()} "
     among = [name for name in folded if f" {name} " in words]

@@ -1,4 +1,4 @@
-"""From an upload to a data set that models can be made for; callers call it a task."""
+"""Data sets, which callers call tasks, made from uploads."""
 
 import contextlib
 import hashlib
@@ -16,10 +16,10 @@ from service.access import Caller
 from service.deps import State
 from service.planning import choose_family
 from service.problems import Problem
-from service.uploads import Upload, UploadLimits, preview, read_upload
+from service.uploads import UploadLimits, preview, read_upload
 
 MOST_UPLOADS = 4
-"""At a time: each is kept until it has been read, and who waits to be read holds a thread."""
+"""Uploads at a time: each is kept until it has been read, and holds a thread while it waits."""
 MOST_READ_AT_ONCE = 2
 BUSY_SECONDS = 10
 _uploading = threading.BoundedSemaphore(MOST_UPLOADS)
@@ -29,7 +29,7 @@ _keeping = threading.Lock()
 
 @contextlib.contextmanager
 def one_of_few() -> Iterator[None]:
-    """Raises Problem 429 while as many uploads are under way as may be."""
+    """Hold a place among the uploads. Raises Problem 429 while there is none."""
     if not _uploading.acquire(blocking=False):
         raise Problem(
             429,
@@ -46,12 +46,12 @@ def one_of_few() -> Iterator[None]:
 def store_upload(
     state: State, caller: Caller, name: str | None, family: str | None, file: IO[bytes], sha256: str
 ) -> Dataset:
+    """Data set of an upload, or the same one that was made of it before. Raises Problem."""
     record, settings = choose_family(state, family), state.settings
     of_whom = "\n".join((caller.owner, name or "", record.name, sha256))
     dataset_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
     if known := _known(state, caller, dataset_id):
         return known
-    network = record.network
     limits = UploadLimits(
         unpacked_bytes=int(settings.max_unpacked_mb * 1e6),
         images=settings.max_task_images,
@@ -60,7 +60,8 @@ def store_upload(
     )
     try:
         with _reading:
-            upload = read_upload(file, limits, network.image_channels, network.image_size)
+            channels, side = record.network.image_channels, record.network.image_size
+            upload = read_upload(file, limits, channels, side)
     except DataError as error:
         raise Problem(422, "unusable-upload", str(error)) from error
     dataset = Dataset(
@@ -72,26 +73,19 @@ def store_upload(
         counts=np.bincount(upload.labels).tolist(),
     )
     with _keeping:
-        # others came in while this one was read
-        return _known(state, caller, dataset_id) or _kept(state, upload, dataset)
+        if known := _known(state, caller, dataset_id):  # others came in while this one was read
+            return known
+        images = {"images": upload.images, "labels": upload.labels}
+        state.datasets.put(dataset, {IMAGES_FILE: save(images), SHEET_FILE: preview(upload)})
+        return dataset
 
 
 def _known(state: State, caller: Caller, dataset_id: str) -> Dataset | None:
-    """The task if it is there already. Raises Problem 409 when there may be no other."""
+    """Data set that is there already. Raises Problem 409 when there may be no other."""
     with contextlib.suppress(RecordNotFound):
         return state.datasets.get(dataset_id)
     most, there = state.settings.max_tasks, len(state.datasets.of(caller.owner))
     if there >= most:
-        raise Problem(
-            409,
-            "too-many-tasks",
-            f"there are {there} tasks of yours, as many as may be; delete one first",
-            limit=most,
-        )
+        detail = f"there are {there} tasks of yours, as many as may be; delete one first"
+        raise Problem(409, "too-many-tasks", detail, limit=most)
     return None
-
-
-def _kept(state: State, upload: Upload, dataset: Dataset) -> Dataset:
-    images = {"images": upload.images, "labels": upload.labels}
-    state.datasets.put(dataset, {IMAGES_FILE: save(images), SHEET_FILE: preview(upload)})
-    return dataset

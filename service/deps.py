@@ -1,4 +1,4 @@
-"""What routes ask for: `Annotated` aliases, so that a route says only what it does."""
+"""Dependencies of routes: `Annotated` aliases, so that a route says only what it does."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,7 +19,7 @@ from registry.store import ArtifactStore
 
 @dataclass(frozen=True)
 class State:
-    """What the processes of the service share with the workers."""
+    """Settings, records, store and queue, which the service shares with the workers."""
 
     settings: Settings
     repository: Repository
@@ -35,22 +35,19 @@ class State:
 
     @classmethod
     def start(cls, settings: Settings) -> "State":
-        client = connect(settings.resolved_redis_url)
+        url = settings.resolved_redis_url
+        client = connect(url)
+        counts_url = f"redis+{url}" if url.startswith("unix:") else url  # as limits writes it
+        counts = RedisStorage(counts_url, socket_timeout=10, socket_connect_timeout=3)
         return cls(
             settings=settings,
             repository=Repository(client, settings.image_ttl_seconds),
-            events=connect_async(settings.resolved_redis_url),
+            events=connect_async(url),
             store=ArtifactStore(settings.resolved_store_dir),
             queue=Queue(make_celery(settings), client),
             keys=Keys(settings.resolved_keys_file),
-            limiter=MovingWindowRateLimiter(_counters(settings.resolved_redis_url)),
+            limiter=MovingWindowRateLimiter(counts),
         )
-
-
-def _counters(redis_url: str) -> RedisStorage:
-    """Where calls are counted, for all processes of the service together."""
-    url = f"redis+{redis_url}" if redis_url.startswith("unix:") else redis_url
-    return RedisStorage(url, socket_timeout=10, socket_connect_timeout=3)
 
 
 async def _state(request: Request) -> State:
@@ -60,8 +57,6 @@ async def _state(request: Request) -> State:
 
 
 StateDep = Annotated[State, Depends(_state)]
-
-
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
 LastEventId = Annotated[str, Header(alias="Last-Event-ID", pattern=r"^\d{1,18}(-\d{1,18})?$")]
 Offset = Annotated[int, Query(ge=0, le=10**9)]

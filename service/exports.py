@@ -9,11 +9,10 @@ from kombu.exceptions import OperationalError
 
 from fineserve.wire import ExportFormat
 from registry.errors import ArtifactError
-from registry.exports import EXPORT_FILE, export_name
 from registry.queue import EXPORT_TASK
 from registry.records import ModelRecord
 from registry.repository import Reason
-from registry.store import served_name
+from registry.store import EXPORT_FILE, export_name, served_name
 from service.access import Caller
 from service.deps import State
 from service.problems import Problem, storage_full, unavailable
@@ -22,11 +21,11 @@ from service.submission import require_storage
 
 POLL_SECONDS = 0.1
 ASK_AGAIN_SECONDS = 10.0
-"""How often an export that is waited for is asked for: the worker that began it may have ended."""
+"""Seconds after which an export is asked for again: the worker that began it may have ended."""
 
 
 async def wait_for_export(state: State, model_id: str, form: ExportFormat, caller: Caller) -> Path:
-    """The file of the revision that is served now. Raises Problem."""
+    """Path of the export of the revision that is served now. Raises Problem."""
     deadline = time.monotonic() + state.settings.wait_seconds
     asked, ask_again_at = "", 0.0
     while True:
@@ -61,21 +60,19 @@ def _failed(model_id: str, reason: Reason) -> Problem:
 
 
 def _ask(state: State, record: ModelRecord, form: ExportFormat) -> None:
-    """Once in ASK_AGAIN_SECONDS, however many wait for it."""
+    """Ask for an export once in ASK_AGAIN_SECONDS, however many wait for it.
+
+    Raises Problem where the answer would be waited for in vain.
+    """
     require_storage(state)
     require_worker(state, record)
-    _require_exportable(state, record)
-    if state.repository.once(export_name(record, form), ASK_AGAIN_SECONDS):
-        try:
-            state.queue.enqueue(EXPORT_TASK, record.id, record.device_class, form)
-        except OperationalError as error:
-            raise unavailable("Redis cannot be reached; ask again shortly") from error
-
-
-def _require_exportable(state: State, record: ModelRecord) -> None:
-    """Raises Problem where the answer would be waited for in vain."""
     family = require_family(state, record)
     try:
         state.store.require_family(served_name(record), family.name, family.fingerprint)
     except ArtifactError as error:
         raise Problem(410, "model-gone", str(error)) from error
+    if state.repository.once(export_name(record, form), ASK_AGAIN_SECONDS):
+        try:
+            state.queue.enqueue(EXPORT_TASK, record.id, record.device_class, form)
+        except OperationalError as error:
+            raise unavailable("Redis cannot be reached; ask again shortly") from error

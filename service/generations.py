@@ -1,4 +1,4 @@
-"""From a model to images: accepting a request for them, waiting for them, and reading them."""
+"""Generations: accepted from a request, waited for, and read as images."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,7 @@ from redis import RedisError
 
 from fineserve.wire import MAX_SEED, GenerateRequest
 from registry.errors import IllegalTransition
+from registry.events import follow
 from registry.queue import SAMPLE_TASK
 from registry.records import GenerationRecord, GenerationStatus, now
 from registry.store import generation_name, image_file
@@ -20,28 +21,19 @@ from service.classes import resolve_classes
 from service.deps import State
 from service.problems import Problem
 from service.serving import require_family, require_servable, require_worker
-from service.streams import until_finished
 from service.submission import accept, check_limits
 
 log = structlog.get_logger()
 
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's word for an answer that nobody waits for."""
+"""nginx's status for an answer that nobody waits for."""
 
 
 def accept_generation(
     state: State, request: GenerateRequest, key: str | None, caller: Caller
 ) -> GenerationRecord:
-    return accept(
-        state,
-        caller,
-        request,
-        key,
-        lambda: _new_generation(state, request, caller),
-        records=state.repository.generations,
-        most_active=state.settings.max_active_generations,
-        task=SAMPLE_TASK,
-    )
+    generations, most = state.repository.generations, state.settings.max_active_generations
+    return accept(state, caller, request, key, _new_generation, generations, most, SAMPLE_TASK)
 
 
 def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> GenerationRecord:
@@ -56,25 +48,23 @@ def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> G
             422, "invalid-request", f"n={n} is less than the {len(labels)} class_labels; raise n"
         )
     first = secrets.randbelow(2**32) if request.seed is None else request.seed
+    same = {"num_inference_steps", "guidance_scale", "scheduler", "previews"}
     return GenerationRecord(
         id=GenerationRecord.new_id(),
         model=model.id,
         device_class=model.device_class,
         class_labels=[labels[i % len(labels)] for i in range(n)],
         seeds=[(first + i) % (MAX_SEED + 1) for i in range(n)],
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        scheduler=request.scheduler,
-        previews=request.previews,
         deadline=request.deadline_seconds and now() + timedelta(seconds=request.deadline_seconds),
         owner=caller.owner,
+        **request.model_dump(include=same),
     )
 
 
 async def stay_for(
     state: State, record: GenerationRecord, connection: Request, *, may_leave: bool
 ) -> None:
-    """Wait for its end, or as long as the settings say.
+    """Wait until a generation is finished, or as long as the settings say.
 
     Raises Problem when the client has left: the work is then cancelled, unless the client may come
     back for it.
@@ -82,18 +72,21 @@ async def stay_for(
     try:
         stayed = await _wait(state, record, connection)
     except RedisError as error:  # what was accepted is not to be asked for again
-        log.warning("cannot wait for it", record=record.id, error=str(error))
+        log.warning("a generation cannot be waited for", record=record.id, error=str(error))
         return
     if not stayed and not may_leave:
-        await run_in_threadpool(_abandon, state, record)
+        log.info("the client left", record=record.id)
+        change = state.repository.generations.change
+        with contextlib.suppress(IllegalTransition):  # it was done a moment ago
+            await run_in_threadpool(change, record.id, status=GenerationStatus.CANCELLED)
         raise Problem(CLIENT_CLOSED_REQUEST, "client-left", f"{record.id} was cancelled")
 
 
 async def _wait(state: State, record: GenerationRecord, connection: Request) -> bool:
-    """False when the client has left before the end."""
+    """Whether the client has stayed."""
 
     async def finished() -> None:
-        async for _ in until_finished(state, record):
+        async for _ in follow(state.events, record):
             pass
 
     async def left() -> None:
@@ -102,11 +95,8 @@ async def _wait(state: State, record: GenerationRecord, connection: Request) -> 
 
     end, leaving = asyncio.create_task(finished()), asyncio.create_task(left())
     try:
-        await asyncio.wait(
-            {end, leaving},
-            timeout=state.settings.wait_seconds,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        seconds = state.settings.wait_seconds
+        await asyncio.wait({end, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if end.done():
             end.result()  # raises when Redis went away
             return True
@@ -116,14 +106,8 @@ async def _wait(state: State, record: GenerationRecord, connection: Request) -> 
         leaving.cancel()
 
 
-def _abandon(state: State, record: GenerationRecord) -> None:
-    log.info("the client left", record=record.id)
-    with contextlib.suppress(IllegalTransition):  # it was done a moment ago
-        state.repository.generations.change(record.id, status=GenerationStatus.CANCELLED)
-
-
 def pictures_of(state: State, record: GenerationRecord) -> list[bytes]:
-    """PNGs of a finished generation. Raises the Problem that ended it."""
+    """PNG files of a finished generation. Raises the Problem that ended it."""
     if record.status == GenerationStatus.CANCELLED:
         raise Problem(409, "generation-cancelled", f"generation {record.id} was cancelled")
     if record.problem == "model-gone":
@@ -137,7 +121,5 @@ def pictures_of(state: State, record: GenerationRecord) -> list[bytes]:
         )
     if record.status == GenerationStatus.FAILED:
         raise Problem(500, "generation-failed", f"generation {record.id} failed: {record.error}")
-    return [
-        state.store.read(generation_name(record.id), image_file(i))
-        for i in range(len(record.seeds))
-    ]
+    name = generation_name(record.id)
+    return [state.store.read(name, image_file(i)) for i in range(len(record.seeds))]

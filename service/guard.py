@@ -1,4 +1,4 @@
-"""Around every request: headers that browsers heed, and the audit log of what was changed."""
+"""Guard around every request: headers for browsers, and the audit log of changes."""
 
 import re
 from typing import Any
@@ -11,9 +11,8 @@ from service.problems import Problem
 
 log = structlog.get_logger("audit")
 
-MOST_BODY_BYTES = {"/session": 4_096}
-"""By path; of every other one:"""
-MOST_OTHER_BODY_BYTES = 65_536
+MOST_SESSION_BYTES = 4_096
+MOST_BODY_BYTES = 65_536
 UPLOADS = "/tasks"
 LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
 PORT = re.compile(r":\d+$")
@@ -24,7 +23,7 @@ POLICY = (
     "form-action 'self'; object-src 'none'"
 )
 DOCS_POLICY = f"{POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
-"""The documentation's page, which is FastAPI's, begins with a script of its own."""
+"""Policy of the documentation's page, which is FastAPI's and begins with a script of its own."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -35,7 +34,7 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI, and not a route's: refusals are told of, too."""
+    """ASGI middleware, so that the log tells of refusals, too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -46,15 +45,15 @@ class Guard:
             return
         refusal = _foreign_host(scope) or _foreign_page(scope) or _unfit_body(scope)
         app = refusal.response() if refusal else self._app
-        answer: dict[str, Any] = {}
+        answer: dict[str, Any] = {"status": None, "made": None}
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
                 docs = scope["path"].startswith("/docs")
-                headers.setdefault("Content-Security-Policy", DOCS_POLICY if docs else POLICY)
+                policy = {"Content-Security-Policy": DOCS_POLICY if docs else POLICY}
+                for name, value in {**HEADERS, **policy}.items():
+                    headers.setdefault(name, value)
                 answer.update(status=message["status"], made=headers.get("Location"))
             await send(message)
 
@@ -62,25 +61,27 @@ class Guard:
             await app(scope, receive, told)
         finally:
             if scope["method"] not in UNCHANGING and scope["path"] != DRY_RUN:
-                self._audit(scope, answer)
+                _audit(scope, answer)
 
-    def _audit(self, scope: Scope, answer: dict[str, Any]) -> None:
-        key, client = scope.get("state", {}).get("key"), scope.get("client")
-        log.info(
-            "audit",
-            method=scope["method"],
-            path=scope["path"],
-            status=answer.get("status"),
-            made=answer.get("made"),
-            key=key and key.id,
-            owner=key and key.owner,
-            client=client and client[0],
-        )
+
+def _audit(scope: Scope, answer: dict[str, Any]) -> None:
+    key, client = scope.get("state", {}).get("key"), scope.get("client")
+    log.info(
+        "audit",
+        method=scope["method"],
+        path=scope["path"],
+        **answer,
+        key=key and key.id,
+        owner=key and key.owner,
+        client=client and client[0],
+    )
 
 
 def _foreign_host(scope: Scope) -> Problem | None:
-    """Where nobody has to show a key, whoever reaches this host is trusted: under its own names,
-    and not under one that another site has pointed at it (DNS rebinding)."""
+    """Refusal of a host that is not this one's, while nobody has to show a key.
+
+    Another site can point a name of its own at this host (DNS rebinding).
+    """
     host = Headers(scope=scope).get("host", "")
     settings = scope["app"].state.fineserve.settings
     own = {"", *LOOPBACK, settings.host, *settings.allowed_host_names}
@@ -96,15 +97,17 @@ def _foreign_host(scope: Scope) -> Problem | None:
 
 
 def _foreign_page(scope: Scope) -> Problem | None:
-    """Nor is a page trusted that another site has sent to a browser on this host: it could change
-    things, though not read the answer (cross-site request forgery)."""
+    """Refusal of a change by a page of another site, while nobody has to show a key.
+
+    The page could not read the answer, but change things (cross-site request forgery).
+    """
     headers = Headers(scope=scope)
     origin = headers.get("origin", "")
     if not origin or scope["method"] in UNCHANGING or _asks_for_keys(scope):
         return None
     netloc = origin.partition("://")[2]
     allowed = scope["app"].state.fineserve.settings.allowed_host_names
-    if netloc == headers.get("host") or {_name(netloc), "*"} & {*allowed}:
+    if netloc == headers.get("host") or {_name(netloc), "*"} & allowed:
         return None
     return Problem(
         403,
@@ -115,29 +118,28 @@ def _foreign_page(scope: Scope) -> Problem | None:
 
 
 def _asks_for_keys(scope: Scope) -> bool:
-    required: bool = scope["app"].state.fineserve.keys.required
-    return required
+    return bool(scope["app"].state.fineserve.keys.required)
 
 
 def _name(host: str) -> str:
-    """Without its port."""
+    """A host without its port."""
     return host.rpartition(":")[0] if PORT.search(host) else host
 
 
 def _unfit_body(scope: Scope) -> Problem | None:
-    """Before it is read: nobody has shown a key yet."""
-    headers = Headers(scope=scope)
-    if scope["path"] == UPLOADS:  # counts what comes
+    """Refusal of a body before it is read: nobody has shown a key yet."""
+    headers, path = Headers(scope=scope), scope["path"]
+    if path == UPLOADS:  # counts what comes
         return None
     if "transfer-encoding" in headers:
         return Problem(411, "length-required", "send the body with a Content-Length, not in chunks")
-    most = MOST_BODY_BYTES.get(scope["path"], MOST_OTHER_BODY_BYTES)
+    most = MOST_SESSION_BYTES if path == "/session" else MOST_BODY_BYTES
     if int(headers.get("content-length", "0")) <= most:
         return None
     return Problem(
         413,
         "body-too-large",
-        f"a request to {scope['path'][:200]} may have {most} bytes: send less; only images, which "
-        f"go to {UPLOADS}, may take more",
+        f"a request to {path[:200]} may have {most} bytes: send less; only images, which go to "
+        f"{UPLOADS}, may take more",
         limit=most,
     )

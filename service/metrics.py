@@ -1,8 +1,9 @@
-"""Metrics of the service: requests as they come, and what is there when somebody asks."""
+"""Metrics of the service: requests as they come, and gauges that are read when somebody asks."""
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import redis
 from fastapi import FastAPI
@@ -12,7 +13,6 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator.metrics import default
 
 from registry.metrics import NAMESPACE, WORKER_GAUGES
-from registry.records import WorkerRecord
 from service.deps import State
 from service.status import WORKER_QUEUES, waiting
 
@@ -26,75 +26,55 @@ def instrument(app: FastAPI) -> None:
 def _instrumentator() -> Instrumentator:
     """One for all applications of a process: their metrics have the same names."""
     counting = default(metric_namespace=NAMESPACE, should_exclude_streaming_duration=True)
-    assert counting is not None, "somebody else counts by these names"
+    assert counting is not None, "another instrumentator counts by these names"
     return Instrumentator(excluded_handlers=["/metrics", "/healthz"]).add(counting)
 
 
 class Present(Collector):
-    """Gauges, read at each scrape. Without Redis there is little to tell, and it says so."""
+    """Gauges, read at each scrape; without Redis there are only two."""
 
     def __init__(self, state: State) -> None:
         self._state = state
 
     def collect(self) -> Iterator[Metric]:
-        state = self._state
-        free = state.store.free_bytes()
-        yield _gauge("store_disk_free_bytes", "Free where the artifacts are.", free)
+        free = {(): self._state.store.free_bytes()}
+        yield _gauge("store_disk_free_bytes", "Free space on the disk of the artifacts.", free)
         try:
-            workers = state.repository.workers()
-            gauges = [*self._queues(workers), *self._models(), *self._workers(workers)]
-            memory = state.repository.memory_bytes()
-            store = state.repository.store_bytes()
+            gauges = list(self._of_redis())
         except redis.RedisError:
-            yield _gauge("redis_up", "Whether Redis answers.", 0)
-            return
-        yield _gauge("redis_up", "Whether Redis answers.", 1)
-        yield _gauge("redis_memory_bytes", "What Redis holds.", memory)
-        used = GaugeMetricFamily(f"{NAMESPACE}_store_bytes", "Of artifacts.", labels=["kind"])
-        for kind, size in sorted(store.items()):
-            used.add_metric([kind], size)
-        yield used
+            gauges = []
+        yield _gauge("redis_up", "Whether Redis answers.", {(): bool(gauges)})
         yield from gauges
 
-    def _queues(self, workers: Sequence[WorkerRecord]) -> Iterator[Metric]:
-        state = self._state
-        depth = GaugeMetricFamily(
-            f"{NAMESPACE}_queue_depth", "Messages that no worker has taken.", labels=["queue"]
-        )
-        for queue, messages in waiting(state, workers).items():
-            depth.add_metric([queue], messages)
-        yield depth
-        active = GaugeMetricFamily(
-            f"{NAMESPACE}_active", "Accepted and not finished.", labels=["kind"]
-        )
-        for records in (state.repository.models, state.repository.generations):
-            active.add_metric([records.name], records.count_active())
-        yield active
-
-    def _models(self) -> Iterator[Metric]:
-        models = GaugeMetricFamily(f"{NAMESPACE}_models", "Models there are.", labels=["status"])
-        for status, count in Counter(m.status for m in self._state.repository.models.all()).items():
-            models.add_metric([status], count)
-        yield models
-
-    def _workers(self, workers: Sequence[WorkerRecord]) -> Iterator[Metric]:
-        """What they said in their last heartbeat: of a dead one, nothing."""
-        alive = GaugeMetricFamily(
-            f"{NAMESPACE}_workers", "Workers whose heart beats.", labels=["queue"]
-        )
+    def _of_redis(self) -> Iterator[Metric]:
+        repository = self._state.repository
+        workers = repository.workers()
+        memory = {(): repository.memory_bytes()}
+        yield _gauge("redis_memory_bytes", "Memory that Redis holds.", memory)
+        stored = {(kind,): size for kind, size in sorted(repository.store_bytes().items())}
+        yield _gauge("store_bytes", "Size of the artifacts.", stored, "kind")
+        depth = {(queue,): length for queue, length in waiting(self._state, workers).items()}
+        yield _gauge("queue_depth", "Messages that no worker has taken.", depth, "queue")
+        both = (repository.models, repository.generations)
+        active = {(records.name,): records.count_active() for records in both}
+        yield _gauge("active", "Records accepted and not finished.", active, "kind")
+        models = Counter((model.status,) for model in repository.models.all())
+        yield _gauge("models", "Models, by status.", models, "status")
         count = Counter(worker.queue for worker in workers)
-        for queue in WORKER_QUEUES:
-            alive.add_metric([queue], count[queue])
-        yield alive
+        alive = {(queue,): count[queue] for queue in WORKER_QUEUES}
+        yield _gauge("workers", "Workers that send heartbeats.", alive, "queue")
         for name, what in WORKER_GAUGES.items():
-            family = GaugeMetricFamily(
-                f"{NAMESPACE}_{name}", what, labels=["worker", "device_class"]
-            )
-            for worker in workers:
-                if name in worker.gauges:
-                    family.add_metric([worker.name, worker.device_class], worker.gauges[name])
-            yield family
+            told = {
+                (worker.name, worker.device_class): worker.gauges[name]
+                for worker in workers
+                if name in worker.gauges
+            }
+            yield _gauge(name, what, told, "worker", "device_class")
 
 
-def _gauge(name: str, what: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"{NAMESPACE}_{name}", what, value=value)
+def _gauge(name: str, what: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    """A gauge with a value for each tuple of labels."""
+    gauge = GaugeMetricFamily(f"{NAMESPACE}_{name}", what, labels=labels)
+    for of, value in values.items():
+        gauge.add_metric(of, value)
+    return gauge

@@ -1,4 +1,4 @@
-"""What becomes of models at a caller's word: accepted from a budget, cancelled, deleted."""
+"""Models at a caller's word: accepted from a budget, cancelled, deleted."""
 
 from fineserve.wire import DEFAULT_TASK, ModelRequest, Refinement
 from registry.datasets import Dataset
@@ -14,16 +14,8 @@ from service.submission import accept
 def accept_model(
     state: State, request: ModelRequest, key: str | None, caller: Caller
 ) -> ModelRecord:
-    return accept(
-        state,
-        caller,
-        request,
-        key,
-        lambda: _new_model(state, request, caller),
-        records=state.repository.models,
-        most_active=state.settings.max_active_models,
-        task=BUILD_TASK,
-    )
+    models, most = state.repository.models, state.settings.max_active_models
+    return accept(state, caller, request, key, _new_model, models, most, BUILD_TASK)
 
 
 def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelRecord:
@@ -49,7 +41,7 @@ def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelReco
 
 
 def _dataset(state: State, request: ModelRequest, caller: Caller) -> Dataset | None:
-    """None is the family's own. Raises Problem."""
+    """Data set of the task; None for the family's own images. Raises Problem."""
     if request.task == DEFAULT_TASK:
         return None
     dataset = visible(state.datasets.get(request.task), caller)
@@ -64,14 +56,14 @@ def _dataset(state: State, request: ModelRequest, caller: Caller) -> Dataset | N
 
 
 def cancelled(current: ModelRecord) -> dict[str, object]:
-    """What becomes of a model that is cancelled: one that is being refined stays, as it is."""
+    """Changes to a model that is cancelled: one that is being refined stays as it is."""
     if current.refine is not None and current.refinement_begun:
         return {"refine": current.refine.model_copy(update={"stopped": True})}
     return {"status": ModelStatus.CANCELLED}
 
 
 def delete(state: State, record: ModelRecord) -> None:
-    """The record says so before the artifacts go: a build that is under way ends by it."""
+    """Mark a model deleted, which ends a build that is under way, and then delete its artifacts."""
     if record.status != ModelStatus.DELETED:
         state.repository.models.change(record.id, status=ModelStatus.DELETED)
     for kind in ("models", "exports"):

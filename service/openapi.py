@@ -1,4 +1,4 @@
-"""What /openapi.json says beyond what FastAPI finds out: refusals, and what an id is good for."""
+"""Additions to /openapi.json: refusals, and links from each answer to what its id is good for."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from service.problems import MEDIA_TYPE
 
 MADE_BY = {"model_id": "/models", "generation_id": "/generate", "task_id": "/tasks"}
-"""Of each id in a path, whose POST answers with it."""
+"""Path whose POST answers with an id, for each id in a path."""
 
 
 class ProblemDocument(BaseModel):
@@ -21,20 +21,19 @@ class ProblemDocument(BaseModel):
     title: str
     status: int
     detail: str
-    """What is wrong, and what to do."""
+    """Sentence that says what is wrong, and what to do."""
 
 
 def complete(app: FastAPI) -> None:
-    """Every refusal is a problem document, instead of FastAPI's own; every id has its links."""
+    """Describe every refusal as a problem document, instead of FastAPI's own, and link every id."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        schema = made()
-        _describe_problems(schema)
-        _link(schema["paths"])
-        return schema
+        if app.openapi_schema is None:
+            schema = made()
+            _describe_problems(schema)
+            _link(schema["paths"])
+        return made()
 
     app.openapi = openapi  # type: ignore[method-assign]
 
@@ -57,18 +56,11 @@ def _describe_problems(schema: dict[str, Any]) -> None:
 
 def _link(paths: dict[str, Any]) -> None:
     for name, maker in MADE_BY.items():
-        using = [
-            operation["operationId"]
-            for path, operations in paths.items()
-            if f"{{{name}}}" in path
-            for operation in operations.values()
-        ]
+        operations = [o for path in paths if f"{{{name}}}" in path for o in paths[path].values()]
+        body_id = {name: "$response.body#/id"}
         links = {
-            operation_id: {
-                "operationId": operation_id,
-                "parameters": {name: "$response.body#/id"},
-            }
-            for operation_id in using
+            operation_id: {"operationId": operation_id, "parameters": body_id}
+            for operation_id in (operation["operationId"] for operation in operations)
         }
         for status, answer in paths[maker]["post"]["responses"].items():
             if status.startswith("2"):

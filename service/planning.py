@@ -1,4 +1,4 @@
-"""Planning: from a budget to a solution, or a refusal that says what would fit."""
+"""Planning: a solution for a budget, or a refusal that says what would fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from service.submission import check_limits
 
 @dataclass(frozen=True)
 class Site:
-    """What a plan is made for."""
+    """Family and device that a plan is made for."""
 
     family: FamilyRecord
     quality: QualityTable
@@ -26,7 +26,7 @@ class Site:
 
 
 def choose_site(state: State, request: PlanRequest, *, live: bool) -> Site:
-    """The family and the profile of the device class; `live`: only where a worker builds now."""
+    """Family and profile of the device class; `live`: only where a worker builds now."""
     family = choose_family(state, request.family)
     if family.quality is None:
         raise Problem(
@@ -40,28 +40,32 @@ def choose_site(state: State, request: PlanRequest, *, live: bool) -> Site:
 
 
 def choose_family(state: State, name: str | None) -> FamilyRecord:
-    """The only one or the default one where `name` is None. Raises Problem."""
+    """Family of a name, or the only one or the default one where `name` is None. Raises Problem."""
     families = {family.name: family for family in state.repository.families()}
     if not families:
         raise unavailable(
             "no worker has announced a family yet; start a worker, or wait for it", "no-family"
         )
-    if name is None and len(families) == 1:
-        return next(iter(families.values()))
-    name = name or (default if (default := state.settings.default_family) in families else None)
-    if name is None:
-        raise Problem(422, "family-needed", f"say which family: one of {', '.join(families)}")
-    if name not in families:
-        raise Problem(
-            422, "unknown-family", f"no family {name!r}; choose one of {', '.join(families)}"
-        )
-    return families[name]
+    default = state.settings.default_family
+    if not name and len(families) > 1 and default in families:
+        name = default
+    return families[_chosen("family", name, list(families))]
+
+
+def _chosen(what: str, wanted: str | None, known: Sequence[str]) -> str:
+    """The wanted one, or the only one where none is named. Raises Problem."""
+    kind, choices = what.replace("_", "-"), ", ".join(known)
+    if not wanted and len(known) > 1:
+        raise Problem(422, f"{kind}-needed", f"say which {what}: one of {choices}")
+    if wanted and wanted not in known:
+        raise Problem(422, f"unknown-{kind}", f"no {what} {wanted!r}; choose one of {choices}")
+    return wanted or known[0]
 
 
 def _profile(
     repository: Repository, family: FamilyRecord, wanted: str | None, *, live: bool
 ) -> DeviceProfile:
-    """Raises Problem: which class, unknown class, no profile yet, a stale one."""
+    """Profile of the device class. Raises Problem: which class, unknown, none yet, a stale one."""
     torch_versions = {
         worker.device_class: worker.torch_version
         for worker in repository.workers()
@@ -72,33 +76,17 @@ def _profile(
             f"no build worker with the family {family.name} runs now; start one, or wait for it",
             "no-worker",
         )
-    known = sorted(torch_versions)
-    if not live:
-        known = sorted({*known, *repository.profiled_classes(family.name)})
-    device_class = wanted or (known[0] if len(known) == 1 else None)
-    if known and device_class is None:
-        raise Problem(
-            422, "device-class-needed", f"say which device_class: one of {', '.join(known)}"
-        )
-    if known and device_class not in known:
-        raise Problem(
-            422,
-            "unknown-device-class",
-            f"no device_class {wanted!r} here; choose one of {', '.join(known)}",
-        )
-    raw = repository.profile(device_class, family.name) if device_class else None
+    profiled = [] if live else repository.profiled_classes(family.name)
+    known = sorted({*torch_versions, *profiled})
+    device_class = _chosen("device_class", wanted, known) if known else ""
+    raw = repository.profile(device_class, family.name)
     if raw is None:
         raise unavailable(
             f"the device has no profile for {family.name} yet; a build worker measures one when "
             "it starts, in under a minute: retry then",
             "no-profile",
         )
-    return _fresh(raw, family, torch_versions.get(device_class or ""))
-
-
-def _fresh(raw: str, family: FamilyRecord, torch_version: str | None) -> DeviceProfile:
-    """Raises Problem when a profile is stale."""
-    profile = DeviceProfile.fitting(raw, family.fingerprint, torch_version)
+    profile = DeviceProfile.fitting(raw, family.fingerprint, torch_versions.get(device_class))
     if profile is None:
         raise unavailable(
             f"the device's profile for {family.name} is stale: it was measured with another "
@@ -113,21 +101,24 @@ def missing_profiles(
     repository: Repository, families: Sequence[FamilyRecord], workers: Sequence[WorkerRecord]
 ) -> list[str]:
     """Calibrated families that a running build worker holds and has not profiled yet."""
-    missing = []
-    for family in families:
-        for worker in workers if family.quality is not None else ():
-            if worker.queue != BUILD_QUEUE or family.name not in worker.families:
+    missing = set()
+    for worker in (worker for worker in workers if worker.queue == BUILD_QUEUE):
+        for family in families:
+            if family.quality is None or family.name not in worker.families:
                 continue
             raw = repository.profile(worker.device_class, family.name)
             if not DeviceProfile.fitting(raw, family.fingerprint, worker.torch_version):
-                missing.append(family.name)
-    return sorted(set(missing))
+                missing.add(family.name)
+    return sorted(missing)
 
 
 def solve_budget(
     state: State, request: PlanRequest, site: Site, num_classes: int | None = None
 ) -> Solution:
-    """`num_classes`: of a task. Raises Problem: over the limits, contradictory, infeasible."""
+    """Best size for a budget and a task of `num_classes`, by default the family's own.
+
+    Raises Problem: over the limits, contradictory, infeasible.
+    """
     check_limits(state.settings, request.n, request.num_inference_steps)
     candidates = Candidates.of(
         site.family.network.with_classes(num_classes),

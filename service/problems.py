@@ -26,11 +26,11 @@ log = structlog.get_logger()
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = "2"
 MOST_ERRORS = 20
-"""Told of an invalid request."""
+"""Errors of one invalid request that its sender is told."""
 
 
 class Problem(Exception):
-    """Raised by a route; `kind` is the last part of the problem's `type`."""
+    """A refusal that a route raises; `kind` is the last part of the problem's `type`."""
 
     def __init__(
         self,
@@ -52,12 +52,8 @@ class Problem(Exception):
             "detail": self.detail,
             **self.members,
         }
-        return JSONResponse(
-            jsonable_encoder(body),
-            self.status,
-            headers=self.headers,
-            media_type=MEDIA_TYPE,
-        )
+        content = jsonable_encoder(body)
+        return JSONResponse(content, self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 def unavailable(detail: str, kind: str = "unavailable", headers: Mapping[str, str] = {}) -> Problem:
@@ -73,32 +69,21 @@ def storage_full(why: str) -> Problem:
     )
 
 
-def no_family(name: str) -> Problem:
-    return unavailable(
-        f"no worker has the family {name} now; start one, or wait for it", "no-family"
-    )
-
-
 def _invalid(error: RequestValidationError) -> Problem:
-    found = error.errors()
     errors = [
         {"field": ".".join(str(part) for part in e["loc"][1:]), "message": e["msg"]}
-        for e in found[:MOST_ERRORS]
+        for e in error.errors()
     ]
-    told = [f"{e['field'] or 'body'}: {e['message']}" for e in errors]
-    more = [f"and {len(found) - len(errors)} more"] if len(found) > len(errors) else []
-    detail = "; ".join(told + more)
-    return Problem(422, "invalid-request", detail, errors=errors)
+    told = [f"{e['field'] or 'body'}: {e['message']}" for e in errors[:MOST_ERRORS]]
+    if len(errors) > MOST_ERRORS:
+        told.append(f"and {len(errors) - MOST_ERRORS} more")
+    return Problem(422, "invalid-request", "; ".join(told), errors=errors[:MOST_ERRORS])
 
 
 def _http(error: HTTPException) -> Problem:
     kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
     headers = dict(error.headers) if error.headers else None
     return Problem(error.status_code, kind, str(error.detail), headers)
-
-
-def _full(error: QueueFull) -> Problem:
-    return Problem(429, "queue-full", str(error), {"Retry-After": str(error.retry_seconds)})
 
 
 def _no_keys(error: KeysError) -> Problem:
@@ -128,25 +113,26 @@ PROBLEMS: dict[type[Exception], Callable[[Any], Problem]] = {
     IdempotencyConflict: lambda error: Problem(
         422, "idempotency-conflict", f"{error}; use a new key"
     ),
-    QueueFull: _full,
+    QueueFull: lambda error: Problem(
+        429, "queue-full", str(error), {"Retry-After": str(error.retry_seconds)}
+    ),
     StorageFull: lambda error: storage_full(str(error)),
     KeysError: _no_keys,
     ArtifactError: lambda error: Problem(410, "artifact-gone", f"{error}; make the request again"),
     ResponseError: _refused,
     RedisError: _away,
 }
-"""What becomes of an error that a route raises; of its subclasses, too, the nearest first."""
+"""Makers of a Problem from each error that a route raises; subclasses go to the nearest."""
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """None: nobody's fault but ours."""
-    made = (PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
-    make = next(made, None)
-    return None if make is None else make(error)
+    """Problem that an error is; None where the service itself is at fault."""
+    made = (PROBLEMS[kind](error) for kind in type(error).__mro__ if kind in PROBLEMS)
+    return next(made, None)
 
 
 def install(app: FastAPI) -> None:
-    """Turn every error into a problem document."""
+    """Answer every error with a problem document."""
 
     async def known(_: Request, error: Exception) -> JSONResponse:
         problem = problem_of(error)

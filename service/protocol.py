@@ -1,14 +1,14 @@
-"""HTTP/1.1 as uvicorn speaks it, with an end to what may come before, between and after bodies."""
+"""HTTP/1.1 as uvicorn speaks it, with a limit on what comes before, between and after bodies."""
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_HEAD_BYTES = 65_536
 PIECE_BYTES = 16_384
-"""Bytes that are counted at once, so the limit is kept to within as many."""
+"""Bytes that are counted at once: the limit is kept to within as many."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's, which by itself reads a request line, headers and trailers of any length."""
+    """uvicorn's protocol, which by itself reads heads and trailers of any length, bounded."""
 
     _head_bytes = 0
     """Bytes since the last head ended, or the last part of a body."""

@@ -1,14 +1,14 @@
-"""What can be served now: the model, its family, and a worker on its class of device."""
+"""Requirements of serving: a model, its family, and a worker on its class of device."""
 
 from registry.queue import SAMPLE_QUEUE
 from registry.records import FamilyRecord, ModelRecord, ModelStatus
 from service.access import Caller, visible
 from service.deps import State
-from service.problems import Problem, no_family, unavailable
+from service.problems import Problem, unavailable
 
 
 def require_servable(state: State, model_id: str, caller: Caller) -> ModelRecord:
-    """The caller's model, if images can be sampled from it now. Raises Problem."""
+    """Model of the caller, if images can be sampled from it now. Raises Problem."""
     record = visible(state.repository.models.get(model_id), caller)
     if record.servable:
         return record
@@ -30,17 +30,18 @@ def require_servable(state: State, model_id: str, caller: Caller) -> ModelRecord
 
 
 def require_family(state: State, model: ModelRecord) -> FamilyRecord:
-    """The family of a model. Raises Problem when no worker has it."""
+    """Family of a model. Raises Problem when no worker has it."""
     family = state.repository.family(model.family)
     if family is None:
-        raise no_family(model.family)
+        detail = f"no worker has the family {model.family} now; start one, or wait for it"
+        raise unavailable(detail, "no-family")
     return family
 
 
 def require_worker(state: State, model: ModelRecord) -> None:
-    """Raises Problem when all workers that sample are of another class of device.
+    """Raise Problem when all workers that sample are of another class of device.
 
-    Where there is none at all one may be starting, and what is accepted waits for it.
+    Where there is no such worker at all one may be starting, and accepted requests wait for it.
     """
     classes = {w.device_class for w in state.repository.workers() if w.queue == SAMPLE_QUEUE}
     if classes and model.device_class not in classes:

@@ -1,4 +1,4 @@
-"""What is there now: whether the service is ready, and what its viewers are shown."""
+"""State of the service: whether it is ready, and snapshots for those who watch it."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ SNAPSHOT_MODELS = 50
 
 
 def missing(state: State) -> list[str]:
-    """What a budget needs to become images and is not there; empty when the service is ready."""
+    """Requirements for images that are not met; empty when the service is ready."""
     try:
         return _missing(state, state.repository.families(), state.repository.workers())
     except RedisError as error:
@@ -49,7 +49,7 @@ def _missing(
 
 
 def waiting(state: State, workers: Sequence[WorkerRecord]) -> dict[str, int]:
-    """Messages of each queue that no worker has taken, for any class of device."""
+    """Number of messages in each queue that no worker has taken, for any class of device."""
     device_classes = {worker.device_class for worker in workers}
     return {
         queue: sum(state.queue.length(queue, device_class) for device_class in device_classes)
@@ -68,7 +68,7 @@ def _told_to(caller: Caller, status: Status) -> Status:
 
 
 def _status(state: State, owner: str | None) -> Status:
-    """As all keys of an owner see it; None is those of operators."""
+    """Status as all keys of an owner see it; None is those of operators."""
     repository = state.repository
     families, workers = repository.families(), repository.workers()
     return Status(
@@ -101,7 +101,7 @@ def _snapshot(state: State, owner: str | None) -> Snapshot:
 
 @dataclass
 class _Look:
-    """One look at what is there, for all keys of an owner."""
+    """One look at the state of the service, for all keys of an owner."""
 
     begun: float
     snapshot: "asyncio.Future[Snapshot]"
@@ -117,15 +117,17 @@ class _Look:
 
 
 class Snapshots:
-    """Snapshots as JSON, made once in `seconds` for everybody who sees the same, however many
-    watch: each asks Redis for a score of things."""
+    """Snapshots as JSON, each of which asks Redis for a score of things.
+
+    However many watch, everybody who sees the same gets one that is made once in `seconds`.
+    """
 
     def __init__(self, state: State, seconds: float = SNAPSHOT_SECONDS) -> None:
         self._state, self._seconds = state, seconds
         self._looks: dict[str | None, _Look] = {}
 
     async def watch(self, caller: Caller) -> AsyncIterator[str]:
-        """Each that differs from the one before, for as long as the caller's key is valid."""
+        """Snapshots that differ from the one before, for as long as the caller's key is valid."""
         told = None
         while caller.key is None or self._state.keys.valid(caller.key):
             text = await self._look(caller.sees).text_for(caller)

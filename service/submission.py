@@ -1,4 +1,4 @@
-"""What accepting work has in common, whatever the work is."""
+"""Acceptance of work, whatever the work is."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,25 +17,25 @@ from service.problems import Problem, storage_full
 
 log = structlog.get_logger()
 
+Asked = TypeVar("Asked", bound=BaseModel)
 Work = TypeVar("Work", ModelRecord, GenerationRecord)
 
 MOST_MEMORY_SHARE = 0.9
-"""Share of Redis's memory that may be in use: what is accepted already needs the rest."""
+"""Share of Redis's memory that may be in use: accepted work needs the rest."""
 
 
 def accept(
     state: State,
     caller: Caller,
-    request: BaseModel,
+    request: Asked,
     key: str | None,
-    make: Callable[[], Work],
-    *,
+    make: Callable[[State, Asked, Caller], Work],
     records: Records[Work],
     most_active: int,
     task: str,
 ) -> Work:
-    """The record of a request, stored and enqueued: what `make` returns, or what the same request
-    with the same Idempotency-Key has made before.
+    """Record of a request, stored and enqueued: what `make` returns, or what the same request with
+    the same Idempotency-Key has made before.
 
     Raises QueueFull, IdempotencyConflict, Problem. A place in the queue is looked for first: it
     is the cheapest refusal, and there are many of them when there is much to do.
@@ -45,26 +45,17 @@ def accept(
     if record is None:
         records.require_room(caller.owner, room)
         require_storage(state)
-        record = records.create(make(), key, body, room)
+        record = records.create(make(state, request, caller), key, body, room)
     if record.status == "queued":
-        _enqueue(state, task, record)
+        try:  # a worker ignores what it has been told twice
+            state.queue.enqueue(task, record.id, record.device_class)
+        except (OperationalError, RedisError) as error:
+            log.warning("a record is left to housekeeping", record=record.id, error=str(error))
     return record
 
 
-def _enqueue(state: State, task: str, record: ModelRecord | GenerationRecord) -> None:
-    """A worker ignores what it has been told twice.
-
-    When the broker cannot take the message the record waits, and the workers' housekeeping
-    enqueues it: it has been accepted.
-    """
-    try:
-        state.queue.enqueue(task, record.id, record.device_class)
-    except (OperationalError, RedisError) as error:
-        log.warning("left to housekeeping", record=record.id, error=str(error))
-
-
 def storage_shortage(state: State) -> str | None:
-    """Why what is accepted now could not be stored."""
+    """Reason why work that is accepted now could not be stored."""
     settings = state.settings
     if state.repository.memory_share() > MOST_MEMORY_SHARE:
         return "Redis is full"
@@ -78,21 +69,17 @@ def storage_shortage(state: State) -> str | None:
 
 
 def require_storage(state: State) -> None:
-    """Raises Problem 507 when what is accepted now could not be stored."""
+    """Raise Problem 507 when work that is accepted now could not be stored."""
     if why := storage_shortage(state):
         raise storage_full(why)
 
 
 def check_limits(settings: Settings, n: int, num_inference_steps: int) -> None:
-    """Raises Problem 422 when a request is larger than this server allows."""
+    """Raise Problem 422 when a request is larger than this server allows."""
     for name, value, most in (
         ("n", n, settings.max_images_per_request),
         ("num_inference_steps", num_inference_steps, settings.max_inference_steps),
     ):
         if value > most:
-            raise Problem(
-                422,
-                "over-limit",
-                f"{name}={value} is over this server's limit of {most}; send less",
-                limit=most,
-            )
+            detail = f"{name}={value} is over this server's limit of {most}; send less"
+            raise Problem(422, "over-limit", detail, limit=most)

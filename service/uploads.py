@@ -1,4 +1,4 @@
-"""Images that a client uploads, as a zip or tar of class folders: read with limits, never unpacked.
+"""Uploads: images in a zip or tar of class folders, read with limits and never unpacked.
 
 Nothing is written to disk by a name from the archive, and nothing in it is executed.
 """
@@ -33,10 +33,12 @@ from learngenes.data.images import (
 )
 
 SAVED_SUFFIX = ".arrow"
-"""How the files of a saved Hugging Face dataset end."""
+"""Suffix of the files of a saved Hugging Face dataset."""
 MOST_LISTED_BYTES = 1_000_000
 LEAST_OF_A_CLASS = 2
-"""Images: one to learn from, and one more that may be kept to judge by."""
+"""Images of a class: one to learn from, and one more that may be kept to judge by."""
+
+Member = tuple[PurePosixPath, "IO[bytes] | _Bounded"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Upload:
 
 
 def read_upload(file: IO[bytes], limits: UploadLimits, channels: int, side: int) -> Upload:
-    """All images, resized to `side` and converted to grey or RGB. Raises DataError."""
+    """Images of an archive, resized to `side` and made grey or RGB. Raises DataError."""
     folders: list[str] = []
     listed: dict[str, str] | None = None
     kept, pixels = bytearray(), 0
@@ -96,7 +98,7 @@ def read_upload(file: IO[bytes], limits: UploadLimits, channels: int, side: int)
 
 
 def preview(upload: Upload, classes: int = 20, each: int = 10) -> bytes:
-    """A PNG with a row of its first images for each of its first classes."""
+    """PNG with a row of the first images of each of the first classes."""
     labels = range(min(classes, len(upload.class_names)))
     return encode_png(grid(upload.images[upload.labels == label][:each] for label in labels))
 
@@ -104,7 +106,7 @@ def preview(upload: Upload, classes: int = 20, each: int = 10) -> bytes:
 def _classes(
     folders: list[str], listed: dict[str, str] | None, limits: UploadLimits
 ) -> dict[str, str]:
-    """Names of the classes by their folders: as they are listed, or else by the alphabet."""
+    """Names of the classes by their folders, in the listed order or else by the alphabet."""
     if not folders:
         raise DataError(
             f"there are no images ({', '.join(SUFFIXES)}) in it; put each into a folder "
@@ -138,7 +140,7 @@ def _listed(path: PurePosixPath, content: bytes) -> dict[str, str]:
 def _image(
     path: PurePosixPath, content: bytes, limits: UploadLimits, channels: int, side: int
 ) -> tuple[NDArray[np.uint8], int]:
-    """Pixels, (C, side, side), and how many the file had."""
+    """Pixels, (C, side, side), and the number of pixels in the file."""
     where = repr(str(path))
     if len(content) > limits.file_bytes:
         raise DataError(f"{where} has more than {limits.file_bytes / 1e6:.0f} MB; scale it down")
@@ -156,14 +158,13 @@ def _folder(path: PurePosixPath) -> str:
 
 
 def _members(file: IO[bytes], limits: UploadLimits) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Path and content of images, and of the list of their classes; what else there is, is skipped.
+    """Paths and contents of the images, and of the list of their classes; other files are skipped.
 
     A file that is too large is read until one byte more than it may have.
     """
-    allowance = _Allowance(limits.unpacked_bytes)
     members = _zipped if zipfile.is_zipfile(file) else _tarred
     try:
-        for path, opened in members(file, allowance):
+        for path, opened in members(file, _Bounded(limits.unpacked_bytes)):
             yield path, opened.read(limits.file_bytes + 1)
     except DataError:
         raise
@@ -173,7 +174,7 @@ def _members(file: IO[bytes], limits: UploadLimits) -> Iterator[tuple[PurePosixP
         raise DataError(f"the archive cannot be read: {error}") from error
 
 
-def _zipped(file: IO[bytes], allowance: "_Allowance") -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+def _zipped(file: IO[bytes], bounded: "_Bounded") -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             mode = member.external_attr >> 16
@@ -187,19 +188,19 @@ def _zipped(file: IO[bytes], allowance: "_Allowance") -> Iterator[tuple[PurePosi
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # zipfile unpacks others without a limit
                 raise DataError(f"{member.filename!r} is not deflated; zip it in the usual way")
-            with archive.open(member) as opened:  # whatever size the archive says it has
-                yield path, _bounded(opened, allowance)
+            with archive.open(member) as bounded.raw:  # whatever size the archive says it has
+                yield path, bounded
 
 
-def _tarred(file: IO[bytes], allowance: "_Allowance") -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+def _tarred(file: IO[bytes], bounded: "_Bounded") -> Iterator[Member]:
     file.seek(0)
     magic = file.read(6)
     file.seek(0)
-    raw: IO[bytes] = file
+    bounded.raw = file
     for begins, unpack in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
         if magic.startswith(begins):
-            raw = cast(IO[bytes], unpack(file))
-    with tarfile.open(fileobj=_bounded(raw, allowance), mode="r|") as archive:
+            bounded.raw = cast(IO[bytes], unpack(file))
+    with tarfile.open(fileobj=bounded, mode="r|") as archive:
         for member in archive:
             if member.isdir():
                 continue
@@ -212,39 +213,23 @@ def _tarred(file: IO[bytes], allowance: "_Allowance") -> Iterator[tuple[PurePosi
                 yield path, opened
 
 
-@dataclass
-class _Allowance:
-    """So many bytes may still be unpacked."""
-
-    left: int
-
-    def __post_init__(self) -> None:
-        self.all = self.left
-
-    def take(self, count: int) -> None:
-        self.left -= count
-        if self.left < 0:
-            raise DataError(f"it unpacks to more than {self.all / 1e6:.0f} MB; send fewer images")
-
-
 class _Bounded(io.RawIOBase):
-    """Takes what is read from an allowance: headers and padding, too."""
+    """Reader of one file after another (`raw`) that counts all bytes: headers and padding, too."""
 
-    def __init__(self, raw: IO[bytes], allowance: _Allowance) -> None:
-        self._raw, self._allowance = raw, allowance
+    raw: IO[bytes]
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = self._left = most_bytes
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        most = self._allowance.left + 1
-        content = self._raw.read(most if size < 0 else min(size, most))
-        self._allowance.take(len(content))
+        content = self.raw.read(self._left + 1 if size < 0 else min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(f"it unpacks to more than {self._most / 1e6:.0f} MB; send fewer images")
         return content
-
-
-def _bounded(raw: IO[bytes], allowance: _Allowance) -> IO[bytes]:
-    return cast(IO[bytes], _Bounded(raw, allowance))
 
 
 def _wanted(path: PurePosixPath) -> bool:

@@ -13,10 +13,10 @@ import structlog
 import torch
 
 from learngenes.device import process_resident_bytes
-from registry.announcements import DEVICE_SECONDS
 from registry.errors import IllegalTransition
 from registry.lifecycle import Records
 from registry.records import GenerationRecord, ModelRecord, WorkerRecord, now
+from registry.repository import DEVICE_SECONDS
 from worker.attempts import LONG_WAIT_SECONDS, requeued_name
 from worker.build.restore import restore
 from worker.runtime import Runtime

@@ -18,7 +18,7 @@ from service.submission import require_storage
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 IN_MEMORY_BYTES = 8_000_000
-"""A larger upload waits in a temporary file, on the store's disk, which is watched."""
+"""Bytes above which an upload waits in a file, on the store's disk, which is watched."""
 ARCHIVES = {
     kind: {"schema": {"type": "string", "format": "binary"}}
     for kind in ("application/zip", "application/x-tar", "application/gzip")
@@ -26,9 +26,7 @@ ARCHIVES = {
 
 
 @router.post(
-    "",
-    status_code=201,
-    openapi_extra={"requestBody": {"required": True, "content": ARCHIVES}},
+    "", status_code=201, openapi_extra={"requestBody": {"required": True, "content": ARCHIVES}}
 )
 async def create_task(
     connection: Request,
@@ -38,12 +36,12 @@ async def create_task(
     name: Annotated[str | None, Query(pattern=NAME)] = None,
     family: Annotated[Text | None, Query()] = None,
 ) -> TaskResponse:
-    """The body is a zip or tar of images, in folders that are named after their classes. A file
-    `fineserve-classes.json` in it, a JSON object, may give each folder's class another name; the
-    classes are in its order then. `fineserve tasks create` makes such an archive of a dataset that
-    Hugging Face `datasets` has saved.
+    """Make a task of a zip or tar of images, in folders that are named after their classes.
 
-    The same images sent twice by one owner, under one name, are one task.
+    A file `fineserve-classes.json` in it, a JSON object, may give each folder's class another name;
+    the classes are in its order then. `fineserve tasks create` makes such an archive of a dataset
+    that Hugging Face `datasets` has saved. The same images sent twice by one owner, under one name,
+    are one task.
     """
     await run_in_threadpool(require_storage, state)
     with (
@@ -57,7 +55,7 @@ async def create_task(
 
 
 async def _received(connection: Request, file: IO[bytes], most_mb: float) -> str:
-    """The body is in `file`; its SHA-256. Raises Problem 413."""
+    """SHA-256 of the body, which is then in `file`. Raises Problem 413."""
     digest = hashlib.sha256()
     async for chunk in connection.stream():
         digest.update(chunk)
@@ -76,10 +74,9 @@ async def _received(connection: Request, file: IO[bytes], most_mb: float) -> str
 
 @router.get("")
 def list_tasks(state: StateDep, caller: Anybody) -> TaskList:
-    """Newest first."""
-    return TaskList(
-        tasks=[TaskResponse.model_validate(dataset) for dataset in state.datasets.of(caller.sees)]
-    )
+    """The caller's tasks, newest first."""
+    seen = state.datasets.of(caller.sees)
+    return TaskList(tasks=[TaskResponse.model_validate(dataset) for dataset in seen])
 
 
 @router.get("/{task_id}")
@@ -96,5 +93,5 @@ def get_preview(dataset: DatasetDep, state: StateDep, _: Anybody) -> Response:
 
 @router.delete("/{task_id}", status_code=204)
 def delete_task(dataset: DatasetDep, state: StateDep, _: Deployer) -> None:
-    """Models that were made for it stay; one that has yet to read its images fails."""
+    """Delete a task: models made for it stay; one that has yet to read its images fails."""
     state.datasets.delete(dataset.id)

@@ -1,4 +1,4 @@
-"""/families: what the workers hold."""
+"""/families: families that the workers hold."""
 
 from fastapi import APIRouter, Response
 
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/families", tags=["status"])
 
 @router.get("")
 def list_families(state: StateDep, _: Anybody) -> FamilyList:
-    """What the workers hold."""
+    """Families that the workers hold, by name."""
     return FamilyList(families=[_shown(family) for family in state.repository.families()])
 
 
@@ -25,7 +25,7 @@ def get_family(name: str, state: StateDep, _: Anybody) -> FamilyResponse:
 
 @router.get("/{name}/previews.png", response_class=Response)
 def get_previews(name: str, state: StateDep, _: Anybody) -> Response:
-    """What every size samples before retraining: a row each, by depth and then rank."""
+    """Samples of every size before retraining: a row each, by depth and then rank."""
     family = _family(state, name)
     sheet = state.store.read(family_name(family.fingerprint), PREVIEWS_FILE)
     return Response(sheet, media_type="image/png", headers={"Cache-Control": "max-age=3600"})

@@ -1,4 +1,4 @@
-"""/generate and /generations: from a model to images."""
+"""/generate and /generations: images that a model samples."""
 
 import base64
 import contextlib
@@ -18,17 +18,15 @@ from redis import RedisError
 
 from fineserve.wire import GenerateRequest, GenerationResponse, ImageResponse, Seconds
 from learngenes.data.images import as_pixels, encode_png, grid
+from registry.events import follow
 from registry.records import GenerationRecord, GenerationStatus
 from service.access import GenerationDep, Sampler
 from service.deps import IdempotencyKey, LastEventId, State, StateDep
 from service.generations import accept_generation, pictures_of, stay_for
-from service.streams import server_sent
 
 router = APIRouter(tags=["generations"])
 
 Accept = Annotated[str, Header()]
-Prefer = Annotated[str, Header()]
-
 PICTURE = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -43,7 +41,7 @@ async def generate(
     state: StateDep,
     caller: Sampler,
     accept: Accept = "application/json",
-    prefer: Prefer = "",
+    prefer: Annotated[str, Header()] = "",
     key: IdempotencyKey = None,
 ) -> Response:
     """Sample images and wait for them; with `Prefer: respond-async`, answer 202 at once.
@@ -60,14 +58,12 @@ async def generate(
 
 
 @router.get(
-    "/generations/{generation_id}",
-    response_model=GenerationResponse,
-    responses={200: PICTURE},
+    "/generations/{generation_id}", response_model=GenerationResponse, responses={200: PICTURE}
 )
 def get_generation(
     record: GenerationDep, state: StateDep, _: Sampler, accept: Accept = "application/json"
 ) -> Response:
-    """The images once it is done; until then its status."""
+    """The images once the generation is done; until then its status."""
     if record.status == GenerationStatus.DONE:
         return _answer(state, record, accept)
     return JSONResponse(_response(record, []).model_dump())
@@ -78,8 +74,8 @@ async def generation_events(
     record: GenerationDep, state: StateDep, _: Sampler, after: LastEventId = "0"
 ) -> AsyncIterator[ServerSentEvent]:
     """Status changes and denoising steps, from the first to the last."""
-    async for event in server_sent(state, record, after):
-        yield event
+    async for event in follow(state.events, record, after):
+        yield ServerSentEvent(raw_data=event.data, event=event.name, id=event.id)
 
 
 @router.post("/generations/{generation_id}/cancel")
@@ -132,7 +128,7 @@ def _between(start: datetime | None, end: datetime | None) -> float | None:
 
 
 def grid_png(pictures: Sequence[bytes]) -> bytes:
-    """One picture as it is, several as a grid that is about square."""
+    """PNG of one picture as it is, or of several in a grid that is about square."""
     if len(pictures) == 1:
         return pictures[0]
     images = np.stack([as_pixels(Image.open(io.BytesIO(png))) for png in pictures])

@@ -1,4 +1,4 @@
-"""/metrics: what every process here counted, and what is there now, by Redis and the store."""
+"""/metrics: counts of every process on this host, and gauges of Redis and the store."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest

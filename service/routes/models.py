@@ -1,4 +1,4 @@
-"""/models: from a budget to a model."""
+"""/models: models made from budgets."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -8,11 +8,11 @@ from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from fineserve.wire import ExportFormat, ModelList, ModelRequest, ModelResponse
+from registry.events import follow
 from service.access import Anybody, Deployer, ModelDep
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, StateDep
 from service.exports import wait_for_export
 from service.models import accept_model, cancelled, delete
-from service.streams import server_sent
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -35,7 +35,7 @@ def create_model(
 def list_models(
     state: StateDep, caller: Anybody, offset: Offset = 0, limit: Limit = 50
 ) -> ModelList:
-    """Newest first; deleted ones are left out."""
+    """The caller's models, newest first; deleted ones are left out."""
     page = state.repository.models.page(offset, limit, caller.sees)
     return ModelList(
         models=[ModelResponse.model_validate(record) for record in page.items],
@@ -66,8 +66,8 @@ async def model_events(
     record: ModelDep, state: StateDep, _: Anybody, after: LastEventId = "0"
 ) -> AsyncIterator[ServerSentEvent]:
     """Status changes and retraining loss, from the first to the last."""
-    async for event in server_sent(state, record, after):
-        yield event
+    async for event in follow(state.events, record, after):
+        yield ServerSentEvent(raw_data=event.data, event=event.name, id=event.id)
 
 
 @router.get(

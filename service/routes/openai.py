@@ -1,6 +1,6 @@
-"""/v1: the image API that OpenAI's clients speak. A prompt is a class, by name or number.
+"""/v1: the image API that OpenAI's clients speak; a prompt is a class, by name or number.
 
-What of that API makes no sense here is refused, not ignored.
+Parameters of that API that make no sense here are refused, not ignored.
 """
 
 import base64
@@ -25,7 +25,7 @@ from service.serving import require_family
 
 
 class _Route(APIRoute):
-    """Errors as these clients expect them, in a problem document that has both."""
+    """Route whose problem documents have an `error`, too, as OpenAI's clients expect it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -44,21 +44,17 @@ class _Route(APIRoute):
 
 def _as_theirs(problem: Problem) -> Problem:
     fields = [error["field"] for error in problem.members.get("errors", ())]
-    error = {
-        "message": problem.detail,
-        "type": problem.kind,
-        "param": fields[0] if fields else None,
-        "code": problem.kind,
-    }
+    kind, detail, param = problem.kind, problem.detail, fields[0] if fields else None
+    error = {"message": detail, "type": kind, "param": param, "code": kind}
     status = 400 if problem.status == 422 else problem.status
-    return Problem(status, problem.kind, problem.detail, problem.headers, error=error)
+    return Problem(status, kind, detail, problem.headers, error=error)
 
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=_Route)
 
 
 class ImagesRequest(BaseModel):
-    """`seed` and what follows it are ours; clients send them as `extra_body`."""
+    """A request of OpenAI's image API; clients send `seed` and what follows as `extra_body`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -67,21 +63,21 @@ class ImagesRequest(BaseModel):
 
     model: Text
     prompt: Text
-    """The name or the number of a class."""
+    """Name or number of a class."""
     n: Annotated[int, Field(ge=1)] | None = None
     size: Text | None = None
-    """`auto`, or WIDTHxHEIGHT of the model's family: it makes no other."""
+    """`auto`, or WIDTHxHEIGHT of the model's family, which makes no other."""
     response_format: Literal["b64_json"] | None = None
-    """Images are in the answer; there are no URLs to fetch them from."""
+    """Images come in the answer; there are no URLs to fetch them from."""
     output_format: Literal["png"] | None = None
     background: Literal["auto", "opaque"] | None = None
     quality: Literal["auto", "standard"] | None = None
-    """num_inference_steps says more."""
+    """Quality, which changes nothing: num_inference_steps does."""
     stream: Literal[False] | None = None
     user: Text | None = None
     safety_identifier: Text | None = None
     moderation: Literal["auto", "low"] | None = None
-    """These three change no image: there is nothing to moderate in a class."""
+    """Moderation, which like the two before changes no image: a class has nothing to moderate."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1)] = 25
     guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] = 2.0
@@ -127,20 +123,16 @@ async def generate_images(
 ) -> Response:
     """Sample images of a class and wait for them."""
     size = await run_in_threadpool(_check_size, state, request, caller)
-    asked = GenerateRequest(
-        class_labels=[request.prompt],
-        n=request.n or 1,
-        **request.model_dump(
-            include={"model", "seed", "num_inference_steps", "guidance_scale", "scheduler"}
-        ),
-    )
+    same = {"model", "seed", "num_inference_steps", "guidance_scale", "scheduler"}
+    ours = request.model_dump(include=same)
+    asked = GenerateRequest(class_labels=[request.prompt], n=request.n or 1, **ours)
     record = await run_in_threadpool(accept_generation, state, asked, key, caller)
     await stay_for(state, record, connection, may_leave=key is not None)
     return await run_in_threadpool(_answer, state, record.id, size)
 
 
 def _check_size(state: State, request: ImagesRequest, caller: Caller) -> str:
-    """Raises Problem."""
+    """Size of the model's images. Raises Problem when the request wants another."""
     model = visible(state.repository.models.get(request.model), caller)
     side = require_family(state, model).network.image_size
     size = f"{side}x{side}"
@@ -162,17 +154,15 @@ def _answer(state: State, generation_id: str, size: str) -> Response:
             "not-finished",
             {"X-Should-Retry": "false"},  # else their clients ask for others, from the beginning
         )
-    images = [
-        ImageData(b64_json=base64.b64encode(picture).decode())
-        for picture in pictures_of(state, record)
-    ]
+    pictures = pictures_of(state, record)
+    images = [ImageData(b64_json=base64.b64encode(png).decode()) for png in pictures]
     created = int((record.finished_at or record.created_at).timestamp())
     return JSONResponse(ImagesResponse(created=created, data=images, size=size).model_dump())
 
 
 @router.get("/models")
 def list_models(state: StateDep, caller: Anybody) -> OpenAIModelList:
-    """Those that images can be sampled from now, newest first."""
+    """Models that images can be sampled from now, newest first."""
     every = state.repository.models.all(caller.sees)
     return OpenAIModelList(data=[OpenAIModel.of(record) for record in every if record.servable])
 

@@ -1,4 +1,4 @@
-"""/plan: what a budget would give."""
+"""/plan: the size that a budget would give."""
 
 from fastapi import APIRouter
 

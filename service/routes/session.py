@@ -1,4 +1,4 @@
-"""/session: an API key in a cookie, for the page; a browser sends no header with a picture."""
+"""/session: an API key in a cookie, since a browser sends no header with a picture."""
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field

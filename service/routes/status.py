@@ -15,7 +15,7 @@ router = APIRouter(tags=["status"])
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process answers."""
+    """Whether the process answers."""
     return {"status": "ok"}
 
 
@@ -29,7 +29,7 @@ def readyz(response: Response, state: StateDep) -> Readiness:
 
 @router.get("/status")
 def get_status(state: StateDep, caller: Anybody) -> Status:
-    """What an operator wants to know at a glance; of failures, with the scope `admin`."""
+    """State of the service at a glance; with the scope `admin`, failures too."""
     return status_for(state, caller)
 
 

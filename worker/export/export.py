@@ -16,10 +16,9 @@ from learngenes.formats.native import save_model
 from learngenes.formats.onnx import export_in_process
 from learngenes.model.factors import Own
 from registry.errors import StorageFull
-from registry.exports import EXPORT_FILE, export_name
 from registry.records import ModelRecord
 from registry.repository import Reason
-from registry.store import served_name
+from registry.store import EXPORT_FILE, export_name, served_name
 from worker.artifacts import load_own
 from worker.leases import Stopping
 from worker.runtime import Runtime

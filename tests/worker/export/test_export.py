@@ -20,9 +20,8 @@ from learngenes.data.latents import to_pixels
 from learngenes.formats.native import load_model
 from learngenes.formats.onnx import INPUTS
 from learngenes.model.sampling import initial_noise, sample
-from registry.exports import EXPORT_FILE, export_name
 from registry.records import GenerationRecord
-from registry.store import generation_name, image_file
+from registry.store import EXPORT_FILE, export_name, generation_name, image_file
 from tests.support.builds import build
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.export.export import export
