@@ -1,8 +1,9 @@
-"""Small networks with random weights, and a real Valkey: nothing here needs a trained family."""
+"""Small networks with random weights, and a real Valkey: no test needs a trained family."""
 
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,11 @@ from learngenes.model.factors import Learngenes, Scales
 from learngenes.model.sigma import reference_scales
 from learngenes.sizing.profile import DeviceProfile
 from registry.settings import Settings
-from tests.support.devices import made_up_profile
+from tests.support.builds import build
+from tests.support.devices import beat, keep_profile, made_up_profile
 from tests.support.sizing import NETWORK, SIZES, quality_table
+from worker.runtime import Runtime
+from worker.sampling.sample import Sampling
 
 torch.set_num_threads(1)  # the networks here are too small to share
 
@@ -46,7 +50,7 @@ def genes(network: NetworkConfig) -> Learngenes:
 
 @pytest.fixture
 def stem(network: NetworkConfig) -> Stem:
-    """Nothing is zero, so that every part of the network shows in its output."""
+    """Stem without zeros, so that every part of the network shows in its output."""
     torch.manual_seed(2)
     stem = Stem(network)
     for parameter in stem.parameters():
@@ -67,7 +71,7 @@ def scales(network: NetworkConfig) -> Scales:
 
 @pytest.fixture
 def limited_data(network: NetworkConfig) -> LabelledImages:
-    """A brightness per class, with noise: something that can be learned."""
+    """Images of one brightness per class, with noise: something that can be learned."""
     generator = torch.Generator().manual_seed(4)
     labels = torch.arange(200) % network.num_classes
     noise = torch.randint(0, 40, (200, 3, 8, 8), generator=generator)
@@ -84,7 +88,7 @@ def families_dir(
     scales: Scales,
     limited_data: LabelledImages,
 ) -> Path:
-    """A directory with one untrained family, `tiny`, whose quality table is made up."""
+    """Directory of one untrained family, `tiny`, whose quality table is made up."""
     manifest = {
         "name": "tiny",
         "network": network,
@@ -113,7 +117,7 @@ def profile(family: Family) -> DeviceProfile:
 
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
-    """A real server on a unix socket, for the whole session."""
+    """URL of a real server on a unix socket, for the whole session."""
     directory = Path(tempfile.mkdtemp(prefix="fineserve-"))
     socket = directory / "valkey.sock"
     command = valkey_command(socket, directory)
@@ -148,3 +152,39 @@ def settings(client: redis.Redis, valkey_url: str, tmp_path: Path, families_dir:
         max_batch_rows=16,
         device_mem_gb=0.5,
     )
+
+
+@pytest.fixture
+def runtime(settings: Settings, profile: DeviceProfile) -> Runtime:
+    """A build worker, announced, on a device that has its profile."""
+    runtime = Runtime.start(settings)
+    runtime.announce_families()
+    keep_profile(runtime.repository, profile)
+    beat(runtime)
+    return runtime
+
+
+@pytest.fixture
+def sampler(runtime: Runtime) -> Iterator[Sampling]:
+    sampler = Sampling(runtime)
+    yield sampler
+    sampler.engine.stop()
+
+
+@pytest.fixture
+def working(runtime: Runtime, sampler: Sampling) -> Iterator[None]:
+    """Workers that take every record as soon as it is accepted."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.01):
+            for model in runtime.repository.models.active():
+                build(runtime, model.id)
+            for generation in runtime.repository.generations.active():
+                sampler.generate(generation.id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()

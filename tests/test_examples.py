@@ -1,4 +1,4 @@
-"""The examples run, in processes that cannot import anything of ours."""
+"""Examples, run in processes that cannot import anything of ours."""
 
 import json
 import os
@@ -45,14 +45,14 @@ def dataset(limited_data: LabelledImages, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def run(example: str, *words: str) -> None:
-    command = [sys.executable, "-I", "-c", ALONE, str(EXAMPLES / example), *words]
+def run(example: str, *words: object) -> None:
+    command = [sys.executable, "-I", "-c", ALONE, EXAMPLES / example, *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_OFFLINE": "1"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
 
 
-def trained(dataset: Path, out: Path, *options: str) -> Teacher:
-    run("train_diffusers.py", str(dataset), str(out), *options)
+def trained(dataset: Path, out: Path, *options: object) -> Teacher:
+    run("train_diffusers.py", dataset, out, *options)
     return read_teacher(str(out))
 
 
@@ -60,9 +60,8 @@ def test_an_export_is_trained_on_with_diffusers_alone(
     family: Family, limited_data: LabelledImages, dataset: Path, tmp_path: Path
 ) -> None:
     export_model(family, family.scales, tmp_path / "export")
-    options = ("--steps", "60", "--batch-size", "16", "--learning-rate", "3e-3")
-    more = (*options, "--ema-decay", "0.5", "--model", str(tmp_path / "export"))
-    after = trained(dataset, tmp_path / "out", *more)
+    options = ("--steps", 60, "--batch-size", 16, "--learning-rate", 3e-3, "--ema-decay", 0.5)
+    after = trained(dataset, tmp_path / "out", *options, "--model", tmp_path / "export")
     assert after.diffusion == family.manifest.diffusion
     before = family.assemble(family.scales, Mode.MATERIALISED)
 
@@ -78,8 +77,8 @@ def test_an_export_of_latents_is_trained_on_and_sampled_by_diffusers(
     latent_family: Family, dataset: Path, tmp_path: Path
 ) -> None:
     export_model(latent_family, latent_family.scales, tmp_path / "export")
-    options = ("--steps", "3", "--batch-size", "16", "--model", str(tmp_path / "export"))
-    run("train_diffusers.py", str(dataset), str(tmp_path / "out"), *options)
+    options = ("--steps", 3, "--batch-size", 16, "--model", tmp_path / "export")
+    run("train_diffusers.py", dataset, tmp_path / "out", *options)
     pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
     labels = pipeline.get_label_ids(list(latent_family.manifest.class_names[:2]))
@@ -99,8 +98,8 @@ def test_classes_keep_the_numbers_that_the_model_has_for_them(
         picture = Image.fromarray(limited_data.images[mine][0].permute(1, 2, 0).numpy())
         for i, side in enumerate((8, 11)):  # scaled to what the model sees
             picture.resize((side, side)).save(tmp_path / "images" / name / f"{i}.png")
-    options = ("--steps", "1", "--batch-size", "4", "--model", str(tmp_path / "export"))
-    run("train_diffusers.py", str(tmp_path / "images"), str(tmp_path / "out"), *options)
+    options = ("--steps", 1, "--batch-size", 4, "--model", tmp_path / "export")
+    run("train_diffusers.py", tmp_path / "images", tmp_path / "out", *options)
     wanted = {str(number): name for number, name in enumerate(names)}
     for where in ("export", "out"):
         assert json.loads((tmp_path / where / "id2label.json").read_text()) == wanted
@@ -109,8 +108,8 @@ def test_classes_keep_the_numbers_that_the_model_has_for_them(
 def test_a_teacher_is_trained_from_scratch(
     network: NetworkConfig, dataset: Path, tmp_path: Path
 ) -> None:
-    shape = ("--depth", "4", "--width", "32", "--heads", "4", "--patch-size", "2")
-    teacher = trained(dataset, tmp_path / "out", "--steps", "2", *shape)
+    shape = ("--depth", 4, "--width", 32, "--heads", 4, "--patch-size", 2)
+    teacher = trained(dataset, tmp_path / "out", "--steps", 2, *shape)
     assert teacher.network.config == network.model_copy(update={"rank": 32})
     assert len(teacher.network.layers) == 4
 
@@ -118,18 +117,8 @@ def test_a_teacher_is_trained_from_scratch(
 def test_an_autoencoder_is_trained_that_a_family_can_have(
     network: NetworkConfig, limited_data: LabelledImages, dataset: Path, tmp_path: Path
 ) -> None:
-    options = (
-        "--channels",
-        "8",
-        "16",
-        "--groups",
-        "4",
-        "--steps",
-        "300",
-        "--learning-rate",
-        "3e-3",
-    )
-    run("train_autoencoder.py", str(dataset), str(tmp_path / "out"), *options, "--flip")
+    options = ("--channels", 8, 16, "--groups", 4, "--steps", 300, "--learning-rate", 3e-3)
+    run("train_autoencoder.py", dataset, tmp_path / "out", *options, "--flip")
     shape = network.model_copy(update={"sample_size": 4, "in_channels": 4, "patch_size": 1})
     _, encoder, decoder = read_autoencoder(tmp_path / "out", shape)
     latents = encoder.encoded(limited_data).normalised(torch.arange(len(limited_data)))

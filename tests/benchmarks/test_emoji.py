@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,11 @@ from learngenes.family.family import Family
 
 @pytest.fixture
 def styles(limited_data: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> list[Style]:
-    """Its own and an inverted one."""
+    """The style of the limited data, and the inverted one."""
     monkeypatch.setattr(emoji, "SAMPLES", 12)
     monkeypatch.setattr(emoji, "STEPS", 60)
     half = torch.arange(len(limited_data)) % 2 == 0
-    inverted = LabelledImages(
-        255 - limited_data.images, limited_data.labels, limited_data.class_names
-    )
+    inverted = dataclasses.replace(limited_data, images=255 - limited_data.images)
     return [
         Style(name, *(images.subset(torch.nonzero(part).flatten()) for part in (half, ~half)))
         for name, images in (("own", limited_data), ("inverted", inverted))
@@ -56,10 +55,10 @@ def test_samples_that_are_copies_are_told(family: Family, styles: list[Style]) -
 
 
 def test_the_nearest_image_and_how_far_it_is(tmp_path: Path) -> None:
-    known = torch.stack(
-        [torch.full((3, 4, 4), level, dtype=torch.uint8) for level in (0, 100, 200)]
+    known, asked = (
+        torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+        for levels in ((0, 100, 200), (90, 200))
     )
-    asked = torch.stack([torch.full((3, 4, 4), level, dtype=torch.uint8) for level in (90, 200)])
     distances, places = nearest(asked, known)
     torch.testing.assert_close(distances, torch.tensor([10.0, 0.0]))
     assert places.tolist() == [1, 2]

@@ -1,4 +1,4 @@
-"""The paper's comparisons at a scale that shows that they run: its figures mean nothing."""
+"""The paper's comparisons at a scale that shows that they run; the figures mean nothing."""
 
 import dataclasses
 import json
@@ -18,15 +18,6 @@ from benchmarks.paper.run import make_lab, prepare, run
 from benchmarks.paper.setting import REFERENCE, SMOKE, load_splits
 from benchmarks.paper.training import denoising_loss
 from learngenes.config import Kind
-
-PAPER_TABLES = (
-    tables.depth,
-    tables.cost,
-    tables.totals,
-    tables.ablations,
-    tables.tasks,
-    tables.budget,
-)
 
 
 def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +48,8 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert summary["storage_ratio_10_sizes"] > 1
     assert report.rows_so_far(SMOKE) == [*lab.rows.all(), *cost.totals(SMOKE)]
     assert report.rows_so_far(dataclasses.replace(SMOKE, further_steps=9)) == []
-    for table in PAPER_TABLES:
-        lines = table(json.loads((tmp_path / "paper.json").read_text()))
+    for name in ("depth", "cost", "totals", "ablations", "tasks", "budget"):
+        lines = getattr(tables, name)(json.loads((tmp_path / "paper.json").read_text()))
         assert len(lines) > 1
         assert {len(line) for line in lines} == {len(lines[0])}
     for name in ("depth", "steps", "budget", "forms"):
@@ -73,14 +64,9 @@ def test_what_a_method_begins_with(tmp_path: Path) -> None:
     dense = ancestors.dense().weights()
     qkv = Kind.QKV
     chosen = begun["weight selection"].weights()
-    assert [torch.equal(a[qkv][0], b[qkv][0]) for a, b in zip(chosen, dense, strict=False)] == [
-        True
-    ] * 3
-    kept = [
-        any(torch.equal(layer[qkv][0], other[qkv][0]) for other in dense)
-        for layer in begun["pruning"].weights()
-    ]
-    assert kept == [True] * 3
+    assert all(torch.equal(a[qkv][0], b[qkv][0]) for a, b in zip(chosen, dense, strict=False))
+    for layer in begun["pruning"].weights():
+        assert any(torch.equal(layer[qkv][0], other[qkv][0]) for other in dense)
     assert torch.linalg.matrix_rank(begun["svd"].weights()[0][qkv][0]) == SMOKE.svd_rank
     first, middle, last = (layer[qkv][0] for layer in begun["tleg"].weights())
     torch.testing.assert_close(middle, (first + last) / 2)

@@ -1,4 +1,4 @@
-"""What `make bench-trust` measures for hours, for a minute."""
+"""A minute of what `make bench-trust` measures for hours."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from registry.store import ArtifactStore
 pytestmark = pytest.mark.integration
 
 
-def test_nothing_is_lost_with_a_process(
+def test_no_work_is_lost_with_a_process(
     families_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "SETTINGS", {**faults.SETTINGS, "compile": "false"})

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from benchmarks.deployment import Deployment
-from tests.fineserve.conftest import runtime, url
+from tests.fineserve.conftest import url
 from tests.integration.conftest import shipped
 
-__all__ = ["runtime", "shipped", "url"]  # for pytest to find them here
+__all__ = ["shipped", "url"]  # for pytest to find them here
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -24,22 +24,20 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(shipped: Deployment, browser: Browser) -> Iterator[Page]:
-    """Anything that the page writes to the console as an error fails the test.
+    """A page whose every error in the console fails the test.
 
-    But for Chromium's own word of a budget that nothing keeps.
+    Chromium's own word of a budget that nothing keeps is none.
     """
     context = browser.new_context(base_url=str(shipped.http.base_url))
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on(
-        "console",
-        lambda said: (
+
+    def note(said: ConsoleMessage) -> None:
+        if said.type == "error" and "status of 422" not in said.text:
             errors.append(said.text)
-            if said.type == "error" and "status of 422" not in said.text
-            else None
-        ),
-    )
+
+    page.on("console", note)
     page.set_default_timeout(20_000)
     yield page
     context.close()

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import tarfile
-import zipfile
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from benchmarks.deployment import Deployment, wait
 from registry.keys import Keys, Scope
 from registry.settings import Settings
+from tests.support.archives import zipped
 
 pytestmark = pytest.mark.browser
 
@@ -106,17 +106,16 @@ def test_a_task_is_sent_and_a_model_made_of_it(page: Page) -> None:
 
 
 def shapes() -> bytes:
-    """Eight squares and eight stripes, a folder each."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for i in range(8):
-            square, stripe = np.zeros((2, 28, 28), np.uint8)
-            square[i : i + 16, i : i + 16] = stripe[:, i : i + 8] = 255
-            for name, pixels in (("square", square), ("stripe", stripe)):
-                png = io.BytesIO()
-                Image.fromarray(pixels).save(png, "PNG")
-                archive.writestr(f"{name}/{i}.png", png.getvalue())
-    return packed.getvalue()
+    """Archive of eight squares and eight stripes, a folder each."""
+    files = {}
+    for i in range(8):
+        square, stripe = np.zeros((2, 28, 28), np.uint8)
+        square[i : i + 16, i : i + 16] = stripe[:, i : i + 8] = 255
+        for name, pixels in (("square", square), ("stripe", stripe)):
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, "PNG")
+            files[f"{name}/{i}.png"] = png.getvalue()
+    return zipped(files).getvalue()
 
 
 def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
@@ -171,9 +170,7 @@ def test_the_same_seeds_from_two_models(page: Page, models: list[str]) -> None:
     expect(page.get_by_role("progressbar").first).to_be_visible()
     sneakers = page.get_by_role("img", name="Sneaker")
     expect(sneakers).to_have_count(4 * len(models), timeout=60_000)
-    pictures = [
-        image.get_attribute("src") for image in page.get_by_role("img", name="Sneaker").all()
-    ]
+    pictures = [image.get_attribute("src") for image in sneakers.all()]
     assert len(set(pictures)) == len(pictures)
 
 
@@ -188,7 +185,7 @@ def test_health_tells_of_a_worker_that_died(page: Page, shipped: Deployment) -> 
     finally:
         os.kill(worker, signal.SIGCONT)
     expect(page.get_by_text("a budget sent now becomes images")).to_be_visible()
-    wait(lambda: shipped.http.get("/readyz").status_code == 200 or None)
+    wait(shipped.ready)
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])

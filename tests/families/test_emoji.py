@@ -1,34 +1,24 @@
-import io
 import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from learngenes.data.labelled import load
+from tests.support.archives import png, tarred
 
 CLEAR, RED = (0, 0, 0, 0), (255, 0, 0, 255)
 Drawings = dict[str, tuple[int, int, int, int]]
 
 
 def package(path: Path, folder: str, drawings: Drawings, index: bytes = b"") -> Path:
-    """As npm packs it: pictures of one colour in a folder, and perhaps an index."""
-    with tarfile.open(path, "w:gz") as archive:
-
-        def add(name: str, content: bytes) -> None:
-            member = tarfile.TarInfo(f"package/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-        if index:
-            add("emoji.json", index)
-        for name, colour in drawings.items():
-            picture = io.BytesIO()
-            Image.new("RGBA", (64, 64), colour).save(picture, Path(name).suffix[1:])
-            add(f"{folder}/{name}", picture.getvalue())
+    """Package as npm packs it: pictures of one colour in a folder, and perhaps an index."""
+    files = {"package/emoji.json": index} if index else {}
+    for name, colour in drawings.items():
+        content = png(colour, 64, "RGBA", Path(name).suffix[1:])
+        files[f"package/{folder}/{name}"] = content
+    path.write_bytes(tarred(files, "gz").getvalue())
     return path
 
 

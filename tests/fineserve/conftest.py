@@ -1,36 +1,24 @@
-"""A real server for the command line, and a worker that takes what is queued."""
+"""A real server for the clients and the command line."""
 
-import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import uvicorn
 
-from learngenes.family.family import Family
-from learngenes.sizing.profile import DeviceProfile
-from registry.settings import Settings
+from registry.settings import Settings, get_settings
 from service.app import make_app
-from tests.support.builds import build
-from tests.support.devices import keep_profile
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampling
 
-
-@pytest.fixture
-def runtime(settings: Settings, family: Family, profile: DeviceProfile) -> Runtime:
-    runtime = Runtime.start(settings)
-    runtime.announce_families()
-    keep_profile(runtime.repository, profile)
-    return runtime
+Configure = Callable[..., None]
 
 
 @pytest.fixture
 def url(settings: Settings, runtime: Runtime) -> Iterator[str]:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(make_app(settings), log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -42,23 +30,28 @@ def url(settings: Settings, runtime: Runtime) -> Iterator[str]:
 
 
 @pytest.fixture
-def working(runtime: Runtime) -> Iterator[None]:
-    """Every record is worked on as soon as it is accepted."""
-    stop = threading.Event()
-    sampler = Sampling(runtime)
-    repository = runtime.repository
+def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Configure]:
+    """Settings of the commands, which are those of their environment."""
 
-    def work() -> None:
-        while not stop.wait(0.01):
-            for model in repository.models.active():
-                build(runtime, model.id)
-            for generation in repository.generations.active():
-                sampler.generate(generation.id)
+    def change(**settings: object) -> None:
+        for name, value in settings.items():
+            monkeypatch.setenv(f"FINESERVE_{name.upper()}", str(value))
+        get_settings.cache_clear()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    with contextlib.ExitStack() as ending:
-        ending.callback(sampler.engine.stop)
-        ending.callback(thread.join)
-        ending.callback(stop.set)
-        yield
+    monkeypatch.setattr("registry.logs.configure_logging", lambda _: None)
+    change(var_dir=tmp_path / "var")
+    yield change
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def deployed(configure: Configure, settings: Settings) -> Settings:
+    """The commands see the Valkey and the families of this test."""
+    configure(redis_url=settings.resolved_redis_url, families_dir=settings.families_dir)
+    return settings
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]

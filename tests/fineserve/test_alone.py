@@ -11,7 +11,7 @@ CLIENT = {
     *("annotated_types", "anyio", "certifi", "h11", "httpcore", "idna", "pydantic_core", "sniffio"),
     *("typing_extensions", "typing_inspection"),
 }
-"""With what those four need."""
+"""Packages of the client, with what those four need."""
 COMMAND_LINE = {
     *CLIENT,
     *("registry", "pydantic_settings", "dotenv", "rich", "typer"),
@@ -33,14 +33,12 @@ class Absent(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 sys.argv = sys.argv[2:]
 """
+FINESERVE = "from fineserve.__main__ import main; main()"
 
 
 def alone(allowed: set[str], program: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", ALONE + program, ",".join(allowed), "fineserve", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-FINESERVE = "from fineserve.__main__ import main; main()"
 
 
 def test_the_client_needs_neither_the_server_nor_linux() -> None:
@@ -63,7 +61,7 @@ def test_the_command_line_needs_no_server(url: str) -> None:
         (COMMAND_LINE, "profile", "server"),
     ],
 )
-def test_what_is_not_installed_is_said_with_what_installs_it(
+def test_an_absent_extra_is_said_with_what_installs_it(
     allowed: set[str], command: str, extra: str
 ) -> None:
     done = alone(allowed, FINESERVE, command)

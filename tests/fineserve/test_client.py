@@ -4,7 +4,6 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -13,37 +12,29 @@ from PIL import Image
 
 import fineserve
 from fineserve import AsyncClient, Client
-from fineserve.client import FineserveError, NotReady
+from fineserve.client import FineserveError, GeneratedImage, NotReady
 from registry.settings import Settings
-from tests.fineserve.cli.test_models import alive, made
-from tests.support.archives import Files, png, zipped
-from worker.runtime import Runtime
+from tests.support.archives import PETS, unpacked, zipped
+from tests.support.commands import made
 
-__all__ = ["alive"]
-
-PETS: Files = {f"{name}/{i}.png": png(50 * i + 20) for name in ("cat", "dog") for i in range(3)}
-FEW = {"num_inference_steps": 2, "seed": 3}
+STARS = {"class_labels": ["star"], "num_inference_steps": 2, "seed": 3}
 
 
 def test_from_a_budget_to_images(url: str, working: None, tmp_path: Path) -> None:
     heard: list[str] = []
-    folder = tmp_path / "pets"
-    for name, content in PETS.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
     with Client(url) as client:
         assert client.plan(max_mem_gb=4).plan.quality == 1
         made = client.create_model(max_mem_gb=4, name="mine")
         model = client.wait(made.id, lambda name, _: heard.append(name))
         assert (model.status, model.name) == ("ready", "mine")
         assert "status" in heard
-        images = client.generate(model.id, class_labels=["star", 0], n=3, **FEW)  # type: ignore[typeddict-item]
+        images = client.generate(model.id, **{**STARS, "class_labels": ["star", 0]}, n=3)
         assert [(image.class_label, image.seed) for image in images] == [(3, 3), (0, 4), (3, 5)]
         images[0].save(tmp_path / "one.png")
         assert Image.open(io.BytesIO(images[0].png)).size == (8, 8)
         assert (tmp_path / "one.png").read_bytes() == images[0].png
         assert [m.id for m in client.models()] == [model.id]
-        task = client.create_task(folder, name="pets")
+        task = client.create_task(unpacked(PETS, tmp_path / "pets"), name="pets")
         assert [t.class_names for t in client.tasks()] == [["cat", "dog"]]
         of_pets = client.wait(client.create_model(max_mem_gb=4, task=task.id).id)
         assert of_pets.class_names == ["cat", "dog"]
@@ -54,48 +45,45 @@ def test_from_a_budget_to_images(url: str, working: None, tmp_path: Path) -> Non
 
 
 def test_both_clients_get_the_same_images(url: str, working: None) -> None:
-    async def all_of_it() -> tuple[list[Any], list[str], list[str]]:
-        heard: list[str] = []
+    heard: list[str] = []
+
+    async def all_of_it() -> tuple[str, list[GeneratedImage]]:
         async with AsyncClient(url) as client:
             plan = await client.plan(max_mem_gb=4)
             made = await client.create_model(max_mem_gb=4, depth=plan.plan.depth)
             model = await client.wait(made.id, lambda name, _: heard.append(name))
             task = await client.create_task(io.BytesIO(zipped(PETS).getvalue()))
-            listed = [t.id for t in await client.tasks()]
+            assert [t.id for t in await client.tasks()] == [task.id]
             await client.delete_task(task.id)
-            images = await client.generate(model.id, class_labels=["star"], **FEW)  # type: ignore[typeddict-item]
-            ids = [m.id async for m in client.models()]
+            images = await client.generate(model.id, **STARS)
+            assert [m.id async for m in client.models()] == [model.id]
             with pytest.raises(FineserveError, match="cannot be cancelled"):
                 await client.cancel_model(model.id)
-        assert listed == [task.id]
-        return images, heard, ids
+            return model.id, images
 
-    images, heard, (model,) = asyncio.run(all_of_it())
+    async def delete(model: str) -> None:
+        async with AsyncClient(url) as client:
+            await client.delete_model(model)
+
+    model, images = asyncio.run(all_of_it())
     assert "status" in heard
     with Client(url) as client:
-        assert client.generate(model, class_labels=["star"], **FEW) == images  # type: ignore[typeddict-item]
-        asyncio.run(_delete(url, model))
+        assert client.generate(model, **STARS) == images
+        asyncio.run(delete(model))
         assert list(client.models()) == []
-
-
-async def _delete(url: str, model: str) -> None:
-    async with AsyncClient(url) as client:
-        await client.delete_model(model)
 
 
 def test_steps_are_heard_while_images_are_made(url: str, working: None) -> None:
     model = made(url)
     heard: list[str] = []
     with Client(url) as client:
-        images = client.generate(
-            model, lambda name, _: heard.append(name), class_labels=["star"], **FEW
-        )  # type: ignore[misc]
-        assert client.generate(model, class_labels=["star"], **FEW) == images  # type: ignore[typeddict-item]
+        images = client.generate(model, lambda name, _: heard.append(name), **STARS)
+        assert client.generate(model, **STARS) == images
     assert heard.count("status") >= 2
 
-    async def awaited() -> list[Any]:
+    async def awaited() -> list[GeneratedImage]:
         async with AsyncClient(url) as client:
-            return await client.generate(model, lambda *_: None, class_labels=["star"], **FEW)  # type: ignore[misc]
+            return await client.generate(model, lambda *_: None, **STARS)
 
     assert asyncio.run(awaited()) == images
 
@@ -103,32 +91,33 @@ def test_steps_are_heard_while_images_are_made(url: str, working: None) -> None:
 def test_a_stream_that_breaks_off_is_gone_on_with(
     url: str, working: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the service is restarted."""
+    """A service that is restarted breaks off its streams."""
     breaks = [1, 2]
     whole, whole_async = EventSource.iter_sse, EventSource.aiter_sse
+
+    def break_off() -> None:
+        if breaks:
+            breaks.pop()
+            raise httpx.RemoteProtocolError("closed")
 
     def broken(self: EventSource) -> Iterator[ServerSentEvent]:
         for event in whole(self):
             yield event
-            if breaks:
-                breaks.pop()
-                raise httpx.RemoteProtocolError("closed")
+            break_off()
 
     async def broken_async(self: EventSource) -> AsyncIterator[ServerSentEvent]:
         async for event in whole_async(self):
             yield event
-            if breaks:
-                breaks.pop()
-                raise httpx.RemoteProtocolError("closed")
+            break_off()
 
     monkeypatch.setattr(EventSource, "iter_sse", broken)
     monkeypatch.setattr(EventSource, "aiter_sse", broken_async)
-    ids: list[str] = []
+    heard: list[str] = []
     with Client(url) as client:
         made_now = client.create_model(max_mem_gb=4)
-        model = client.wait(made_now.id, lambda _, content: ids.append(str(content)))
+        model = client.wait(made_now.id, lambda _, content: heard.append(str(content)))
     assert (model.status, breaks) == ("ready", [])
-    assert sum("'queued'" in content for content in ids) == 1  # not from the beginning again
+    assert sum("'queued'" in content for content in heard) == 1  # not from the beginning again
 
     async def awaited() -> str:
         async with AsyncClient(url) as client:
@@ -139,7 +128,7 @@ def test_a_stream_that_breaks_off_is_gone_on_with(
     assert breaks == []
 
 
-def test_what_there_is_no_room_for_is_asked_for_again(
+def test_a_model_without_room_is_asked_for_again(
     url: str, settings: Settings, working: None
 ) -> None:
     settings.max_active_models = 1
@@ -149,7 +138,7 @@ def test_what_there_is_no_room_for_is_asked_for_again(
         assert all(client.wait(model).status == "ready" for model in made)
 
 
-def test_a_refusal_says_what_it_is(url: str, runtime: Runtime) -> None:
+def test_a_refusal_says_what_it_is(url: str) -> None:
     with Client(url) as client:
         with pytest.raises(FineserveError) as refused:
             client.create_model(max_mem_gb=1e-6)
@@ -164,6 +153,6 @@ def test_a_refusal_says_what_it_is(url: str, runtime: Runtime) -> None:
         client.tasks()
 
 
-def test_the_package_has_nothing_else() -> None:
+def test_the_package_has_no_name_but_its_own() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Server'"):
         _ = fineserve.Server

@@ -2,79 +2,68 @@
 
 import json
 import shutil
-import socket
-from pathlib import Path
 
 import pytest
 import redis
 import torch
-from typer.testing import CliRunner
 
-from fineserve.cli.main import cli
-from registry.settings import Settings, get_settings
+from benchmarks.deployment import free_port
+from registry.settings import Settings
+from tests.fineserve.conftest import Configure
+from tests.support.commands import run
 
-Findings = dict[str, dict[str, str]]
+Finding = dict[str, str]
 
 
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Settings:
+@pytest.fixture(autouse=True)
+def host(deployed: Settings, configure: Configure) -> Settings:
     """Everything that a deployment needs, and a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("FINESERVE_PORT", str(free.getsockname()[1]))
-    monkeypatch.setenv("FINESERVE_VAR_DIR", str(settings.var_dir))
-    monkeypatch.setenv("FINESERVE_REDIS_URL", settings.resolved_redis_url)
-    monkeypatch.setenv("FINESERVE_FAMILIES_DIR", str(settings.families_dir))
-    monkeypatch.setattr("registry.logs.configure_logging", lambda _: None)
-    get_settings.cache_clear()
-    yield settings
-    get_settings.cache_clear()
+    configure(port=free_port())
+    return deployed
 
 
-def examined() -> tuple[int, Findings]:
-    result = CliRunner().invoke(cli, ["doctor", "--json"])
-    findings = json.loads(result.stdout)
-    return result.exit_code, {finding["check"]: finding for finding in findings}
+def examined(exit_code: int) -> dict[str, Finding]:
+    """Findings by the name of their check."""
+    findings = json.loads(run("doctor", "--json", exit_code=exit_code).stdout)
+    return {finding["check"]: finding for finding in findings}
 
 
-def broken(check: str) -> dict[str, str]:
-    """The finding of the only check that is broken."""
-    code, findings = examined()
-    assert code == 1
+def broken(check: str) -> Finding:
+    """Finding of the only check that is broken."""
+    findings = examined(1)
     assert [f["check"] for f in findings.values() if f["verdict"] == "broken"] == [check]
     assert findings[check]["advice"]
     return findings[check]
 
 
-def test_a_healthy_host(host: Settings) -> None:
-    code, findings = examined()
-    assert code == 0, findings
+def test_on_a_healthy_host_every_check_is_passed() -> None:
+    findings = examined(0)
     assert len(findings) == 8
     assert findings["families"]["what"] == "tiny"
     assert findings["broker"]["verdict"] == "ok"
-    told = CliRunner().invoke(cli, ["doctor"])
-    assert told.exit_code == 0
-    assert "✓ families: tiny" in told.stdout
+    assert "✓ families: tiny" in run("doctor").stdout
 
 
-def test_a_taken_port(host: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        monkeypatch.setenv("FINESERVE_PORT", str(port))
-        get_settings.cache_clear()
-        finding = broken("port")
-    assert f"FINESERVE_PORT={port + 1}" in finding["advice"]
+def test_a_taken_port_is_told_with_one_to_try(taken_port: int, configure: Configure) -> None:
+    configure(port=taken_port)
+    assert f"FINESERVE_PORT={taken_port + 1}" in broken("port")["advice"]
 
 
-def test_no_redis(host: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FINESERVE_REDIS_URL", "redis://127.0.0.1:1/0")
-    get_settings.cache_clear()
-    assert "FINESERVE_REDIS_URL" in broken("broker")["advice"]
+@pytest.mark.parametrize(
+    ("setting", "value", "check"),
+    [
+        ("redis_url", "redis://127.0.0.1:1/0", "broker"),
+        ("families_dir", "/nowhere", "families"),
+    ],
+)
+def test_what_is_absent_is_told_with_its_setting(
+    configure: Configure, setting: str, value: str, check: str
+) -> None:
+    configure(**{setting: value})
+    assert f"FINESERVE_{setting.upper()}" in broken(check)["advice"]
 
 
-def test_a_redis_that_would_lose_work(host: Settings, client: redis.Redis) -> None:
+def test_a_redis_that_would_lose_work_is_told(client: redis.Redis) -> None:
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:
         assert broken("broker")["advice"] == "set maxmemory-policy noeviction in it"
@@ -82,24 +71,18 @@ def test_a_redis_that_would_lose_work(host: Settings, client: redis.Redis) -> No
         client.config_set("maxmemory-policy", "noeviction")
 
 
-def test_a_full_disk(host: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type(shutil.disk_usage("/"))(10**12, 10**12 - 10**6, 10**6)
     monkeypatch.setattr("fineserve.doctor.shutil.disk_usage", lambda _: usage)
     assert "FINESERVE_STORE_DIR" in broken("disk")["advice"]
 
 
-def test_a_corrupt_family(host: Settings) -> None:
+def test_a_corrupt_family_is_told(host: Settings) -> None:
     (host.families_dir / "tiny" / "stem.safetensors").write_bytes(b"")
     assert "stem.safetensors is corrupt" in broken("families")["what"]
 
 
-def test_no_family(host: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FINESERVE_FAMILIES_DIR", str(tmp_path / "empty"))
-    get_settings.cache_clear()
-    assert broken("families")["advice"] == "set FINESERVE_FAMILIES_DIR"
-
-
-def test_a_torch_that_is_too_old(host: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.4.1+cu121")
     assert broken("torch")["advice"] == "pip install 'torch>=2.6'"
 
@@ -108,8 +91,8 @@ def test_a_torch_that_is_too_old(host: Settings, monkeypatch: pytest.MonkeyPatch
     ("cuda", "advice"),
     [(None, "install a torch that is built for CUDA"), ("12.8", "update the driver")],
 )
-def test_a_torch_that_cannot_use_the_gpu(
-    host: Settings, monkeypatch: pytest.MonkeyPatch, cuda: str | None, advice: str
+def test_a_torch_that_cannot_use_the_gpu_is_told(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, advice: str
 ) -> None:
     monkeypatch.setattr("fineserve.doctor._nvidia_smi", lambda: "535.1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -118,12 +101,8 @@ def test_a_torch_that_cannot_use_the_gpu(
 
 
 def test_a_check_that_breaks_itself_hides_nothing(
-    host: Settings, monkeypatch: pytest.MonkeyPatch
+    taken_port: int, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fineserve.doctor._is_fineserve", lambda _: 1 / 0)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        monkeypatch.setenv("FINESERVE_PORT", str(taken.getsockname()[1]))
-        get_settings.cache_clear()
-        assert "ZeroDivisionError" in broken("port")["what"]
+    configure(port=taken_port)
+    assert "ZeroDivisionError" in broken("port")["what"]

@@ -9,10 +9,7 @@ import pytest
 from PIL import Image
 
 from registry.settings import Settings
-from tests.fineserve.cli.test_models import alive, made
-from worker.runtime import Runtime
-
-__all__ = ["alive"]
+from tests.support.commands import made
 
 FEW = {"num_inference_steps": 2, "seed": 7}
 
@@ -36,7 +33,7 @@ def test_the_same_images_as_from_generate(sdk: openai.OpenAI, url: str, working:
     ours = httpx.post(f"{url}/generate", json=body, trust_env=False).json()["images"]
     assert [base64.b64decode(image["b64_png"]) for image in ours] == pngs
     nothing = {"user": "u-1", "moderation": "low"}  # what the API takes and no image depends on
-    same = sdk.images.generate(model=model, prompt="star", n=2, **nothing, extra_body=FEW)  # type: ignore[arg-type]
+    same = sdk.images.generate(model=model, prompt="star", n=2, **nothing, extra_body=FEW)
     assert same.data == answer.data
     by_number = sdk.images.generate(model=model, prompt="3", n=2, extra_body=FEW)
     assert by_number.data == answer.data
@@ -63,12 +60,12 @@ def test_what_cannot_be_honoured_is_refused(
     request = {"model": made(url), "prompt": "star", **wrong}
     kind = openai.NotFoundError if "model" in wrong else openai.BadRequestError
     with pytest.raises(kind, match=message) as refused:
-        sdk.images.generate(**request)  # type: ignore[call-overload]
+        sdk.images.generate(**request)
     if "model" not in wrong:
-        assert refused.value.body["message"]  # type: ignore[index]
+        assert refused.value.body["message"]
 
 
-def test_a_model_that_is_not_there_yet(sdk: openai.OpenAI, url: str, runtime: Runtime) -> None:
+def test_a_model_that_is_not_ready_is_not_found(sdk: openai.OpenAI, url: str) -> None:
     model = made(url, "--no-wait")
     assert list(sdk.models.list()) == []
     with pytest.raises(openai.NotFoundError, match="is queued"):

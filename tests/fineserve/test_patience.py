@@ -1,99 +1,59 @@
-"""The clients, and the command line, where a proxy keeps the service's events to itself."""
+"""Clients and the command line where a proxy keeps the service's events to itself."""
 
 import asyncio
-import http.server
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from httpx_retries import Retry
-from typer.testing import CliRunner
 
 from fineserve import AsyncClient, Client
 from fineserve import client as clients
-from fineserve.cli.main import cli
 from fineserve.client import FineserveError
 from fineserve.wire import GenerateRequest, ModelRequest, ModelResponse, PlanRequest
-from learngenes.config import DType, Mode
-from learngenes.sizing.budget import Budget, Cost, Plan
+from tests.support.commands import run
+from tests.support.records import queued_model
+from tests.support.servers import Answer, serving
 
 BRIEF = Retry(total=3, backoff_factor=0.05, backoff_jitter=0)
-"""Pauses of 0.1, 0.2 and 0.4 s."""
-MODEL = ModelResponse(
-    id="m-1",
-    name="mine",
-    family="tiny",
-    device_class="cpu",
-    task="default",
-    class_names=None,
-    status="building",
-    revision=None,
-    budget=Budget(max_mem_gb=1),
-    refine=None,
-    plan=Plan(2, 8, Mode.FACTORED, DType.FLOAT32, 4, Cost(1, 1, 1, 1), 1),
-    measured=None,
-    over_budget=[],
-    error=None,
-    created_at="2026-01-01T00:00:00Z",
-    ready_at=None,
-)
+"""Three tries more, after pauses of 0.1, 0.2 and 0.4 s."""
+MODEL = ModelResponse.model_validate(queued_model().replace(id="m-1"))
 
 
-class Proxied(http.server.ThreadingHTTPServer):
-    """A model that is built; of its events the proxy makes `content`."""
+@dataclass
+class Proxied:
+    """A model that is built; of its events a proxy makes `events`."""
 
-    def __init__(self, kind: str, content: bytes) -> None:
-        self.kind, self.content, self.asked = kind, content, Counter[str]()
-        super().__init__(("127.0.0.1", 0), _Handler)
+    events: Answer
+    asked: Counter[str] = field(default_factory=Counter)
+    url: str = ""
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Proxied
-
-    def do_GET(self) -> None:
-        self.server.asked[self.path] += 1
-        if self.path == "/models/m-1/events":
-            kind, content = self.server.kind, self.server.content
-        else:
-            kind, content = "application/json", MODEL.model_dump_json().encode()
-        self.send_response(200)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def __call__(self, method: str, path: str, body: bytes) -> Answer:
+        self.asked[path] += 1
+        model = Answer(content=MODEL.model_dump_json().encode())
+        return self.events if path == "/models/m-1/events" else model
 
 
 @pytest.fixture(
-    params=[("text/html", b"<html>welcome</html>"), ("text/event-stream", b"")], ids=["html", "end"]
+    params=[Answer(200, b"<html>welcome</html>", "text/html"), Answer(kind="text/event-stream")],
+    ids=["html", "end"],
 )
 def proxied(request: pytest.FixtureRequest) -> Iterator[Proxied]:
-    yield from served(*request.param)
-
-
-def served(kind: str, content: bytes) -> Iterator[Proxied]:
-    with Proxied(kind, content) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    proxied = Proxied(request.param)
+    with serving(proxied) as proxied.url:
+        yield proxied
 
 
 @pytest.fixture
 def cut_off() -> Iterator[Proxied]:
-    """It passes on the first event, a sign of life, and no more."""
-    content = b'id: 1\nevent: status\ndata: {"status": "building"}\n\n: ping\n\n'
-    yield from served("text/event-stream", content)
+    """A proxy that passes on the first event, a sign of life, and no more."""
+    events = b'id: 1\nevent: status\ndata: {"status": "building"}\n\n: ping\n\n'
+    proxied = Proxied(Answer(200, events, "text/event-stream"))
+    with serving(proxied) as proxied.url:
+        yield proxied
 
 
 async def awaited(url: str) -> None:
@@ -107,11 +67,11 @@ def blocked(url: str) -> None:
 
 
 @pytest.mark.parametrize("wait", [blocked, lambda url: asyncio.run(awaited(url))])
-def test_events_that_never_come_are_asked_for_a_few_times(
+def test_events_that_never_come_are_asked_for_again(
     proxied: Proxied, wait: Callable[[str], None]
 ) -> None:
     started = time.monotonic()
-    with pytest.raises(FineserveError, match=r"tells no events .* m-1 is building") as given_up:
+    with pytest.raises(FineserveError, match=r"tells no events .* m-1 is queued") as given_up:
         wait(proxied.url)
     assert given_up.value.kind == "no-events"
     assert time.monotonic() - started > 0.7
@@ -126,12 +86,11 @@ def test_events_that_are_told_already_are_no_progress(cut_off: Proxied) -> None:
     assert cut_off.asked["/models/m-1/events"] == 5
 
 
-def test_the_command_line_says_what_it_waits_for(
+def test_a_command_says_what_it_waits_for(
     proxied: Proxied, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fineserve.cli.connection.retries", lambda kind: kind(total=1))
-    result = CliRunner().invoke(cli, ["models", "watch", "m-1", "--url", proxied.url])
-    assert result.exit_code == 1
+    result = run("models", "watch", "m-1", "--url", proxied.url, exit_code=1)
     assert result.stderr.count("asking again") == 1
     assert "tells no events" in result.stderr
 

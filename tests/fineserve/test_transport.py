@@ -1,18 +1,17 @@
 """How requests travel: through the proxy of the environment, and again when they are refused."""
 
 import asyncio
-import http.server
 import io
-import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import pytest
 from httpx_retries import Retry
-from typer.testing import CliRunner
 
 from fineserve import AsyncClient, Client
-from fineserve.cli.main import cli
 from fineserve.wire import TaskResponse
+from tests.support.commands import run
+from tests.support.servers import Answer, serving
 
 TASK = TaskResponse(
     id="t-1",
@@ -26,44 +25,27 @@ ONCE = Retry(total=1, allowed_methods=["POST"])
 IMAGES = bytes(range(256)) * 1000
 
 
-class Busy(http.server.ThreadingHTTPServer):
-    """It has no time, each second time."""
+@dataclass
+class Busy:
+    """A service that has no time, each second time."""
 
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-        self.bodies: list[bytes] = []
-        super().__init__(("127.0.0.1", 0), _Handler)
+    paths: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    url: str = ""
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Busy
-
-    def do_GET(self) -> None:
-        self.send_error(502)
-
-    def do_POST(self) -> None:
-        self.server.paths.append(self.path)
-        self.server.bodies.append(self.rfile.read(int(self.headers["content-length"])))
-        self.send_response(503 if len(self.server.paths) % 2 else 201)
-        self.end_headers()
-        self.wfile.write(TASK.model_dump_json().encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def __call__(self, method: str, path: str, body: bytes) -> Answer:
+        if method == "GET":
+            return Answer(502)
+        self.paths.append(path)
+        self.bodies.append(body)
+        return Answer(503 if len(self.paths) % 2 else 201, TASK.model_dump_json().encode())
 
 
 @pytest.fixture
 def busy() -> Iterator[Busy]:
-    with Busy() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    busy = Busy()
+    with serving(busy) as busy.url:
+        yield busy
 
 
 async def uploaded(url: str, file: io.BytesIO) -> TaskResponse:
@@ -94,6 +76,4 @@ def test_the_environments_proxy_is_used_but_for_what_it_excludes(
 
 
 def test_a_proxy_with_nobody_behind_it_is_nobody(busy: Busy) -> None:
-    result = CliRunner().invoke(cli, ["models", "list", "--url", busy.url])
-    assert result.exit_code == 3
-    assert "502" in result.stderr
+    assert "502" in run("models", "list", "--url", busy.url, exit_code=3).stderr

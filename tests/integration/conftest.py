@@ -1,4 +1,4 @@
-"""A deployment of its own for each test: real processes, on a free port."""
+"""Deployments as real processes, on free ports."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks.deployment import FAMILIES, Deployment
 
 
 def quick(families: Path) -> Deployment:
-    """Quick to start, and slow enough in retraining to be killed in the middle of it."""
+    """Deployment that starts quickly, and retrains slowly enough to be killed meanwhile."""
     deployment = Deployment(
         families,
         lease_seconds=3,
@@ -24,14 +24,14 @@ def quick(families: Path) -> Deployment:
 
 @pytest.fixture
 def deployment(families_dir: Path) -> Iterator[Deployment]:
-    """Not started, with a family of a few parameters."""
+    """Deployment of a family of a few parameters, not started."""
     with quick(families_dir) as deployment:
         yield deployment
 
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """With the family `fashion`; one for all tests, which only add models to it."""
+    """Deployment of `fashion` for all tests, which only add models to it."""
     families = tmp_path_factory.mktemp("families")
     (families / "fashion").symlink_to(FAMILIES / "fashion")
     with quick(families) as deployment:

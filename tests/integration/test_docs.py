@@ -30,7 +30,7 @@ fi
 
 
 def script(page: Path) -> str:
-    """What a reader of the page would run, as Bash."""
+    """Bash that does what a reader of the page would."""
     lines = []
     for block in BLOCK.finditer(page.read_text()):
         if block["not_run"] or block["language"] in SHOWN:
@@ -48,7 +48,7 @@ PAGES = sorted(
     filter(script, (ROOT / "README.md", *ROOT.glob("docs/*.md"))),
     key=lambda page: len(script(page)),
 )
-"""Short ones first: none waits for builds that a long one leaves."""
+"""Pages with code, short ones first: none waits for builds that a long one leaves."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,9 +1,10 @@
-"""The embedded default as a user meets it: real processes, killed for real."""
+"""The embedded default as a user meets it, whose processes are killed."""
 
 import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,13 +21,19 @@ def test_from_a_budget_to_an_image_through_a_killed_worker(deployment: Deploymen
     assert again.returncode == 0
     assert len(deployment.pids("-m worker build")) == 1
 
-    plan = deployment.http.post("/plan", json={"max_mem_gb": 4}).json()
+    def planned() -> dict[str, Any]:
+        return deployment.http.post("/plan", json={"max_mem_gb": 4}).json()
+
+    def sampled() -> dict[str, Any]:
+        body = {"model": model_id, "n": 5, "seed": 1}
+        return deployment.http.post("/generate", json=body).json()
+
+    plan = planned()
     assert plan["plan"]["quality"] == 1
     model_id = deployment.client.create_model(max_mem_gb=4).id
     assert deployment.http.get(f"/models/{model_id}").json()["plan"] == plan["plan"]
     deployment.wait_model(model_id, lambda m: m.status == "retraining")
-    image = deployment.http.post("/generate", json={"model": model_id, "n": 5, "seed": 1})
-    assert image.json()["revision"] == 0
+    assert sampled()["revision"] == 0
 
     (victim,) = deployment.pids("-m worker build")
     os.kill(victim, signal.SIGKILL)
@@ -39,31 +46,24 @@ def test_from_a_budget_to_an_image_through_a_killed_worker(deployment: Deploymen
     assert [e.get("status") for e in events].count("ready") == 1
     assert max(e.get("attempts", 0) for e in events) == 2
 
-    one, other = (
-        deployment.http.post("/generate", json={"model": model_id, "n": 5, "seed": 1}).json()
-        for _ in range(2)
-    )
+    one = sampled()
     assert one["revision"] == 1
-    assert one["images"] == other["images"]
+    assert one["images"] == sampled()["images"]
 
     (valkey,) = deployment.pids("valkey-server")
     os.kill(valkey, signal.SIGKILL)
-    wait(lambda: deployment.pids("valkey-server") or None)
-    wait(lambda: True if deployment.http.get("/readyz").status_code == 200 else None)
+    wait(lambda: deployment.pids("valkey-server"))
+    wait(deployment.ready)
     assert deployment.client.model(model_id).status == "ready"
-    again = deployment.http.post("/plan", json={"max_mem_gb": 4}).json()
-    assert again["profiled_at"] == plan["profiled_at"]
-    served = deployment.http.post("/generate", json={"model": model_id, "n": 5, "seed": 1}).json()
-    assert served["images"] == one["images"]
+    assert planned()["profiled_at"] == plan["profiled_at"]
+    assert sampled()["images"] == one["images"]
 
     down = deployment.run("down")
     assert down.returncode == 0, down.stderr
     assert deployment.pids() == []
 
 
-def test_a_corrupt_family_is_named_when_starting(
-    deployment: Deployment, families_dir: Path
-) -> None:
+def test_a_corrupt_family_is_named_at_the_start(deployment: Deployment, families_dir: Path) -> None:
     (families_dir / "tiny" / "stem.safetensors").write_bytes(b"")
     up = deployment.run("up")
     assert up.returncode == 1

@@ -4,18 +4,17 @@ import contextlib
 import json
 import re
 import runpy
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from benchmarks.deployment import Deployment, wait
+from benchmarks.deployment import Deployment, free_port, wait
 
 pytestmark = pytest.mark.integration
 
@@ -23,8 +22,6 @@ ROOT = Path(__file__).parent.parent.parent
 BIN = ROOT / ".venv" / "prometheus" / "usr" / "bin"
 ALERTS = ROOT / "docker" / "prometheus" / "alerts.yml"
 DASHBOARDS = sorted((ROOT / "docker" / "grafana" / "dashboards").glob("*.json"))
-
-
 rows = runpy.run_path(str(ROOT / "docs" / "list_metrics.py"))["rows"]
 
 
@@ -39,7 +36,7 @@ def panel_queries() -> dict[str, str]:
 
 
 def alert_queries() -> dict[str, str]:
-    """What each alert looks at, without its threshold."""
+    """PromQL of each alert, without its threshold."""
     rules = re.findall(
         r"alert: (\w+)\n\s+expr: (?:>\n)?(.*?)\n\s+(?:for|labels):", ALERTS.read_text(), re.DOTALL
     )
@@ -50,69 +47,59 @@ def alert_queries() -> dict[str, str]:
 
 
 class Prometheus:
-    def __init__(self, target: str) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="prometheus-")
-        path = Path(self._directory.name)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(ALERTS)],
-            "scrape_configs": [
-                {"job_name": "fineserve", "static_configs": [{"targets": [target]}]},
-            ],
-        }
-        (path / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
-        self._process = subprocess.Popen(
-            [
-                BIN / "prometheus",
-                f"--config.file={path / 'prometheus.yml'}",
-                f"--storage.tsdb.path={path / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-                "--log.level=error",
-            ]
-        )
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10)
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/api/v1"
+
+    def _told(self, path: str, **params: str) -> dict[str, Any]:
+        answer = httpx.get(f"{self._url}/{path}", params=params, trust_env=False, timeout=10).json()
+        assert answer["status"] == "success", f"{params}: {answer}"
+        return answer["data"]
 
     def ready(self) -> bool:
         try:
-            targets = self._http.get("/targets").json()["data"]["activeTargets"]
+            targets = self._told("targets")["activeTargets"]
         except (httpx.HTTPError, ValueError):
             return False
         return [target["health"] for target in targets] == ["up"]
 
     def ask(self, query: str) -> list[float]:
-        answer = self._http.get("/query", params={"query": query}).json()
-        assert answer["status"] == "success", f"{query}: {answer}"
-        return [float(result["value"][1]) for result in answer["data"]["result"]]
+        return [float(result["value"][1]) for result in self._told("query", query=query)["result"]]
 
     def rules(self) -> dict[str, str]:
-        """Health of each by name."""
-        groups = self._http.get("/rules").json()["data"]["groups"]
+        """Health of each rule by its name."""
+        groups = self._told("rules")["groups"]
         return {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        self._http.close()
-        self._directory.cleanup()
 
 
 @pytest.fixture
-def prometheus(deployment: Deployment) -> Iterator[Prometheus]:
-    up = deployment.run("up")
-    assert up.returncode == 0, up.stdout + up.stderr
-    prometheus = Prometheus(deployment.http.base_url.netloc.decode())
-    try:
-        wait(lambda: prometheus.ready() or None)
-        yield prometheus
-    finally:
-        prometheus.stop()
+def prometheus(deployment: Deployment, tmp_path: Path) -> Iterator[Prometheus]:
+    deployment.up()
+    port = free_port()
+    scraped = {"targets": [deployment.http.base_url.netloc.decode()]}
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(ALERTS)],
+        "scrape_configs": [{"job_name": "fineserve", "static_configs": [scraped]}],
+    }
+    (tmp_path / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+    command = [
+        BIN / "prometheus",
+        f"--config.file={tmp_path / 'prometheus.yml'}",
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
+    with subprocess.Popen(command) as process:
+        try:
+            prometheus = Prometheus(port)
+            wait(prometheus.ready)
+            yield prometheus
+        finally:
+            process.terminate()
 
 
 def load(deployment: Deployment) -> None:
-    """Of everything that an operator can watch, a little; and again, so that there are rates."""
+    """Cause a little of all that an operator can watch, repeatedly, so that there are rates."""
     http = deployment.http
     http.post("/plan", json={"max_mem_gb": 1e-9})
     http.get("/models/m-0123456789abcdef")
@@ -128,21 +115,19 @@ def load(deployment: Deployment) -> None:
 
 
 def test_every_query_has_data(
-    deployment: Deployment,
-    prometheus: Prometheus,
-    record_property: Callable[[str, object], None],
+    deployment: Deployment, prometheus: Prometheus, record_property: Callable[[str, object], None]
 ) -> None:
     queries = panel_queries() | alert_queries()
     assert len(queries) > 30
     load(deployment)
     missing = dict(queries)
 
-    def all_answered() -> bool | None:
+    def all_answered() -> bool:
         for name, query in list(missing.items()):
             values = prometheus.ask(query.replace("$__rate_interval", "2m"))
             if any(value == value for value in values):  # not all NaN
                 del missing[name]
-        return not missing or None
+        return not missing
 
     with contextlib.suppress(TimeoutError):
         wait(all_answered)
@@ -154,21 +139,14 @@ def test_every_query_has_data(
     record_property("panels_with_data", len(panels - empty_panels))
     assert missing == {}
     assert set(prometheus.rules().values()) == {"ok"}
-    names = {name.removeprefix("alert ") for name in alert_queries()}
-    assert set(prometheus.rules()) == names
+    assert {f"alert {name}" for name in prometheus.rules()} == set(alert_queries())
     listed = set((ROOT / "docs" / "metrics.md").read_text().splitlines())
     assert set(rows(deployment.http.get("/metrics").text)) <= listed
 
 
 def test_prometheus_accepts_the_alerts_and_they_fire_when_they_should() -> None:
-    for command in (
-        ["check", "rules", ALERTS],
-        ["test", "rules", ALERTS.with_name("alerts_test.yml")],
-    ):
-        done = subprocess.run(
-            [BIN / "promtool", *command], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    for command, file in (("check", ALERTS), ("test", ALERTS.with_name("alerts_test.yml"))):
+        subprocess.run([BIN / "promtool", command, "rules", file], check=True)
 
 
 def test_every_alert_has_a_runbook() -> None:

@@ -1,70 +1,55 @@
 """A trace from HTTP through Celery to the engine's steps, as a collector gets it."""
 
-import http.server
-import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from benchmarks.deployment import Deployment, wait
+from tests.support.servers import Answer, serving
 
 pytestmark = pytest.mark.integration
 
 
-class Collector(http.server.ThreadingHTTPServer):
+@dataclass
+class Collector:
     """Keeps the spans that it is sent by OTLP over HTTP."""
 
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        super().__init__(("127.0.0.1", 0), Handler)
+    spans: list[Span] = field(default_factory=list)
+    url: str = ""
+
+    def __call__(self, method: str, path: str, body: bytes) -> Answer:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+        return Answer()
 
     def named(self, name: str) -> list[Span]:
         return [span for span in self.spans if span.name == name]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for scope in resource.scope_spans:
-                self.server.spans += scope.spans
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    server = Collector()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    collector = Collector()
+    with serving(collector) as collector.url:
+        yield collector
 
 
-def test_a_request_can_be_followed_to_its_steps(
-    deployment: Deployment, collector: Collector
-) -> None:
+def test_a_request_is_followed_to_its_steps(deployment: Deployment, collector: Collector) -> None:
     deployment.environment |= {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_BSP_SCHEDULE_DELAY": "200",
     }
-    up = deployment.run("up")
-    assert up.returncode == 0, up.stdout + up.stderr
+    deployment.up()
     model = deployment.client.create_model(max_mem_gb=4).id
     deployment.wait_model(model, lambda m: m.revision is not None)
     answer = deployment.http.post("/generate", json={"model": model, "num_inference_steps": 5})
     assert answer.status_code == 200, answer.text
 
     def followed() -> list[Span] | None:
-        """The spans of the trace that /generate began, once all are there."""
+        """Spans of the trace that /generate began, once all are there."""
         (root,) = collector.named("POST /generate") or (None,)
         if root is None:
             return None

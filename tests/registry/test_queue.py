@@ -6,9 +6,8 @@ from registry.settings import Settings
 
 def test_each_class_of_device_has_queues_of_its_own(client: redis.Redis, valkey_url: str) -> None:
     queue = Queue(make_celery(Settings(redis_url=valkey_url)), client)
-    queue.enqueue(BUILD_TASK, "m-1", "slow")
-    queue.enqueue(BUILD_TASK, "m-2", "fast")
-    queue.enqueue(BUILD_TASK, "m-3", "fast")
+    for record_id, device_class in (("m-1", "slow"), ("m-2", "fast"), ("m-3", "fast")):
+        queue.enqueue(BUILD_TASK, record_id, device_class)
     queue.enqueue(SAMPLE_TASK, "g-1", "fast")
     assert queue_name("build", "fast") == "build.fast"
     assert client.llen("build.fast") == queue.length("build", "fast") == 2

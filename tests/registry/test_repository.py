@@ -14,11 +14,14 @@ from registry.errors import (
     RecordNotFound,
     Superseded,
 )
-from registry.lifecycle import Records, Room
+from registry.lifecycle import Claim, Records, Room
 from registry.records import FamilyRecord, ModelRecord, WorkerRecord
 from registry.repository import Reason, Repository
 from tests.support.records import queued_model
 from tests.support.sizing import NETWORK, SIZES
+
+Models = Records[ModelRecord]
+BUILT = ("assembling", "retraining", "verifying", "ready")
 
 
 @pytest.fixture
@@ -27,15 +30,27 @@ def repository(client: redis.Redis) -> Repository:
 
 
 @pytest.fixture
-def models(repository: Repository) -> Records[ModelRecord]:
+def models(repository: Repository) -> Models:
     return repository.models
 
 
-def test_the_life_of_a_model(models: Records[ModelRecord]) -> None:
-    record = models.create(queued_model())
+@pytest.fixture
+def record(models: Models) -> ModelRecord:
+    """A queued model."""
+    return models.create(queued_model())
+
+
+def build(models: Models, model_id: str) -> None:
+    for status in BUILT:
+        assert models.change(model_id, status=status).status == status
+
+
+def test_a_model_is_listed_from_its_creation_to_its_deletion(
+    models: Models, record: ModelRecord
+) -> None:
     assert models.get(record.id) == record
-    for status in ("assembling", "retraining", "verifying", "ready", "deleted"):
-        assert models.change(record.id, status=status).status == status
+    build(models, record.id)
+    assert models.change(record.id, status="deleted").status == "deleted"
     assert models.page(0, 10).items == []
     assert models.active() == []
 
@@ -45,9 +60,8 @@ def test_the_life_of_a_model(models: Records[ModelRecord]) -> None:
     [((), "ready"), (("cancelled",), "assembling"), (("failed",), "ready")],
 )
 def test_an_illegal_transition_changes_nothing(
-    models: Records[ModelRecord], path: tuple[str, ...], status: str
+    models: Models, record: ModelRecord, path: tuple[str, ...], status: str
 ) -> None:
-    record = models.create(queued_model())
     for step in path:
         record = models.change(record.id, status=step)
     with pytest.raises(IllegalTransition, match=f"cannot be {status}"):
@@ -55,27 +69,26 @@ def test_an_illegal_transition_changes_nothing(
     assert models.get(record.id) == record
 
 
-def test_of_two_final_states_one_wins_for_all_writers(models: Records[ModelRecord]) -> None:
-    record = models.create(queued_model())
+def test_of_two_final_states_one_wins_for_all_writers(models: Models, record: ModelRecord) -> None:
     models.change(record.id, status="assembling")
     barrier = threading.Barrier(8)
 
-    def finish(index: int) -> str:
+    def finish(status: str) -> str:
         barrier.wait()
         try:
-            models.change(record.id, status="cancelled" if index % 2 else "failed")
+            models.change(record.id, status=status)
         except IllegalTransition:
             return "late"
         return "first"
 
+    statuses = ["failed", "cancelled"] * 4
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(finish, range(8)))
+        results = list(pool.map(finish, statuses))
     winner = models.get(record.id).status
-    kinds = ["cancelled" if index % 2 else "failed" for index in range(8)]
-    assert results == ["first" if kind == winner else "late" for kind in kinds]
+    assert results == ["first" if status == winner else "late" for status in statuses]
 
 
-def test_nothing_is_found_under_an_unknown_id(models: Records[ModelRecord]) -> None:
+def test_nothing_is_found_under_an_unknown_id(models: Models) -> None:
     with pytest.raises(RecordNotFound, match="no model 'm-x'"):
         models.get("m-x")
     with pytest.raises(RecordNotFound):
@@ -83,28 +96,27 @@ def test_nothing_is_found_under_an_unknown_id(models: Records[ModelRecord]) -> N
     assert models.claim("m-x", 3, 5) is None
 
 
-def test_a_claim_is_exclusive_until_it_is_released(models: Records[ModelRecord]) -> None:
-    record = models.create(queued_model())
-    first = models.claim(record.id, 3, 5)
-    assert first is not None
+def claimed(models: Models, record: ModelRecord, seconds: float = 5) -> Claim:
+    claim = models.claim(record.id, 3, seconds)
+    assert claim is not None
+    return claim
+
+
+def test_a_claim_is_exclusive_until_it_is_released(models: Models, record: ModelRecord) -> None:
+    first = claimed(models, record)
     assert (first.record.status, first.record.attempts) == ("assembling", 1)
     assert models.claim(record.id, 3, 5) is None
     assert models.leased(record.id)
     first.lease.release()
     assert not models.leased(record.id)
-    second = models.claim(record.id, 3, 5)
-    assert second is not None
-    assert second.record.attempts == 2
+    assert claimed(models, record).record.attempts == 2
 
 
-def test_a_lease_that_ran_out_cannot_be_renewed(models: Records[ModelRecord]) -> None:
-    record = models.create(queued_model())
-    slow = models.claim(record.id, 3, 0.01)
-    assert slow is not None
+def test_a_lease_that_ran_out_cannot_be_renewed(models: Models, record: ModelRecord) -> None:
+    slow = claimed(models, record, 0.01)
     while models.leased(record.id):
         pass
-    fast = models.claim(record.id, 3, 5)
-    assert fast is not None
+    claimed(models, record)
     for use in (slow.lease.reacquire, slow.lease.release):
         with pytest.raises(LockError):
             use()
@@ -112,24 +124,20 @@ def test_a_lease_that_ran_out_cannot_be_renewed(models: Records[ModelRecord]) ->
 
 
 def test_what_was_thought_to_be_known_does_not_undo_what_came_after(
-    models: Records[ModelRecord],
+    models: Models, record: ModelRecord
 ) -> None:
-    old = models.create(queued_model())
-    models.change(old.id, status="assembling", revision=0)
-    changed = models.change(old.id, known=old, status="retraining")
+    models.change(record.id, status="assembling", revision=0)
+    changed = models.change(record.id, known=record, status="retraining")
     assert (changed.status, changed.revision) == ("retraining", 0)
-    assert models.get(old.id) == changed
-    models.change(old.id, status="cancelled")
+    assert models.get(record.id) == changed
+    models.change(record.id, status="cancelled")
     with pytest.raises(IllegalTransition):
-        models.change(old.id, known=changed, status="verifying")
+        models.change(record.id, known=changed, status="verifying")
 
 
-def test_an_overtaken_attempt_cannot_write(models: Records[ModelRecord]) -> None:
-    record = models.create(queued_model())
+def test_an_overtaken_attempt_cannot_write(models: Models, record: ModelRecord) -> None:
     for _ in range(2):
-        claim = models.claim(record.id, 3, 5)
-        assert claim is not None
-        claim.lease.release()
+        claimed(models, record).lease.release()
     with pytest.raises(Superseded, match="attempt 2"):
         models.change(record.id, attempt=1, status="retraining")
     models.change(record.id, attempt=2, status="retraining")
@@ -138,21 +146,18 @@ def test_an_overtaken_attempt_cannot_write(models: Records[ModelRecord]) -> None
         models.change(record.id, attempt=2, status="verifying")
 
 
-def test_attempts_are_capped(models: Records[ModelRecord]) -> None:
-    record = models.create(queued_model())
-    for _ in range(2):
-        claim = models.claim(record.id, 2, 5)
-        assert claim is not None
-        claim.lease.release()
-    assert models.claim(record.id, 2, 5) is None
+def test_attempts_are_capped(models: Models, record: ModelRecord) -> None:
+    for _ in range(3):
+        claimed(models, record).lease.release()
+    assert models.claim(record.id, 3, 5) is None
     failed = models.get(record.id)
     assert failed.status == "failed"
     assert failed.error is not None
-    assert "2 attempts" in failed.error
+    assert "3 attempts" in failed.error
     assert not models.leased(record.id)
 
 
-def test_pages_are_newest_first(models: Records[ModelRecord]) -> None:
+def test_pages_are_newest_first(models: Models) -> None:
     ids = [models.create(queued_model()).id for _ in range(5)]
     first = models.page(0, 2)
     assert [record.id for record in first.items] == [ids[4], ids[3]]
@@ -162,9 +167,7 @@ def test_pages_are_newest_first(models: Records[ModelRecord]) -> None:
     assert last.next_offset is None
 
 
-def test_owners_have_pages_and_idempotency_keys_of_their_own(
-    models: Records[ModelRecord],
-) -> None:
+def test_owners_have_pages_and_idempotency_keys_of_their_own(models: Models) -> None:
     mine, other = (
         models.create(queued_model().replace(owner=owner), "key", "body") for owner in ("me", "you")
     )
@@ -179,8 +182,8 @@ def test_owners_have_pages_and_idempotency_keys_of_their_own(
 @pytest.mark.parametrize(
     ("room", "whose"), [(Room(all=2), "here"), (Room(all=9, of_owner=2), "of yours")]
 )
-def test_there_is_room_for_so_many_at_once(
-    models: Records[ModelRecord], room: Room, whose: str
+def test_there_is_room_for_as_many_as_the_limit_says(
+    models: Models, room: Room, whose: str
 ) -> None:
     first, _ = (models.create(queued_model(), room=room) for _ in range(2))
     with pytest.raises(QueueFull, match=f"2 models {whose} are not finished") as full:
@@ -189,13 +192,12 @@ def test_there_is_room_for_so_many_at_once(
         models.require_room("", room)
     assert full.value.retry_seconds == 1
     assert len(models.page(0, 10).items) == 2
-    for status in ("assembling", "retraining", "verifying", "ready"):
-        models.change(first.id, status=status)
+    build(models, first.id)
     models.require_room("", room)
     assert models.create(queued_model(), "key", "body", room).status == "queued"
 
 
-def test_many_at_once_do_not_overfill(models: Records[ModelRecord]) -> None:
+def test_many_at_once_do_not_overfill(models: Models) -> None:
     def create(_: int) -> bool:
         try:
             models.create(queued_model(), room=Room(of_owner=3))
@@ -208,21 +210,19 @@ def test_many_at_once_do_not_overfill(models: Records[ModelRecord]) -> None:
 
 
 def test_retrying_is_advised_at_the_pace_of_the_last_ones(
-    models: Records[ModelRecord], monkeypatch: pytest.MonkeyPatch
+    models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = time.time()
     monkeypatch.setattr("registry.lifecycle.time.time", lambda: clock)
     for _ in range(4):
-        record = models.create(queued_model())
-        for status in ("assembling", "retraining", "verifying", "ready"):
-            models.change(record.id, status=status)
+        build(models, models.create(queued_model()).id)
         clock += 20
     models.create(queued_model())
     with pytest.raises(QueueFull, match="retry in 20 s"):
         models.create(queued_model(), room=Room(all=1))
 
 
-def test_an_idempotency_key_gives_the_same_record(models: Records[ModelRecord]) -> None:
+def test_an_idempotency_key_gives_the_same_record(models: Models) -> None:
     first = models.create(queued_model(), "key", "body")
     assert models.create(queued_model(), "key", "body").id == first.id
     with pytest.raises(IdempotencyConflict):
@@ -230,9 +230,7 @@ def test_an_idempotency_key_gives_the_same_record(models: Records[ModelRecord]) 
     assert len(models.page(0, 10).items) == 1
 
 
-def test_a_key_whose_record_was_never_stored_is_taken_up(
-    client: redis.Redis, models: Records[ModelRecord]
-) -> None:
+def test_a_key_without_its_record_is_taken_up(client: redis.Redis, models: Models) -> None:
     first = models.create(queued_model(), "key", "body")
     client.delete(f"fineserve:model:{first.id}")
     assert models.create(queued_model(), "key", "body").id == first.id
@@ -246,19 +244,11 @@ def a_worker(worker_id: str) -> WorkerRecord:
 
 
 def a_family(name: str) -> FamilyRecord:
-    return FamilyRecord(
-        name=name,
-        network=NETWORK,
-        sizes=SIZES,
-        class_names=[],
-        licence="",
-        trained_steps=1,
-        fingerprint="f",
-        quality=None,
-    )
+    about = {"class_names": [], "licence": "", "trained_steps": 1, "fingerprint": "f"}
+    return FamilyRecord(name=name, network=NETWORK, sizes=SIZES, quality=None, **about)
 
 
-def test_workers_are_forgotten_when_their_heart_stops(
+def test_workers_are_forgotten_without_heartbeats(
     repository: Repository, client: redis.Redis
 ) -> None:
     repository.heartbeat(a_worker("a"), 60)
@@ -271,9 +261,7 @@ def test_workers_are_forgotten_when_their_heart_stops(
     assert client.zrange("fineserve:worker:announced", 0, -1) == ["a"]
 
 
-def test_a_record_that_cannot_be_read_hides_no_other(
-    repository: Repository, client: redis.Redis
-) -> None:
+def test_an_unreadable_record_hides_no_other(repository: Repository, client: redis.Redis) -> None:
     broken, whole = (repository.models.create(queued_model()) for _ in range(2))
     client.set(f"fineserve:model:{broken.id}", '{"id": "m-1"}')
     assert [record.id for record in repository.models.active()] == [whole.id]
@@ -283,9 +271,7 @@ def test_a_record_that_cannot_be_read_hides_no_other(
     assert repository.models.get(whole.id) == whole
 
 
-def test_families_are_listed_by_name_and_announced_again_without_repeats(
-    repository: Repository,
-) -> None:
+def test_families_are_listed_once_each_and_by_name(repository: Repository) -> None:
     for name in ("b", "a", "b"):
         repository.announce_family(a_family(name))
     assert repository.families() == [a_family("a"), a_family("b")]
@@ -298,7 +284,7 @@ def test_workers_and_families_of_one_name_are_told_apart(repository: Repository)
     assert repository.workers() == [a_worker("same")]
 
 
-def test_an_announcement_of_another_release_hides_no_other(
+def test_an_unreadable_announcement_hides_no_other(
     repository: Repository, client: redis.Redis
 ) -> None:
     for name in ("a", "b"):
@@ -344,19 +330,17 @@ def test_a_change_that_fails_leaves_the_profile_as_it_was(repository: Repository
 
 
 def test_a_lock_is_had_by_one_at_a_time(repository: Repository) -> None:
-    inside: list[int] = []
-    most: list[int] = []
+    inside = threading.Semaphore(1)
 
-    def work(index: int) -> None:
+    def work(_: int) -> bool:
         with repository.lock("profile", 5):
-            inside.append(index)
-            most.append(len(inside))
+            alone = inside.acquire(blocking=False)
             time.sleep(0.01)
-            inside.remove(index)
+            inside.release()
+            return alone
 
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(work, range(3)))
-    assert most == [1, 1, 1]
+        assert all(pool.map(work, range(3)))
 
 
 def test_the_lock_of_a_dead_worker_opens_by_itself(repository: Repository) -> None:
@@ -365,16 +349,10 @@ def test_the_lock_of_a_dead_worker_opens_by_itself(repository: Repository) -> No
         pass
 
 
-def test_only_the_first_who_asks_gets_a_turn(repository: Repository) -> None:
+def test_a_turn_is_had_once_and_again_after_its_failure_was_told(repository: Repository) -> None:
     assert repository.once("job", 60)
     assert not repository.once("job", 60)
     assert repository.failure_of("job") is None
-
-
-def test_a_failure_is_told_for_a_while_and_then_there_is_another_turn(
-    repository: Repository,
-) -> None:
-    assert repository.once("job", 60)
     reason = Reason("no luck", "storage-full")
     repository.fail_once("job", reason, 0.1)
     assert repository.failure_of("job") == reason

@@ -2,7 +2,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,19 +31,20 @@ def test_an_artifact_is_immutable(store: ArtifactStore) -> None:
     assert store.read("x/y", "a") == b"first"
 
 
-def test_corruption_is_noticed(store: ArtifactStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "break_it", "message"),
+    [
+        ("a", lambda store: (store.root / "x/y/a").write_bytes(b"abd"), "x/y/a is corrupt"),
+        ("a", lambda store: store.delete("x/y"), "x/y/a cannot be read"),
+        ("missing", lambda _: None, "x/y/missing cannot be read"),
+    ],
+)
+def test_what_is_corrupt_or_missing_is_named(
+    store: ArtifactStore, file: str, break_it: Callable[[ArtifactStore], object], message: str
+) -> None:
     store.put("x/y", {"a": b"abc"}, {})
-    (tmp_path / "x/y/a").write_bytes(b"abd")
-    with pytest.raises(ArtifactError, match="x/y/a is corrupt"):
-        store.read("x/y", "a")
-
-
-@pytest.mark.parametrize("file", ["missing", "a"])
-def test_a_missing_artifact_is_named(store: ArtifactStore, tmp_path: Path, file: str) -> None:
-    store.put("x/y", {"a": b"abc"}, {})
-    if file == "a":
-        store.delete("x/y")
-    with pytest.raises(ArtifactError, match=f"x/y/{file} cannot be read"):
+    break_it(store)
+    with pytest.raises(ArtifactError, match=message):
         store.read("x/y", file)
 
 
@@ -86,7 +87,7 @@ def test_what_is_a_description_alone_can_be_replaced(store: ArtifactStore) -> No
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 kB."""
+    """Root of a disk of 256 kB."""
     directory = tmp_path / "small"
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]

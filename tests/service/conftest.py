@@ -7,22 +7,26 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-import torch
 from fastapi.testclient import TestClient
 
-from learngenes.sizing.profile import DeviceProfile
-from registry.records import WorkerRecord
+from benchmarks.deployment import free_port
 from registry.settings import Settings
 from service.app import make_app
 from tests.support.builds import build
-from tests.support.devices import keep_profile
+from tests.support.devices import beat
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
 LOCAL = "http://127.0.0.1"
+ASYNC = {"prefer": "respond-async"}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
 
 
 @dataclass
@@ -31,36 +35,51 @@ class Stack:
 
     api: TestClient
     runtime: Runtime
-    sampler: Sampling
+    fixtures: pytest.FixtureRequest
+
+    @property
+    def sampler(self) -> Sampling:
+        """The fixture of this name, whose engine takes seconds that few tests need to spend."""
+        return self.fixtures.getfixturevalue("sampler")
 
     def plan(self, **body: object) -> httpx.Response:
         return self.api.post("/plan", json=body)
 
-    def make_model(self, max_mem_gb: float = 4) -> str:
-        answer = self.api.post("/models", json={"max_mem_gb": max_mem_gb})
+    def deploy(self, headers: dict[str, str] | None = None, **body: object) -> httpx.Response:
+        """Answer to the request for a model, in 4 GB unless `body` says otherwise."""
+        return self.api.post("/models", json={"max_mem_gb": 4, **body}, headers=headers)
+
+    def generate(
+        self, model: str, headers: dict[str, str] | None = None, **body: object
+    ) -> httpx.Response:
+        """Answer to the request for images, in two steps unless `body` says otherwise."""
+        content = {"model": model, "num_inference_steps": 2, **body}
+        return self.api.post("/generate", json=content, headers=headers)
+
+    def told(self, path: str) -> dict[str, Any]:
+        return self.api.get(path).json()
+
+    def make_model(self, **body: object) -> str:
+        """Id of a queued model."""
+        answer = self.deploy(**body)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
-    def ready_model(self, max_mem_gb: float = 4) -> str:
-        model_id = self.make_model(max_mem_gb)
+    def ready_model(self, **body: object) -> str:
+        """Id of a model that is built."""
+        model_id = self.make_model(**body)
         build(self.runtime, model_id)
         return model_id
 
+    def queue(self, model: str, headers: dict[str, str] | None = None, **body: object) -> str:
+        """Id of a generation that waits for a worker."""
+        answer = self.generate(model, ASYNC | (headers or {}), **body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
     def heartbeat(self, seconds: float = 60, **changes: object) -> None:
-        """Of the build worker, unless it says otherwise."""
+        """Tell of the build worker, or of one with `changes`."""
         beat(self.runtime, seconds, **changes)
-
-
-def beat(runtime: Runtime, seconds: float = 60, **changes: object) -> None:
-    worker = {
-        "id": "a-worker",
-        "queue": "build",
-        "device_class": runtime.device_class,
-        "torch_version": torch.__version__,
-        "families": ["tiny"],
-    }
-    record = WorkerRecord.model_validate({**worker, **changes})
-    runtime.repository.heartbeat(record, seconds)
 
 
 @pytest.fixture
@@ -68,6 +87,11 @@ def api(settings: Settings) -> Iterator[TestClient]:
     """The API alone: no worker has said anything."""
     with TestClient(make_app(settings), LOCAL) as api:
         yield api
+
+
+@pytest.fixture
+def stack(api: TestClient, runtime: Runtime, request: pytest.FixtureRequest) -> Stack:
+    return Stack(api, runtime, request)
 
 
 @dataclass
@@ -81,7 +105,7 @@ class Server:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def answer(self, request: bytes) -> bytes:
-        """What it says until it closes the connection, however much of the request it reads."""
+        """Bytes until the server closes the connection, however much of the request it reads."""
         heard = b""
         with self.connect() as connection:
             with contextlib.suppress(OSError):
@@ -99,8 +123,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     given = {"redis_url": valkey_url, "var_dir": tmp_path_factory.mktemp("var"), "port": port}
     environment = {f"FINESERVE_{name.upper()}": str(value) for name, value in given.items()}
     command = [sys.executable, "-m", "service"]
@@ -117,14 +140,3 @@ def server(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             yield server
         finally:
             process.kill()
-
-
-@pytest.fixture
-def stack(api: TestClient, settings: Settings, profile: DeviceProfile) -> Iterator[Stack]:
-    runtime = Runtime.start(settings)
-    runtime.announce_families()
-    keep_profile(runtime.repository, profile)
-    stack = Stack(api, runtime, Sampling(runtime))
-    stack.heartbeat()
-    yield stack
-    stack.sampler.engine.stop()

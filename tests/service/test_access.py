@@ -1,9 +1,9 @@
 """Every route against every kind of caller, as the routes themselves declare it."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -13,20 +13,18 @@ from fastapi.testclient import TestClient
 from starlette.routing import BaseRoute
 from structlog.testing import capture_logs
 
-from learngenes.sizing.profile import DeviceProfile
 from registry.keys import Keys, Scope
 from registry.repository import Repository
 from registry.settings import Settings
 from service.access import COOKIE, Access
 from service.app import make_app
-from tests.service.conftest import beat
+from tests.service.conftest import ASYNC, Stack, bearer
+from tests.support.answers import refused
 from tests.support.archives import png, zipped
-from tests.support.devices import keep_profile
-from worker.runtime import Runtime
 
-PUBLIC_RULE = "public"
+UNSAID = "nobody has said what this route needs"
 PUBLIC = {"/", "/docs", "/docs/oauth2-redirect", "/healthz", "/readyz", "/session"}
-"""The page's frame, the documentation, probes, and where a key is handed in."""
+"""Paths of the page's frame, the documentation, probes, and where a key is handed in."""
 BODIES = {
     "/plan": {"max_mem_gb": 4},
     "/models": {"max_mem_gb": 4},
@@ -52,30 +50,22 @@ def _routes(routes: Iterable[BaseRoute]) -> Iterator[APIRoute]:
         yield from _routes(getattr(getattr(route, "original_router", None), "routes", ()))
 
 
-def _rules() -> list[tuple[str, str, Access | str | None]]:
-    """Method, path, and what the route needs; None where nobody has said."""
-    return [
-        (
-            method,
-            route.path,
-            PUBLIC_RULE if route.path in PUBLIC else next(_accesses(route.dependant), None),
-        )
-        for route in _routes(make_app(Settings()).routes)
-        for method in sorted(route.methods)
-    ]
-
-
-RULES = _rules()
+RULES = [
+    (method, route.path, None if route.path in PUBLIC else next(_accesses(route.dependant), UNSAID))
+    for route in _routes(make_app(Settings()).routes)
+    for method in sorted(route.methods)
+]
+"""Method, path, and what a route needs: None where it is public."""
 
 
 def test_every_route_has_a_rule() -> None:
-    assert [path for _, path, rule in RULES if rule is None] == []
+    assert [path for _, path, rule in RULES if rule == UNSAID] == []
     assert set(make_app(Settings()).openapi()["paths"]) <= {path for _, path, _ in RULES}
 
 
 @dataclass
 class Guarded:
-    """A service with keys, and somebody's model and generation."""
+    """A service with keys, and somebody's model, generation and task."""
 
     api: TestClient
     records: Repository
@@ -84,8 +74,8 @@ class Guarded:
     generation: str
     task: str
 
-    def key(self, *scopes: Scope, owner: str = "owner", **limits: object) -> str:
-        return self.keys.create(owner, scopes, **limits)[1]  # type: ignore[arg-type]
+    def key(self, *scopes: Scope, owner: str = "owner", **limits: Any) -> str:
+        return self.keys.create(owner, scopes, **limits)[1]
 
     def ask(self, method: str, path: str, key: str | None) -> httpx.Response:
         content = BODIES.get(path)
@@ -94,76 +84,63 @@ class Guarded:
         path = path.format(
             model_id=self.model, generation_id=self.generation, task_id=self.task, name="tiny"
         )
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        headers["prefer"] = "respond-async"
+        headers = ASYNC | (bearer(key) if key else {})
         return self.api.request(method, path, json=content, headers=headers)
 
 
 @pytest.fixture
-def guarded(api: TestClient, settings: Settings, profile: DeviceProfile) -> Guarded:
-    runtime = Runtime.start(settings)
-    runtime.announce_families()
-    keep_profile(runtime.repository, profile)
-    beat(runtime)
-    keys = Keys(settings.resolved_keys_file)
-    _, key = keys.create("owner", [Scope.DEPLOY, Scope.GENERATE])
-    headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
-    made = api.post("/models", json={"max_mem_gb": 4}, headers=headers)
-    runtime.repository.models.change(made.json()["id"], status="assembling", revision=0)
-    body = {"model": made.json()["id"], **BODIES["/generate"]}
-    sampled = api.post("/generate", json=body, headers=headers)
-    assert sampled.status_code == 202, sampled.text
+def guarded(stack: Stack, settings: Settings) -> Guarded:
+    keys, api = Keys(settings.resolved_keys_file), stack.api
+    headers = ASYNC | bearer(keys.create("owner", [Scope.DEPLOY, Scope.GENERATE])[1])
+    model = stack.make_model(headers=headers)
+    stack.runtime.repository.models.change(model, status="assembling", revision=0)
+    generation = stack.queue(model, headers, n=1)
     pictures = zipped({f"{name}/{i}.png": png() for name in "ab" for i in range(2)}).getvalue()
-    task = api.post("/tasks", content=pictures, headers=headers)
-    ids = (answer.json()["id"] for answer in (made, sampled, task))
-    return Guarded(api, runtime.repository, keys, *ids)
+    task = api.post("/tasks", content=pictures, headers=headers).json()["id"]
+    return Guarded(api, stack.runtime.repository, keys, model, generation, task)
 
 
-def expected(caller: str, path: str, rule: Access | str | None) -> set[int]:
-    """Status codes; empty for any that is no refusal."""
-    if rule == PUBLIC_RULE or caller == "right":
-        return set()
+def expected(caller: str, path: str, rule: Access | None) -> int | None:
+    """Status of the refusal; None where there is to be none."""
+    if rule is None or caller == "right":
+        return None
     if caller in {"no key", "wrong", "expired", "revoked"}:
-        return {401}
-    assert isinstance(rule, Access)
+        return 401
     if caller == "wrong scope":
-        return {403} if rule.scope is not None else set()
+        return 403 if rule.scope is not None else None
     owned = ("{model_id}", "{generation_id}", "{task_id}")
-    own = any(name in path for name in owned) or path in SAMPLING
-    return {404} if own else set()
+    return 404 if any(name in path for name in owned) or path in SAMPLING else None
 
 
 @pytest.mark.parametrize(("method", "path", "rule"), RULES)
-def test_access(guarded: Guarded, method: str, path: str, rule: Access | str | None) -> None:
+def test_a_route_lets_in_whom_its_rule_does(
+    guarded: Guarded, settings: Settings, method: str, path: str, rule: Access | None
+) -> None:
     if path.endswith("/events"):  # else neither stream ends
         guarded.records.models.change(guarded.model, status="cancelled")
         guarded.records.generations.change(guarded.generation, status="cancelled")
-    settings = guarded.api.app.state.fineserve.settings  # type: ignore[attr-defined]
     settings.wait_seconds = 0.1  # nobody samples here
     for caller in CALLERS:
-        codes = expected(caller, path, rule)
-        if path == "/status/events" and not codes:
+        status = expected(caller, path, rule)
+        if path == "/status/events" and not status:
             continue  # it has no end
         answer = guarded.ask(method, path, key_of(guarded, caller, rule))
-        if codes:
-            assert answer.status_code in codes, (caller, answer.text)
-            assert answer.headers["content-type"] == "application/problem+json"
-            assert len(answer.json()["detail"]) > 10
+        if status:
+            assert len(refused(answer, status)["detail"]) > 10, caller
         elif path == "/session":
             assert answer.status_code in {204, 401}, "its body has a wrong key"
         else:
             assert answer.status_code not in {401, 403, 404}, (caller, answer.text)
 
 
-def key_of(guarded: Guarded, caller: str, rule: Access | str | None) -> str | None:
-    scope = (isinstance(rule, Access) and rule.scope) or Scope.GENERATE
+def key_of(guarded: Guarded, caller: str, rule: Access | None) -> str | None:
+    scope = (rule and rule.scope) or Scope.GENERATE
     others = [other for other in Scope if other not in (scope, Scope.ADMIN)]
-    if caller == "revoked":
-        return revoked(guarded)
     return {
         "no key": lambda: None,
         "wrong": lambda: "fsk-1-2",
         "expired": lambda: guarded.key(Scope.ADMIN, valid_for=timedelta(0)),
+        "revoked": lambda: revoked(guarded),
         "wrong scope": lambda: guarded.key(*others),
         "other owner": lambda: guarded.key(scope, owner="other"),
         "right": lambda: guarded.key(scope),
@@ -197,7 +174,7 @@ def test_failures_are_told_to_operators(guarded: Guarded) -> None:
     assert told[Scope.DEPLOY] == []
 
 
-def test_a_key_may_call_so_often(guarded: Guarded) -> None:
+def test_a_key_may_call_as_often_as_its_limit_says(guarded: Guarded) -> None:
     key = guarded.key(Scope.ADMIN, requests_per_minute=2)
     answers = [guarded.ask("GET", "/models", key) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
@@ -205,11 +182,11 @@ def test_a_key_may_call_so_often(guarded: Guarded) -> None:
     assert guarded.ask("GET", "/models", guarded.key(Scope.ADMIN)).status_code == 200
 
 
-def test_a_key_may_have_so_many_under_way(guarded: Guarded) -> None:
+def test_an_owner_may_have_as_many_under_way_as_the_keys_limit_says(guarded: Guarded) -> None:
     key = guarded.key(Scope.GENERATE, max_active=2)
     answers = [guarded.ask("POST", "/generate", key) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [202, 429], "its owner has one already"
-    assert "2 generations of yours" in answers[1].json()["detail"]
+    assert answers[0].status_code == 202, "its owner has one already"
+    refused(answers[1], 429, "2 generations of yours")
     assert int(answers[1].headers["retry-after"]) >= 1
 
 
@@ -218,8 +195,8 @@ def test_the_page_has_its_key_in_a_cookie(guarded: Guarded) -> None:
     entered = guarded.api.post("/session", json={"key": key})
     assert entered.status_code == 204
     cookie = entered.headers["set-cookie"]
-    assert re.search("HttpOnly", cookie)
-    assert re.search("SameSite=strict", cookie)
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
     assert guarded.api.cookies[COOKIE] == key
     status = guarded.api.get("/status").json()
     assert (status["caller"]["owner"], status["caller"]["scopes"]) == ("owner", ["deploy"])
@@ -228,16 +205,13 @@ def test_the_page_has_its_key_in_a_cookie(guarded: Guarded) -> None:
 
 
 def test_without_keys_there_is_nothing_to_sign_in_to(api: TestClient) -> None:
-    answer = api.post("/session", json={"key": "any"})
-    assert (answer.status_code, answer.json()["type"]) == (409, "urn:fineserve:problem:no-keys")
+    refused(api.post("/session", json={"key": "any"}), 409, kind="no-keys")
 
 
 def test_keys_that_cannot_be_read_let_nobody_in(guarded: Guarded) -> None:
     key = guarded.key(Scope.ADMIN)
     guarded.keys.path.unlink()
-    answer = guarded.ask("GET", "/models", key)
-    assert answer.status_code == 503
-    assert "tell the operator" in answer.json()["detail"]
+    refused(guarded.ask("GET", "/models", key), 503, "tell the operator")
 
 
 def test_changes_and_refusals_are_audited(guarded: Guarded) -> None:

@@ -6,15 +6,16 @@ from registry.keys import Keys, Scope
 from registry.settings import Settings
 from service.app import make_app
 from tests.service.conftest import LOCAL
+from tests.support.answers import refused
+
+CANCEL = "/models/m-0123456789abcdef/cancel"
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example"])
-def test_without_keys_a_site_elsewhere_cannot_reach_it_by_its_own_name(
+def test_without_keys_a_site_elsewhere_cannot_reach_the_service_by_its_own_name(
     api: TestClient, settings: Settings, host: str
 ) -> None:
-    answer = api.get("/families", headers={"host": host})
-    assert answer.status_code == 421
-    assert answer.json()["type"] == "urn:fineserve:problem:foreign-host"
+    refused(api.get("/families", headers={"host": host}), 421, kind="foreign-host")
     for own in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
         assert api.get("/healthz", headers={"host": own}).status_code == 200
     Keys(settings.resolved_keys_file).create("owner", [Scope.ADMIN])
@@ -30,7 +31,7 @@ def test_without_keys_a_site_elsewhere_cannot_reach_it_by_its_own_name(
         ("*", "evil.example", 200),
     ],
 )
-def test_without_keys_it_answers_by_the_names_that_it_is_told(
+def test_without_keys_the_service_answers_by_the_names_that_it_is_told(
     settings: Settings, client: redis.Redis, allowed: str, host: str, status: int
 ) -> None:
     told = settings.model_copy(update={"trusted_network": True, "allowed_hosts": allowed})
@@ -42,15 +43,12 @@ def test_without_keys_it_answers_by_the_names_that_it_is_told(
 def test_without_keys_the_page_of_another_site_changes_nothing(
     api: TestClient, settings: Settings, origin: str
 ) -> None:
-    cancel = "/models/m-0123456789abcdef/cancel"
-    refused = api.post(cancel, headers={"origin": origin})
-    assert refused.status_code == 403
-    assert refused.json()["type"] == "urn:fineserve:problem:foreign-page"
+    refused(api.post(CANCEL, headers={"origin": origin}), 403, kind="foreign-page")
     assert api.get("/families", headers={"origin": origin}).status_code == 200
     own = {"host": "localhost:8000", "origin": "http://localhost:8000"}
-    assert api.post(cancel, headers=own).status_code == 404
+    assert api.post(CANCEL, headers=own).status_code == 404
     Keys(settings.resolved_keys_file).create("owner", [Scope.ADMIN])
-    assert api.post(cancel, headers={"origin": origin}).status_code == 401
+    assert api.post(CANCEL, headers={"origin": origin}).status_code == 401
 
 
 def test_the_page_of_a_host_that_is_named_may_change_things(
@@ -59,13 +57,10 @@ def test_the_page_of_a_host_that_is_named_may_change_things(
     told = settings.model_copy(update={"allowed_hosts": "fine.example"})
     with TestClient(make_app(told), LOCAL) as api:
         for origin, status in (("https://fine.example", 404), ("https://evil.example", 403)):
-            cancel = "/models/m-0123456789abcdef/cancel"
-            assert api.post(cancel, headers={"origin": origin}).status_code == status
+            assert api.post(CANCEL, headers={"origin": origin}).status_code == status
 
 
 def test_a_body_larger_than_any_request_is_not_read(api: TestClient) -> None:
     chunks = iter([b" " * 2_000_000])
     for content, status in ((b" " * 2_000_000, 413), (chunks, 411)):
-        answer = api.post("/plan", content=content)
-        assert answer.status_code == status
-        assert answer.headers["content-type"] == "application/problem+json"
+        refused(api.post("/plan", content=content), status)

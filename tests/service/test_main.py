@@ -8,18 +8,17 @@ from service.__main__ import check_host
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "example.org"])
-def test_off_loopback_it_refuses_to_start(host: str) -> None:
+def test_off_loopback_the_service_refuses_to_start(host: str) -> None:
     with pytest.raises(SystemExit, match="would let anybody in"):
         check_host(Settings(host=host))
 
 
-def test_a_network_that_the_operator_trusts_is_fine() -> None:
-    check_host(Settings(host="0.0.0.0", trusted_network=True))
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_loopback_is_fine(host: str) -> None:
-    check_host(Settings(host=host))
+@pytest.mark.parametrize(
+    ("host", "trusted"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True)],
+)
+def test_loopback_and_a_trusted_network_are_served(host: str, trusted: bool) -> None:
+    check_host(Settings(host=host, trusted_network=trusted))
 
 
 def test_the_service_runs_where_there_is_no_torch() -> None:

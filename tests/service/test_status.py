@@ -12,7 +12,7 @@ from tests.service.conftest import Stack
 
 
 def test_snapshots_come_when_something_has_changed(stack: Stack) -> None:
-    snapshots = Snapshots(stack.api.app.state.fineserve, seconds=0.01)  # type: ignore[attr-defined]
+    snapshots = Snapshots(stack.api.app.state.fineserve, seconds=0.01)
 
     async def two() -> list[Snapshot]:
         told: list[Snapshot] = []
@@ -30,7 +30,7 @@ def test_snapshots_come_when_something_has_changed(stack: Stack) -> None:
 
 
 def test_a_revoked_key_hears_no_more(stack: Stack, settings: Settings) -> None:
-    snapshots = Snapshots(stack.api.app.state.fineserve, seconds=0.01)  # type: ignore[attr-defined]
+    snapshots = Snapshots(stack.api.app.state.fineserve, seconds=0.01)
     keys = Keys(settings.resolved_keys_file)
     key, _ = keys.create("owner", [Scope.GENERATE])
 
@@ -48,9 +48,7 @@ def test_images_are_counted_for_each_model_until_it_is_deleted(stack: Stack) -> 
     repository = stack.runtime.repository
     model, other = stack.ready_model(), stack.ready_model()
     for n in (2, 3):
-        headers = {"prefer": "respond-async"}
-        answer = stack.api.post("/generate", json={"model": model, "n": n}, headers=headers)
-        stack.sampler.generate(answer.json()["id"])
+        stack.sampler.generate(stack.queue(model, n=n))
     assert repository.images_made([other, model]) == {model: 5}
     repository.models.change(other, status="deleted")
     repository.models.change(model, status="deleted")
@@ -58,10 +56,10 @@ def test_images_are_counted_for_each_model_until_it_is_deleted(stack: Stack) -> 
 
 
 def test_everybody_is_shown_what_is_theirs(stack: Stack, settings: Settings) -> None:
-    """In one look for both keys of an owner, and without what operators alone are told."""
+    """One look serves both keys of an owner, without what operators alone are told."""
     keys, mine = Keys(settings.resolved_keys_file), stack.make_model()
     stack.runtime.repository.models.change(mine, status="failed", error="secret")
-    snapshots = Snapshots(stack.api.app.state.fineserve, seconds=60)  # type: ignore[attr-defined]
+    snapshots = Snapshots(stack.api.app.state.fineserve, seconds=60)
 
     async def first(owner: str, scope: Scope) -> Snapshot:
         key, _ = keys.create(owner, [scope])

@@ -1,4 +1,4 @@
-"""Archives that clients send: what is in order is read, and nothing else does any harm."""
+"""Archives that clients send: a good one is read, and no other does any harm."""
 
 import dataclasses
 import io
@@ -15,14 +15,15 @@ from PIL import Image
 from learngenes.data.images import CLASSES_FILE, DataError
 from service.uploads import UploadLimits, preview, read_upload
 from tests.support.archives import Files, png, tarred, zipped
+from tests.support.damage import EDIT, Edit, damaged
 
 LIMITS = UploadLimits(
     unpacked_bytes=200_000, images=20, classes=3, scaled_bytes=10_000, image_pixels=10_000
 )
 
 
-def read(file: IO[bytes], limits: UploadLimits = LIMITS, channels: int = 3) -> list[str]:
-    return read_upload(file, limits, channels, 4).class_names
+def read(file: IO[bytes], channels: int = 3, **limits: int) -> list[str]:
+    return read_upload(file, dataclasses.replace(LIMITS, **limits), channels, 4).class_names
 
 
 GOOD: Files = {
@@ -52,23 +53,20 @@ def test_folders_are_classes(archive: io.BytesIO, channels: int) -> None:
     assert sheet.size == (8, 8)
 
 
-def test_what_is_kept_in_memory_has_a_limit() -> None:
-    limits = dataclasses.replace(LIMITS, scaled_bytes=3 * 3 * 4 * 4)
+def test_pixels_that_are_kept_in_memory_have_a_limit() -> None:
+    limit = 3 * 3 * 4 * 4
     with pytest.raises(DataError, match="4 images of 3 x 4 x 4 are more than 0 MB"):
-        read(zipped(GOOD), limits)
-    assert read(zipped(GOOD), limits, channels=1) == ["cat", "dog"]
+        read(zipped(GOOD), scaled_bytes=limit)
+    assert read(zipped(GOOD), channels=1, scaled_bytes=limit) == ["cat", "dog"]
 
 
-def test_what_is_decoded_has_a_limit() -> None:
-    limits = dataclasses.replace(LIMITS, all_pixels=2 * 8 * 8 + 30 * 30 - 1)
+def test_pixels_that_are_decoded_have_a_limit() -> None:
     with pytest.raises(DataError, match=r"first 3 images have more than 1\.0e\+03 pixels"):
-        read(zipped(GOOD), limits)
+        read(zipped(GOOD), all_pixels=2 * 8 * 8 + 30 * 30 - 1)
 
 
 def test_pictures_are_taken_as_a_viewer_shows_them() -> None:
-    clear = io.BytesIO()
-    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(clear, "PNG")
-    files = {"cat/1.png": clear.getvalue(), "cat/2.png": png(10)}
+    files = {"cat/1.png": png((255, 0, 0, 0), mode="RGBA"), "cat/2.png": png(10)}
     images = read_upload(zipped(files), LIMITS, 3, 4).images
     assert images[0].min() == 255
 
@@ -80,26 +78,32 @@ def test_a_path_out_of_the_archive_is_refused(name: str, pack: "type") -> None:
         read(pack({**GOOD, name: png()}))
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
-def test_links_and_devices_in_a_tar_are_refused(kind: bytes) -> None:
+def tar_member(kind: bytes) -> io.BytesIO:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         member = tarfile.TarInfo("cat/1.png")
         member.type, member.linkname = kind, "/etc/passwd"
         archive.addfile(member)
     buffer.seek(0)
-    with pytest.raises(DataError, match="link or a device"):
-        read(buffer)
+    return buffer
 
 
-def test_links_in_a_zip_are_refused() -> None:
+def zipped_link() -> io.BytesIO:
+    member = zipfile.ZipInfo("cat/1.png")
+    member.external_attr = 0o120777 << 16
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        member = zipfile.ZipInfo("cat/1.png")
-        member.external_attr = 0o120777 << 16
         archive.writestr(member, "/etc/passwd")
+    return buffer
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [zipped_link(), *map(tar_member, (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE))],
+)
+def test_links_and_devices_are_refused(archive: io.BytesIO) -> None:
     with pytest.raises(DataError, match="link or a device"):
-        read(buffer)
+        read(archive)
 
 
 @pytest.mark.parametrize("pack", [zipped, lambda files: tarred(files, "gz")])
@@ -121,10 +125,10 @@ def test_a_zip_that_is_unpacked_without_a_limit_is_refused(method: int) -> None:
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_file_too_large_for_a_picture_is_refused_and_others_are_not_read(pack: "type") -> None:
-    limits = dataclasses.replace(LIMITS, file_bytes=1000, unpacked_bytes=10**9)
+    limits = {"file_bytes": 1000, "unpacked_bytes": 10**9}
     with pytest.raises(DataError, match="has more than 0 MB"):
-        read(pack({"cat/1.png": bytes(2000)}), limits)
-    assert read(pack({**GOOD, "mine/cat/notes.bin": bytes(2000)}), limits) == ["cat", "dog"]
+        read(pack({"cat/1.png": bytes(2000)}), **limits)
+    assert read(pack({**GOOD, "mine/cat/notes.bin": bytes(2000)}), **limits) == ["cat", "dog"]
 
 
 def test_a_bomb_in_a_tars_header_is_refused() -> None:
@@ -161,28 +165,20 @@ def test_what_is_wrong_is_said(files: Files, message: str, pack: "type") -> None
         read(pack(files))
 
 
+SHADES = {"0/1.png": 10, "0/2.png": 20, "1/1.png": 30, "1/2.png": 40}
 LISTED: Files = {
-    "0/1.png": png(10),
-    "0/2.png": png(20),
-    "1/1.png": png(30),
-    "1/2.png": png(40),
+    **{name: png(shade) for name, shade in SHADES.items()},
     CLASSES_FILE: b'{"0": "wolf / dog", "1": "cat", "2": "never seen"}',
 }
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
 @pytest.mark.parametrize("order", [1, -1])
-def test_classes_may_be_listed_with_names_and_an_order_of_their_own(
-    pack: "type", order: int
-) -> None:
+def test_classes_may_be_listed_with_names_and_an_order(pack: "type", order: int) -> None:
     upload = read_upload(pack(dict([*LISTED.items()][::order])), LIMITS, 3, 4)
     assert upload.class_names == ["wolf / dog", "cat"]
-    assert sorted(zip(upload.labels, upload.images[:, 0].max(axis=(1, 2)), strict=True)) == [
-        (0, 10),
-        (0, 20),
-        (1, 30),
-        (1, 40),
-    ]
+    found = zip(upload.labels, upload.images[:, 0].max(axis=(1, 2)), strict=True)
+    assert sorted(found) == [(int(name[0]), shade) for name, shade in SHADES.items()]
 
 
 @pytest.mark.parametrize(
@@ -198,9 +194,8 @@ def test_classes_may_be_listed_with_names_and_an_order_of_their_own(
     ],
 )
 def test_a_list_of_classes_that_cannot_be_used_is_refused(listed: bytes, message: str) -> None:
-    limits = dataclasses.replace(LIMITS, unpacked_bytes=10**7)
     with pytest.raises(DataError, match=message):
-        read(zipped({**LISTED, CLASSES_FILE: listed}), limits)
+        read(zipped({**LISTED, CLASSES_FILE: listed}), unpacked_bytes=10**7)
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
@@ -225,31 +220,17 @@ ARCHIVES = [
 ]
 
 
-def damaged(whole: bytes, edits: list[tuple[float, bytes]], length: float | None) -> io.BytesIO:
-    """Overwritten at shares of its length, and cut to one."""
-    content = bytearray(whole)
-    for share, replacement in edits:
-        at = int(share * len(content))
-        content[at : at + len(replacement)] = replacement
-    if length is not None:
-        content = content[: int(length * len(content))]
-    return io.BytesIO(bytes(content))
-
-
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(
-    archive=st.sampled_from(ARCHIVES),
-    edits=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=9)), max_size=5),
+    whole=st.sampled_from(ARCHIVES),
+    edits=st.lists(EDIT, max_size=5),
     length=st.none() | st.floats(0, 1),
 )
 def test_whatever_the_bytes_it_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory,
-    archive: bytes,
-    edits: list[tuple[float, bytes]],
-    length: float | None,
+    whole: bytes, edits: list[Edit], length: float | None
 ) -> None:
     try:
-        upload = read_upload(damaged(archive, edits, length), LIMITS, 3, 4)
+        upload = read_upload(io.BytesIO(damaged(whole, edits, length)), LIMITS, 3, 4)
     except DataError:
         return
     assert upload.images.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""Records as the service would leave them."""
+"""Records as the service leaves them."""
 
 from learngenes.config import DType, Mode
 from learngenes.sizing.budget import Budget, Cost, Plan
@@ -11,24 +11,13 @@ A_COST = Cost(
     latency_seconds=0.1,
     latency_p95_seconds=0.12,
 )
-A_PLAN = Plan(
-    depth=3,
-    rank=24,
-    mode=Mode.MATERIALISED,
-    dtype=DType.FLOAT32,
-    n=4,
-    predicted=A_COST,
-    quality=0.5,
-)
+A_PLAN = Plan(3, 24, Mode.MATERIALISED, DType.FLOAT32, n=4, predicted=A_COST, quality=0.5)
 
 
 def queued_model(
-    family: str = "tiny",
-    device_class: str = "a-device",
-    plan: Plan = A_PLAN,
-    **budget: object,
+    family: str = "tiny", device_class: str = "a-device", plan: Plan = A_PLAN, **budget: object
 ) -> ModelRecord:
-    """With a budget of two steps in 1 GB unless it says otherwise."""
+    """Model whose budget is two steps in 1 GB unless `budget` says otherwise."""
     return ModelRecord(
         id=ModelRecord.new_id(),
         name="a model",
@@ -40,6 +29,6 @@ def queued_model(
 
 
 def revision_name(store: ArtifactStore, model_id: str, revision: int) -> str:
-    """The artifact of one of a model's revisions, of which there is one."""
+    """Name of the only artifact of a revision of a model."""
     (directory,) = (store.root / "models" / model_id).glob(f"revision-{revision}-*")
     return f"models/{model_id}/{directory.name}"

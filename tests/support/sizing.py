@@ -1,4 +1,4 @@
-"""What sizing goes by, made up: plain data for any network and sizes, without torch."""
+"""Made-up quality tables and profiles for any network and sizes, without torch."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -19,17 +19,17 @@ NETWORK = NetworkConfig(
     rank=48,
 )
 SIZES = SizeSpace(depths=(2, 3, 4), ranks=(8, 24, 48))
-"""Those of the family `tiny`."""
+"""Sizes of the family `tiny`."""
 EXECUTIONS = [(mode, dtype) for mode in Mode for dtype in DType if executable(mode, dtype)]
 SLOWDOWN = {DType.FLOAT32: 1.0, DType.BFLOAT16: 1.3, DType.INT8: 1.7}
 ROWS = (1, 4, 16)
 SECONDS_PER_PRODUCT = 1e-11
 BLOCK_SECONDS = 1e-4
-"""Of one block whatever is in it."""
+"""Seconds that one block takes whatever is in it."""
 
 
 def executions(native_bfloat16: bool = False, packing_threads: int = 0) -> list[Execution]:
-    """All five."""
+    """Executions of all five kinds."""
     return [Execution(mode, dtype, native_bfloat16, packing_threads) for mode, dtype in EXECUTIONS]
 
 
@@ -48,7 +48,7 @@ def quality_table(sizes: SizeSpace, **changes: Any) -> QualityTable:
 
 
 def device_profile(network: NetworkConfig, sizes: SizeSpace, **changes: Any) -> DeviceProfile:
-    """A device whose time goes into multiplications, more of it with narrower storage."""
+    """Profile of a device whose time goes into products, more of it with narrower storage."""
     products = {
         Mode.FACTORED: [learngene_parameters(network, rank) for rank in sizes.ranks],
         Mode.MATERIALISED: [dense_parameters(network, 1)],

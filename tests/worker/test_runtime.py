@@ -10,7 +10,7 @@ import torch
 from learngenes.family.family import FamilyError
 from registry.records import now
 from registry.settings import Settings
-from tests.service.conftest import beat
+from tests.support.devices import beat
 from tests.support.records import queued_model
 from tests.worker.conftest import MakeModel, build_housekeeping
 from worker.runtime import Runtime

@@ -1,34 +1,19 @@
 """`fineserve keys …`, and the other commands with a key."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from fineserve.cli.main import cli
-from registry.settings import Settings, get_settings
+from registry.settings import Settings
+from tests.fineserve.conftest import Configure
+from tests.support.commands import run
 
-
-@pytest.fixture(autouse=True)
-def here(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("FINESERVE_VAR_DIR", str(settings.var_dir))
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
-
-
-def run(*words: str) -> Result:
-    return CliRunner().invoke(cli, words)
+pytestmark = pytest.mark.usefixtures("configure")
 
 
 def made(*options: str) -> dict[str, str]:
-    result = run("keys", "create", "--owner", "team", "--scope", "deploy", "--json", *options)
-    assert result.exit_code == 0, result.output
-    answer: dict[str, str] = json.loads(result.stdout)
-    return answer
+    words = ("keys", "create", "--owner", "team", "--scope", "deploy", "--json", *options)
+    return json.loads(run(*words).stdout)
 
 
 def test_a_key_is_shown_once_listed_and_revoked() -> None:
@@ -40,27 +25,20 @@ def test_a_key_is_shown_once_listed_and_revoked() -> None:
     assert listed[0]["state"] == "valid"
     assert key["key"] not in run("keys", "list").stdout
     assert "sha256" not in listed[0]
-    assert run("keys", "revoke", key["id"]).exit_code == 0
+    run("keys", "revoke", key["id"])
     assert "revoked" in run("keys", "list").stdout
-    unknown = run("keys", "revoke", "k-0")
-    assert unknown.exit_code == 1
-    assert "fineserve keys list" in unknown.stderr
+    assert "fineserve keys list" in run("keys", "revoke", "k-0", exit_code=1).stderr
 
 
-def test_commands_send_the_key(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_send_the_key(url: str, configure: Configure) -> None:
     key = made()["key"]
-    refused = run("models", "list", "--url", url)
-    assert refused.exit_code == 1
-    assert "needs an API key" in refused.stderr
-    monkeypatch.setenv("FINESERVE_API_KEY", key)
-    get_settings.cache_clear()
+    assert "needs an API key" in run("models", "list", "--url", url, exit_code=1).stderr
+    configure(api_key=key)
     assert run("models", "list", "--json", "--url", url).stdout.strip() == "[]"
 
 
-def test_a_broken_file_is_named(settings: Settings) -> None:
+def test_a_broken_file_of_keys_is_named(settings: Settings) -> None:
     made()
-    file: Path = settings.resolved_keys_file
+    file = settings.resolved_keys_file
     file.write_text("{")
-    broken = run("keys", "list")
-    assert broken.exit_code == 1
-    assert str(file) in broken.stderr
+    assert str(file) in run("keys", "list", exit_code=1).stderr

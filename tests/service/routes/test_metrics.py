@@ -1,8 +1,7 @@
-"""What /metrics tells: counted by any process, and what is there now."""
+"""GET /metrics: what any process has counted, and what is there now."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ def scraped(api: TestClient) -> dict[str, dict[Labels, float]]:
 
 
 class Watched:
-    """By how much a sample has grown: processes of a test run share their counters."""
+    """Growth of samples, since tests of one process share their counters."""
 
     def __init__(self, api: TestClient) -> None:
         self._api, self._before = api, scraped(api)
@@ -42,7 +41,7 @@ def now(api: TestClient, name: str, **labels: str) -> float:
 
 
 @pytest.fixture
-def watched(stack: Stack) -> Iterator[Watched]:
+def watched(stack: Stack) -> Watched:
     return Watched(stack.api)
 
 
@@ -54,9 +53,7 @@ def test_requests_are_counted_by_route_and_not_by_path(stack: Stack, watched: Wa
     assert "m-0000000000000001" not in stack.api.get("/metrics").text
 
 
-def test_a_build_tells_its_phases_and_how_good_the_prediction_was(
-    stack: Stack, watched: Watched
-) -> None:
+def test_a_build_tells_its_phases_and_how_it_was_predicted(stack: Stack, watched: Watched) -> None:
     stack.ready_model()
     assert watched.grown("fineserve_plans_total", outcome="solved") == 1
     assert watched.grown("fineserve_finished_total", kind="model", outcome="ready") == 1
@@ -64,8 +61,8 @@ def test_a_build_tells_its_phases_and_how_good_the_prediction_was(
     for phase in ("assembling", "retraining", "verifying"):
         assert watched.grown("fineserve_build_phase_seconds_count", phase=phase) == 1
     for quantity in ("memory_bytes", "process_memory_bytes", "latency_p95_seconds"):
-        counted = watched.grown("fineserve_measured_over_predicted_ratio_count", quantity=quantity)
-        assert counted == 1
+        ratios = "fineserve_measured_over_predicted_ratio_count"
+        assert watched.grown(ratios, quantity=quantity) == 1
     assert watched.grown("fineserve_retraining_heldout_loss_count", when="after") == 1
     assert now(stack.api, "fineserve_models", status="ready") == 1
 
@@ -81,13 +78,9 @@ def test_images_and_the_engine(stack: Stack) -> None:
     model = stack.ready_model()
     watched = Watched(stack.api)
     for _ in range(2):
-        answer = stack.api.post(
-            "/generate",
-            json={"model": model, "class_labels": [0, 1], "num_inference_steps": 3},
-            headers={"prefer": "respond-async"},
-        )
+        generation = stack.queue(model, class_labels=[0, 1], num_inference_steps=3)
         assert now(stack.api, "fineserve_active", kind="generation") == 1
-        stack.sampler.generate(answer.json()["id"])
+        stack.sampler.generate(generation)
     assert now(stack.api, "fineserve_active", kind="generation") == 0
     depth = str(stack.runtime.repository.models.get(model).plan.depth)
     assert watched.grown("fineserve_images_total", depth=depth) == 4
@@ -114,7 +107,7 @@ def test_queues_and_the_gauges_of_workers_that_live(stack: Stack) -> None:
     assert now(stack.api, "fineserve_workers", queue="sample") == 0
 
 
-def test_without_redis_it_still_answers(tmp_path: Path) -> None:
+def test_without_redis_there_are_metrics(tmp_path: Path) -> None:
     settings = Settings(redis_url=f"unix://{tmp_path}/none.sock", var_dir=tmp_path)
     with TestClient(make_app(settings), LOCAL) as api:
         samples = scraped(api)
@@ -130,9 +123,6 @@ def test_processes_count_together(tmp_path: Path) -> None:
         "import sys; sys.stdout.buffer.write(generate_latest(registry()))"
     )
     environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", count], env=environment, check=True)
-    told = subprocess.run(
-        [sys.executable, "-c", tell], env=environment, check=True, capture_output=True, text=True
-    )
-    assert 'fineserve_plans_total{outcome="solved"} 4.0' in told.stdout
+    for code in (count, count, tell):
+        told = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert 'fineserve_plans_total{outcome="solved"} 4.0' in told

@@ -3,17 +3,21 @@ import json
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 from kombu.exceptions import OperationalError
 
 from learngenes.measuring.model import Measurement
 from tests.service.conftest import Stack
+from tests.support.answers import refused
 from tests.support.builds import build, verify_here
 from tests.support.records import A_COST, queued_model
 
+KEY = {"Idempotency-Key": "abc"}
+A_MINUTE = {"max_seconds": 60}
+"""A refinement."""
+
 
 def test_a_budget_becomes_a_queued_model(stack: Stack) -> None:
-    answer = stack.api.post("/models", json={"max_mem_gb": 4})
+    answer = stack.deploy()
     assert answer.status_code == 202
     model = answer.json()
     assert answer.headers["location"] == f"/models/{model['id']}"
@@ -25,12 +29,11 @@ def test_a_budget_becomes_a_queued_model(stack: Stack) -> None:
     assert model["plan"]["quality"] == 1
     assert model["device_class"] == stack.runtime.device_class
     assert (model["measured"], model["over_budget"]) == (None, [])
-    assert stack.api.get(answer.headers["location"]).json() == model
+    assert stack.told(answer.headers["location"]) == model
 
 
-def test_it_becomes_ready_with_measured_figures(stack: Stack) -> None:
-    model_id = stack.ready_model()
-    model = stack.api.get(f"/models/{model_id}").json()
+def test_a_model_becomes_ready_with_measured_figures(stack: Stack) -> None:
+    model = stack.told(f"/models/{stack.ready_model()}")
     assert (model["status"], model["revision"]) == ("ready", 1)
     assert 0 < model["measured"]["memory_bytes"] <= model["plan"]["predicted"]["memory_bytes"]
     assert model["measured"]["latency_p95_seconds"] > 0
@@ -39,52 +42,40 @@ def test_it_becomes_ready_with_measured_figures(stack: Stack) -> None:
 
 
 def test_smaller_budgets_give_smaller_models(stack: Stack) -> None:
-    answer = stack.api.post("/models", json={"max_mem_gb": 1e-6})
-    floor = answer.json()["nearest_feasible"]["max_mem_gb"]
+    floor = stack.deploy(max_mem_gb=1e-6).json()["nearest_feasible"]["max_mem_gb"]
     sizes = set()
     for budget in (floor, floor * 1.5, 1):
-        plan = stack.api.post("/models", json={"max_mem_gb": budget}).json()["plan"]
+        plan = stack.deploy(max_mem_gb=budget).json()["plan"]
         assert plan["predicted"]["memory_bytes"] <= budget * 1e9
         sizes.add((plan["depth"], plan["rank"], plan["mode"]))
     assert len(sizes) == 3
 
 
 def test_the_record_repeats_the_whole_request(stack: Stack) -> None:
-    body = {
-        "max_mem_gb": 2.0,
-        "mem_scope": "process",
-        "max_latency_ms": 60_000.0,
-        "min_quality": 0.1,
-        "n": 2,
-        "num_inference_steps": 3,
-        "guidance_scale": 1.0,
-        "depth": 3,
-        "rank": 24,
-        "mode": "factored",
-        "dtype": "int8",
-    }
+    fixed = {"depth": 3, "rank": 24, "mode": "factored", "dtype": "int8", "n": 2}
+    workload = {"num_inference_steps": 3, "guidance_scale": 1.0}
+    bounds = {"max_mem_gb": 2.0, "max_latency_ms": 60_000.0, "min_quality": 0.1}
+    body = {**fixed, **workload, **bounds, "mem_scope": "process"}
     names = {"name": "my model", "family": "tiny", "device_class": stack.runtime.device_class}
-    model = stack.api.post("/models", json={**body, **names}).json()
+    model = stack.deploy(**body, **names).json()
     assert model["budget"] == body
     assert {key: model[key] for key in names} == names
-    fixed = {key: model["plan"][key] for key in ("depth", "rank", "mode", "dtype", "n")}
-    assert fixed == {"depth": 3, "rank": 24, "mode": "factored", "dtype": "int8", "n": 2}
+    assert {key: model["plan"][key] for key in fixed} == fixed
 
 
 def test_a_model_that_was_made_again_shows_both_figures(stack: Stack) -> None:
     needed = stack.plan(max_mem_gb=4).json()["plan"]["predicted"]["memory_bytes"]
-    model_id = stack.make_model(needed / 1e9)
-    more = iter((needed + 1,))
+    model_id = stack.make_model(max_mem_gb=needed / 1e9)
+    more = iter((needed + 1,))  # the first time
 
     def measure_more(*args: Any) -> Measurement:
-        """The first time."""
         measurement = verify_here(*args)
         memory_bytes = next(more, measurement.cost.memory_bytes)
         cost = dataclasses.replace(measurement.cost, memory_bytes=memory_bytes)
         return dataclasses.replace(measurement, cost=cost)
 
     build(stack.runtime, model_id, verify=measure_more)
-    model = stack.api.get(f"/models/{model_id}").json()
+    model = stack.told(f"/models/{model_id}")
     assert (model["status"], model["revision"]) == ("ready", 4)
     assert model["over_budget"][0]["measured"]["memory_bytes"] == needed + 1
     assert model["measured"]["memory_bytes"] <= needed
@@ -97,97 +88,66 @@ def test_a_model_that_was_made_again_shows_both_figures(stack: Stack) -> None:
     [
         ({"max_mem_gb": 0}, "max_mem_gb: Input should be greater than 0"),
         ({"max_mem_gb": -1}, "greater than 0"),
-        ({"max_memory": 4}, "max_memory: Extra inputs are not permitted"),
-        ({}, "send a budget: max_mem_gb, max_latency_ms, or both"),
-        ({"max_mem_gb": 4, "n": 0}, "n: Input should be greater than or equal to 1"),
-        ({"max_mem_gb": 4, "name": "<script>"}, "name: String should match pattern"),
-        ({"max_mem_gb": 4, "family": "huge"}, "no family 'huge'; choose one of tiny"),
+        ({"max_mem_gb": None, "max_memory": 4}, "max_memory: Extra inputs are not permitted"),
+        ({"max_mem_gb": None}, "send a budget: max_mem_gb, max_latency_ms, or both"),
+        ({"n": 0}, "n: Input should be greater than or equal to 1"),
+        ({"n": 21}, "over this server's limit"),
+        ({"num_inference_steps": 251}, "over this server's limit"),
+        ({"name": "<script>"}, "name: String should match pattern"),
+        ({"family": "huge"}, "no family 'huge'; choose one of tiny"),
     ],
 )
-def test_a_bad_request_says_what_is_wrong(
-    stack: Stack, body: dict[str, object], message: str
-) -> None:
-    answer = stack.api.post("/models", json=body)
-    assert answer.status_code == 422
-    assert message in answer.json()["detail"]
-    assert stack.api.get("/models").json()["models"] == []
+def test_a_bad_request_says_what_is_wrong(stack: Stack, body: dict[str, Any], message: str) -> None:
+    refused(stack.deploy(**body), 422, message)
+    assert stack.told("/models")["models"] == []
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"max_mem_gb": NaN}', b'{"max_mem_gb": Infinity}'])
 def test_a_body_that_is_no_budget_is_refused(stack: Stack, raw: bytes) -> None:
     answer = stack.api.post("/models", content=raw, headers={"content-type": "application/json"})
-    assert answer.status_code == 422
-    assert answer.json()["title"] == "Invalid request"
-
-
-def test_without_a_worker_nothing_is_accepted(api: TestClient) -> None:
-    answer = api.post("/models", json={"max_mem_gb": 4})
-    assert answer.status_code == 503
-    assert answer.json()["type"] == "urn:fineserve:problem:no-family"
-    assert "start a worker" in answer.json()["detail"]
-    assert answer.headers["retry-after"]
-
-
-def test_a_request_over_the_limits_is_refused(stack: Stack) -> None:
-    for body in ({"n": 21}, {"num_inference_steps": 251}):
-        answer = stack.api.post("/models", json={"max_mem_gb": 4, **body})
-        assert answer.status_code == 422
-        assert "over this server's limit" in answer.json()["detail"]
+    assert refused(answer, 422)["title"] == "Invalid request"
 
 
 def test_of_two_families_one_must_be_named(stack: Stack) -> None:
     (family,) = stack.runtime.repository.families()
     stack.runtime.repository.announce_family(family.model_copy(update={"name": "other"}))
-    answer = stack.api.post("/models", json={"max_mem_gb": 4})
-    assert answer.json()["detail"] == "say which family: one of other, tiny"
+    assert stack.deploy().json()["detail"] == "say which family: one of other, tiny"
 
 
 @pytest.mark.parametrize("n", [1, 3, 7, 20])
 def test_the_suggested_budget_is_feasible(stack: Stack, n: int) -> None:
-    answer = stack.api.post("/models", json={"max_mem_gb": 1e-6, "n": n})
-    assert answer.status_code == 422
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
-    assert problem["type"] == "urn:fineserve:problem:infeasible-budget"
-    body = {"max_mem_gb": problem["nearest_feasible"]["max_mem_gb"], "n": n}
-    assert f"needs max_mem_gb {body['max_mem_gb']:g}; send that" in problem["detail"]
-    assert stack.api.post("/models", json=body).status_code == 202
+    problem = refused(stack.deploy(max_mem_gb=1e-6, n=n), 422, kind="infeasible-budget")
+    max_mem_gb = problem["nearest_feasible"]["max_mem_gb"]
+    assert f"needs max_mem_gb {max_mem_gb:g}; send that" in problem["detail"]
+    assert stack.deploy(max_mem_gb=max_mem_gb, n=n).status_code == 202
 
 
-def test_an_accepted_model_survives_a_broker_that_takes_no_message(
+def test_a_broker_that_takes_no_message_loses_no_model(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object) -> None:
         raise OperationalError("away")
 
-    headers = {"Idempotency-Key": "abc"}
     with monkeypatch.context() as patch:
         patch.setattr("registry.queue.Queue.enqueue", refuse)
-        answer = stack.api.post("/models", json={"max_mem_gb": 4}, headers=headers)
-    assert answer.status_code == 202
+        model_id = stack.make_model(headers=KEY)
     queue = stack.runtime.queue
     assert queue.length("build", stack.runtime.device_class) == 0
-    again = stack.api.post("/models", json={"max_mem_gb": 4}, headers=headers)
-    assert again.json()["id"] == answer.json()["id"]
+    assert stack.make_model(headers=KEY) == model_id
     assert queue.length("build", stack.runtime.device_class) == 1
 
 
 @pytest.mark.parametrize("suffix", [":lease", ":events", "0", "*"])
 def test_only_an_id_names_a_model(stack: Stack, suffix: str) -> None:
-    model_id = stack.make_model()
-    assert stack.api.get(f"/models/{model_id}{suffix}").status_code == 404
-    assert stack.api.post("/generate", json={"model": model_id + suffix}).status_code == 404
+    name = stack.make_model() + suffix
+    assert stack.api.get(f"/models/{name}").status_code == 404
+    assert stack.generate(name).status_code == 404
 
 
 def test_the_same_key_makes_one_model(stack: Stack) -> None:
-    headers = {"Idempotency-Key": "abc"}
-    first, again = (
-        stack.api.post("/models", json={"max_mem_gb": 4}, headers=headers) for _ in range(2)
-    )
+    first, again = (stack.deploy(KEY) for _ in range(2))
     assert first.json() == again.json()
-    other = stack.api.post("/models", json={"max_mem_gb": 3}, headers=headers)
-    assert other.status_code == 422
-    assert "use a new key" in other.json()["detail"]
+    refused(stack.deploy(KEY, max_mem_gb=3), 422, "use a new key")
 
 
 def test_the_list_is_paginated(stack: Stack) -> None:
@@ -199,30 +159,27 @@ def test_the_list_is_paginated(stack: Stack) -> None:
     assert rest["next_offset"] is None
 
 
-def test_cancel(stack: Stack) -> None:
+def test_a_model_can_be_cancelled_until_it_is_ready(stack: Stack) -> None:
     model_id = stack.make_model()
     assert stack.api.post(f"/models/{model_id}/cancel").json()["status"] == "cancelled"
     build(stack.runtime, model_id)
-    assert stack.api.get(f"/models/{model_id}").json()["status"] == "cancelled"
+    assert stack.told(f"/models/{model_id}")["status"] == "cancelled"
     assert stack.api.post(f"/models/{model_id}/cancel").status_code == 200
     too_late = stack.api.post(f"/models/{stack.ready_model()}/cancel")
-    assert too_late.status_code == 409
-    assert "is ready, it cannot be cancelled" in too_late.json()["detail"]
-    refused = stack.api.post("/generate", json={"model": model_id})
-    assert refused.json()["type"] == "urn:fineserve:problem:model-cancelled"
+    refused(too_late, 409, "is ready, it cannot be cancelled")
+    refused(stack.generate(model_id), 409, kind="model-cancelled")
 
 
 def test_delete_removes_the_model_and_its_artifacts(stack: Stack) -> None:
     model_id = stack.ready_model()
     store = stack.runtime.settings.resolved_store_dir
     assert (store / "models" / model_id).exists()
-    assert stack.api.delete(f"/models/{model_id}").status_code == 204
-    assert stack.api.delete(f"/models/{model_id}").status_code == 204
+    for _ in range(2):
+        assert stack.api.delete(f"/models/{model_id}").status_code == 204
     assert not (store / "models" / model_id).exists()
-    assert stack.api.get(f"/models/{model_id}").json()["status"] == "deleted"
-    assert stack.api.get("/models").json()["models"] == []
-    refused = stack.api.post("/generate", json={"model": model_id})
-    assert refused.status_code == 410
+    assert stack.told(f"/models/{model_id}")["status"] == "deleted"
+    assert stack.told("/models")["models"] == []
+    refused(stack.generate(model_id), 410)
 
 
 def test_an_unknown_model_is_not_found(stack: Stack) -> None:
@@ -230,19 +187,19 @@ def test_an_unknown_model_is_not_found(stack: Stack) -> None:
         stack.api.get("/models/m-none"),
         stack.api.delete("/models/m-none"),
         stack.api.get("/models/m-none/events"),
-        stack.api.post("/generate", json={"model": "m-none"}),
+        stack.generate("m-none"),
         stack.api.get("/nothing/here"),
     ):
-        assert answer.status_code == 404
-        assert answer.json()["type"] == "urn:fineserve:problem:not-found"
+        refused(answer, 404, kind="not-found")
 
 
 def test_events_are_replayed_from_the_first_to_the_last(stack: Stack) -> None:
-    model_id = stack.ready_model()
-    lines = stack.api.get(f"/models/{model_id}/events").text.splitlines()
-    names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
-    data = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-    ids = [line.removeprefix("id: ") for line in lines if line.startswith("id: ")]
+    events = f"/models/{stack.ready_model()}/events"
+    fields: dict[str, list[str]] = {}
+    for line in filter(None, stack.api.get(events).text.splitlines()):
+        name, _, value = line.partition(": ")
+        fields.setdefault(name, []).append(value)
+    names, data = fields["event"], [json.loads(content) for content in fields["data"]]
     assert names[0] == "status"
     assert data[0]["status"] == "queued"
     assert data[-1]["status"] == "ready"
@@ -250,7 +207,7 @@ def test_events_are_replayed_from_the_first_to_the_last(stack: Stack) -> None:
     progress = [d for d, name in zip(data, names, strict=True) if name == "progress"]
     assert progress[-1]["step"] == 4
     assert progress[-1]["loss"] > 0
-    resumed = stack.api.get(f"/models/{model_id}/events", headers={"Last-Event-ID": ids[-2]})
+    resumed = stack.api.get(events, headers={"Last-Event-ID": fields["id"][-2]})
     assert resumed.text.count("event: ") == 1
 
 
@@ -258,27 +215,21 @@ def test_a_model_of_a_failed_build_tells_why(stack: Stack) -> None:
     record = queued_model(family="gone")
     stack.runtime.repository.models.create(record)
     build(stack.runtime, record.id)
-    answer = stack.api.post("/generate", json={"model": record.id})
-    assert answer.status_code == 409
-    assert "no family 'gone'" in answer.json()["detail"]
+    refused(stack.generate(record.id), 409, "no family 'gone'")
 
 
 def test_a_refined_model_is_planned_with_its_weights_written_out(stack: Stack) -> None:
-    body = {"max_mem_gb": 1, "refine": {"max_seconds": 60}}
-    model = stack.api.post("/models", json=body).json()
+    model = stack.deploy(refine=A_MINUTE).json()
     assert model["refine"] == {"max_seconds": 60, "stopped": False}
     assert (model["plan"]["mode"], model["budget"]["mode"]) == ("materialised", "materialised")
-    refused = stack.api.post("/models", json={**body, "mode": "factored"})
-    assert refused.status_code == 422
-    assert "a refined model has no factors: leave mode out" in refused.text
+    factored = stack.deploy(refine=A_MINUTE, mode="factored")
+    refused(factored, 422, "a refined model has no factors: leave mode out")
     for seconds in (0, 86_401, 1.5):
-        answer = stack.api.post("/models", json={**body, "refine": {"max_seconds": seconds}})
-        assert answer.status_code == 422
+        refused(stack.deploy(refine={"max_seconds": seconds}), 422)
 
 
 def test_to_cancel_a_refinement_is_to_keep_what_it_has(stack: Stack) -> None:
-    body = {"max_mem_gb": 1, "refine": {"max_seconds": 60}}
-    model_id = stack.api.post("/models", json=body).json()["id"]
+    model_id = stack.make_model(refine=A_MINUTE)
     models = stack.runtime.repository.models
     for status in ("assembling", "retraining", "verifying"):
         models.change(model_id, status=status)
@@ -290,6 +241,5 @@ def test_to_cancel_a_refinement_is_to_keep_what_it_has(stack: Stack) -> None:
 
 
 def test_a_model_that_is_to_be_refined_can_be_cancelled_before(stack: Stack) -> None:
-    body = {"max_mem_gb": 1, "refine": {"max_seconds": 60}}
-    model_id = stack.api.post("/models", json=body).json()["id"]
+    model_id = stack.make_model(refine=A_MINUTE)
     assert stack.api.post(f"/models/{model_id}/cancel").json()["status"] == "cancelled"

@@ -7,13 +7,12 @@ from registry.lifecycle import MAX_FAILURES
 from registry.settings import Settings
 from service.app import make_app
 from tests.service.conftest import LOCAL, Stack
+from tests.support.answers import refused
 
 
 def test_readiness_says_what_is_missing(api: TestClient) -> None:
     assert api.get("/healthz").json() == {"status": "ok"}
-    answer = api.get("/readyz")
-    assert answer.status_code == 503
-    assert answer.json()["missing"] == [
+    assert refused(api.get("/readyz"), 503)["missing"] == [
         "a worker for the queue 'build'",
         "a worker for the queue 'sample'",
         "a family",
@@ -22,7 +21,7 @@ def test_readiness_says_what_is_missing(api: TestClient) -> None:
 
 def test_ready_with_both_workers_and_a_family(stack: Stack) -> None:
     stack.heartbeat(id="another", queue="sample")
-    assert stack.api.get("/readyz").json() == {"ready": True, "missing": []}
+    assert stack.told("/readyz") == {"ready": True, "missing": []}
 
 
 def test_a_family_without_a_device_profile_is_not_ready(stack: Stack, client: redis.Redis) -> None:
@@ -30,9 +29,7 @@ def test_a_family_without_a_device_profile_is_not_ready(stack: Stack, client: re
     stack.runtime.announce_families()
     stack.heartbeat()
     stack.heartbeat(id="another", queue="sample")
-    answer = stack.api.get("/readyz")
-    assert answer.status_code == 503
-    missing = answer.json()["missing"]
+    missing = refused(stack.api.get("/readyz"), 503)["missing"]
     assert missing == ["a device profile for tiny (measured in under a minute)"]
 
 
@@ -48,26 +45,22 @@ def test_without_redis_nothing_is_accepted(tmp_path: Path) -> None:
     settings = Settings(redis_url=f"unix://{tmp_path}/none.sock", var_dir=tmp_path)
     with TestClient(make_app(settings), LOCAL, raise_server_exceptions=False) as api:
         assert api.get("/healthz").status_code == 200
-        readiness = api.get("/readyz")
-        assert readiness.status_code == 503
-        assert "Redis" in readiness.json()["missing"][0]
+        assert "Redis" in refused(api.get("/readyz"), 503)["missing"][0]
         for answer in (
             api.post("/models", json={"max_mem_gb": 4}),
             api.post("/plan", json={"max_mem_gb": 4}),
             api.post("/generate", json={"model": "m-0123456789abcdef"}),
             api.get("/models"),
         ):
-            assert answer.status_code == 503
-            assert "Redis cannot be reached" in answer.json()["detail"]
-            assert answer.headers["retry-after"]
+            refused(answer, 503, "Redis cannot be reached")
 
 
-def test_the_status_at_a_glance(stack: Stack) -> None:
+def test_the_status_tells_of_models_queues_failures_and_workers(stack: Stack) -> None:
     stack.heartbeat(id="host:7:1", queue="sample", gauges={"engine_models": 3})
     stack.make_model()
     failed = stack.make_model()
     stack.runtime.repository.models.change(failed, status="failed", error="Broken: in two")
-    status = stack.api.get("/status").json()
+    status = stack.told("/status")
     assert status["missing"] == []
     assert status["families"] == ["tiny"]
     assert status["queues"] == {"build": 2, "sample": 0}
@@ -84,20 +77,18 @@ def test_only_the_last_failures_are_kept(stack: Stack) -> None:
     models = stack.runtime.repository.models
     for number in range(MAX_FAILURES + 2):
         models.change(stack.make_model(), status="failed", error=str(number))
-    failures = stack.api.get("/status").json()["failures"]
+    failures = stack.told("/status")["failures"]
     assert [f["error"] for f in failures] == [str(n) for n in range(MAX_FAILURES + 1, 1, -1)]
 
 
 def test_a_full_redis_takes_nothing_new(stack: Stack, client: redis.Redis) -> None:
     client.config_set("maxmemory", client.info("memory")["used_memory"] + 1000)
     try:
-        answer = stack.api.post("/models", json={"max_mem_gb": 4})
+        refused(stack.deploy(), 507, "Redis is full")
     finally:
         client.config_set("maxmemory", 0)
-    assert answer.status_code == 507
-    assert "Redis is full" in answer.json()["detail"]
 
 
 def test_a_stale_profile_is_not_ready(stack: Stack) -> None:
     stack.heartbeat(torch_version="1.0")
-    assert stack.api.get("/readyz").json()["missing"][-1].startswith("a device profile for tiny")
+    assert stack.told("/readyz")["missing"][-1].startswith("a device profile for tiny")
