@@ -105,9 +105,7 @@ def test_classes_keep_the_numbers_that_the_model_has_for_them(
         assert json.loads((tmp_path / where / "id2label.json").read_text()) == wanted
 
 
-def test_a_teacher_is_trained_from_scratch(
-    network: NetworkConfig, dataset: Path, tmp_path: Path
-) -> None:
+def test_a_new_teacher_is_trained(network: NetworkConfig, dataset: Path, tmp_path: Path) -> None:
     shape = ("--depth", 4, "--width", 32, "--heads", 4, "--patch-size", 2)
     teacher = trained(dataset, tmp_path / "out", "--steps", 2, *shape)
     assert teacher.network.config == network.model_copy(update={"rank": 32})

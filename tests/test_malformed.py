@@ -17,7 +17,7 @@ from learngenes.family.family import Family, FamilyError, file_sha256, load_fami
 from learngenes.model.factors import Scales, own_from_stacked
 from registry.errors import ArtifactError
 from registry.store import ArtifactStore
-from tests.support.damage import EDIT, Edit, damaged
+from tests.support.failures import EDIT, Edit, damaged
 from worker.artifacts import OWN_FILE, load_own
 
 Edits = list[Edit]

@@ -11,9 +11,7 @@ from registry.store import ArtifactStore
 pytestmark = pytest.mark.integration
 
 
-def test_no_work_is_lost_with_a_process(
-    families_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_loses_no_work(families_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "SETTINGS", {**faults.SETTINGS, "compile": "false"})
     figures = faults.kills(2, families_dir)
     assert figures["kills"] == sum(figures["killed"].values()) == 2

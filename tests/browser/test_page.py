@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from benchmarks.deployment import Deployment, wait
 from registry.keys import Keys, Scope
@@ -31,6 +31,15 @@ def heading(page: Page, name: str) -> None:
     expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
 
 
+def press(page: Page | Locator, name: str) -> None:
+    page.get_by_role("button", name=name).click()
+
+
+def visit(page: Page, view: str) -> None:
+    page.goto(f"/#{view}")
+    heading(page, view.capitalize())
+
+
 def test_a_budget_is_dragged_and_deployed(page: Page) -> None:
     page.goto("/")
     heading(page, "Budgets")
@@ -42,12 +51,12 @@ def test_a_budget_is_dragged_and_deployed(page: Page) -> None:
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.1, box["y"] + box["height"] / 2)
     expect(plan).not_to_have_text("depth 12, rank 256")
-    page.get_by_role("button", name="Deploy this size").click()
+    press(page, "Deploy this size")
     expect(page).to_have_url(re.compile("#models/m-"))
     expect(page.locator("main .state").first).to_have_text("ready", timeout=90_000)
     expect(page.get_by_text("budget kept")).to_be_visible()
     expect(page.get_by_role("img", name=re.compile("Held-out loss from"))).to_be_visible()
-    page.get_by_role("button", name="Sample every class").click()
+    press(page, "Sample every class")
     expect(page.locator(".images img")).to_have_count(10)
 
 
@@ -57,12 +66,12 @@ def test_a_key_lets_the_page_in(url: str, settings: Settings, browser: Browser) 
     page.goto("/")
     heading(page, "API key")
     page.get_by_label("Key").fill("wrong")
-    page.get_by_role("button", name="Sign in").click()
+    press(page, "Sign in")
     expect(page.get_by_role("alert")).to_contain_text("no such API key")
     page.get_by_label("Key").fill(key)
-    page.get_by_role("button", name="Sign in").click()
+    press(page, "Sign in")
     heading(page, "Budgets")
-    page.get_by_role("button", name="Sign out shop").click()
+    press(page, "Sign out shop")
     heading(page, "API key")
     page.close()
 
@@ -71,7 +80,7 @@ def test_a_model_is_refined_until_it_is_stopped(page: Page) -> None:
     page.goto("/")
     page.get_by_label("Refine every weight").select_option("ten minutes")
     expect(page.get_by_text(re.compile("^materialised, "))).to_be_visible()
-    page.get_by_role("button", name="Deploy this size").click()
+    press(page, "Deploy this size")
     stop = page.get_by_role("button", name="Stop refining, keep the best")
     stop.click(timeout=120_000)
     expect(page.locator("main .state").first).to_have_text("ready", timeout=90_000)
@@ -80,28 +89,27 @@ def test_a_model_is_refined_until_it_is_stopped(page: Page) -> None:
 
 
 def test_a_task_is_sent_and_a_model_made_of_it(page: Page) -> None:
-    page.goto("/#tasks")
-    heading(page, "Tasks")
+    visit(page, "tasks")
     page.get_by_label("Archive").set_input_files(
         {"name": "shapes.zip", "mimeType": "application/zip", "buffer": shapes()}
     )
     page.get_by_label("Name").fill("shapes")
-    page.get_by_role("button", name="Send").click()
+    press(page, "Send")
     task = page.get_by_role("article", name="shapes")
     expect(task).to_contain_text("images16")
     picture = task.get_by_role("img", name="Some images of each class of shapes")
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth / image.naturalHeight") == 10 / 2
-    task.get_by_role("button", name="Make a model").click()
+    press(task, "Make a model")
     heading(page, "Budgets")
     expect(page.get_by_label("Classes")).to_have_value(re.compile("^t-"))
-    page.get_by_role("button", name="Deploy this size").click()
+    press(page, "Deploy this size")
     expect(page.locator("main .state").first).to_have_text("ready", timeout=150_000)
-    page.get_by_role("button", name="Sample every class").click()
+    press(page, "Sample every class")
     expect(page.locator(".images img")).to_have_count(2)
     page.goto("/#tasks")
     page.on("dialog", lambda dialog: dialog.accept())
-    task.get_by_role("button", name="Delete").click()
+    press(task, "Delete")
     expect(task).to_have_count(0)
 
 
@@ -134,11 +142,8 @@ def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
     expect(page.get_by_role("button", name="Deploy this size")).to_be_focused()
 
 
-def test_models_are_listed_live_and_deleted(
-    page: Page, shipped: Deployment, models: list[str]
-) -> None:
-    page.goto("/#models")
-    heading(page, "Models")
+def test_models_come_and_go_in_the_list(page: Page, shipped: Deployment, models: list[str]) -> None:
+    visit(page, "models")
     fresh = shipped.client.create_model(max_mem_gb=0.005).id
     link = page.get_by_role("link", name=re.compile(fresh))
     expect(link).to_be_visible()
@@ -148,18 +153,17 @@ def test_models_are_listed_live_and_deleted(
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name=re.compile(fresh))).to_be_visible()
     with page.expect_download() as download:
-        page.get_by_role("button", name="Export for diffusers").click()
+        press(page, "Export for diffusers")
     with tarfile.open(download.value.path()) as tar:
         assert f"{fresh}/transformer/config.json" in tar.getnames()
     page.on("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Delete").click()
+    press(page, "Delete")
     heading(page, "Models")
     expect(page.get_by_role("link", name=re.compile(fresh))).to_have_count(0)
 
 
 def test_the_same_seeds_from_two_models(page: Page, models: list[str]) -> None:
-    page.goto("/#playground")
-    heading(page, "Playground")
+    visit(page, "playground")
     for model in models:
         page.get_by_label(re.compile(model)).check()
     page.get_by_label("Class").select_option("Sneaker")
@@ -192,8 +196,7 @@ def test_health_tells_of_a_worker_that_died(page: Page, shipped: Deployment) -> 
 @pytest.mark.parametrize("view", VIEWS)
 def test_nobody_is_shut_out(page: Page, models: list[str], view: str, colours: str) -> None:
     page.emulate_media(color_scheme=colours)
-    page.goto(f"/#{view}")
-    heading(page, view.capitalize())
+    visit(page, view)
     page.wait_for_timeout(500)
     found = Axe().run(page).response["violations"]
     serious = [v for v in found if v["impact"] in ("serious", "critical")]
@@ -203,6 +206,5 @@ def test_nobody_is_shut_out(page: Page, models: list[str], view: str, colours: s
 def test_every_view_fits_a_narrow_screen(page: Page, models: list[str]) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     for view in VIEWS:
-        page.goto(f"/#{view}")
-        heading(page, view.capitalize())
+        visit(page, view)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, view

@@ -61,9 +61,7 @@ def test_the_command_line_needs_no_server(url: str) -> None:
         (COMMAND_LINE, "profile", "server"),
     ],
 )
-def test_an_absent_extra_is_said_with_what_installs_it(
-    allowed: set[str], command: str, extra: str
-) -> None:
+def test_an_absent_extra_is_named(allowed: set[str], command: str, extra: str) -> None:
     done = alone(allowed, FINESERVE, command)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

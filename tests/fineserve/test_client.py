@@ -128,9 +128,7 @@ def test_a_stream_that_breaks_off_is_gone_on_with(
     assert breaks == []
 
 
-def test_a_model_without_room_is_asked_for_again(
-    url: str, settings: Settings, working: None
-) -> None:
+def test_a_model_without_room_is_sent_again(url: str, settings: Settings, working: None) -> None:
     settings.max_active_models = 1
     with Client(url) as client:
         made = [client.create_model(max_mem_gb=4).id for _ in range(3)]

@@ -51,10 +51,7 @@ def test_a_taken_port_is_told_with_one_to_try(taken_port: int, configure: Config
 
 @pytest.mark.parametrize(
     ("setting", "value", "check"),
-    [
-        ("redis_url", "redis://127.0.0.1:1/0", "broker"),
-        ("families_dir", "/nowhere", "families"),
-    ],
+    [("redis_url", "redis://127.0.0.1:1/0", "broker"), ("families_dir", "/nowhere", "families")],
 )
 def test_what_is_absent_is_told_with_its_setting(
     configure: Configure, setting: str, value: str, check: str

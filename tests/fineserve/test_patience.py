@@ -67,9 +67,7 @@ def blocked(url: str) -> None:
 
 
 @pytest.mark.parametrize("wait", [blocked, lambda url: asyncio.run(awaited(url))])
-def test_events_that_never_come_are_asked_for_again(
-    proxied: Proxied, wait: Callable[[str], None]
-) -> None:
+def test_events_that_never_come_are_given_up(proxied: Proxied, wait: Callable[[str], None]) -> None:
     started = time.monotonic()
     with pytest.raises(FineserveError, match=r"tells no events .* m-1 is queued") as given_up:
         wait(proxied.url)
@@ -86,9 +84,7 @@ def test_events_that_are_told_already_are_no_progress(cut_off: Proxied) -> None:
     assert cut_off.asked["/models/m-1/events"] == 5
 
 
-def test_a_command_says_what_it_waits_for(
-    proxied: Proxied, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_says_what_it_awaits(proxied: Proxied, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fineserve.cli.connection.retries", lambda kind: kind(total=1))
     result = run("models", "watch", "m-1", "--url", proxied.url, exit_code=1)
     assert result.stderr.count("asking again") == 1

@@ -45,9 +45,7 @@ def build(models: Models, model_id: str) -> None:
         assert models.change(model_id, status=status).status == status
 
 
-def test_a_model_is_listed_from_its_creation_to_its_deletion(
-    models: Models, record: ModelRecord
-) -> None:
+def test_a_model_is_listed_until_it_is_deleted(models: Models, record: ModelRecord) -> None:
     assert models.get(record.id) == record
     build(models, record.id)
     assert models.change(record.id, status="deleted").status == "deleted"
@@ -56,8 +54,7 @@ def test_a_model_is_listed_from_its_creation_to_its_deletion(
 
 
 @pytest.mark.parametrize(
-    ("path", "status"),
-    [((), "ready"), (("cancelled",), "assembling"), (("failed",), "ready")],
+    ("path", "status"), [((), "ready"), (("cancelled",), "assembling"), (("failed",), "ready")]
 )
 def test_an_illegal_transition_changes_nothing(
     models: Models, record: ModelRecord, path: tuple[str, ...], status: str
@@ -123,9 +120,7 @@ def test_a_lease_that_ran_out_cannot_be_renewed(models: Models, record: ModelRec
     assert models.leased(record.id)
 
 
-def test_what_was_thought_to_be_known_does_not_undo_what_came_after(
-    models: Models, record: ModelRecord
-) -> None:
+def test_what_was_known_does_not_undo_what_came_after(models: Models, record: ModelRecord) -> None:
     models.change(record.id, status="assembling", revision=0)
     changed = models.change(record.id, known=record, status="retraining")
     assert (changed.status, changed.revision) == ("retraining", 0)
@@ -182,9 +177,7 @@ def test_owners_have_pages_and_idempotency_keys_of_their_own(models: Models) -> 
 @pytest.mark.parametrize(
     ("room", "whose"), [(Room(all=2), "here"), (Room(all=9, of_owner=2), "of yours")]
 )
-def test_there_is_room_for_as_many_as_the_limit_says(
-    models: Models, room: Room, whose: str
-) -> None:
+def test_there_is_room_up_to_the_limit(models: Models, room: Room, whose: str) -> None:
     first, _ = (models.create(queued_model(), room=room) for _ in range(2))
     with pytest.raises(QueueFull, match=f"2 models {whose} are not finished") as full:
         models.create(queued_model(), "key", "body", room)
@@ -209,7 +202,7 @@ def test_many_at_once_do_not_overfill(models: Models) -> None:
         assert sum(pool.map(create, range(20))) == 3
 
 
-def test_retrying_is_advised_at_the_pace_of_the_last_ones(
+def test_retries_are_advised_at_the_last_pace(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = time.time()
@@ -248,9 +241,7 @@ def a_family(name: str) -> FamilyRecord:
     return FamilyRecord(name=name, network=NETWORK, sizes=SIZES, quality=None, **about)
 
 
-def test_workers_are_forgotten_without_heartbeats(
-    repository: Repository, client: redis.Redis
-) -> None:
+def test_workers_without_heartbeats_are_gone(repository: Repository, client: redis.Redis) -> None:
     repository.heartbeat(a_worker("a"), 60)
     repository.heartbeat(a_worker("b"), 60)
     assert repository.workers() == [a_worker("a"), a_worker("b")]
@@ -261,7 +252,7 @@ def test_workers_are_forgotten_without_heartbeats(
     assert client.zrange("fineserve:worker:announced", 0, -1) == ["a"]
 
 
-def test_an_unreadable_record_hides_no_other(repository: Repository, client: redis.Redis) -> None:
+def test_a_broken_record_hides_no_other(repository: Repository, client: redis.Redis) -> None:
     broken, whole = (repository.models.create(queued_model()) for _ in range(2))
     client.set(f"fineserve:model:{broken.id}", '{"id": "m-1"}')
     assert [record.id for record in repository.models.active()] == [whole.id]
@@ -277,16 +268,7 @@ def test_families_are_listed_once_each_and_by_name(repository: Repository) -> No
     assert repository.families() == [a_family("a"), a_family("b")]
 
 
-def test_workers_and_families_of_one_name_are_told_apart(repository: Repository) -> None:
-    repository.announce_family(a_family("same"))
-    repository.heartbeat(a_worker("same"), 60)
-    assert repository.families() == [a_family("same")]
-    assert repository.workers() == [a_worker("same")]
-
-
-def test_an_unreadable_announcement_hides_no_other(
-    repository: Repository, client: redis.Redis
-) -> None:
+def test_a_broken_announcement_hides_no_other(repository: Repository, client: redis.Redis) -> None:
     for name in ("a", "b"):
         repository.announce_family(a_family(name))
         repository.heartbeat(a_worker(name), 60)

@@ -16,12 +16,14 @@ from fastapi.testclient import TestClient
 from benchmarks.deployment import free_port
 from registry.settings import Settings
 from service.app import make_app
+from service.deps import State
 from tests.support.builds import build
 from tests.support.devices import beat
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
 LOCAL = "http://127.0.0.1"
+Headers = dict[str, str] | None
 ASYNC = {"prefer": "respond-async"}
 
 
@@ -42,16 +44,18 @@ class Stack:
         """The fixture of this name, whose engine takes seconds that few tests need to spend."""
         return self.fixtures.getfixturevalue("sampler")
 
+    @property
+    def state(self) -> State:
+        return self.api.app.state.fineserve
+
     def plan(self, **body: object) -> httpx.Response:
         return self.api.post("/plan", json=body)
 
-    def deploy(self, headers: dict[str, str] | None = None, **body: object) -> httpx.Response:
+    def deploy(self, headers: Headers = None, **body: object) -> httpx.Response:
         """Answer to the request for a model, in 4 GB unless `body` says otherwise."""
         return self.api.post("/models", json={"max_mem_gb": 4, **body}, headers=headers)
 
-    def generate(
-        self, model: str, headers: dict[str, str] | None = None, **body: object
-    ) -> httpx.Response:
+    def generate(self, model: str, headers: Headers = None, **body: object) -> httpx.Response:
         """Answer to the request for images, in two steps unless `body` says otherwise."""
         content = {"model": model, "num_inference_steps": 2, **body}
         return self.api.post("/generate", json=content, headers=headers)
@@ -71,7 +75,7 @@ class Stack:
         build(self.runtime, model_id)
         return model_id
 
-    def queue(self, model: str, headers: dict[str, str] | None = None, **body: object) -> str:
+    def queue(self, model: str, headers: Headers = None, **body: object) -> str:
         """Id of a generation that waits for a worker."""
         answer = self.generate(model, ASYNC | (headers or {}), **body)
         assert answer.status_code == 202, answer.text

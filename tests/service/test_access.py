@@ -1,6 +1,6 @@
 """Every route against every kind of caller, as the routes themselves declare it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -33,7 +33,6 @@ BODIES = {
     "/session": {"key": "none"},
 }
 SAMPLING = {"/generate", "/v1/images/generations"}
-CALLERS = ("no key", "wrong", "expired", "revoked", "wrong scope", "other owner", "right")
 
 
 def _accesses(dependant: Dependant) -> Iterator[Access]:
@@ -77,6 +76,11 @@ class Guarded:
     def key(self, *scopes: Scope, owner: str = "owner", **limits: Any) -> str:
         return self.keys.create(owner, scopes, **limits)[1]
 
+    def revoked_key(self) -> str:
+        made, key = self.keys.create("owner", [Scope.ADMIN])
+        self.keys.revoke(made.id)
+        return key
+
     def ask(self, method: str, path: str, key: str | None) -> httpx.Response:
         content = BODIES.get(path)
         if path in SAMPLING:
@@ -100,6 +104,18 @@ def guarded(stack: Stack, settings: Settings) -> Guarded:
     return Guarded(api, stack.runtime.repository, keys, model, generation, task)
 
 
+CALLERS: dict[str, Callable[[Guarded, Scope], str | None]] = {
+    "no key": lambda *_: None,
+    "wrong": lambda *_: "fsk-1-2",
+    "expired": lambda guarded, _: guarded.key(Scope.ADMIN, valid_for=timedelta(0)),
+    "revoked": lambda guarded, _: guarded.revoked_key(),
+    "wrong scope": lambda guarded, scope: guarded.key(*{*Scope} - {scope, Scope.ADMIN}),
+    "other owner": lambda guarded, scope: guarded.key(scope, owner="other"),
+    "right": lambda guarded, scope: guarded.key(scope),
+}
+"""Keys of callers of a route that needs a scope."""
+
+
 def expected(caller: str, path: str, rule: Access | None) -> int | None:
     """Status of the refusal; None where there is to be none."""
     if rule is None or caller == "right":
@@ -120,37 +136,18 @@ def test_a_route_lets_in_whom_its_rule_does(
         guarded.records.models.change(guarded.model, status="cancelled")
         guarded.records.generations.change(guarded.generation, status="cancelled")
     settings.wait_seconds = 0.1  # nobody samples here
-    for caller in CALLERS:
+    scope = (rule and rule.scope) or Scope.GENERATE
+    for caller, make_key in CALLERS.items():
         status = expected(caller, path, rule)
         if path == "/status/events" and not status:
             continue  # it has no end
-        answer = guarded.ask(method, path, key_of(guarded, caller, rule))
+        answer = guarded.ask(method, path, make_key(guarded, scope))
         if status:
             assert len(refused(answer, status)["detail"]) > 10, caller
         elif path == "/session":
             assert answer.status_code in {204, 401}, "its body has a wrong key"
         else:
             assert answer.status_code not in {401, 403, 404}, (caller, answer.text)
-
-
-def key_of(guarded: Guarded, caller: str, rule: Access | None) -> str | None:
-    scope = (rule and rule.scope) or Scope.GENERATE
-    others = [other for other in Scope if other not in (scope, Scope.ADMIN)]
-    return {
-        "no key": lambda: None,
-        "wrong": lambda: "fsk-1-2",
-        "expired": lambda: guarded.key(Scope.ADMIN, valid_for=timedelta(0)),
-        "revoked": lambda: revoked(guarded),
-        "wrong scope": lambda: guarded.key(*others),
-        "other owner": lambda: guarded.key(scope, owner="other"),
-        "right": lambda: guarded.key(scope),
-    }[caller]()
-
-
-def revoked(guarded: Guarded) -> str:
-    made, key = guarded.keys.create("owner", [Scope.ADMIN])
-    guarded.keys.revoke(made.id)
-    return key
 
 
 def test_an_operator_sees_everybodys(guarded: Guarded) -> None:

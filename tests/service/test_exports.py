@@ -14,6 +14,7 @@ from registry.errors import StorageFull
 from tests.service.conftest import Stack
 from tests.support.answers import refused
 from tests.support.builds import build
+from tests.support.failures import raising
 from tests.support.records import revision_name
 from worker.export.export import export
 from worker.leases import Stopping
@@ -64,9 +65,7 @@ def test_a_model_is_exported_when_it_is_asked_for(stack: Stack, exporting: Expor
     assert not (stack.runtime.store.root / "exports" / model_id).exists()
 
 
-def test_an_export_of_each_revision_that_is_served_is_asked_for(
-    stack: Stack, exporting: Exporting
-) -> None:
+def test_another_revision_needs_another_export(stack: Stack, exporting: Exporting) -> None:
     model_id = stack.ready_model()
     models = stack.runtime.repository.models
     unretrained = revision_name(stack.runtime.store, model_id, 0).rpartition("/")[2]
@@ -94,9 +93,6 @@ def test_an_export_that_was_interrupted_is_asked_for_again(
 ) -> None:
     runtime, model_id = stack.runtime, stack.ready_model()
 
-    def interrupted(*_: object) -> None:
-        raise redis.ConnectionError("away")
-
     def make(record_id: str, form: ExportFormat) -> None:
         if len(asked) > 1:
             export(runtime, record_id, form)
@@ -106,7 +102,7 @@ def test_an_export_that_was_interrupted_is_asked_for_again(
                 assert runtime.repository.lock("export", 60).acquire()
                 runtime.stopping.set()
             else:
-                patch.setattr("worker.export.export.load_own", interrupted)
+                patch.setattr("worker.export.export.load_own", raising(interruption("away")))
             with pytest.raises(interruption):
                 export(runtime, record_id, form)
         runtime.stopping.clear()
@@ -126,11 +122,7 @@ def test_an_export_that_no_worker_makes_is_given_up(stack: Stack, exporting: Exp
     late = exported(stack, model_id)
     refused(late, 503, kind="not-exported")
     assert late.headers["retry-after"] == "2"
-
-    def away(*_: object) -> None:
-        raise OperationalError("gone")
-
-    exporting(away)
+    exporting(raising(OperationalError("gone")))
     refused(exported(stack, model_id), 503)
 
 
@@ -151,13 +143,10 @@ def test_an_export_that_fails_says_why_and_can_be_tried_again(
 ) -> None:
     model_id = stack.ready_model()
 
-    def broken(*_: object) -> None:
-        raise error
-
     exporting(lambda *what: threading.Thread(target=export, args=(stack.runtime, *what)).start())
     monkeypatch.setattr("worker.export.export.FAILURE_SECONDS", 0.3)
     with monkeypatch.context() as changed:
-        changed.setattr("worker.export.export.export_model", broken)
+        changed.setattr("worker.export.export.export_model", raising(error))
         refused(exported(stack, model_id), status, told)
     time.sleep(0.4)
     assert exported(stack, model_id).status_code == 200

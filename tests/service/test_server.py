@@ -65,9 +65,7 @@ def test_long_heads_of_people_with_many_cookies_are_read(server: Server) -> None
 @pytest.mark.parametrize(
     ("path", "size", "limit"), [("/session", 1_000_000, 4096), ("/plan", 100_000, 65_536)]
 )
-def test_a_body_that_is_too_large_is_not_parsed(
-    server: Server, path: str, size: int, limit: int
-) -> None:
+def test_a_body_too_large_is_not_parsed(server: Server, path: str, size: int, limit: int) -> None:
     answer = server.answer(post(path, unknown_fields(size)))
     assert len(answer) < 2000
     assert answer.startswith(b"HTTP/1.1 413")

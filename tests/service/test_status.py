@@ -12,16 +12,13 @@ from tests.service.conftest import Stack
 
 
 def test_snapshots_come_when_something_has_changed(stack: Stack) -> None:
-    snapshots = Snapshots(stack.api.app.state.fineserve, seconds=0.01)
+    snapshots = Snapshots(stack.state, seconds=0.01)
 
     async def two() -> list[Snapshot]:
-        told: list[Snapshot] = []
-        async for text in snapshots.watch(Caller("", None)):
-            told.append(Snapshot.model_validate_json(text))
-            if len(told) == 2:
-                break
-            await asyncio.to_thread(stack.make_model)
-        return told
+        told = snapshots.watch(Caller("", None))
+        before = await anext(told)
+        await asyncio.to_thread(stack.make_model)
+        return [Snapshot.model_validate_json(text) for text in (before, await anext(told))]
 
     before, after = asyncio.run(two())
     assert [len(snapshot.models) for snapshot in (before, after)] == [0, 1]
@@ -30,7 +27,7 @@ def test_snapshots_come_when_something_has_changed(stack: Stack) -> None:
 
 
 def test_a_revoked_key_hears_no_more(stack: Stack, settings: Settings) -> None:
-    snapshots = Snapshots(stack.api.app.state.fineserve, seconds=0.01)
+    snapshots = Snapshots(stack.state, seconds=0.01)
     keys = Keys(settings.resolved_keys_file)
     key, _ = keys.create("owner", [Scope.GENERATE])
 
@@ -59,13 +56,11 @@ def test_everybody_is_shown_what_is_theirs(stack: Stack, settings: Settings) -> 
     """One look serves both keys of an owner, without what operators alone are told."""
     keys, mine = Keys(settings.resolved_keys_file), stack.make_model()
     stack.runtime.repository.models.change(mine, status="failed", error="secret")
-    snapshots = Snapshots(stack.api.app.state.fineserve, seconds=60)
+    snapshots = Snapshots(stack.state, seconds=60)
 
     async def first(owner: str, scope: Scope) -> Snapshot:
         key, _ = keys.create(owner, [scope])
-        async for text in snapshots.watch(Caller(owner, key)):
-            return Snapshot.model_validate_json(text)
-        raise AssertionError
+        return Snapshot.model_validate_json(await anext(snapshots.watch(Caller(owner, key))))
 
     async def everybody() -> list[Snapshot]:
         callers = [("other", Scope.DEPLOY), ("other", Scope.GENERATE), ("operator", Scope.ADMIN)]

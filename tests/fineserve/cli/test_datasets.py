@@ -73,9 +73,7 @@ def test_of_a_datasets_splits_the_training_one_is_sent(url: str, tmp_path: Path)
     assert created(url, tmp_path / "mine")["class_names"] == ["wolf / dog", "cat"]
 
 
-def test_a_dataset_without_classes_is_refused_with_the_call_for_them(
-    url: str, tmp_path: Path
-) -> None:
+def test_a_dataset_without_classes_is_told_the_call_for_them(url: str, tmp_path: Path) -> None:
     labelled = dataset(label=[0, 1, 0, 1])
     for value, call in (("string", "class_encode_column"), ("int64", "cast_column")):
         labelled.cast_column("label", datasets.Value(value)).save_to_disk(str(tmp_path / value))

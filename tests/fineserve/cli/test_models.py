@@ -11,7 +11,6 @@ from PIL import Image
 from benchmarks.deployment import free_port
 from fineserve.wire import ExportFormat
 from learngenes.formats.native import load_model
-from registry.records import ModelStatus
 from tests.support.commands import made, run
 from worker.export.export import export
 from worker.runtime import Runtime
@@ -35,7 +34,7 @@ def test_a_model_is_refined(url: str) -> None:
     assert answer["refine"] == {"max_seconds": 30, "stopped": False}
 
 
-def test_answers_for_scripts(url: str, working: None, tmp_path: Path) -> None:
+def test_answers_for_scripts(url: str, working: None, runtime: Runtime, tmp_path: Path) -> None:
     def answers(*words: str) -> list[Any]:
         stdout = run(*words, "--json", "--url", url).stdout
         return [json.loads(line) for line in stdout.splitlines()]
@@ -49,6 +48,7 @@ def test_answers_for_scripts(url: str, working: None, tmp_path: Path) -> None:
     (watched,) = answers("models", "watch", models[1])
     assert watched["status"] == "ready"
     assert answers("models", "delete", *models) == [{"deleted": model} for model in models]
+    assert {runtime.repository.models.get(model).status for model in models} == {"deleted"}
     assert answers("models", "list") == [[]]
 
 
@@ -89,12 +89,6 @@ def test_where_nobody_answers_the_exit_code_says_so() -> None:
     for words in (("models", "list"), ("models", "watch", "m-1"), ("generate", "m-1")):
         result = run(*words, "--url", nowhere, exit_code=3)
         assert "`fineserve up`, or say --url" in result.stderr
-
-
-def test_a_deleted_model_says_so_in_its_state(url: str, working: None, runtime: Runtime) -> None:
-    model = made(url)
-    run("models", "delete", model, "--url", url)
-    assert runtime.repository.models.get(model).status == ModelStatus.DELETED
 
 
 def test_a_model_is_exported_into_a_directory(

@@ -24,6 +24,7 @@ from tests.service.conftest import Stack, bearer
 from tests.support.answers import refused
 from tests.support.archives import Files, png, tarred, zipped
 from tests.support.builds import build
+from tests.support.failures import raising
 from worker.export.export import model_card
 
 FILES: Files = {
@@ -142,10 +143,7 @@ def test_what_cannot_be_used_is_said(stack: Stack) -> None:
 
 
 def test_a_full_disk_is_507(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(name: str, *_: object) -> None:
-        raise StorageFull(f"no room for {name}")
-
-    monkeypatch.setattr(stack.api.app.state.fineserve.store, "put", full)
+    monkeypatch.setattr(stack.state.store, "put", raising(StorageFull("no room")))
     refused(send(stack), 507)
 
 
@@ -159,9 +157,7 @@ def test_limits_of_uploads(stack: Stack, setting: str, value: float, status: int
     assert len(stack.told("/tasks")["tasks"]) == 1
 
 
-def test_simultaneous_uploads_keep_to_the_limit(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uploads_at_once_keep_to_the_limit(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     stack.runtime.settings.max_tasks = 1
     together = threading.Barrier(2)
 

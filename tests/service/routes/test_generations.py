@@ -17,6 +17,7 @@ from registry.store import served_name
 from tests.service.conftest import ASYNC, LOCAL, Stack
 from tests.support.answers import refused
 from tests.support.builds import build
+from tests.support.failures import raising
 
 PNG = {"Accept": "image/png"}
 Body = dict[str, object]
@@ -45,9 +46,7 @@ def test_images_are_waited_for(stack: Stack, model: str, working: None) -> None:
     assert again["images"] == result["images"]
 
 
-def test_each_class_is_made_by_default_with_new_seeds(
-    stack: Stack, model: str, working: None
-) -> None:
+def test_by_default_each_class_has_a_new_seed(stack: Stack, model: str, working: None) -> None:
     first, second = (stack.generate(model).json()["images"] for _ in range(2))
     assert [image["class_label"] for image in first] == [0, 1, 2, 3, 4]
     assert first[0]["seed"] != second[0]["seed"]
@@ -152,9 +151,7 @@ def test_revision_zero_serves_while_the_model_is_retrained(stack: Stack) -> None
         ({"prompt": "a shoe"}, "prompt: Extra inputs"),
     ],
 )
-def test_a_bad_request_is_told_what_is_wrong(
-    stack: Stack, model: str, body: Body, message: str
-) -> None:
+def test_a_bad_request_is_explained(stack: Stack, model: str, body: Body, message: str) -> None:
     refused(stack.generate(model, **body), 422, message)
     assert stack.runtime.repository.generations.active() == []
 
@@ -216,9 +213,7 @@ def test_what_misses_its_deadline_says_so(stack: Stack, model: str) -> None:
     refused(stack.generate(model, KEY, deadline_seconds=0.01), 409, kind="deadline-missed")
 
 
-def test_without_redis_accepted_work_is_not_refused(
-    stack: Stack, model: str, tmp_path: Path
-) -> None:
+def test_without_redis_accepted_work_is_kept(stack: Stack, model: str, tmp_path: Path) -> None:
     state = stack.api.app.state
     nowhere = connect_async(f"unix://{tmp_path}/none.sock")
     state.fineserve = dataclasses.replace(state.fineserve, events=nowhere)
@@ -256,12 +251,8 @@ def test_a_full_disk_is_507_until_there_is_room(
             refused(answer, 507)
         assert "the disk of the artifacts is full" in stack.api.get("/readyz").text
     accepted = stack.queue(model, KEY)
-
-    def full(name: str, *_: object) -> None:
-        raise StorageFull(f"no room for {name}")
-
     with monkeypatch.context() as patch:
-        patch.setattr(stack.runtime.store, "put", full)
+        patch.setattr(stack.runtime.store, "put", raising(StorageFull("no room")))
         stack.sampler.generate(accepted)
     waiting = stack.runtime.repository.generations.get(accepted)
     assert (waiting.status, waiting.attempts) == ("running", 0)  # accepted is accepted

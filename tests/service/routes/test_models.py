@@ -9,6 +9,7 @@ from learngenes.measuring.model import Measurement
 from tests.service.conftest import Stack
 from tests.support.answers import refused
 from tests.support.builds import build, verify_here
+from tests.support.failures import raising
 from tests.support.records import A_COST, queued_model
 
 KEY = {"Idempotency-Key": "abc"}
@@ -97,7 +98,7 @@ def test_a_model_that_was_made_again_shows_both_figures(stack: Stack) -> None:
         ({"family": "huge"}, "no family 'huge'; choose one of tiny"),
     ],
 )
-def test_a_bad_request_says_what_is_wrong(stack: Stack, body: dict[str, Any], message: str) -> None:
+def test_a_bad_request_is_explained(stack: Stack, body: dict[str, Any], message: str) -> None:
     refused(stack.deploy(**body), 422, message)
     assert stack.told("/models")["models"] == []
 
@@ -108,12 +109,6 @@ def test_a_body_that_is_no_budget_is_refused(stack: Stack, raw: bytes) -> None:
     assert refused(answer, 422)["title"] == "Invalid request"
 
 
-def test_of_two_families_one_must_be_named(stack: Stack) -> None:
-    (family,) = stack.runtime.repository.families()
-    stack.runtime.repository.announce_family(family.model_copy(update={"name": "other"}))
-    assert stack.deploy().json()["detail"] == "say which family: one of other, tiny"
-
-
 @pytest.mark.parametrize("n", [1, 3, 7, 20])
 def test_the_suggested_budget_is_feasible(stack: Stack, n: int) -> None:
     problem = refused(stack.deploy(max_mem_gb=1e-6, n=n), 422, kind="infeasible-budget")
@@ -122,14 +117,11 @@ def test_the_suggested_budget_is_feasible(stack: Stack, n: int) -> None:
     assert stack.deploy(max_mem_gb=max_mem_gb, n=n).status_code == 202
 
 
-def test_a_broker_that_takes_no_message_loses_no_model(
+def test_a_broker_that_is_away_loses_no_model(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object) -> None:
-        raise OperationalError("away")
-
     with monkeypatch.context() as patch:
-        patch.setattr("registry.queue.Queue.enqueue", refuse)
+        patch.setattr("registry.queue.Queue.enqueue", raising(OperationalError("away")))
         model_id = stack.make_model(headers=KEY)
     queue = stack.runtime.queue
     assert queue.length("build", stack.runtime.device_class) == 0

@@ -251,7 +251,8 @@ def test_without_a_worker_nothing_is_planned(api: TestClient, path: str) -> None
 def test_of_several_families_the_default_is_meant_or_one_must_be_named(stack: Stack) -> None:
     (tiny,) = stack.runtime.repository.families()
     stack.runtime.repository.announce_family(tiny.model_copy(update={"name": "another"}))
-    refused(stack.plan(**NOTHING_BINDS), 422, "one of another, tiny", "family-needed")
+    for answer in (stack.plan(**NOTHING_BINDS), stack.deploy()):
+        refused(answer, 422, "say which family: one of another, tiny", "family-needed")
     assert planned(stack, max_mem_gb=4, family="tiny")["family"] == "tiny"
     stack.runtime.settings.default_family = "tiny"
     assert planned(stack, max_mem_gb=4)["family"] == "tiny"

@@ -1,4 +1,6 @@
-"""Files that are not what they were."""
+"""Files that are not what they were, and calls that fail."""
+
+from collections.abc import Callable
 
 from hypothesis import strategies as st
 
@@ -14,3 +16,12 @@ def damaged(whole: bytes, edits: list[Edit], length: float | None, head: int = 0
         at = int(share * (head if head and share < 0.5 else len(content)))
         content[at : at + len(replacement)] = replacement
     return bytes(content if length is None else content[: int(length * len(content))])
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    """Function that raises an error whatever it is given."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
