@@ -14,7 +14,7 @@ from learngenes.family.family import Family
 
 @pytest.fixture
 def styles(limited_data: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> list[Style]:
-    """The style of the limited data, and the inverted one."""
+    """Two styles: the limited data as they are, and inverted."""
     monkeypatch.setattr(emoji, "SAMPLES", 12)
     monkeypatch.setattr(emoji, "STEPS", 60)
     half = torch.arange(len(limited_data)) % 2 == 0

@@ -13,13 +13,13 @@ def normal(mean: float, std: float, dimensions: int = 3) -> Gaussian:
     )
 
 
-def test_of_normal_distributions_it_is_known() -> None:
+def test_the_distance_of_normal_distributions_is_known() -> None:
     assert frechet_distance(normal(0, 1), normal(0, 1)) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(normal(0, 1), normal(2, 1)) == pytest.approx(12)
     assert frechet_distance(normal(0, 1), normal(0, 3)) == pytest.approx(3 * (3 - 1) ** 2)
 
 
-def test_of_covariances_that_do_not_commute() -> None:
+def test_covariances_need_not_commute() -> None:
     a = torch.tensor([[2.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
     b = torch.tensor([[1.0, -0.3], [-0.3, 3.0]], dtype=torch.float64)
     zero = torch.zeros(2, dtype=torch.float64)
@@ -32,7 +32,7 @@ def test_of_covariances_that_do_not_commute() -> None:
         assert found == pytest.approx(expected)
 
 
-def test_it_grows_as_images_are_spoiled() -> None:
+def test_the_distance_grows_as_images_are_spoiled() -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randint(0, 256, (4, 1, 7, 7), generator=generator).repeat_interleave(30, 0)
     images = torch.nn.functional.interpolate(base.float(), (28, 28), mode="bilinear")

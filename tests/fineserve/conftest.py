@@ -46,7 +46,7 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Confi
 
 @pytest.fixture
 def deployed(configure: Configure, settings: Settings) -> Settings:
-    """The commands see the Valkey and the families of this test."""
+    """Settings by which the commands see the Valkey and the families of this test."""
     configure(redis_url=settings.resolved_redis_url, families_dir=settings.families_dir)
     return settings
 

@@ -1,4 +1,4 @@
-"""What is installed without the server's extra: the client, then the command line."""
+"""The client and the command line, installed without the server's extra."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What is installed where there is no checkout."""
+"""The wheel, installed where there is no checkout."""
 
 import subprocess
 import sys

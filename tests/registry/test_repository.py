@@ -66,7 +66,7 @@ def test_an_illegal_transition_changes_nothing(
     assert models.get(record.id) == record
 
 
-def test_of_two_final_states_one_wins_for_all_writers(models: Models, record: ModelRecord) -> None:
+def test_one_of_two_final_states_wins_for_all_writers(models: Models, record: ModelRecord) -> None:
     models.change(record.id, status="assembling")
     barrier = threading.Barrier(8)
 
@@ -291,7 +291,7 @@ def test_a_profile_is_kept_for_each_device_class_and_family(repository: Reposito
     assert repository.profiled_classes("huge") == ["cpu"]
 
 
-def test_of_many_changes_to_a_profile_none_is_lost(repository: Repository) -> None:
+def test_no_change_to_a_profile_is_lost(repository: Repository) -> None:
     barrier = threading.Barrier(4)
 
     def count(_: int) -> None:

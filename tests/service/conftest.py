@@ -41,7 +41,7 @@ class Stack:
 
     @property
     def sampler(self) -> Sampling:
-        """The fixture of this name, whose engine takes seconds that few tests need to spend."""
+        """Sampling worker, started when first asked for: its engine takes seconds to start."""
         return self.fixtures.getfixturevalue("sampler")
 
     @property

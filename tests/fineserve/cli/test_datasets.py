@@ -67,7 +67,7 @@ def test_a_saved_dataset_becomes_its_classes_in_their_order(url: str, tmp_path: 
     assert described(task) == ("hugging", ["wolf / dog", "cat"], [2, 2])
 
 
-def test_of_a_datasets_splits_the_training_one_is_sent(url: str, tmp_path: Path) -> None:
+def test_the_training_split_of_a_dataset_is_sent(url: str, tmp_path: Path) -> None:
     train, test = dataset(label=[0, 0, 2, 2]), dataset(label=[1, 1, 1, 1])
     datasets.DatasetDict({"test": test, "train": train}).save_to_disk(str(tmp_path / "mine"))
     assert created(url, tmp_path / "mine")["class_names"] == ["wolf / dog", "cat"]

@@ -1,4 +1,4 @@
-"""From a folder of images to a model of them."""
+"""Tasks: folders of images, and models of them."""
 
 import io
 import threading

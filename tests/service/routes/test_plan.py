@@ -248,7 +248,7 @@ def test_without_a_worker_nothing_is_planned(api: TestClient, path: str) -> None
     refused(api.post(path, json=NOTHING_BINDS), 503, "start a worker", "no-family")
 
 
-def test_of_several_families_the_default_is_meant_or_one_must_be_named(stack: Stack) -> None:
+def test_one_of_several_families_is_the_default_or_named(stack: Stack) -> None:
     (tiny,) = stack.runtime.repository.families()
     stack.runtime.repository.announce_family(tiny.model_copy(update={"name": "another"}))
     for answer in (stack.plan(**NOTHING_BINDS), stack.deploy()):
@@ -277,7 +277,7 @@ def test_a_worker_of_another_family_does_not_count(stack: Stack) -> None:
     refused(stack.deploy(), 503, kind="no-worker")
 
 
-def test_of_two_devices_one_must_be_named(stack: Stack, profile: DeviceProfile) -> None:
+def test_one_of_two_devices_must_be_named(stack: Stack, profile: DeviceProfile) -> None:
     mine = stack.runtime.device_class
     fast = profile.model_copy(update={"device_class": "a-gpu", "speed_correction": 0.1})
     keep_profile(stack.runtime.repository, fast)

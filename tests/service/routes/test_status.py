@@ -10,9 +10,15 @@ from tests.service.conftest import LOCAL, Stack
 from tests.support.answers import refused
 
 
+def missing(api: TestClient) -> list[str]:
+    answer = api.get("/readyz")
+    assert answer.status_code == 503
+    return answer.json()["missing"]
+
+
 def test_readiness_says_what_is_missing(api: TestClient) -> None:
     assert api.get("/healthz").json() == {"status": "ok"}
-    assert refused(api.get("/readyz"), 503)["missing"] == [
+    assert missing(api) == [
         "a worker for the queue 'build'",
         "a worker for the queue 'sample'",
         "a family",
@@ -29,8 +35,7 @@ def test_a_family_without_a_device_profile_is_not_ready(stack: Stack, client: re
     stack.runtime.announce_families()
     stack.heartbeat()
     stack.heartbeat(id="another", queue="sample")
-    missing = refused(stack.api.get("/readyz"), 503)["missing"]
-    assert missing == ["a device profile for tiny (measured in under a minute)"]
+    assert missing(stack.api) == ["a device profile for tiny (measured in under a minute)"]
 
 
 def test_a_family_that_is_not_calibrated_needs_no_profile(stack: Stack) -> None:
@@ -45,7 +50,7 @@ def test_without_redis_nothing_is_accepted(tmp_path: Path) -> None:
     settings = Settings(redis_url=f"unix://{tmp_path}/none.sock", var_dir=tmp_path)
     with TestClient(make_app(settings), LOCAL, raise_server_exceptions=False) as api:
         assert api.get("/healthz").status_code == 200
-        assert "Redis" in refused(api.get("/readyz"), 503)["missing"][0]
+        assert "Redis" in missing(api)[0]
         for answer in (
             api.post("/models", json={"max_mem_gb": 4}),
             api.post("/plan", json={"max_mem_gb": 4}),
@@ -91,4 +96,4 @@ def test_a_full_redis_takes_nothing_new(stack: Stack, client: redis.Redis) -> No
 
 def test_a_stale_profile_is_not_ready(stack: Stack) -> None:
     stack.heartbeat(torch_version="1.0")
-    assert stack.told("/readyz")["missing"][-1].startswith("a device profile for tiny")
+    assert missing(stack.api)[-1].startswith("a device profile for tiny")
