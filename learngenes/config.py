@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -37,19 +38,22 @@ class Kind(StrEnum):
         return m * width, n * width
 
 
-_WIDTHS = {
-    Kind.QKV: (3, 1),
-    Kind.O: (1, 1),
-    Kind.IN: (4, 1),
-    Kind.OUT: (1, 4),
-    Kind.ADALN: (6, 1),
-}
+_WIDTHS = {Kind.QKV: (3, 1), Kind.O: (1, 1), Kind.IN: (4, 1), Kind.OUT: (1, 4), Kind.ADALN: (6, 1)}
 
 
 class Frozen(BaseModel):
     """An immutable pydantic model that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    if not values or list(values) != sorted(set(values)):
+        raise ValueError("must be given, ascending and without repeats")
+    return values
+
+
+Ascending = Annotated[tuple[PositiveInt, ...], AfterValidator(_ascending)]
 
 
 class ConfigError(ValueError):
@@ -117,6 +121,10 @@ class NetworkConfig(Frozen):
         return self
 
     @property
+    def full_size(self) -> "Size":
+        return Size(depth=self.depth, rank=self.rank)
+
+    @property
     def tokens(self) -> int:
         return (self.sample_size // self.patch_size) ** 2
 
@@ -164,16 +172,16 @@ class Scheduler(StrEnum):
 class SizeSpace(Frozen):
     """Depths and rank prefixes that a family was trained for."""
 
-    depths: tuple[PositiveInt, ...]
-    ranks: tuple[PositiveInt, ...]
+    depths: Ascending
+    ranks: Ascending
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        for name in ("depths", "ranks"):
-            values = getattr(self, name)
-            if not values or list(values) != sorted(set(values)):
-                raise ValueError(f"{name} must be given, ascending and without repeats")
-        return self
+    @property
+    def smallest(self) -> "Size":
+        return Size(depth=self.depths[0], rank=self.ranks[0])
+
+    @property
+    def middle(self) -> "Size":
+        return Size(depth=self.depths[len(self.depths) // 2], rank=self.ranks[len(self.ranks) // 2])
 
     def require_rank(self, rank: int) -> None:
         """Raise ValueError when a rank prefix is longer than the network's rank."""

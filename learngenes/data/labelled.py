@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -34,10 +35,20 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def normalised(self, indices: Tensor) -> Tensor:
-        """Chosen images as float32 in [-1, 1], or latents as they are."""
+    def normalised(self, indices: Tensor | EllipsisType = ...) -> Tensor:
+        """Chosen images, by default all, as float32 in [-1, 1], or latents as they are."""
         chosen = self.images[indices].float()
         return chosen / 127.5 - 1 if self.images.dtype == torch.uint8 else chosen
+
+    def drawn(
+        self, count: int, null_class_probability: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Random images as `normalised`, and their labels or the null class."""
+        indices = torch.randint(len(self), (count,), generator=generator)
+        labels = self.labels[indices]
+        dropped = torch.rand(count, generator=generator) < null_class_probability
+        labels[dropped] = len(self.class_names)
+        return self.normalised(indices), labels
 
     def subset(self, indices: Tensor) -> "LabelledImages":
         return LabelledImages(self.images[indices], self.labels[indices], self.class_names)

@@ -16,7 +16,7 @@ ROWS = 32
 
 
 def write_previews(
-    family: Family, directory: Path, on_size: Callable[[int, int], None] | None = None
+    family: Family, directory: Path, on_size: Callable[[int, int], None] = lambda *_: None
 ) -> Path:
     """Write previews.png: a row for each depth and rank, one class in each column.
 
@@ -29,14 +29,12 @@ def write_previews(
     rows = []
     for done, size in enumerate(sizes, start=1):
         model = family.assemble(interpolated(family.scales, size), Mode.MATERIALISED)
-        images = [
-            image
+        batches = [
+            sample(model, family.manifest.diffusion, some, seeds=some)
             for some in (labels[i : i + ROWS] for i in range(0, len(labels), ROWS))
-            for image in sample(model, family.manifest.diffusion, some, seeds=some)
         ]
-        rows.append(torch.stack(images).numpy())
-        if on_size is not None:
-            on_size(done, len(sizes))
+        rows.append(torch.cat(batches).numpy())
+        on_size(done, len(sizes))
     file = directory / PREVIEWS_FILE
     grid(rows).save(file, optimize=True)
     return file

@@ -1,5 +1,6 @@
 """Export to plain diffusers: a `DiTTransformer2DModel` with its weights written out."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import DiTTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from learngenes.config import Kind, Mode, NetworkConfig, Scheduler
 from learngenes.data.latents import joined
@@ -19,6 +20,16 @@ from learngenes.model.factors import Own
 LABELS = "id2label.json"
 PIPELINE_NULL_CLASS = 1000
 """Class that `DiTPipeline` guides away from, whatever number of classes the network has."""
+EMBEDDER = "norm1.emb"
+"""Name of the time and class embedder in a block."""
+LINEARS = {
+    Kind.QKV: ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    Kind.O: ("attn1.to_out.0",),
+    Kind.IN: ("ff.net.0.proj",),
+    Kind.OUT: ("ff.net.2",),
+    Kind.ADALN: ("norm1.linear",),
+}
+"""Names of the linear layers in a block that make up each of ours."""
 
 
 def export_model(
@@ -96,38 +107,28 @@ def diffusers_state(model: DiT) -> dict[str, Tensor]:
 
     Raises ValueError when `model` is not materialised.
     """
-    state = _prefixed("pos_embed.proj", model.stem.patch.state_dict())
-    state |= _prefixed("proj_out_1", model.stem.final_modulation.state_dict())
-    state |= _prefixed("proj_out_2", model.stem.final.state_dict())
+    stem = model.stem
+    modules: dict[str, nn.Module] = {
+        "pos_embed.proj": stem.patch,
+        "proj_out_1": stem.final_modulation,
+        "proj_out_2": stem.final,
+    }
+    state = {}
     for index, layer in enumerate(model.layers):
         weights = layer.state_dict()
         if f"{Kind.QKV}.weight" not in weights:
             raise ValueError(f"export needs a {Mode.MATERIALISED} model")
         block = f"transformer_blocks.{index}"
-        for part in ("weight", "bias"):
-            q, k, v = weights[f"{Kind.QKV}.{part}"].chunk(3)
-            state |= {
-                f"{block}.attn1.to_q.{part}": q,
-                f"{block}.attn1.to_k.{part}": k,
-                f"{block}.attn1.to_v.{part}": v,
-                f"{block}.attn1.to_out.0.{part}": weights[f"{Kind.O}.{part}"],
-                f"{block}.ff.net.0.proj.{part}": weights[f"{Kind.IN}.{part}"],
-                f"{block}.ff.net.2.{part}": weights[f"{Kind.OUT}.{part}"],
-                f"{block}.norm1.linear.{part}": weights[f"{Kind.ADALN}.{part}"],
-            }
-        embedders = f"{block}.norm1.emb"
-        state |= _prefixed(
-            f"{embedders}.timestep_embedder.linear_1", model.stem.time_in.state_dict()
-        )
-        state |= _prefixed(
-            f"{embedders}.timestep_embedder.linear_2", model.stem.time_out.state_dict()
-        )
-        state[f"{embedders}.class_embedder.embedding_table.weight"] = model.stem.classes.weight
+        for kind, part in itertools.product(Kind, ("weight", "bias")):
+            tensors = weights[f"{kind}.{part}"].chunk(len(LINEARS[kind]))
+            for name, tensor in zip(LINEARS[kind], tensors, strict=True):
+                state[f"{block}.{name}.{part}"] = tensor
+        modules[f"{block}.{EMBEDDER}.timestep_embedder.linear_1"] = stem.time_in
+        modules[f"{block}.{EMBEDDER}.timestep_embedder.linear_2"] = stem.time_out
+        modules[f"{block}.{EMBEDDER}.class_embedder.embedding_table"] = stem.classes
+    for prefix, module in modules.items():
+        state |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
     return state
-
-
-def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
 
 
 def _pipeline_classes(classes: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from learngenes.config import DiffusionConfig, Kind, NetworkConfig
+from learngenes.config import DiffusionConfig, NetworkConfig
 from learngenes.data.latents import LatentEncoder, read_autoencoder
+from learngenes.formats.diffusers import EMBEDDER, LINEARS
 from learngenes.model.dense import DenseDiT, Weights
 from learngenes.model.diffusion import noise_process
 from learngenes.model.dit import Stem
@@ -24,8 +24,10 @@ from learngenes.model.dit import Stem
 log = structlog.get_logger()
 
 SCHEDULER = "scheduler/scheduler_config.json"
-PIPELINE_FILES = ("model_index.json", "scheduler/*", "transformer/*", "vae/*")
-TRANSFORMER_FILES = ("config.json", "diffusion_pytorch_model*")
+NEEDED_FILES = [
+    *("model_index.json", "scheduler/*", "transformer/*", "vae/*"),  # of a pipeline
+    *("config.json", "diffusion_pytorch_model*"),  # of a transformer alone
+]
 REQUIRED = {
     "norm_type": "ada_norm_zero",
     "activation_fn": "gelu-approximate",
@@ -34,7 +36,6 @@ REQUIRED = {
     "norm_eps": 1e-5,
 }
 """Settings that a DiT's configuration must have, as that of DiT-XL/2 does."""
-EMBEDDER = "norm1.emb"
 
 
 class TeacherError(ValueError):
@@ -87,9 +88,7 @@ def read_teacher(source: str) -> Teacher:
     path = Path(source)
     try:
         if not path.exists():
-            path = Path(
-                snapshot_download(source, allow_patterns=[*PIPELINE_FILES, *TRANSFORMER_FILES])
-            )
+            path = Path(snapshot_download(source, allow_patterns=NEEDED_FILES))
         subfolder = None if (path / "config.json").exists() else "transformer"
         network = DiTTransformer2DModel.from_pretrained(path, subfolder=subfolder)
         ours = from_diffusers(network)
@@ -146,19 +145,11 @@ def _copy(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 def _layer(state: Mapping[str, Tensor], block: str) -> Weights:
-    def both(*names: str) -> tuple[Tensor, Tensor]:
-        weight, bias = (
-            torch.cat([state[f"{block}.{name}.{part}"] for name in names])
-            for part in ("weight", "bias")
-        )
-        return weight, bias
+    def joined(names: Sequence[str], part: str) -> Tensor:
+        return torch.cat([state[f"{block}.{name}.{part}"] for name in names])
 
     return {
-        Kind.QKV: both("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-        Kind.O: both("attn1.to_out.0"),
-        Kind.IN: both("ff.net.0.proj"),
-        Kind.OUT: both("ff.net.2"),
-        Kind.ADALN: both("norm1.linear"),
+        kind: (joined(names, "weight"), joined(names, "bias")) for kind, names in LINEARS.items()
     }
 
 
@@ -171,15 +162,14 @@ def _mean(rows: Tensor, shape: NetworkConfig) -> Tensor:
 
 
 def _warn_of_embedders(state: Mapping[str, Tensor], depth: int) -> None:
-    """Warn where the embedders of the blocks differ; the first block's is used."""
-    first = {k: v for k, v in state.items() if k.startswith(f"transformer_blocks.0.{EMBEDDER}.")}
-    furthest = 0.0
-    for key, tensor in first.items():
-        for index in range(1, depth):
-            other = state[key.replace("blocks.0.", f"blocks.{index}.")]
-            distance = (other - tensor).norm() / tensor.norm().clamp(min=1e-12)
-            furthest = max(furthest, float(distance))
-    if furthest > 0 and not math.isclose(furthest, 0, abs_tol=1e-6):
+    first = f"transformer_blocks.0.{EMBEDDER}."
+    furthest = max(
+        float((state[k.replace(".0.", f".{i}.", 1)] - v).norm() / v.norm().clamp(min=1e-12))
+        for k, v in state.items()
+        if k.startswith(first)
+        for i in range(depth)
+    )
+    if furthest > 1e-6:
         log.warning("the blocks' embedders differ; the first block's is taken", by=furthest)
 
 

@@ -1,5 +1,6 @@
 """Measure the constants of `learngenes.sizing.profile` on this device, in under a minute."""
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,12 +47,10 @@ def execution_on(device: torch.device, mode: Mode, dtype: DType) -> Execution:
 
 @dataclass
 class _Point:
-    """Some layers of one execution and rank, and the seconds they took beside the stem."""
+    """Layers of one execution and rank, and the seconds of one beside the stem, by rows."""
 
     execution: Execution
-    rank: int
     model: DiT
-    layers: list[nn.Module]
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
 
@@ -122,14 +121,11 @@ class _Profiling:
     def _points(self) -> list[_Point]:
         """Layers of each execution, at some ranks when it depends on the rank."""
         points = []
-        for mode in Mode:
-            for dtype in DType:
-                if not executable(mode, dtype):
-                    continue
+        for mode, dtype in itertools.product(Mode, DType):
+            if executable(mode, dtype):
                 for rank in self.ranks if mode is Mode.FACTORED else self.ranks[-1:]:
-                    execution = execution_on(self.device, mode, dtype)
                     model = self._model(self._layers_at_once(mode, dtype, rank), rank, mode, dtype)
-                    points.append(_Point(execution, rank, model, list(model.layers)))
+                    points.append(_Point(execution_on(self.device, mode, dtype), model))
         return points
 
     def _model(self, depth: int, rank: int, mode: Mode, dtype: DType) -> DiT:
@@ -144,7 +140,6 @@ class _Profiling:
         return min(self.network.depth, max(1, round(LAYERS_SECONDS / seconds)))
 
     def _forward(self, model: DiT, rows: int) -> float:
-        """Seconds of one forward pass."""
         c = self.network
         x = torch.zeros(rows, c.in_channels, c.sample_size, c.sample_size, device=self.device)
         zeros = torch.zeros(rows, dtype=torch.long, device=self.device)
@@ -163,10 +158,10 @@ class _Profiling:
         for _ in range(ROUNDS):
             for point in points:
                 whole = self._forward(point.model, rows)
-                point.model.layers = nn.ModuleList()
+                layers, point.model.layers = point.model.layers, nn.ModuleList()
                 stem = self._forward(point.model, rows)
-                point.model.layers = nn.ModuleList(point.layers)
-                layer = max(0.0, whole - stem) / len(point.layers)
+                point.model.layers = layers
+                layer = max(0.0, whole - stem) / len(layers)
                 point.seconds.setdefault(rows, []).append(layer)
         return self.elapsed_share - before
 
@@ -180,11 +175,10 @@ class _Profiling:
         few, many = 2, 10
         steps, requests = [], []
         for n in rows:
+            workloads = (Workload(n, count, guided=False) for count in (few, many))
             short, long = (
                 float(np.median([run(model, diffusion, workload) for _ in range(2 * ROUNDS)]))
-                for workload in (
-                    Workload(n=n, num_inference_steps=count, guided=False) for count in (few, many)
-                )
+                for workload in workloads
             )
             steps.append(max(0.0, long - short) / (many - few))
             requests.append(max(0.0, short - few * steps[-1]))
@@ -206,32 +200,22 @@ class _Profiling:
 
     def _with_whole_batches(self, profile: DeviceProfile) -> DeviceProfile:
         """`profile` corrected by whole batches: what the parts' sum misses, the tail, memory."""
-        rank = self.sizes.ranks[len(self.sizes.ranks) // 2]
-        batches = []
-        for execution in profile.executions:
-            depth, workload = self._whole_batch(profile, execution, rank)
-            model = self._model(depth, rank, execution.mode, execution.dtype)
-            batches.append(_Batch(execution, depth, workload, model))
+        rank = self.sizes.middle.rank
+        batches = [self._whole_batch(profile, e, rank) for e in profile.executions]
         self._time_batches(batches)
         self.on_progress(1, "memory")
         layers, tails = [], []
         for cost, batch in zip(profile.layers, batches, strict=True):
             median = float(np.median(batch.seconds))
             predicted = profile.latency_seconds(batch.depth, rank, batch.execution, batch.workload)
-            missed = median / float(predicted)
-            correction = min(max(missed, 1 / MOST_CORRECTION), MOST_CORRECTION)
+            correction = float(np.clip(median / predicted, 1 / MOST_CORRECTION, MOST_CORRECTION))
             layers.append(cost.model_copy(update={"correction": correction}))
             tails += [seconds / median for seconds in batch.seconds]
-        tail = float(np.quantile(tails, 0.95))
-        overhead_bytes = max(self._overhead_bytes(batch, rank) for batch in batches)
+        tail = min(max(float(np.quantile(tails, 0.95)), LEAST_P95_RATIO), MOST_P95_RATIO)
+        extra = max(self._overhead_bytes(batch, rank) for batch in batches)
         self.on_progress(1, "done")
-        return profile.model_copy(
-            update={
-                "layers": tuple(layers),
-                "p95_ratio": min(max(tail, LEAST_P95_RATIO), MOST_P95_RATIO),
-                "memory_overhead_bytes": overhead_bytes,
-            }
-        )
+        changes = {"layers": tuple(layers), "p95_ratio": tail, "memory_overhead_bytes": extra}
+        return profile.model_copy(update=changes)
 
     def _time_batches(self, batches: list[_Batch]) -> None:
         """Time all batches in rounds: the tail is that of the whole time, not of a moment."""
@@ -246,30 +230,28 @@ class _Profiling:
                 batch.seconds.append(run(batch.model, diffusion, batch.workload))
 
     def _overhead_bytes(self, batch: _Batch, rank: int) -> int:
-        """Bytes that a long batch or the shortest needed beyond the prediction."""
-        return max(
-            0,
-            *(
-                memory(batch.model, self.family.manifest.diffusion, workload)
-                - int(memory_bytes(self.network, batch.depth, rank, batch.execution, workload))
-                for workload in (
-                    batch.workload,
-                    Workload(n=1, guided=False),
-                    Workload(n=decoded_together(self.device), guided=False),
-                )
-            ),
+        """Bytes that a long batch or a short one needed beyond the prediction."""
+        short = [Workload(n=n, guided=False) for n in (1, decoded_together(self.device))]
+        missed = (
+            memory(batch.model, self.family.manifest.diffusion, workload)
+            - int(memory_bytes(self.network, batch.depth, rank, batch.execution, workload))
+            for workload in (batch.workload, *short)
         )
+        return max(0, *missed)
 
-    def _whole_batch(
-        self, profile: DeviceProfile, execution: Execution, rank: int
-    ) -> tuple[int, Workload]:
-        """Depth of the deepest model, and longest batch, that take about WHOLE_BATCH_SECONDS."""
-        depths = self.sizes.depths
+    def _whole_batch(self, profile: DeviceProfile, execution: Execution, rank: int) -> _Batch:
+        """The deepest model, and longest batch, that take about WHOLE_BATCH_SECONDS."""
+        deepest, middle = self.sizes.depths[-1], self.sizes.middle.depth
         for depth, n, steps in (
-            *((depths[-1], 4, steps) for steps in (20, 10, 5)),
-            (depths[len(depths) // 2], 1, 2),
+            (deepest, 4, 20),
+            (deepest, 4, 10),
+            (deepest, 4, 5),
+            (middle, 1, 2),
         ):
             workload = Workload(n=n, num_inference_steps=steps)
             if profile.latency_seconds(depth, rank, execution, workload) < WHOLE_BATCH_SECONDS:
-                return depth, workload
-        return depths[0], Workload(n=1, num_inference_steps=1)
+                break
+        else:
+            depth, workload = self.sizes.depths[0], Workload(n=1, num_inference_steps=1)
+        model = self._model(depth, rank, execution.mode, execution.dtype)
+        return _Batch(execution, depth, workload, model)

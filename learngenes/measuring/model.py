@@ -1,5 +1,6 @@
 """Memory and seconds that a model takes on this device."""
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
@@ -31,11 +32,9 @@ def parameter_bytes(model: nn.Module) -> int:
 
 
 def _plain(tensor: Tensor) -> list[Tensor]:
-    """The plain tensors that a quantised one is made of."""
-    if not hasattr(tensor, "__tensor_flatten__"):
+    if not hasattr(tensor, "__tensor_flatten__"):  # it is not quantised
         return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [getattr(tensor, name) for name in names]
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
 
 
 def run(
@@ -45,24 +44,24 @@ def run(
     scheduler: Scheduler = Scheduler.DDIM,
 ) -> float:
     """Sample one batch as `workload` says; returns the seconds it took."""
-    device = model.stem.positions.device
+    labels = [i % model.config.num_classes for i in range(workload.n)]
     started = time.perf_counter()
     sample(
         model,
         diffusion,
-        [i % model.config.num_classes for i in range(workload.n)],
+        labels,
         range(workload.n),
         num_inference_steps=workload.num_inference_steps,
         guidance_scale=2.0 if workload.guided else 1.0,
         scheduler=scheduler,
     )
-    synchronise(device)
+    synchronise(model.stem.positions.device)
     return time.perf_counter() - started
 
 
 def memory(model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload) -> int:
     """Bytes of weights and peak activations of one batch."""
-    short = Workload(n=workload.n, num_inference_steps=2, guided=workload.guided)
+    short = dataclasses.replace(workload, num_inference_steps=2)
     device = model.stem.positions.device
     activations = max(
         peak_bytes(lambda name=name: run(model, diffusion, short, name), device)  # type: ignore[misc]
@@ -82,7 +81,7 @@ def measure(
 
     After `max_seconds` no batch beyond the `least_runs` first ones is timed.
     """
-    run(model, diffusion, Workload(n=workload.n, num_inference_steps=1, guided=workload.guided))
+    run(model, diffusion, dataclasses.replace(workload, num_inference_steps=1))
     seconds: list[float] = []
     while len(seconds) < LATENCY_RUNS and (len(seconds) < least_runs or sum(seconds) < max_seconds):
         seconds.append(run(model, diffusion, workload))

@@ -115,9 +115,8 @@ def _row_bytes(shared: SharedWeights, rows: int) -> int:
 def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) -> ModelWeights:
     """A model of full size with the family's own Sigma."""
     depth = shared.family.manifest.sizes.depths[-1]
-    model = FactoredWeights(
-        shared, interpolated(shared.family.scales, Size(depth=depth, rank=rank))
-    )
+    scales = interpolated(shared.family.scales, Size(depth=depth, rank=rank))
+    model = FactoredWeights(shared, scales)
     if materialised:
         model.materialise()
     return model

@@ -142,12 +142,7 @@ class DiT(nn.Module):
     """A model of one size, ready to sample: a stem and `depth` frozen layers in one mode."""
 
     def __init__(
-        self,
-        stem: Stem,
-        genes: Learngenes,
-        own: Own,
-        mode: Mode,
-        dtype: DType = DType.FLOAT32,
+        self, stem: Stem, genes: Learngenes, own: Own, mode: Mode, dtype: DType = DType.FLOAT32
     ) -> None:
         super().__init__()
         self.config = stem.config

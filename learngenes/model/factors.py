@@ -73,21 +73,18 @@ class Scales(nn.Module):
 
     def stacked(self) -> dict[str, Tensor]:
         """Tensors (L, r) and (L, m_k) by flat name, as they are kept on disk."""
-        layers = {
-            f"{name}.{kind}": torch.stack([*self._list(group, kind)]).detach().contiguous()
-            for name, group in (("sigma", self.sigma), ("bias", self.bias))
-            for kind in Kind
-        }
-        return layers if self.classes is None else {**layers, CLASSES: self.classes.detach()}
+        sigma, bias = (
+            {kind: torch.stack([*self._list(group, kind)]).detach() for kind in Kind}
+            for group in (self.sigma, self.bias)
+        )
+        return _flat(
+            None if self.classes is None else self.classes.detach(), sigma=sigma, bias=bias
+        )
 
     @classmethod
     def from_stacked(cls, tensors: Mapping[str, Tensor]) -> "Scales":
         """Inverse of `stacked`. Raises KeyError when a tensor is missing."""
-        return cls(
-            {kind: tensors[f"sigma.{kind}"] for kind in Kind},
-            {kind: tensors[f"bias.{kind}"] for kind in Kind},
-            tensors.get(CLASSES),
-        )
+        return cls(_under("sigma", tensors), _under("bias", tensors), tensors.get(CLASSES))
 
     @staticmethod
     def _list(group: nn.ModuleDict, kind: Kind) -> nn.ParameterList:
@@ -100,6 +97,15 @@ def _per_layer(stack: Mapping[Kind, Tensor]) -> dict[str, nn.Module]:
     return {
         kind: nn.ParameterList(nn.Parameter(row.clone()) for row in stack[kind]) for kind in Kind
     }
+
+
+def _flat(classes: Tensor | None, **groups: Mapping[Kind, Tensor]) -> dict[str, Tensor]:
+    layers = {f"{name}.{k}": group[k].contiguous() for name, group in groups.items() for k in Kind}
+    return layers if classes is None else {**layers, CLASSES: classes}
+
+
+def _under(name: str, flat: Mapping[str, Tensor]) -> dict[Kind, Tensor]:
+    return {kind: flat[f"{name}.{kind}"] for kind in Kind}
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,7 @@ class DenseLayers:
 
     @classmethod
     def of(
-        cls,
-        layers: Sequence[Mapping[Kind, tuple[Tensor, Tensor]]],
-        classes: Tensor | None = None,
+        cls, layers: Sequence[Mapping[Kind, tuple[Tensor, Tensor]]], classes: Tensor | None = None
     ) -> "DenseLayers":
         """Stack the W (m, n) and bias (m,) of each kind, layer by layer."""
         return cls(
@@ -140,21 +144,12 @@ class DenseLayers:
 
     def stacked(self) -> dict[str, Tensor]:
         """Tensors by flat name, as they are kept on disk."""
-        layers = {
-            f"{name}.{kind}": group[kind].contiguous()
-            for name, group in (("weight", self.weight), ("bias", self.bias))
-            for kind in Kind
-        }
-        return layers if self.classes is None else {**layers, CLASSES: self.classes}
+        return _flat(self.classes, weight=self.weight, bias=self.bias)
 
     @classmethod
     def from_stacked(cls, tensors: Mapping[str, Tensor]) -> "DenseLayers":
         """Inverse of `stacked`. Raises KeyError when a tensor is missing."""
-        return cls(
-            {kind: tensors[f"weight.{kind}"] for kind in Kind},
-            {kind: tensors[f"bias.{kind}"] for kind in Kind},
-            tensors.get(CLASSES),
-        )
+        return cls(_under("weight", tensors), _under("bias", tensors), tensors.get(CLASSES))
 
     def to(self, device: torch.device) -> "DenseLayers":
         return self.from_stacked({k: tensor.to(device) for k, tensor in self.stacked().items()})

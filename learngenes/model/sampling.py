@@ -32,7 +32,7 @@ def sample(
     num_inference_steps: int = 25,
     guidance_scale: float = 2.0,
     scheduler: Scheduler = Scheduler.DDIM,
-    on_step: OnStep | None = None,
+    on_step: OnStep = lambda *_: None,
 ) -> Tensor:
     """One image per (class label, seed), uint8 (N, C, H, W), on the CPU; latents are decoded.
 
@@ -54,6 +54,5 @@ def sample(
             conditional, unconditional = prediction.chunk(2)
             prediction = unconditional + guidance_scale * (conditional - unconditional)
         x = steps.step(prediction, t, x).prev_sample
-        if on_step is not None:
-            on_step(done, num_inference_steps)
+        on_step(done, num_inference_steps)
     return model.stem.pixels(x)

@@ -4,9 +4,9 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, model_validator
 
-from learngenes.config import DType, Frozen
+from learngenes.config import Ascending, DType, Frozen
 
 Row = tuple[PositiveFloat, ...]
 Floats = NDArray[np.float64]
@@ -15,8 +15,8 @@ Floats = NDArray[np.float64]
 class QualityTable(Frozen):
     """Held-out denoising losses over a grid of depth x rank, lower is better."""
 
-    depths: tuple[PositiveInt, ...]
-    ranks: tuple[PositiveInt, ...]
+    depths: Ascending
+    ranks: Ascending
     unretrained: tuple[Row, ...]
     """One row per depth, one column per rank."""
     retrained: tuple[Row, ...]
@@ -28,9 +28,6 @@ class QualityTable(Frozen):
 
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
-        for axis in (self.depths, self.ranks):
-            if not axis or list(axis) != sorted(set(axis)):
-                raise ValueError("depths and ranks must be given, ascending and without repeats")
         for table in (self.unretrained, self.retrained):
             if [len(row) for row in table] != [len(self.ranks)] * len(self.depths):
                 raise ValueError(

@@ -17,13 +17,7 @@ from learngenes.sizing.budget import (
     Slack,
     Workload,
 )
-from learngenes.sizing.cost import (
-    Execution,
-    Ints,
-    memory_bytes,
-    process_bytes,
-    shared_bytes,
-)
+from learngenes.sizing.cost import Execution, Ints, memory_bytes, process_bytes, shared_bytes
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.quality import Floats, QualityTable
 
@@ -94,7 +88,7 @@ class Candidates:
         ratios = [quality.dtype_loss_ratios.get(e.dtype, math.inf) for e in executions]
         every_depth, every_rank = (np.tile(a, len(executions)) for a in (depths, ranks))
         seconds = np.concatenate(latency)
-        bytes_ = np.concatenate(memory)
+        bytes_, base_bytes = np.concatenate(memory), profile.process_base_bytes
         return cls(
             workload=workload,
             executions=executions,
@@ -102,9 +96,7 @@ class Candidates:
             depth=every_depth,
             rank=every_rank,
             memory=bytes_,
-            process=np.asarray(
-                process_bytes(bytes_, np.concatenate(shared), profile.process_base_bytes)
-            ),
+            process=np.asarray(process_bytes(bytes_, np.concatenate(shared), base_bytes)),
             latency=seconds,
             p95=seconds * profile.p95_ratio,
             quality=quality.qualities(every_depth, every_rank, np.repeat(ratios, len(depths))),
@@ -145,11 +137,11 @@ def solve(candidates: Candidates, constraints: Constraints) -> Solution:
     """
     allowed = _allowed(candidates, constraints)
     kept = _kept(candidates, constraints)
-    feasible = allowed & np.logical_and.reduce([np.ones_like(allowed), *kept.values()])
+    feasible = _all([allowed, *kept.values()])
     if not feasible.any():
         raise _infeasible(candidates, constraints, allowed, kept)
     memory = candidates.scoped_memory(constraints.mem_scope)
-    best = _best(candidates, memory, feasible)
+    best = int(_ordered(candidates, memory, feasible)[0])
     mem, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
     return Solution(
         plan=candidates.plan(best),
@@ -158,30 +150,28 @@ def solve(candidates: Candidates, constraints: Constraints) -> Solution:
             memory_bytes=None if mem is None else int(mem - memory[best]),
             latency_seconds=None if latency is None else float(latency - candidates.p95[best]),
         ),
-        front=tuple(candidates.plans(_front(candidates, constraints, allowed))),
+        front=tuple(candidates.plans(_front(candidates, memory, allowed))),
     )
 
 
 def _allowed(candidates: Candidates, constraints: Constraints) -> Bools:
     """Candidates with the fixed depth, rank, mode and dtype. Raises Impossible."""
-    if (
-        constraints.mode
-        and constraints.dtype
-        and not executable(constraints.mode, constraints.dtype)
-    ):
+    mode, dtype = constraints.mode, constraints.dtype
+    if mode and dtype and not executable(mode, dtype):
         raise Impossible(
             "dtype int8 is for mode factored: a materialised weight is never stored in it"
         )
-    modes = np.array([e.mode for e in candidates.executions])[candidates.execution]
-    dtypes = np.array([e.dtype for e in candidates.executions])[candidates.execution]
+    modes, dtypes = (
+        np.array([getattr(e, name) for e in candidates.executions])[candidates.execution]
+        for name in ("mode", "dtype")
+    )
     allowed = candidates.quality > 0
-    for name, column in (
-        ("depth", candidates.depth),
-        ("rank", candidates.rank),
-        ("mode", modes),
-        ("dtype", dtypes),
+    for name, column, wanted in (
+        ("depth", candidates.depth, constraints.depth),
+        ("rank", candidates.rank, constraints.rank),
+        ("mode", modes, mode),
+        ("dtype", dtypes, dtype),
     ):
-        wanted = getattr(constraints, name)
         if wanted is None:
             continue
         if not (column == wanted).any():
@@ -209,11 +199,10 @@ def _kept(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, 
     return kept
 
 
-def _best(candidates: Candidates, memory: Ints, among: Bools) -> int:
-    """Index of the best candidate, in the order of `_front`, so that the plan is on it."""
-    indices = np.flatnonzero(among)
-    order = np.lexsort((memory[indices], candidates.p95[indices], -candidates.quality[indices]))
-    return int(indices[order[0]])
+def _ordered(candidates: Candidates, memory: Ints, among: Bools) -> Ints:
+    """Indices of some candidates: the best first, then the quickest, then the smallest."""
+    i = np.flatnonzero(among)
+    return i[np.lexsort((memory[i], candidates.p95[i], -candidates.quality[i]))]
 
 
 def _binding(
@@ -223,12 +212,12 @@ def _binding(
     better = allowed & (candidates.quality > candidates.quality[best])
     if not better.any():
         return ()
-    alone = tuple(
-        name
-        for name in kept
-        if (better & np.logical_and.reduce([better, *_others(kept, name)])).any()
-    )
+    alone = tuple(n for n in kept if _all([better, *_others(kept, n)]).any())
     return alone or tuple(name for name in kept if name != "min_quality")
+
+
+def _all(masks: list[Bools]) -> Bools:
+    return np.asarray(np.logical_and.reduce(masks))
 
 
 def _others(kept: dict[BudgetName, Bools], name: BudgetName) -> list[Bools]:
@@ -236,15 +225,17 @@ def _others(kept: dict[BudgetName, Bools], name: BudgetName) -> list[Bools]:
 
 
 def _infeasible(
-    candidates: Candidates,
-    constraints: Constraints,
-    allowed: Bools,
-    kept: dict[BudgetName, Bools],
+    candidates: Candidates, constraints: Constraints, allowed: Bools, kept: dict[BudgetName, Bools]
 ) -> Infeasible:
     """Relax one constraint if one is enough, else several; the nearest is what exceeds least."""
-    excess = _excess(candidates, constraints)
+    scoped = candidates.scoped_memory(constraints.mem_scope)
+    excess: dict[BudgetName, Floats] = {  # how many times over each budget each candidate is
+        "max_mem_gb": scoped / max(constraints.max_mem_bytes or 1, 1),
+        "max_latency_ms": candidates.p95 / (constraints.max_latency_seconds or 1),
+        "min_quality": (constraints.min_quality or 1) / np.maximum(candidates.quality, 1e-12),
+    }
     for name in kept:
-        rest = allowed & np.logical_and.reduce([allowed, *_others(kept, name)])
+        rest = _all([allowed, *_others(kept, name)])
         if rest.any():
             total = excess[name]
             break
@@ -252,14 +243,13 @@ def _infeasible(
         rest, total = allowed, np.max([excess[name] for name in kept], axis=0)
     indices = np.flatnonzero(rest)
     nearest = int(indices[np.argmin(total[indices])])
-    memory = candidates.scoped_memory(constraints.mem_scope)[nearest]
     # rounded to the safe side, and a digit further where that is lost again on the way back
     milliseconds = math.ceil(candidates.p95[nearest] * 1e5) / 100
     milliseconds += 0.01 * (milliseconds / 1000 < candidates.p95[nearest])
     quality = math.floor(candidates.quality[nearest] * 1e4) / 1e4
     quality -= 1e-4 * (quality > candidates.quality[nearest])
     needed: dict[BudgetName, float] = {
-        "max_mem_gb": math.ceil(memory / 1e3) / 1e6,
+        "max_mem_gb": math.ceil(scoped[nearest] / 1e3) / 1e6,
         "max_latency_ms": milliseconds,
         "min_quality": quality,
     }
@@ -267,31 +257,18 @@ def _infeasible(
     return Infeasible(binding, candidates.plan(nearest), {name: needed[name] for name in binding})
 
 
-def _excess(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, Floats]:
-    """How many times over each constraint each candidate is."""
-    memory = candidates.scoped_memory(constraints.mem_scope)
-    return {
-        "max_mem_gb": memory / max(constraints.max_mem_bytes or 1, 1),
-        "max_latency_ms": candidates.p95 / (constraints.max_latency_seconds or 1),
-        "min_quality": (constraints.min_quality or 1) / np.maximum(candidates.quality, 1e-12),
-    }
-
-
-def _front(candidates: Candidates, constraints: Constraints, allowed: Bools) -> list[int]:
+def _front(candidates: Candidates, memory: Ints, allowed: Bools) -> list[int]:
     """Indices of what nothing dominates, best quality first.
 
     In that order a candidate is dominated only by one before it. The least latency of those
     that need no more memory is read off a staircase: memory ascending, latency descending.
     """
-    indices = np.flatnonzero(allowed)
-    memory = candidates.scoped_memory(constraints.mem_scope)[indices]
-    p95 = candidates.p95[indices]
-    order = np.lexsort((memory, p95, -candidates.quality[indices]))
+    order = _ordered(candidates, memory, allowed)
     front: list[int] = []
     steps: list[int] = []
     latencies: list[float] = []
     for index, needed, seconds in zip(
-        indices[order].tolist(), memory[order].tolist(), p95[order].tolist(), strict=True
+        order.tolist(), memory[order].tolist(), candidates.p95[order].tolist(), strict=True
     ):
         position = bisect.bisect_right(steps, needed)
         if position and latencies[position - 1] <= seconds:

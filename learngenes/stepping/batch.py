@@ -131,16 +131,15 @@ class Stack:
         for _, run in itertools.groupby(range(len(models)), key=lambda i: models[i].depth):
             places = list(run)
             missing = Counter(models[i] for i in places)
-            kept = []
+            left = []
             for i in places:
                 held = self._held[i]
                 if held is not None and missing[held] > 0:
                     missing[held] -= 1
                     placed[i] = held
-                    kept.append(i)
-            for i, model in zip(
-                (i for i in places if i not in kept), missing.elements(), strict=True
-            ):
+                else:
+                    left.append(i)
+            for i, model in zip(left, missing.elements(), strict=True):
                 placed[i] = model
                 self._put(i, model)
         return placed
@@ -185,22 +184,6 @@ class Batch:
     Parts keep their images here until `settle`.
     """
 
-    _x: Tensor
-    _previous: Tensor
-    _image: Tensor
-    """Image of each row, (N,)."""
-    _layer: Tensor
-    """Modulation that a row takes in each layer and the final one, (L + 1, N)."""
-    _modulation_at: Tensor
-    """Place of each row's present step, (N,)."""
-    _modulation_stride: Tensor
-    _coefficients_at: Tensor
-    """Place of each image's present step, (I,)."""
-    _conditional: Tensor
-    """Conditional row of each image, (I,)."""
-    _unconditional: Tensor
-    _guidance: Tensor
-
     def __init__(
         self, parts: Sequence[Part], tables: Tables, stack: Stack, kernels: Kernels
     ) -> None:
@@ -219,6 +202,33 @@ class Batch:
         for part in self.parts:
             part.batch = self
 
+    def _index(self, rows: list[_Row]) -> None:
+        """Make the index tensors, by which N rows and I images find what they need."""
+
+        def tensor(values: Iterable[float], dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.tensor(list(values), dtype=dtype).to(self.shared.device)
+
+        self._sizes = [len(part.x) for part in self.parts]
+        self._x = torch.cat([part.x for part in self.parts])
+        self._previous = torch.cat([part.previous for part in self.parts])
+        self._image = tensor(row.image for row in rows)  # (N,)
+        self._modulation_at = tensor(row.modulation_at for row in rows)  # of the present step, (N,)
+        depths = tensor(row.model.depth for row in rows)
+        self._modulation_stride = depths + 1
+        layers = torch.arange(int(depths.max()) + 1, device=self.shared.device)
+        self._layer = torch.minimum(layers[:, None], depths)  # (L + 1, N), the final layer last
+        conditional: dict[int, int] = {}
+        unconditional: dict[int, int] = {}
+        for place, row in enumerate(rows):
+            (conditional if row.conditional else unconditional).setdefault(row.image, place)
+        images = range(len(self._x))
+        self._conditional = tensor(conditional[i] for i in images)  # row of each image, (I,)
+        self._unconditional = tensor(unconditional.get(i, conditional[i]) for i in images)
+        owner = [part for part in self.parts for _ in part.x]
+        guidance = [p.guidance_scale if p.unconditional_at is not None else 1.0 for p in owner]
+        self._guidance = tensor(guidance, torch.float32)
+        self._coefficients_at = tensor(p.coefficients_at + p.done_steps for p in owner)
+
     @property
     def steps_left(self) -> int:
         """Number of steps until a part is finished."""
@@ -228,21 +238,14 @@ class Batch:
         """Run one denoising step of every part; nothing has changed if it raises."""
         kernels, shared, tables = self._kernels, self.shared, self._tables
         begin_step(shared.device)
-        h = kernels.embed(
-            self._x[self._image],
-            shared.patch,
-            shared.patch_bias,
-            shared.positions,
-            shared.network.patch_size,
-        )
+        h = kernels.embed(self._x[self._image], *shared.embedder)
         modulations = tables.modulations[self._modulation_at + self._layer]  # (L + 1, N, 6D)
         runs = [functools.partial(segment.run, h, modulations) for segment in self._segments]
         pieces = list(itertools.chain(*kernels.lanes.run(runs)))
         x, previous = kernels.finish(
             torch.cat(pieces) if len(pieces) > 1 else pieces[0],
             modulations[-1, :, : 2 * shared.network.width],
-            shared.final,
-            shared.final_bias,
+            *shared.final,
             self._x,
             self._previous,
             tables.coefficients[self._coefficients_at],
@@ -267,7 +270,6 @@ class Batch:
         return torch.split(self._previous, self._sizes)[self.parts.index(part)]
 
     def _rows(self) -> tuple[list[_Row], list[_Row]]:
-        """Rows of factored models, and rows of materialised ones."""
         rows: tuple[list[_Row], list[_Row]] = [], []
         image = 0
         for part in self.parts:
@@ -373,30 +375,3 @@ class Batch:
             return values.transpose(0, 1)[:, index].contiguous()
 
         return of_owners(bias), of_owners(sigma)
-
-    def _index(self, rows: list[_Row]) -> None:
-        """Build the index tensors by which rows and images find what they need."""
-
-        def tensor(values: Iterable[float], dtype: torch.dtype = torch.long) -> Tensor:
-            return torch.tensor(list(values), dtype=dtype).to(self.shared.device)
-
-        self._sizes = [len(part.x) for part in self.parts]
-        self._x = torch.cat([part.x for part in self.parts])
-        self._previous = torch.cat([part.previous for part in self.parts])
-        self._image = tensor(row.image for row in rows)
-        self._modulation_at = tensor(row.modulation_at for row in rows)
-        depths = tensor(row.model.depth for row in rows)
-        self._modulation_stride = depths + 1
-        layers = torch.arange(int(depths.max()) + 1, device=self.shared.device)
-        self._layer = torch.minimum(layers[:, None], depths)  # the last is the final layer
-        conditional: dict[int, int] = {}
-        unconditional: dict[int, int] = {}
-        for place, row in enumerate(rows):
-            (conditional if row.conditional else unconditional).setdefault(row.image, place)
-        images = range(len(self._x))
-        self._conditional = tensor(conditional[i] for i in images)
-        self._unconditional = tensor(unconditional.get(i, conditional[i]) for i in images)
-        owner = [part for part in self.parts for _ in part.x]
-        guidance = [p.guidance_scale if p.unconditional_at is not None else 1.0 for p in owner]
-        self._guidance = tensor(guidance, torch.float32)
-        self._coefficients_at = tensor(p.coefficients_at + p.done_steps for p in owner)

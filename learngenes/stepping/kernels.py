@@ -55,13 +55,7 @@ class Kernels:
 
         few = padded(1, shared.device)
         for rows in (few, 6):
-            self.embed(
-                zeros(rows, *picture, dtype=torch.float32),
-                shared.patch,
-                shared.patch_bias,
-                shared.positions,
-                network.patch_size,
-            )
+            self.embed(zeros(rows, *picture, dtype=torch.float32), *shared.embedder)
         for models, rows in ((1, few), (1, 6), (3, 1), (3, 4)):
             self.materialised_block(
                 zeros(models, rows, t, d, dims=(0, 1)),
@@ -81,15 +75,11 @@ class Kernels:
                 shared.heads,
             )
         for rows, images in ((few, 1), (6, 1), (6, 3)):
+            shapes: tuple[tuple[int, ...], ...] = (picture, picture, (len(COLUMNS),), ())
             self.finish(
                 zeros(rows, t, d),
                 varying(zeros(rows, 6 * d)[:, : 2 * d], (0,)),
-                shared.final,
-                shared.final_bias,
-                zeros(images, *picture, dtype=torch.float32),
-                zeros(images, *picture, dtype=torch.float32),
-                zeros(images, len(COLUMNS), dtype=torch.float32),
-                zeros(images, dtype=torch.float32),
-                zeros(images, dtype=torch.long),
-                zeros(images, dtype=torch.long),
+                *shared.final,
+                *(zeros(images, *shape, dtype=torch.float32) for shape in shapes),
+                *(zeros(images, dtype=torch.long) for _ in range(2)),
             )

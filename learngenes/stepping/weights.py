@@ -21,11 +21,7 @@ SPARE_RANKS = 8
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _given(tensor: Tensor | None) -> tuple[Tensor, ...]:
-    return () if tensor is None else (tensor,)
+    return sum(t.nbytes for t in tensors)
 
 
 class SharedWeights:
@@ -44,12 +40,12 @@ class SharedWeights:
         self.block_factors = tuple(self.factors[kind] for kind in BLOCK_KINDS)
         stem = family.stem
         self.heads = self.network.num_attention_heads
-        self.positions = stem.positions
-        self.patch = stem.patch.weight.flatten(1).T.to(self.compute).contiguous()  # (P, D)
+        patch = stem.patch.weight.flatten(1).T.to(self.compute).contiguous()  # (P, D)
+        final = stem.final.weight.T.to(self.compute).contiguous()  # (D, P)
         assert stem.patch.bias is not None
-        self.patch_bias = stem.patch.bias.detach()
-        self.final = stem.final.weight.T.to(self.compute).contiguous()  # (D, P)
-        self.final_bias = stem.final.bias.detach()
+        self.embedder = patch, stem.patch.bias.detach(), stem.positions, self.network.patch_size
+        """What `arithmetic.embed` takes beside the images."""
+        self.final = final, stem.final.bias.detach()
 
     def _factors(self, kind: Kind, rank: int) -> tuple[Tensor, Tensor]:
         """Factors V (n, r) and U^T (r, m), zero beyond `rank`, so that all have the same shape.
@@ -67,8 +63,7 @@ class SharedWeights:
 
     @property
     def nbytes(self) -> int:
-        own = (self.patch, self.final, *itertools.chain(*self.factors.values()))
-        return nbytes(own)
+        return nbytes((self.embedder[0], self.final[0], *itertools.chain(*self.factors.values())))
 
 
 class ModelWeights(ABC):
@@ -108,12 +103,14 @@ class ModelWeights(ABC):
     def bytes_of(shared: SharedWeights, own: Own) -> int:
         """Bytes that `of` would hold."""
         layers = sum(t.numel() for k, t in own.stacked().items() if k != CLASSES)
-        return layers * shared.compute.itemsize + nbytes(_given(own.classes))
+        classes = 0 if own.classes is None else own.classes.nbytes
+        return layers * shared.compute.itemsize + classes
 
     @property
-    @abstractmethod
     def nbytes(self) -> int:
         """Bytes that the model holds."""
+        held = (*vars(self).values(), *(self.materialised or ()))
+        return nbytes(t for t in held if isinstance(t, Tensor))
 
     @abstractmethod
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
@@ -139,8 +136,8 @@ class ModelWeights(ABC):
 
     def _with_final(self, layers: Tensor, conditioning: Tensor) -> Tensor:
         final = self.shared.family.stem.final_modulation(conditioning)
-        padded_final = F.pad(final, (0, layers.shape[2] - final.shape[1]))
-        return torch.cat([layers, padded_final[:, None]], dim=1).to(self.shared.compute)
+        padded = F.pad(final, (0, layers.shape[2] - final.shape[1]))
+        return torch.cat([layers, padded[:, None]], dim=1).to(self.shared.compute)
 
 
 class FactoredWeights(ModelWeights):
@@ -155,11 +152,6 @@ class FactoredWeights(ModelWeights):
         self.materialised = None
 
     @property
-    def nbytes(self) -> int:
-        own = self.sigma, self.bias, self.adaln_sigma, self.adaln_bias
-        return nbytes(own) + nbytes(self.materialised or ()) + nbytes(_given(self.classes))
-
-    @property
     def materialised_nbytes(self) -> int:
         d, element = self.shared.network.width, self.bias.element_size()
         return self.depth * element * sum(math.prod(kind.shape(d)) for kind in BLOCK_KINDS)
@@ -171,14 +163,11 @@ class FactoredWeights(ModelWeights):
         for index, kind in enumerate(BLOCK_KINDS):
             u, v = (side[kind].detach()[:, : self.rank] for side in (genes.u, genes.v))
             layers = [
-                stored(materialise(u, self._sigma(index)[layer], v), shared.dtype, shared.compute)
-                for layer in range(self.depth)
+                stored(materialise(u, sigma, v), shared.dtype, shared.compute)
+                for sigma in self.sigma[:, index].float()
             ]
             written.append(torch.stack([w.T.to(shared.compute) for w in layers]))
         self.materialised = tuple(written)
-
-    def _sigma(self, index: int) -> Tensor:
-        return self.sigma[:, index].float()
 
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
         """Modulations (S, L + 1, 6D); V's product is the same for all layers."""
@@ -205,11 +194,6 @@ class DenseWeights(ModelWeights):
         """W of one kind (L, m, n), rounded to the dtype that it is stored in."""
         weight = own.weight[kind].to(self.shared.device)
         return stored(weight, self.shared.dtype, self.shared.compute).to(self.shared.compute)
-
-    @property
-    def nbytes(self) -> int:
-        own = self.bias, self.adaln_bias, self._adaln, *self.materialised
-        return nbytes(own) + nbytes(_given(self.classes))
 
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
         conditioning = self._conditioning(timesteps, class_label)

@@ -1,5 +1,6 @@
 """Measure a family's quality table."""
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from learngenes.model.diffusion import heldout_loss, noise_process
 from learngenes.model.factors import Scales
 from learngenes.model.sigma import interpolated
 from learngenes.sizing.quality import QualityTable
-from learngenes.training.retrain import RetrainingConfig, retrain
+from learngenes.training.retrain import Retrained, RetrainingConfig, retrain
 from learngenes.training.tuning import split_heldout
 
 OnSize = Callable[[int, int, Size, float, float], None]
@@ -26,32 +27,26 @@ def spread(values: Sequence[int], points: int) -> tuple[int, ...]:
 
 
 def calibrate(
-    family: Family, config: RetrainingConfig, points: int = 4, on_size: OnSize | None = None
+    family: Family, config: RetrainingConfig, points: int = 4, on_size: OnSize = lambda *_: None
 ) -> QualityTable:
     """Losses over a grid of at most `points` depths and ranks, each size retrained."""
     sizes = family.manifest.sizes
     depths, ranks = (spread(v, points) for v in (sizes.depths, sizes.ranks))
-    unretrained, retrained = [], []
-    corners: list[Scales] = []
-    for i, depth in enumerate(depths):
-        results = []
-        for j, rank in enumerate(ranks):
-            size = Size(depth=depth, rank=rank)
+    grid = [[Size(depth=depth, rank=rank) for rank in ranks] for depth in depths]
+    results: list[list[Retrained]] = []
+    for row in grid:
+        results.append([])
+        for size in row:
             result = retrain(family, interpolated(family.scales, size), config)
-            results.append(result)
-            if depth == depths[-1] and rank in (ranks[0], ranks[-1]):
-                corners.append(result.scales)
-            if on_size is not None:
-                done = i * len(ranks) + j + 1
-                before, after = result.initial_heldout_loss, result.heldout_loss
-                on_size(done, len(depths) * len(ranks), size, before, after)
-        unretrained.append(tuple(r.initial_heldout_loss for r in results))
-        retrained.append(tuple(r.heldout_loss for r in results))
+            results[-1].append(result)
+            done, of = sum(map(len, results)), len(depths) * len(ranks)
+            on_size(done, of, size, result.initial_heldout_loss, result.heldout_loss)
+    corners = [results[-1][0].scales, results[-1][-1].scales]
     return QualityTable(
         depths=depths,
         ranks=ranks,
-        unretrained=tuple(unretrained),
-        retrained=tuple(retrained),
+        unretrained=tuple(tuple(r.initial_heldout_loss for r in row) for row in results),
+        retrained=tuple(tuple(r.heldout_loss for r in row) for row in results),
         dtype_loss_ratios=dtype_loss_ratios(family, corners, config.heldout_images),
         source=f"held-out denoising loss, {config.steps} steps of Sigma retraining",
     )
@@ -64,16 +59,13 @@ def dtype_loss_ratios(
     """Worst ratio among `models` of each dtype's held-out loss to float32's."""
     _, held = split_heldout(family.limited_data, heldout_images)
     device = family.stem.positions.device
-    images, labels = held.normalised(torch.arange(len(held))).to(device), held.labels.to(device)
+    images, labels = held.normalised().to(device), held.labels.to(device)
     process = noise_process(family.manifest.diffusion)
-    ratios = dict.fromkeys(DType, 0.0)
-    for scales in models:
-        losses = {
-            dtype: heldout_loss(
-                family.assemble(scales, Mode.FACTORED, dtype), process, images, labels
-            )
-            for dtype in DType
-        }
-        for dtype in DType:
-            ratios[dtype] = max(ratios[dtype], losses[dtype] / losses[DType.FLOAT32])
-    return ratios
+
+    def loss(scales: Scales, dtype: DType) -> float:
+        model = family.assemble(scales, Mode.FACTORED, dtype)
+        return heldout_loss(model, process, images, labels)
+
+    losses = {dtype: [loss(scales, dtype) for scales in models] for dtype in DType}
+    exact = losses[DType.FLOAT32]
+    return {dtype: max(map(operator.truediv, losses[dtype], exact)) for dtype in DType}

@@ -35,10 +35,7 @@ def write(
 
 
 def read(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None = None,
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
 ) -> dict[str, float]:
     """Fill in what was written; returns its figures, none where there is no file."""
     if not path.exists():

@@ -67,7 +67,7 @@ class Fit:
     @classmethod
     def load(cls, file: Path) -> "Fit":
         tensors = load_file(file)
-        return cls(tensors["u"], tensors["v"], tensors["sigma"], float(tensors["error"]))
+        return cls(**{**tensors, "error": float(tensors["error"])})
 
 
 @torch.no_grad()
@@ -86,12 +86,7 @@ def fit(stack: Tensor, rank: int, iterations: int, on_iteration: OnIteration | N
         start = _first_guess(stack, rank)
         ridge = RIDGE * float((start[1].T @ start[1]).diagonal().mean()) ** 2
         _, (sigma, u, v) = parafac(
-            stack,
-            rank,
-            n_iter_max=iterations,
-            init=CPTensor((None, start)),
-            l2_reg=ridge,
-            tol=1e-6,
+            stack, rank, n_iter_max=iterations, init=CPTensor((None, start)), l2_reg=ridge, tol=1e-6
         )
     return _ordered(stack, sigma, u, v)
 
@@ -152,7 +147,7 @@ def _ordered(stack: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Fit:
 
 
 def fit_all(
-    network: DenseDiT, shape: NetworkConfig, iterations: int, kept: Path | None = None
+    network: DenseDiT, shape: NetworkConfig, iterations: int, kept: Path
 ) -> tuple[Learngenes, Scales, dict[str, float]]:
     """Learngenes and Sigma of every kind of `network`, and each fit's relative error.
 
@@ -165,13 +160,12 @@ def fit_all(
         for number, kind in enumerate(Kind, start=1):
             bar.set_description(f"fit of {kind}")
             stack = torch.stack([layer[kind][0] for layer in layers])
-            file = kept and kept / f"{kind}.safetensors"
-            if file is not None and file.exists():
+            file = kept / f"{kind}.safetensors"
+            if file.exists():
                 found = Fit.load(file)
             else:
                 found = fit(stack.to(default_device()), shape.rank, iterations, bar.update)
-                if file is not None:
-                    found.save(file)
+                found.save(file)
             bar.set_postfix(error=f"{found.error:.4f}", refresh=False)
             bar.update(number * iterations - bar.n)
             genes.u[kind].data, genes.v[kind].data = found.u, found.v
@@ -220,20 +214,16 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
 
 
 def distillation(config: CondensationConfig, teacher: Teacher) -> PretrainingConfig:
-    """Noise process of the teacher. Raises TeacherError when nothing names it."""
+    """Pre-training with the teacher's network. Raises TeacherError without a noise process."""
     diffusion = config.diffusion or teacher.diffusion
     if diffusion is None:
         raise TeacherError(
             "no scheduler lies beside the teacher: say how it was trained, under [diffusion]"
         )
+    shared = config.model_dump(include={"name", "data", "sizes", "training"})
+    network = teacher.network.config.model_copy(update={"rank": config.rank})
     return PretrainingConfig(
-        name=config.name,
-        data=config.data,
-        autoencoder=teacher.autoencoder,
-        network=teacher.network.config.model_copy(update={"rank": config.rank}),
-        diffusion=diffusion,
-        sizes=config.sizes,
-        training=config.training,
+        **shared, autoencoder=teacher.autoencoder, network=network, diffusion=diffusion
     )
 
 
@@ -260,13 +250,7 @@ def write_fitted(
     (directory / REPORT).write_text(json.dumps({"fit_error": errors}) + "\n")
     save_family(
         directory,
-        {
-            **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
-            "class_names": limited.class_names,
-            "licence": config.data.licence,
-            "trained_steps": 0,
-            "form": config.training.form,
-        },
+        config.manifest(limited.class_names, trained_steps=0),
         genes,
         teacher.network.stem,
         scales,

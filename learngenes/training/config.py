@@ -42,36 +42,47 @@ class TrainingError(Exception):
     """A training cannot go on; the message says what to change."""
 
 
-class PretrainingConfig(Configuration):
-    """Configuration file of `fineserve pretrain`."""
-
+class _NewFamilyConfig(Configuration):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     data: DataConfig
+    sizes: SizeSpace
+    training: TrainingConfig
+
+
+class PretrainingConfig(_NewFamilyConfig):
+    """Configuration file of `fineserve pretrain`."""
+
     autoencoder: Path | None = None
     """Directory of diffusers' `AutoencoderKL`, for a family of latents."""
     network: NetworkConfig
     diffusion: DiffusionConfig = DiffusionConfig()
-    sizes: SizeSpace
-    training: TrainingConfig
 
     @model_validator(mode="after")
     def _ranks_are_there(self) -> Self:
         self.sizes.require_rank(self.network.rank)
         return self
 
+    def manifest(self, class_names: tuple[str, ...], trained_steps: int) -> dict[str, object]:
+        """Fields of the manifest of a family that is trained so."""
+        return {
+            **self.model_dump(include={"name", "network", "diffusion", "sizes"}),
+            "class_names": class_names,
+            "licence": self.data.licence,
+            "trained_steps": trained_steps,
+            **self.training.model_dump(include={"seed", "form"}),
+        }
 
-class CondensationConfig(Configuration):
-    """Configuration file of `fineserve condense`; the network is its teacher's."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    data: DataConfig
+class CondensationConfig(_NewFamilyConfig):
+    """Configuration file of `fineserve condense`; the network is its teacher's.
+
+    The training distils, on the images of `data`.
+    """
+
     rank: PositiveInt
     """Rank of U and V."""
-    sizes: SizeSpace
     diffusion: DiffusionConfig | None = None
     """Noise process; needed where the teacher has no scheduler beside it."""
-    training: TrainingConfig
-    """Training by distillation, on the images of `data`."""
     fit_iterations: PositiveInt = 100
 
     @model_validator(mode="after")

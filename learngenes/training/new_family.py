@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from learngenes.config import DiffusionConfig, Mode, Size
+from learngenes.config import Mode, Size
 from learngenes.data.images import grid
 from learngenes.family.family import Family, load_family, save_family
 from learngenes.model.dit import DiT
@@ -45,21 +45,10 @@ def write_family(
     with contextlib.suppress(shutil.SameFileError):  # a shipped family is trained again
         shutil.copy(config_file, directory / "config.toml")
     shutil.copy(pretraining.directory / LOG, directory / LOG)
-    picture = sample_grid(network, config.diffusion, config.sizes.depths, config.sizes.ranks)
-    picture.save(directory / "samples.png", optimize=True)
+    _sample_grid(network, config).save(directory / "samples.png", optimize=True)
     save_family(
         directory,
-        {
-            "name": config.name,
-            "network": config.network,
-            "diffusion": config.diffusion,
-            "sizes": config.sizes,
-            "class_names": images.class_names,
-            "licence": config.data.licence,
-            "trained_steps": trained_steps,
-            "seed": config.training.seed,
-            "form": config.training.form,
-        },
+        config.manifest(images.class_names, trained_steps),
         network.genes,
         network.stem,
         network.scales,
@@ -68,26 +57,14 @@ def write_family(
     )
 
 
-def sample_grid(
-    network: FactorisedDiT,
-    diffusion: DiffusionConfig,
-    depths: tuple[int, ...],
-    ranks: tuple[int, ...],
-) -> Image.Image:
+def _sample_grid(network: FactorisedDiT, config: PretrainingConfig) -> Image.Image:
     """Grid with two images of each of the first classes, one row per size, unretrained."""
-    config = network.stem.config
-    middle = Size(depth=depths[len(depths) // 2], rank=ranks[len(ranks) // 2])
-    sizes = [
-        Size(depth=config.depth, rank=config.rank),
-        Size(depth=middle.depth, rank=config.rank),
-        middle,
-        Size(depth=depths[0], rank=ranks[0]),
-    ]
-    labels = list(range(min(config.num_classes, GRID_CLASSES))) * 2
+    full, middle = config.network.full_size, config.sizes.middle
+    shallower = Size(depth=middle.depth, rank=full.rank)
+    labels = list(range(min(config.network.num_classes, GRID_CLASSES))) * 2
     rows = []
-    for size in sizes:
-        model = DiT(
-            network.stem, network.genes, interpolated(network.scales, size), Mode.MATERIALISED
-        )
-        rows.append(sample(model, diffusion, labels, range(len(labels))).numpy())
+    for size in (full, shallower, middle, config.sizes.smallest):
+        scales = interpolated(network.scales, size)
+        model = DiT(network.stem, network.genes, scales, Mode.MATERIALISED)
+        rows.append(sample(model, config.diffusion, labels, range(len(labels))).numpy())
     return grid(rows, scale=2)

@@ -28,10 +28,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from learngenes.config import (
-    NetworkConfig,
-    Size,
-)
+from learngenes.config import NetworkConfig, Size
 from learngenes.data import labelled
 from learngenes.data.images import DataError
 from learngenes.data.latents import LatentEncoder, read_autoencoder
@@ -70,27 +67,20 @@ class FactorisedDiT(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor, size: Size) -> Tensor:
         """Prediction (N, C, H, W) of the network at `size`."""
-        layers = interpolated_layers(self.scales, size)
-        prediction: Tensor = self.stem(
-            x, timesteps, class_labels, [training_layer(self.genes, layer) for layer in layers]
-        )
+        scales = interpolated_layers(self.scales, size)
+        layers = [training_layer(self.genes, layer) for layer in scales]
+        prediction: Tensor = self.stem(x, timesteps, class_labels, layers)
         return prediction
 
     def optimizer(self, config: TrainingConfig) -> Muon:
         """Optimizer; `peak_lr` of a group is the learning rate at the end of the warm-up."""
         stem = [p for p in self.stem.parameters() if p.requires_grad]  # the decoder is frozen
         rest = [*stem, *self.scales.bias.parameters()]
+        sigma, factors = self.scales.sigma.parameters(), self.genes.parameters()
         groups: list[dict[str, object]] = [
             {"params": rest, "peak_lr": config.learning_rate},
-            {
-                "params": [*self.scales.sigma.parameters()],
-                "peak_lr": config.sigma_learning_rate,
-            },
-            {
-                "params": [*self.genes.parameters()],
-                "peak_lr": config.factor_learning_rate,
-                "orthogonal": True,
-            },
+            {"params": [*sigma], "peak_lr": config.sigma_learning_rate},
+            {"params": [*factors], "peak_lr": config.factor_learning_rate, "orthogonal": True},
         ]
         return Muon(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
 
@@ -98,24 +88,17 @@ class FactorisedDiT(nn.Module):
 def draw_size(config: PretrainingConfig, generator: torch.Generator) -> Size:
     """Size that is trained beside the full one in a step."""
 
-    def choose(values: tuple[int, ...]) -> int:
-        return values[int(torch.randint(len(values), (), generator=generator))]
-
-    return Size(depth=choose(config.sizes.depths), rank=choose(config.sizes.ranks))
+    depth, rank = (
+        values[int(torch.randint(len(values), (), generator=generator))]
+        for values in (config.sizes.depths, config.sizes.ranks)
+    )
+    return Size(depth=depth, rank=rank)
 
 
 def learning_rate_share(config: TrainingConfig, step: int) -> float:
     """Share of the learning rates: linear warm-up, then a cosine to zero."""
     warmup = min(1.0, (step + 1) / config.warmup_steps)
     return warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-@dataclass
-class Heldout:
-    """Held-out images for the loss log, which no training sees."""
-
-    images: Tensor
-    labels: Tensor
 
 
 class Pretraining:
@@ -132,8 +115,7 @@ class Pretraining:
 
         Raises FamilyError when `start` has another network.
         """
-        self.config = config
-        self.directory = directory
+        self.config, self.directory, self.before = config, directory, Before()
         directory.mkdir(parents=True, exist_ok=True)
         precision = config.training.mixed_precision
         if precision == "auto":
@@ -155,7 +137,6 @@ class Pretraining:
             self.model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay)
         ).to(self.accelerator.device)
         self.optimizer = self.model.optimizer(config.training)
-        self.before = Before()
         self._resume()
         if start and not self.step:
             self._begin_from(start)
@@ -167,20 +148,17 @@ class Pretraining:
         self._load_data()
 
     def _load_data(self) -> None:
-        c = self.config
-        size = c.network.image_size
-        self.images = self._encoded(labelled.load(c.data.path, "train", c.data.class_names, size))
-        if len(self.images.class_names) != c.network.num_classes:
+        data, network = self.config.data, self.config.network
+        size, device = network.image_size, self.accelerator.device
+        self.images = self._encoded(labelled.load(data.path, "train", data.class_names, size))
+        if len(self.images.class_names) != network.num_classes:
             raise DataError(
-                f"{c.data.path} has {len(self.images.class_names)} classes, "
-                f"the network is for {c.network.num_classes}"
+                f"{data.path} has {len(self.images.class_names)} classes, "
+                f"the network is for {network.num_classes}"
             )
-        test = labelled.load(c.data.path, "test", c.data.class_names, size)
-        test = self._encoded(test.balanced(c.data.heldout_images))
-        device = self.accelerator.device
-        self.heldout = Heldout(
-            test.normalised(torch.arange(len(test))).to(device), test.labels.to(device)
-        )
+        test = labelled.load(data.path, "test", data.class_names, size)
+        test = self._encoded(test.balanced(data.heldout_images))
+        self.heldout = test.normalised().to(device), test.labels.to(device)
 
     def _encoded(self, images: labelled.LabelledImages) -> labelled.LabelledImages:
         wanted = self.config.network.image_channels
@@ -196,12 +174,8 @@ class Pretraining:
     def run(self) -> FactorisedDiT:
         """Train until `steps`; returns the averaged (EMA) network. Raises TrainingError."""
         training = self.config.training
-        progress = tqdm(
-            total=training.steps,
-            initial=self.step,
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-        )
+        quiet = not self.accelerator.is_main_process
+        progress = tqdm(total=training.steps, initial=self.step, unit="step", disable=quiet)
         losses: list[float] = []
         while self.step < training.steps:
             losses.append(self._train_step())
@@ -220,27 +194,23 @@ class Pretraining:
                 self._write_log({"heldout_loss": self.heldout_losses()})
                 self._checkpoint()
         progress.close()
-        averaged = self.ema.module
-        assert isinstance(averaged, FactorisedDiT)
-        return averaged
+        assert isinstance(self.ema.module, FactorisedDiT)
+        return self.ema.module
 
     def _train_step(self) -> float:
         training = self.config.training
         first = training.seed * 1_000
         shared = step_generator(first, self.step)  # the size is the same on every process
         own = step_generator(first + 1 + self.accelerator.process_index, self.step)
-        network = self.config.network
-        full = Size(depth=network.depth, rank=network.rank)
-        indices = torch.randint(len(self.images), (training.batch_size,), generator=own)
-        images = self.images.normalised(indices).to(self.accelerator.device)
-        labels = self.images.labels[indices].clone()
-        dropped = torch.rand(len(labels), generator=own) < training.null_class_probability
-        labels[dropped] = network.num_classes
+        full = self.config.network.full_size
+        images, labels = (
+            t.to(self.accelerator.device)
+            for t in self.images.drawn(training.batch_size, training.null_class_probability, own)
+        )
         noisy, timesteps, target = training_batch(self.process, images, own)
 
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate_share(training, self.step)
-        labels = labels.to(images.device)
 
         def backward(size: Size, wanted: Tensor) -> tuple[Tensor, Tensor]:
             with self.accelerator.autocast():
@@ -269,23 +239,14 @@ class Pretraining:
 
     def heldout_losses(self) -> dict[str, float]:
         """Held-out loss of the averaged network at the largest, a middle and the smallest size."""
-        sizes, network = self.config.sizes, self.config.network
-        middle = sizes.depths[len(sizes.depths) // 2], sizes.ranks[len(sizes.ranks) // 2]
-        watched = [
-            Size(depth=network.depth, rank=network.rank),
-            Size(depth=middle[0], rank=middle[1]),
-            Size(depth=sizes.depths[0], rank=sizes.ranks[0]),
-        ]
-        return {
-            f"L{size.depth} r{size.rank}": self.heldout_loss_of(
-                functools.partial(self.ema, size=size)
-            )
-            for size in watched
-        }
+        sizes = self.config.sizes
+        watched = (self.config.network.full_size, sizes.middle, sizes.smallest)
+        predicts = {f"L{s.depth} r{s.rank}": functools.partial(self.ema, size=s) for s in watched}
+        return {name: self.heldout_loss_of(predict) for name, predict in predicts.items()}
 
     def heldout_loss_of(self, predict: Predict) -> float:
         with self.accelerator.autocast():
-            return heldout_loss(predict, self.process, self.heldout.images, self.heldout.labels)
+            return heldout_loss(predict, self.process, *self.heldout)
 
     def _write_log(self, figures: dict[str, object]) -> None:
         if self.accelerator.is_main_process:
@@ -298,15 +259,13 @@ class Pretraining:
         """Drop what was logged between the checkpoint and the kill: it is trained again."""
         log_file = self.directory / LOG
         if self.accelerator.is_main_process and log_file.exists():
-            lines = log_file.read_text().splitlines(keepends=True)
-            kept = "".join(x for x in lines if json.loads(x)["step"] <= step)
-            write_file(log_file, kept.encode())
+            lines = log_file.read_bytes().splitlines(keepends=True)
+            write_file(log_file, b"".join(x for x in lines if json.loads(x)["step"] <= step))
 
     def _checkpoint(self) -> None:
         if self.accelerator.is_main_process:
-            file = self.directory / CHECKPOINT
             before = {"before_steps": self.before.steps, "before_images": self.before.images}
-            figures = {"step": self.step, **before}
+            figures, file = {"step": self.step, **before}, self.directory / CHECKPOINT
             checkpoint.write(file, figures, self.model, self.optimizer, self.ema.module)
 
     def _require_same_configuration(self) -> None:
@@ -315,23 +274,21 @@ class Pretraining:
         ours = here.model_dump(mode="json")
         for name in ("log_every_steps", "checkpoint_every_steps"):  # of no consequence
             del ours["training"][name]
-        file = self.directory / CONFIG
-        if (self.directory / CHECKPOINT).exists() and file.exists():
-            changed = sorted(_differing(json.loads(file.read_text()), ours))
-            if changed:
-                raise TrainingError(
-                    f"{self.directory} holds a training with another configuration (of "
-                    f"{', '.join(changed)}): choose another directory to work in, or remove "
-                    f"{CHECKPOINT} and {LOG} there"
-                )
+        file, begun = self.directory / CONFIG, (self.directory / CHECKPOINT).exists()
+        before = json.loads(file.read_text()) if begun and file.exists() else ours
+        if changed := sorted(_differing(before, ours)):
+            raise TrainingError(
+                f"{self.directory} holds a training with another configuration (of "
+                f"{', '.join(changed)}): choose another directory to work in, or remove "
+                f"{CHECKPOINT} and {LOG} there"
+            )
         if self.accelerator.is_main_process:
             write_file(file, json.dumps(ours).encode())
 
     def _resume(self) -> None:
         self._require_same_configuration()
-        figures = checkpoint.read(
-            self.directory / CHECKPOINT, self.model, self.optimizer, self.ema.module
-        )
+        file = self.directory / CHECKPOINT
+        figures = checkpoint.read(file, self.model, self.optimizer, self.ema.module)
         self.step = int(figures.get("step", 0))
         if self.step:
             self.before = Before(int(figures["before_steps"]), int(figures["before_images"]))
@@ -349,12 +306,12 @@ class Pretraining:
                 f"{start} cannot begin this training: its network is {theirs}, not {ours}; "
                 "only the depth may differ"
             )
-        size = Size(depth=ours.depth, rank=ours.rank)
+        scales = interpolated(family.scales, ours.full_size)
         for model in (self.model, self.ema.module):
             assert isinstance(model, FactorisedDiT)
             model.stem.load_state_dict(family.stem.state_dict())
             model.genes.load_state_dict(family.genes.state_dict())
-            model.scales.load_state_dict(interpolated(family.scales, size).state_dict())
+            model.scales.load_state_dict(scales.state_dict())
         if self.accelerator.is_main_process:
             shutil.copyfile(start / LOG, self.directory / LOG)
 

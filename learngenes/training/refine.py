@@ -6,9 +6,9 @@ The paper does it after phase 2. The model then shares its stem alone with its f
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from learngenes.config import Mode
+from learngenes.config import Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
 from learngenes.family.family import Family
@@ -21,7 +21,6 @@ class RefinementConfig(TuningConfig):
     steps: int = 10**9
     batch_size: int = 32
     learning_rate: float = 1e-3
-    heldout_every_steps: int = 50
     patience: int = 10
 
 
@@ -52,18 +51,10 @@ def refine(
             prediction: Tensor = model(x, timesteps, class_labels)
         return prediction.float()
 
-    layers: nn.Module = model.layers
-    smaller = (scales.depth, scales.rank) != (family.full_size.depth, family.full_size.rank)
+    smaller = Size(depth=scales.depth, rank=scales.rank) != family.full_size
     taught = smaller and scales.classes is None  # the family knows its own classes alone
     teacher = family.assemble(family.scales, Mode.MATERIALISED) if taught else None
-    tuning = Tuning(
-        family,
-        layers,
-        predict,
-        config,
-        data or family.limited_data,
-        teacher=teacher,
-        checkpoint_file=checkpoint_file,
-    )
+    data = data or family.limited_data
+    tuning = Tuning(family, model.layers, predict, config, data, teacher, checkpoint_file)
     tuned = tuning.run(on_progress)
     return Refined(**vars(tuned), layers=DenseLayers.of(model.weights(), scales.classes))

@@ -17,13 +17,10 @@ class RetrainingConfig(TuningConfig):
     batch_size: int = 8
     learning_rate: float = 3e-3
     max_seconds: float = 60.0
-    heldout_every_steps: int = 50
     patience: int = 3
 
 
-TASK_RETRAINING = RetrainingConfig(
-    steps=1000, batch_size=16, learning_rate=1e-2, heldout_every_steps=50, patience=10
-)
+TASK_RETRAINING = RetrainingConfig(steps=1000, batch_size=16, learning_rate=1e-2, patience=10)
 """Retraining on other images than the family's own, where there is more to learn."""
 
 

@@ -37,7 +37,7 @@ class TuningConfig(Frozen):
     max_seconds: float
     heldout_images: int = 200
     """Most held-out images; never more than a fifth of the data."""
-    heldout_every_steps: int = 25
+    heldout_every_steps: int = 50
     patience: int
     """Held-out losses without a new best one after which it stops."""
     null_class_probability: float = 0.1
@@ -116,23 +116,21 @@ class Tuning:
         model.to(self.device).requires_grad_(True)
         self.process = noise_process(family.manifest.diffusion)
         self.train, held = split_heldout(data, config.heldout_images)
-        self.held_images = held.normalised(torch.arange(len(held))).to(self.device)
+        self.held_images = held.normalised().to(self.device)
         self.held_labels = held.labels.to(self.device)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
         self.best = copy.deepcopy(model)
 
     def run(self, on_progress: OnProgress | None) -> Tuned:
-        config = self.config
-        initial = best = self._heldout_loss()
-        begun = self._resume()
-        if begun:
-            initial, best = begun["initial"], begun["best"]
-        before_seconds = begun.get("seconds", 0.0)
+        config, loss_before = self.config, self._heldout_loss()
+        begun = {"initial": loss_before, "best": loss_before, **self._resume()}
+        initial, best = begun["initial"], begun["best"]
         stale, step = int(begun.get("stale", 0)), int(begun.get("step", 0))
-        started = saved = time.monotonic()
+        saved = time.monotonic()
+        started = saved - begun.get("seconds", 0.0)
 
         def seconds() -> float:
-            return before_seconds + time.monotonic() - started
+            return time.monotonic() - started
 
         def save() -> None:
             done = {"step": step, "seconds": seconds(), "stale": stale}
@@ -178,11 +176,10 @@ class Tuning:
     def _step(self, step: int, learning_rate: float) -> float:
         config = self.config
         generator = step_generator(config.seed, step)
-        indices = torch.randint(len(self.train), (config.batch_size,), generator=generator)
-        labels = self.train.labels[indices].clone()
-        dropped = torch.rand(len(labels), generator=generator) < config.null_class_probability
-        labels[dropped] = len(self.train.class_names)
-        images, labels = self.train.normalised(indices).to(self.device), labels.to(self.device)
+        images, labels = (
+            t.to(self.device)
+            for t in self.train.drawn(config.batch_size, config.null_class_probability, generator)
+        )
         noisy, timesteps, target = training_batch(self.process, images, generator)
         if self.teacher is not None:
             with torch.no_grad():
