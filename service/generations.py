@@ -17,7 +17,7 @@ from registry.queue import SAMPLE_TASK
 from registry.records import GenerationRecord, GenerationStatus, now
 from registry.store import generation_name, image_file
 from service.access import Caller
-from service.classes import resolve_classes
+from service.class_labels import resolve_classes
 from service.deps import State
 from service.problems import Problem
 from service.serving import require_family, require_servable, require_worker

@@ -21,8 +21,8 @@ from learngenes.data.images import grid
 from learngenes.data.labelled import LabelledImages, load
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import to_diffusers
-from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.sampling import initial_noise
+from learngenes.model.schedulers import diffusers_scheduler
 from learngenes.model.sigma import interpolated
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

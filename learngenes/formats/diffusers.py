@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from learngenes.config import Kind, Mode, NetworkConfig, Scheduler
 from learngenes.data.latents import joined
 from learngenes.family.family import Family
-from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.dit import DiT
 from learngenes.model.factors import Own
+from learngenes.model.schedulers import diffusers_scheduler
 
 LABELS = "id2label.json"
 PIPELINE_NULL_CLASS = 1000

@@ -20,9 +20,9 @@ from learngenes.data.latents import LatentDecoder
 from learngenes.family.family import Family
 from learngenes.formats.diffusers import to_diffusers
 from learngenes.formats.native import Model, load_model, save_model
-from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.dit import DiT
 from learngenes.model.factors import Own
+from learngenes.model.schedulers import diffusers_scheduler
 
 FILE, DECODER_FILE = "model.onnx", "decoder.onnx"
 INPUTS = ("sample", "timestep", "class_labels")

@@ -1,56 +1,20 @@
-"""The noise process, through diffusers' schedulers, and its training loss."""
+"""The noise process of training, through diffusers' scheduler, and its loss."""
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-)
+from diffusers import DDPMScheduler
 from torch import Tensor
 
-from learngenes.config import DiffusionConfig, Scheduler
+from learngenes.config import DiffusionConfig
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Network: (noisy (N, C, H, W), timesteps (N,), class_labels (N,)) -> prediction (N, C, H, W)."""
 
-DiffusersScheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
-_SOLVERS = {
-    Scheduler.DPMSOLVER: DPMSolverMultistepScheduler,
-    Scheduler.EULER: EulerDiscreteScheduler,
-}
-
 
 def noise_process(config: DiffusionConfig) -> DDPMScheduler:
     return DDPMScheduler(**config.model_dump())
-
-
-def diffusers_scheduler(
-    config: DiffusionConfig, scheduler: Scheduler, num_inference_steps: int
-) -> DiffusersScheduler:
-    """A scheduler of diffusers, set to its timesteps; it keeps state, so each batch needs its own.
-
-    DDIM must not clip the predicted image: diffusers keeps the noise of the unclipped one, and
-    under guidance the two drift apart. Trailing spacing is an `arange` over floats, which for
-    some numbers of steps (61 of 1000 is one) gives one timestep too many, -1; it is dropped.
-    """
-    if scheduler not in [*Scheduler]:
-        raise ValueError(f"unknown scheduler {scheduler!r}; choose one of {', '.join(Scheduler)}")
-    n = num_inference_steps
-    if scheduler == Scheduler.DDIM:
-        ddim = DDIMScheduler(**config.model_dump(), timestep_spacing="trailing", clip_sample=False)
-        ddim.set_timesteps(n)
-        ddim.timesteps = ddim.timesteps[:n]
-        return ddim
-    solver = _SOLVERS[scheduler](**config.model_dump(), timestep_spacing="trailing")
-    solver.set_timesteps(n)
-    solver.sigmas = torch.cat([solver.sigmas[:n], solver.sigmas[-1:]])
-    solver.timesteps = solver.timesteps[:n]
-    return solver
 
 
 def step_generator(stream: int, step: int) -> torch.Generator:

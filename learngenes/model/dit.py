@@ -19,7 +19,7 @@ from learngenes.config import TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
 from learngenes.data.latents import LatentDecoder, to_pixels
 from learngenes.device import compute_dtype
 from learngenes.model.factors import Layer, Learngenes, Own
-from learngenes.model.serving import serving_layers
+from learngenes.model.frozen import serving_layers
 
 
 def sinusoidal_positions(width: int, grid: int) -> Tensor:

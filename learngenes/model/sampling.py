@@ -7,8 +7,8 @@ from torch import Tensor
 
 from learngenes.config import DiffusionConfig, NetworkConfig, Scheduler
 from learngenes.model.dense import DenseDiT
-from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.dit import DiT
+from learngenes.model.schedulers import diffusers_scheduler
 
 OnStep = Callable[[int, int], None]
 """Callback with (steps done, steps in all) after every step; it may raise to stop."""

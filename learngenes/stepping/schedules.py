@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 
 from learngenes.config import DiffusionConfig, Scheduler
-from learngenes.model.diffusion import DiffusersScheduler, diffusers_scheduler
+from learngenes.model.schedulers import DiffusersScheduler, diffusers_scheduler
 
 COLUMNS = ("x0_x", "x0_prediction", "next_x", "next_x0", "next_previous")
 

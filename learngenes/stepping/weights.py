@@ -14,7 +14,7 @@ from learngenes.device import compute_dtype
 from learngenes.family.family import Family
 from learngenes.model.dit import sinusoidal_timesteps
 from learngenes.model.factors import CLASSES, DenseLayers, Own, Scales, materialise
-from learngenes.model.serving import stored
+from learngenes.model.frozen import stored
 from learngenes.stepping.arithmetic import BLOCK_KINDS
 
 SPARE_RANKS = 8

@@ -5,9 +5,9 @@ import torch
 
 from learngenes.config import Mode, Scheduler, Size
 from learngenes.family.family import Family, load_family
-from learngenes.model.diffusion import diffusers_scheduler
 from learngenes.model.dit import DiT
 from learngenes.model.sampling import sample
+from learngenes.model.schedulers import diffusers_scheduler
 from learngenes.model.sigma import interpolated
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from learngenes.config import DiffusionConfig, Scheduler
-from learngenes.model.diffusion import diffusers_scheduler
+from learngenes.model.schedulers import diffusers_scheduler
 from learngenes.stepping.schedules import Schedule, schedule, step
 
 SHAPE = (1, 4, 4)
