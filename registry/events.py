@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import redis.asyncio
 
@@ -15,8 +14,7 @@ MOST_FOLLOWERS = 20_000
 """Connections that may be open: each follower has its own, and redis-py's default is 100."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     id: str
     name: str
     """`status`, `progress`, and for a model `replanned`, `verified` and `refined`."""

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import redis
 from redis.lock import Lock
@@ -22,6 +22,7 @@ from registry.records import GIVEN_UP, GenerationRecord, Record, now, readable
 
 R = TypeVar("R", bound=Record)
 Command = tuple[str, ...]
+Limits = Sequence[tuple[str, int]]
 
 PAGE_RECORDS = 200
 PACE_RECORDS = 32
@@ -51,8 +52,7 @@ DONE, HELD, FULL = 1, -1, -2
 ID = re.compile(r"[a-z]-[0-9a-f]{16}")
 
 
-@dataclass(frozen=True)
-class Page(Generic[R]):
+class Page(NamedTuple, Generic[R]):
     items: list[R]
     next_offset: int | None
 
@@ -65,8 +65,7 @@ class Room:
     of_owner: int | None = None
 
 
-@dataclass(frozen=True)
-class Claim(Generic[R]):
+class Claim(NamedTuple, Generic[R]):
     """A record that a worker works on, and the lease that keeps others off."""
 
     record: R
@@ -123,9 +122,8 @@ class Records(Generic[R]):
 
         Raises IdempotencyConflict when the key came with another body.
         """
-        if idempotency_key is None:
-            return None
-        record_id = self._keys.find(owner, idempotency_key, body)
+        key = idempotency_key
+        record_id = None if key is None else self._keys.find(owner, key, body)
         if record_id is not None:
             with contextlib.suppress(RecordNotFound):
                 return self.get(record_id)
@@ -140,7 +138,7 @@ class Records(Generic[R]):
 
     def page(self, offset: int, limit: int, owner: str | None = None) -> Page[R]:
         """Records of one owner or of all, newest first."""
-        index = self._index if owner is None else _owned(self._index, owner)
+        index = self._index if owner is None else _each(self._index, owner)[1]
         ids = cast(list[str], self._redis.zrevrange(index, offset, offset + limit))
         more = len(ids) > limit
         return Page(self._readable(ids[:limit]), offset + limit if more else None)
@@ -277,7 +275,7 @@ class Records(Generic[R]):
             raise self._full(*limits[FULL - outcome])
         return outcome == DONE
 
-    def _limits(self, owner: str, room: Room) -> list[tuple[str, int]]:
+    def _limits(self, owner: str, room: Room) -> Limits:
         """Sets of unfinished records, and how many may be in each."""
         sets = zip(_each(self._active, owner), (room.all, room.of_owner), strict=True)
         return [(index, most) for index, most in sets if most is not None]
@@ -296,8 +294,8 @@ class Records(Generic[R]):
         before: str | None,
         record: R,
         more: list[Command],
-        absent: str | None = None,
-        limits: Sequence[tuple[str, int]] = (),
+        absent: str = "",
+        limits: Limits = (),
     ) -> int:
         keys = [self._key(record.id), *([absent] if absent else [])]
         commands = json.dumps(self._commands(record) + more)
@@ -340,13 +338,9 @@ class Records(Generic[R]):
         return f"{self._key(record_id)}:lease"
 
 
-def _owned(index: str, owner: str) -> str:
-    return f"{index}:of:{owner}"
-
-
 def _each(index: str, owner: str) -> tuple[str, str]:
     """The index of all, and that of the owner."""
-    return index, _owned(index, owner)
+    return index, f"{index}:of:{owner}"
 
 
 def _added(index: str, record: Record) -> Command:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
 NAMESPACE = "fineserve"
@@ -31,9 +31,7 @@ def _histogram(name: str, what: str, buckets: tuple[float, ...], *labels: str) -
 
 
 PLANS = _counter("plans_total", "Budgets planned, by outcome.", "outcome")
-FINISHED = _counter(
-    "finished_total", "Models and generations finished, by outcome.", "kind", "outcome"
-)
+FINISHED = _counter("finished_total", "Finished records, by outcome.", "kind", "outcome")
 QUEUE_WAIT = _histogram(
     "queue_wait_seconds", "Time from acceptance to the first attempt.", SHORT_SECONDS, "kind"
 )
@@ -42,30 +40,18 @@ BUILD_PHASE = _histogram(
     "build_phase_seconds", "Time that builds spent in a phase.", LONG_SECONDS, "phase"
 )
 MEASURED_RATIO = _histogram(
-    "measured_over_predicted_ratio",
-    "Measured over predicted cost of verified models.",
-    RATIOS,
-    "quantity",
+    "measured_over_predicted_ratio", "Measured over predicted cost of models.", RATIOS, "quantity"
 )
 RETRAINING_LOSS = _histogram(
-    "retraining_heldout_loss",
-    "Held-out denoising loss before and after retraining.",
-    LOSSES,
-    "when",
+    "retraining_heldout_loss", "Held-out loss before and after retraining.", LOSSES, "when"
 )
 
 IMAGES = _counter("images_total", "Images made, by depth of their model.", "depth")
 
-STEP = _histogram(
-    "engine_step_seconds", "Time of one denoising step of a whole batch.", STEP_SECONDS
-)
+STEP = _histogram("engine_step_seconds", "Time of one step of a whole batch.", STEP_SECONDS)
 BATCH_ROWS = _histogram("engine_batch_rows", "Rows in a batch, at each composition.", SIZES)
-BATCH_MODELS = _histogram(
-    "engine_batch_models", "Different models in a batch, at each composition.", SIZES
-)
-LOOKUPS = _counter(
-    "engine_lookups_total", "Lookups in the engine's caches, by outcome.", "cache", "outcome"
-)
+BATCH_MODELS = _histogram("engine_batch_models", "Models in a batch, at each composition.", SIZES)
+LOOKUPS = _counter("engine_lookups_total", "Cache lookups, by outcome.", "cache", "outcome")
 EVICTIONS = _counter("engine_evictions_total", "Entries evicted for want of memory.", "what")
 
 for _counted, *_labels in (
@@ -102,11 +88,6 @@ def registry() -> CollectorRegistry:
     together = CollectorRegistry()
     MultiProcessCollector(together)
     return together
-
-
-def serve(port: int, host: str) -> None:
-    """Answer Prometheus, in a thread of its own."""
-    start_http_server(port, host, registry())
 
 
 @contextmanager

@@ -22,7 +22,7 @@ FAMILY_SECONDS = 600
 
 
 class Reason(NamedTuple):
-    """Why work that is begun once has failed, and the kind of problem where it is a known one."""
+    """Reason why work that is begun once has failed, with the kind of a known problem."""
 
     error: str
     problem: str | None

@@ -11,13 +11,13 @@ PACKAGES = Path(__file__).parent.parent
 
 
 def found_families(packages: Path = PACKAGES) -> Path:
-    """./families, or where there are none those that were installed with the packages."""
+    """Folder ./families, or where there is none that which was installed with the packages."""
     here, installed = Path("families"), packages / "fineserve" / "families"
     return installed if installed.is_dir() and not here.is_dir() else here
 
 
 class Settings(BaseSettings):
-    """Every field is a FINESERVE_* variable; docs/settings.md is made of what stands here."""
+    """Settings, each a FINESERVE_* variable; docs/settings.md is made of these docstrings."""
 
     model_config = SettingsConfigDict(env_prefix="FINESERVE_", use_attribute_docstrings=True)
 
@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     /metrics tells what workers count, if they count into the same directory
     (PROMETHEUS_MULTIPROC_DIR)."""
     metrics_host: str = "127.0.0.1"
-    """Address that goes with `metrics_port`."""
+    """Address that a worker answers Prometheus on, at `metrics_port`."""
 
     api_key: SecretStr | None = None
     """API key that the command line sends to a service that asks for one."""
@@ -61,11 +61,11 @@ class Settings(BaseSettings):
     trusted_proxies: str = ""
     """Addresses, separated by commas, whose X-Forwarded headers tell who the client is."""
     max_active_models: PositiveInt = 200
-    """Models of all owners together that are accepted and not finished; the next is told to come
-    back later (429)."""
-    max_active_generations: PositiveInt = 2000
-    """Generations of all owners together that are accepted and not finished; the next is told to
+    """Most models of all owners together that are accepted and not finished; the next is told to
     come back later (429)."""
+    max_active_generations: PositiveInt = 2000
+    """Most generations of all owners together that are accepted and not finished; the next is told
+    to come back later (429)."""
 
     min_free_disk_gb: NonNegativeFloat = 0.2
     """Free space, in 10^9 bytes, where the artifacts are: with less nothing new is accepted."""
@@ -73,36 +73,36 @@ class Settings(BaseSettings):
     """Space, in 10^9 bytes, that artifacts may take in all: with more nothing new is accepted."""
 
     log_format: Literal["json", "console"] = "json"
-    """How a line of the log is written: as JSON, or for people."""
+    """Format of the log: lines of JSON, or text for people."""
 
     max_upload_mb: PositiveFloat = 256.0
-    """Size, in 10^6 bytes, of an archive of images."""
+    """Largest size, in 10^6 bytes, of an archive of images."""
     max_unpacked_mb: PositiveFloat = 1024.0
-    """Size, in 10^6 bytes, of that archive when it is unpacked."""
+    """Largest size, in 10^6 bytes, of that archive when it is unpacked."""
     max_task_images: PositiveInt = 20_000
-    """Images of a task."""
+    """Most images of a task."""
     max_task_mb: PositiveFloat = 100.0
-    """Size, in 10^6 bytes, of a task's images, scaled to what the family takes."""
+    """Largest size, in 10^6 bytes, of a task's images, scaled to what the family takes."""
     max_task_classes: PositiveInt = 1000
-    """Classes of a task."""
+    """Most classes of a task."""
     max_tasks: PositiveInt = 50
-    """Tasks of one owner."""
+    """Most tasks of one owner."""
 
     max_images_per_request: PositiveInt = 128
-    """Images of one generation."""
+    """Most images of one generation."""
     max_inference_steps: PositiveInt = 250
-    """Denoising steps of one generation."""
+    """Most denoising steps of one generation."""
     wait_seconds: PositiveFloat = 300.0
     """Seconds that POST /generate and an export wait for a worker; the former then answers 202."""
 
     max_concurrent_generations: PositiveInt = 64
-    """Generations that a sampling worker takes from the queue at once; its engine decides which of
-    them run."""
+    """Most generations that a sampling worker takes from the queue at once; its engine decides
+    which of them run."""
     max_batch_rows: PositiveInt = 64
-    """Rows of one step of the engine; a guided image has two."""
+    """Most rows of one step of the engine; a guided image has two."""
     latency_target_ratio: PositiveFloat = 2.0
-    """How many times its time in a full batch a generation may take before others have to wait for
-    it, if its model has no latency budget."""
+    """Multiple of its time in a full batch that a generation may take before others have to wait
+    for it, if its model has no latency budget."""
     device_mem_gb: PositiveFloat | None = None
     """Memory, in 10^9 bytes, that the sampling engine may hold; by default 90 % of a GPU's, half of
     a CPU's. Too much, and the kernel kills the worker."""
@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     """Whether a sampling worker compiles its kernels at its first start, which takes minutes."""
 
     max_attempts: PositiveInt = 3
-    """Attempts at one record whose worker died; the last one runs alone."""
+    """Most attempts at one record whose worker died; the last one runs alone."""
     lease_seconds: PositiveFloat = 15.0
     """Seconds without a sign of life after which a worker has lost its task."""
     stuck_seconds: PositiveFloat = 300.0
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     image_ttl_seconds: PositiveInt = 24 * 3600
     """Seconds until images, exports and the records of generations are deleted."""
     profile_seconds: PositiveFloat = 30.0
-    """About how many seconds a worker measures its device for a family that is new to it."""
+    """Seconds, about, for which a worker measures its device for a family that is new to it."""
     verify_seconds: PositiveFloat = 20.0
     """Seconds after which no further batch is timed when a model is verified."""
     retraining_steps: PositiveInt = 300

@@ -11,8 +11,6 @@ from opentelemetry.trace import Link
 
 log = structlog.get_logger()
 
-ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
-
 tracer = trace.get_tracer("fineserve")
 
 
@@ -23,7 +21,7 @@ def here() -> Link:
 
 def start(process: str) -> bool:
     """Send the spans of this process, with Celery's messages; False when nobody wants them."""
-    if not os.environ.get(ENDPOINT_VARIABLE):
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         return False
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -26,7 +26,7 @@ def make_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logging(settings.log_format)
-        state = State.start(settings)
+        state = State(settings)
         app.state.fineserve, app.state.snapshots = state, Snapshots(state)
         yield
         await state.events.aclose()

@@ -1,9 +1,7 @@
 """Dependencies of routes: `Annotated` aliases, so that a route says only what it does."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
-import redis.asyncio
 from fastapi import Depends, Header, Query, Request
 from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter
@@ -17,37 +15,22 @@ from registry.settings import Settings
 from registry.store import ArtifactStore
 
 
-@dataclass(frozen=True)
 class State:
     """Settings, records, store and queue, which the service shares with the workers."""
 
-    settings: Settings
-    repository: Repository
-    events: "redis.asyncio.Redis"
-    store: ArtifactStore
-    queue: Queue
-    keys: Keys
-    limiter: MovingWindowRateLimiter
-
-    @property
-    def datasets(self) -> Datasets:
-        return Datasets(self.store)
-
-    @classmethod
-    def start(cls, settings: Settings) -> "State":
+    def __init__(self, settings: Settings) -> None:
         url = settings.resolved_redis_url
         client = connect(url)
         counts_url = f"redis+{url}" if url.startswith("unix:") else url  # as limits writes it
         counts = RedisStorage(counts_url, socket_timeout=10, socket_connect_timeout=3)
-        return cls(
-            settings=settings,
-            repository=Repository(client, settings.image_ttl_seconds),
-            events=connect_async(url),
-            store=ArtifactStore(settings.resolved_store_dir),
-            queue=Queue(make_celery(settings), client),
-            keys=Keys(settings.resolved_keys_file),
-            limiter=MovingWindowRateLimiter(counts),
-        )
+        self.settings = settings
+        self.repository = Repository(client, settings.image_ttl_seconds)
+        self.events = connect_async(url)
+        self.store = ArtifactStore(settings.resolved_store_dir)
+        self.datasets = Datasets(self.store)
+        self.queue = Queue(make_celery(settings), client)
+        self.keys = Keys(settings.resolved_keys_file)
+        self.limiter = MovingWindowRateLimiter(counts)
 
 
 async def _state(request: Request) -> State:

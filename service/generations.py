@@ -25,9 +25,6 @@ from service.submission import accept, check_limits
 
 log = structlog.get_logger()
 
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for an answer that nobody waits for."""
-
 
 def accept_generation(
     state: State, request: GenerateRequest, key: str | None, caller: Caller
@@ -44,9 +41,8 @@ def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> G
     n = request.n or len(labels)
     check_limits(state.settings, n, request.num_inference_steps)
     if request.class_labels and n < len(labels):
-        raise Problem(
-            422, "invalid-request", f"n={n} is less than the {len(labels)} class_labels; raise n"
-        )
+        detail = f"n={n} is less than the {len(labels)} class_labels; raise n"
+        raise Problem(422, "invalid-request", detail)
     first = secrets.randbelow(2**32) if request.seed is None else request.seed
     same = {"num_inference_steps", "guidance_scale", "scheduler", "previews"}
     return GenerationRecord(
@@ -79,7 +75,8 @@ async def stay_for(
         change = state.repository.generations.change
         with contextlib.suppress(IllegalTransition):  # it was done a moment ago
             await run_in_threadpool(change, record.id, status=GenerationStatus.CANCELLED)
-        raise Problem(CLIENT_CLOSED_REQUEST, "client-left", f"{record.id} was cancelled")
+        # nginx's status for an answer that nobody waits for
+        raise Problem(499, "client-left", f"{record.id} was cancelled")
 
 
 async def _wait(state: State, record: GenerationRecord, connection: Request) -> bool:

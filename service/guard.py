@@ -14,7 +14,6 @@ log = structlog.get_logger("audit")
 MOST_SESSION_BYTES = 4_096
 MOST_BODY_BYTES = 65_536
 UPLOADS = "/tasks"
-LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
 PORT = re.compile(r":\d+$")
 UNCHANGING = {"GET", "HEAD", "OPTIONS"}
 DRY_RUN = "/plan"
@@ -84,7 +83,7 @@ def _foreign_host(scope: Scope) -> Problem | None:
     """
     host = Headers(scope=scope).get("host", "")
     settings = scope["app"].state.fineserve.settings
-    own = {"", *LOOPBACK, settings.host, *settings.allowed_host_names}
+    own = {"", "localhost", "127.0.0.1", "[::1]", settings.host, *settings.allowed_host_names}
     if _asks_for_keys(scope) or own & {_name(host), "*"}:
         return None
     return Problem(

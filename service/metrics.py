@@ -24,7 +24,7 @@ def instrument(app: FastAPI) -> None:
 
 @functools.cache
 def _instrumentator() -> Instrumentator:
-    """One for all applications of a process: their metrics have the same names."""
+    """Instrumentator of all applications of a process, whose metrics have the same names."""
     counting = default(metric_namespace=NAMESPACE, should_exclude_streaming_duration=True)
     assert counting is not None, "another instrumentator counts by these names"
     return Instrumentator(excluded_handlers=["/metrics", "/healthz"]).add(counting)

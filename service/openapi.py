@@ -56,11 +56,12 @@ def _describe_problems(schema: dict[str, Any]) -> None:
 
 def _link(paths: dict[str, Any]) -> None:
     for name, maker in MADE_BY.items():
-        operations = [o for path in paths if f"{{{name}}}" in path for o in paths[path].values()]
-        body_id = {name: "$response.body#/id"}
+        parameters = {name: "$response.body#/id"}
         links = {
-            operation_id: {"operationId": operation_id, "parameters": body_id}
-            for operation_id in (operation["operationId"] for operation in operations)
+            using["operationId"]: {"operationId": using["operationId"], "parameters": parameters}
+            for path, operations in paths.items()
+            if f"{{{name}}}" in path
+            for using in operations.values()
         }
         for status, answer in paths[maker]["post"]["responses"].items():
             if status.startswith("2"):

@@ -1,7 +1,7 @@
 """Planning: a solution for a budget, or a refusal that says what would fit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fineserve.wire import PlanRequest
 from learngenes.sizing.profile import DeviceProfile
@@ -16,8 +16,7 @@ from service.problems import Problem, unavailable
 from service.submission import check_limits
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """Family and device that a plan is made for."""
 
     family: FamilyRecord
@@ -43,9 +42,8 @@ def choose_family(state: State, name: str | None) -> FamilyRecord:
     """Family of a name, or the only one or the default one where `name` is None. Raises Problem."""
     families = {family.name: family for family in state.repository.families()}
     if not families:
-        raise unavailable(
-            "no worker has announced a family yet; start a worker, or wait for it", "no-family"
-        )
+        detail = "no worker has announced a family yet; start a worker, or wait for it"
+        raise unavailable(detail, "no-family")
     default = state.settings.default_family
     if not name and len(families) > 1 and default in families:
         name = default
@@ -72,10 +70,10 @@ def _profile(
         if worker.queue == BUILD_QUEUE and family.name in worker.families
     }
     if live and not torch_versions:
-        raise unavailable(
-            f"no build worker with the family {family.name} runs now; start one, or wait for it",
-            "no-worker",
+        detail = (
+            f"no build worker with the family {family.name} runs now; start one, or wait for it"
         )
+        raise unavailable(detail, "no-worker")
     profiled = [] if live else repository.profiled_classes(family.name)
     known = sorted({*torch_versions, *profiled})
     device_class = _chosen("device_class", wanted, known) if known else ""

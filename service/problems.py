@@ -24,7 +24,6 @@ from registry.errors import (
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_SECONDS = "2"
 MOST_ERRORS = 20
 """Errors of one invalid request that its sender is told."""
 
@@ -37,7 +36,7 @@ class Problem(Exception):
         status: int,
         kind: str,
         detail: str,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         **members: Any,
     ) -> None:
         super().__init__(detail)
@@ -57,7 +56,7 @@ class Problem(Exception):
 
 
 def unavailable(detail: str, kind: str = "unavailable", headers: Mapping[str, str] = {}) -> Problem:
-    return Problem(503, kind, detail, headers={"Retry-After": RETRY_SECONDS, **headers})
+    return Problem(503, kind, detail, headers={"Retry-After": "2", **headers})
 
 
 def storage_full(why: str) -> Problem:
@@ -86,24 +85,6 @@ def _http(error: HTTPException) -> Problem:
     return Problem(error.status_code, kind, str(error.detail), headers)
 
 
-def _no_keys(error: KeysError) -> Problem:
-    log.error("API keys cannot be read", error=str(error))
-    return unavailable("the API keys cannot be read; tell the operator")
-
-
-def _refused(error: ResponseError) -> Problem:
-    log.error("Redis refused a command", error=str(error))
-    return unavailable(f"Redis refuses to work: {error}; tell the operator")
-
-
-def _away(error: RedisError) -> Problem:
-    log.warning("Redis cannot be reached", error=str(error))
-    return unavailable(
-        "Redis cannot be reached; retry shortly, with the same Idempotency-Key if the request had "
-        "one, and see /readyz and FINESERVE_REDIS_URL if it lasts"
-    )
-
-
 PROBLEMS: dict[type[Exception], Callable[[Any], Problem]] = {
     Problem: lambda error: error,
     RequestValidationError: _invalid,
@@ -117,16 +98,21 @@ PROBLEMS: dict[type[Exception], Callable[[Any], Problem]] = {
         429, "queue-full", str(error), {"Retry-After": str(error.retry_seconds)}
     ),
     StorageFull: lambda error: storage_full(str(error)),
-    KeysError: _no_keys,
+    KeysError: lambda _: unavailable("the API keys cannot be read; tell the operator"),
     ArtifactError: lambda error: Problem(410, "artifact-gone", f"{error}; make the request again"),
-    ResponseError: _refused,
-    RedisError: _away,
+    ResponseError: lambda error: unavailable(f"Redis refuses to work: {error}; tell the operator"),
+    RedisError: lambda _: unavailable(
+        "Redis cannot be reached; retry shortly, with the same Idempotency-Key if the request had "
+        "one, and see /readyz and FINESERVE_REDIS_URL if it lasts"
+    ),
 }
 """Makers of a Problem from each error that a route raises; subclasses go to the nearest."""
 
 
 def problem_of(error: Exception) -> Problem | None:
     """Problem that an error is; None where the service itself is at fault."""
+    if isinstance(error, KeysError | RedisError):
+        log.error("Redis or the API keys cannot be used", error=str(error))
     made = (PROBLEMS[kind](error) for kind in type(error).__mro__ if kind in PROBLEMS)
     return next(made, None)
 

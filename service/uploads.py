@@ -221,9 +221,6 @@ class _Bounded(io.RawIOBase):
     def __init__(self, most_bytes: int) -> None:
         self._most = self._left = most_bytes
 
-    def readable(self) -> bool:
-        return True
-
     def read(self, size: int = -1) -> bytes:
         content = self.raw.read(self._left + 1 if size < 0 else min(size, self._left + 1))
         self._left -= len(content)

@@ -13,13 +13,14 @@ from typing import Any
 import structlog
 from celery.signals import worker_init, worker_shutting_down
 from celery.worker import WorkController
+from prometheus_client import start_http_server
 from redis import RedisError
 
 from fineserve.wire import ExportFormat
 from learngenes.family.family import FamilyError
 from registry import tracing
 from registry.logs import configure_logging
-from registry.metrics import serve as serve_metrics
+from registry.metrics import registry as counted
 from registry.queue import (
     BUILD_QUEUE,
     BUILD_TASK,
@@ -138,7 +139,7 @@ class Process:
             logging.getLogger(chatty).setLevel(logging.WARNING)
         try:
             if settings.metrics_port is not None:
-                serve_metrics(settings.metrics_port, settings.metrics_host)
+                start_http_server(settings.metrics_port, settings.metrics_host, counted())
             self._worker = self._make_worker(settings)
             queues = sender.app.amqp.queues.consume_from
             self._worker.serve({name.partition(".")[0] for name in queues})

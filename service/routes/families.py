@@ -36,7 +36,6 @@ def _shown(family: FamilyRecord) -> FamilyResponse:
 
 
 def _family(state: State, name: str) -> FamilyRecord:
-    for family in state.repository.families():
-        if family.name == name:
-            return family
+    if family := state.repository.family(name):
+        return family
     raise Problem(404, "not-found", f"no family {name!r}; GET /families lists them")

@@ -86,8 +86,8 @@ def cancel_generation(record: GenerationDep, state: StateDep, _: Sampler) -> Gen
 
 
 def _accepted(record: GenerationRecord, headers: dict[str, str]) -> Response:
-    location = {"Location": f"/generations/{record.id}"}
-    return JSONResponse(_response(record, []).model_dump(), 202, headers={**location, **headers})
+    headers = {"Location": f"/generations/{record.id}", **headers}
+    return JSONResponse(_response(record, []).model_dump(), 202, headers=headers)
 
 
 def _answer_now(state: State, record: GenerationRecord, accept: str) -> Response:

@@ -34,8 +34,7 @@ class _Route(APIRoute):
             try:
                 return await handle(request)
             except Exception as error:
-                problem = problem_of(error)
-                if problem is None:
+                if (problem := problem_of(error)) is None:
                     raise
                 raise _as_theirs(problem) from error
 

@@ -1,6 +1,6 @@
 // The HTTP API as this page uses it.
 
-// `body`: a file, or what is sent as JSON.
+// Answer to a request; `body` is a file, or a value that is sent as JSON.
 export async function request(method, path, body, headers = {}) {
   const json = body !== undefined && !(body instanceof Blob);
   const answer = await fetch(path, {
@@ -18,7 +18,7 @@ export async function request(method, path, body, headers = {}) {
 export const get = (path) => request("GET", path);
 export const post = (path, body, headers) => request("POST", path, body, headers);
 
-// Server-sent events by name; gives what ends it.
+// Follow server-sent events by name; returns the function that stops it.
 export function follow(path, listeners) {
   const source = new EventSource(path);
   for (const [name, listener] of Object.entries(listeners)) {

@@ -1,4 +1,4 @@
-// Two sliders over the Pareto front: what a budget gives, and one click to have it.
+// Two sliders over the Pareto front, the size that a budget gives, and a click to deploy it.
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { get, post } from "./api.js";
 import { Chart, Figures, Problem, bytes, seconds, size } from "./parts.js";
@@ -89,7 +89,7 @@ export function Budgets({ id, families }) {
   const family = families.find((other) => other.name === everything.family);
   return html`
     <h1>Budgets</h1>
-    <p>Say what you can afford; the best size that keeps it is found as you drag.</p>
+    <p>Set a budget; the best size that keeps it is found as you drag.</p>
     <div class="columns">
       <section aria-label="Budget">
         ${tasks.length > 0 && html`<label>Classes
@@ -164,7 +164,7 @@ function chartData(front, kept, plan) {
   ];
 }
 
-// One row of the family's sheet of previews: every class, at this size, not retrained.
+// Row of the family's sheet of previews: every class at this size, not retrained.
 function Samples({ family, plan }) {
   const { depths, ranks } = family.sizes;
   const row = depths.indexOf(plan.depth) * ranks.length + ranks.indexOf(plan.rank);

@@ -1,11 +1,11 @@
-// In ten seconds: is it healthy, what does it hold, what went wrong last.
+// Health of the service at a glance: whether it is ready, its load, its last failures.
 import { html } from "./vendor/preact.js";
 import { Figures, Problem, State, bytes, moment } from "./parts.js";
 
 export function Health({ live }) {
   const { status } = live;
   if (live.lost) {
-    return html`<h1>Health</h1><${Problem} of="Redis cannot be reached, so nothing is accepted; what was is kept." />`;
+    return html`<h1>Health</h1><${Problem} of="Redis cannot be reached, so no new work is accepted; accepted work is kept." />`;
   }
   if (!status) return html`<h1>Health</h1><p aria-busy="true">Asking …</p>`;
   return html`

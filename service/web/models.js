@@ -1,4 +1,4 @@
-// What is deployed: a live table, and a page for each model.
+// Deployed models: a live table, and a page for each.
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { FINISHED, follow, get, post, request } from "./api.js";
 import { Chart, Figures, Problem, State, bytes, moment, png, seconds, size } from "./parts.js";
@@ -131,7 +131,7 @@ function Losses({ of }) {
     data=${[of.map((e) => e.data.step), values]} />`;
 }
 
-// Without progress, and without what says the same as the one before it.
+// Events but progress, and but those that repeat the one before.
 function milestones(events) {
   const same = (a, b) => ["status", "revision", "error"].every((key) => a.data[key] === b.data[key]);
   const told = events.filter((e) => e.name !== "progress");

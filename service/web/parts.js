@@ -1,4 +1,4 @@
-// What several views show alike.
+// Parts that several views share.
 import { html, useEffect, useRef } from "./vendor/preact.js";
 import uPlot from "./vendor/uplot.js";
 
@@ -32,7 +32,7 @@ export function Figures({ of }) {
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// `series`: [{label, points?, line?}]; `data`: uPlot's. What it shows is told in `label`, too.
+// Chart of uPlot's `data`, with `series` [{label, line?, ring?, faint?}]; `label` tells it in words.
 export function Chart({ label, series, data, x, y, height = 260 }) {
   const place = useRef();
   useEffect(() => {

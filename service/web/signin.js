@@ -1,4 +1,4 @@
-// For a service with API keys: one is handed in, and kept where no script can read it.
+// Sign-in to a service with API keys; the key is kept where no script can read it.
 import { html, useState } from "./vendor/preact.js";
 import { post } from "./api.js";
 import { Problem } from "./parts.js";
@@ -19,7 +19,7 @@ export function SignIn() {
 
   return html`<div class="signin">
     <h1>API key</h1>
-    <p>This service lets nobody in without one. <code>fineserve keys create</code> makes one.</p>
+    <p>This service needs an API key. <code>fineserve keys create</code> makes one.</p>
     <form onSubmit=${signIn}>
       <label>Key
         <input type="password" required autocomplete="current-password" value=${key}

@@ -1,4 +1,4 @@
-// Images of other classes: sent, looked at, and given to a model.
+// Tasks, which are images of other classes: to send, to look at, and to make models for.
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, request } from "./api.js";
 import { Figures, Problem } from "./parts.js";
@@ -41,11 +41,11 @@ export function Tasks({ families }) {
 
   return html`
     <h1>Tasks</h1>
-    <p>Images of your own classes, in folders that are named after them: a model learns them in its Σ. What Hugging Face datasets has saved is sent by <code>fineserve tasks create FOLDER</code>.</p>
+    <p>Images of your own classes, in folders that are named after them: a model learns them in its Σ. A dataset that Hugging Face <code>datasets</code> has saved is sent by <code>fineserve tasks create FOLDER</code>.</p>
     <form onSubmit=${send}>
       <fieldset class="grid">
         <label>Archive, zip or tar <input type="file" name="archive" accept=${ARCHIVES} required /></label>
-        <label>Name, if it is to have one <input type="text" name="name" /></label>
+        <label>Name, optional <input type="text" name="name" /></label>
         ${families.length > 1 && html`<label>Family
           <select name="family">${families.map(({ name }) => html`<option value=${name}>${name}</option>`)}</select>
         </label>`}

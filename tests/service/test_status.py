@@ -75,7 +75,7 @@ def test_everybody_is_shown_what_is_theirs(stack: Stack, settings: Settings) -> 
 
 
 def test_viewers_are_told_that_redis_is_away(tmp_path: Path) -> None:
-    state = State.start(Settings(redis_url=f"unix://{tmp_path}/none.sock", var_dir=tmp_path))
+    state = State(Settings(redis_url=f"unix://{tmp_path}/none.sock", var_dir=tmp_path))
 
     async def first() -> str:
         return await anext(Snapshots(state).watch(Caller("", None)))

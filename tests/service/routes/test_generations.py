@@ -1,5 +1,4 @@
 import base64
-import dataclasses
 import io
 import time
 from pathlib import Path
@@ -214,9 +213,8 @@ def test_what_misses_its_deadline_says_so(stack: Stack, model: str) -> None:
 
 
 def test_without_redis_accepted_work_is_kept(stack: Stack, model: str, tmp_path: Path) -> None:
-    state = stack.api.app.state
-    nowhere = connect_async(f"unix://{tmp_path}/none.sock")
-    state.fineserve = dataclasses.replace(state.fineserve, events=nowhere)
+    app = stack.api.app.state
+    app.fineserve.events = connect_async(f"unix://{tmp_path}/none.sock")
     answer = stack.generate(model)
     assert answer.status_code == 202
     generation = answer.json()["id"]
