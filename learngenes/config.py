@@ -1,7 +1,4 @@
-"""Configuration of a family: shapes, noise process, sizes, and the names of modes and dtypes.
-
-No torch here.
-"""
+"""Configuration of a family: shapes, noise process, sizes, names of modes and dtypes; no torch."""
 
 import tomllib
 from enum import StrEnum

@@ -61,10 +61,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def decoded_together(device: torch.device) -> int:
-    """Number of latents that one call decodes.
-
-    On a CPU it is one, so that an image has the same bytes whatever else is decoded.
-    """
+    """Number of latents that one call decodes; one on a CPU, so that images never differ."""
     return 4 if device.type == "cuda" else 1
 
 
@@ -150,10 +147,7 @@ def never_compile() -> contextlib.AbstractContextManager[object]:
 
 
 def padded(rows: int, device: torch.device) -> int:
-    """Number of rows that a batch of `rows` is padded to.
-
-    A CUDA graph is recorded for each number, so there are few of them.
-    """
+    """Number of rows that a batch is padded to: one of a few, as each has a CUDA graph."""
     if device.type != "cuda":
         return rows
     power = 1 << max(1, (rows - 1).bit_length())
@@ -225,13 +219,9 @@ def release_memory(device: torch.device) -> None:
 
 
 def capacity_bytes(device: torch.device) -> int:
-    """Bytes of the device's memory that this process may expect to use.
-
-    Of a CPU's, half: of the machine's or of what the container may use, if that is less.
-    """
+    """Bytes of memory that this process may use: of a CPU's, half of the container's."""
     if device.type == "cuda":
-        _, total = torch.cuda.mem_get_info(device)
-        return int(0.9 * total)
+        return int(0.9 * torch.cuda.mem_get_info(device)[1])
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):  # "max", or no cgroup
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -239,9 +229,7 @@ def capacity_bytes(device: torch.device) -> int:
 
 
 def process_resident_bytes() -> int:
-    """Resident bytes of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def process_peak_bytes(device: torch.device) -> int:

@@ -26,8 +26,6 @@ CLASSES_FILE = "fineserve-classes.json"
 """File beside class folders that maps each folder to the name of its class, in the classes' order:
 for names that no folder can have, and for an order that is not the alphabet's."""
 LONGEST_CLASS_NAME = 100
-GREY_16_BIT = "I"
-"""How Pillow's modes of such pictures begin."""
 
 
 class DataError(ValueError):
@@ -91,7 +89,7 @@ def as_shown(picture: Image.Image) -> Image.Image:
     from PIL import Image, ImageOps
 
     ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode.startswith(GREY_16_BIT):
+    if picture.mode.startswith("I"):  # grey in 16 bits
         grey = np.asarray(picture).astype(np.int64).clip(0, 2**16 - 1) >> 8  # Pillow would clip
         return Image.fromarray(grey.astype(np.uint8))
     if not picture.has_transparency_data:
@@ -118,10 +116,7 @@ def as_picture(pixels: Pixels) -> Image.Image:
 
 
 def grid(rows: Iterable[Pixels], scale: int = 1) -> Image.Image:
-    """Grid of rows of images, each (N, C, H, W), enlarged `scale` times.
-
-    A row that is shorter than others ends in black.
-    """
+    """Grid of rows of images, each (N, C, H, W), enlarged `scale` times; shorter rows end black."""
     import numpy as np
     from PIL import Image
 

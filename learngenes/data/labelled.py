@@ -43,7 +43,7 @@ class LabelledImages:
     def drawn(
         self, count: int, null_class_probability: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Random images as `normalised`, and their labels or the null class."""
+        """Random images as `normalised`, and their labels, or the null class in place of some."""
         indices = torch.randint(len(self), (count,), generator=generator)
         labels = self.labels[indices]
         dropped = torch.rand(count, generator=generator) < null_class_probability
@@ -117,7 +117,6 @@ def _split_folder(path: Path, split: str) -> Path:
 
 
 def _load_folder(path: Path, sample_size: int) -> LabelledImages:
-    """Read sub-folders that are named after their classes."""
     folders = [p for p in path.iterdir() if p.is_dir() and not is_hidden(p.relative_to(path))]
     class_names = sorted(class_name(folder.name) for folder in folders)
     files = [

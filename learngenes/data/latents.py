@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -36,6 +36,13 @@ class AutoencoderError(ValueError):
 def to_pixels(x: Tensor) -> Tensor:
     """Values in [-1, 1] as uint8, on the CPU."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+def digest(stated: str, tensors: Iterable[Tensor]) -> str:
+    found = hashlib.sha256(stated.encode())
+    for tensor in tensors:
+        found.update(tensor.cpu().contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def new_autoencoder(network: NetworkConfig) -> AutoencoderKL:
@@ -101,10 +108,7 @@ class LatentEncoder(nn.Module):
         device: torch.device | None = None,
         on_part: Callable[[], object] = lambda: None,
     ) -> LabelledImages:
-        """The same data as float16 latents; `on_part` is called now and then and may raise.
-
-        The encoder moves to `device` meanwhile; by default it stays where it is.
-        """
+        """The data as float16 latents, made on `device`; `on_part` hears of it, and may raise."""
         home = next(self.parameters()).device
         device = device or home
         latents = []
@@ -121,20 +125,15 @@ class LatentEncoder(nn.Module):
         self, data: LabelledImages, directory: Path, device: torch.device | None = None
     ) -> LabelledImages:
         """`encoded`, kept in `directory` and found there again."""
-        file = directory / f"latents-{self._digest(data)}.safetensors"
+        stated = repr((self.scaling_factor, data.images.shape))
+        name = digest(stated, (*self.state_dict().values(), data.images))[:16]
+        file = directory / f"latents-{name}.safetensors"
         with contextlib.suppress(FileNotFoundError, SafetensorError):  # not there, or not whole
             return LabelledImages(load_file(file)["latents"], data.labels, data.class_names)
         encoded = self.encoded(data, device)
         with replaced(file) as new:  # several processes may train together
             save_file({"latents": encoded.images}, new)
         return encoded
-
-    def _digest(self, data: LabelledImages) -> str:
-        """Digest of the images and of everything that encodes them."""
-        found = hashlib.sha256(repr((self.scaling_factor, data.images.shape)).encode())
-        for tensor in (*self.state_dict().values(), data.images):
-            found.update(tensor.cpu().contiguous().numpy())
-        return found.hexdigest()[:16]
 
 
 def joined(network: NetworkConfig, encoder: LatentEncoder, decoder: LatentDecoder) -> AutoencoderKL:
@@ -172,26 +171,25 @@ def read_autoencoder(
             f"{directory} has latents of {config.latent_channels} channels; "
             f"the network's in_channels is {network.in_channels}"
         )
-    described = AutoencoderConfig(
-        image_channels=config.in_channels,
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=config.layers_per_block,
-        norm_num_groups=config.norm_num_groups,
-        scaling_factor=config.scaling_factor,
-        decoder_parameters=1,
-        decode_bytes=(1,),
-    )
-    network = network.model_copy(update={"autoencoder": described})
-    encoder, decoder = LatentEncoder(network), LatentDecoder(network)
-    state = whole.state_dict()
+
+    def described(decoder_parameters: int, decode_bytes: tuple[int, ...]) -> NetworkConfig:
+        autoencoder = AutoencoderConfig(
+            image_channels=config.in_channels,
+            block_out_channels=tuple(config.block_out_channels),
+            layers_per_block=config.layers_per_block,
+            norm_num_groups=config.norm_num_groups,
+            scaling_factor=config.scaling_factor,
+            decoder_parameters=decoder_parameters,
+            decode_bytes=decode_bytes,
+        )
+        return network.model_copy(update={"autoencoder": autoencoder})
+
+    unmeasured = described(1, (1,))
+    encoder, decoder = LatentEncoder(unmeasured), LatentDecoder(unmeasured)
     for half in (encoder, decoder):
-        half.load_state_dict({key: state[key] for key in half.state_dict()})
-    measured = {
-        "decoder_parameters": sum(p.numel() for p in decoder.parameters()),
-        "decode_bytes": _decode_bytes(decoder, network),
-    }
-    described = described.model_copy(update=measured)
-    return network.model_copy(update={"autoencoder": described}), encoder, decoder
+        half.load_state_dict({key: whole.state_dict()[key] for key in half.state_dict()})
+    parameters = sum(p.numel() for p in decoder.parameters())
+    return described(parameters, _decode_bytes(decoder, unmeasured)), encoder, decoder
 
 
 def _decode_bytes(decoder: LatentDecoder, network: NetworkConfig) -> tuple[int, ...]:

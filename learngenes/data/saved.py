@@ -66,7 +66,6 @@ def _rows(
 
 
 def _only(path: Path, kind: str, features: Any) -> str:
-    """Name of the one column of a kind."""
     found = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(found) == 1:
         return str(found[0])

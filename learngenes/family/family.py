@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class Family:
 
     @property
     def full_size(self) -> Size:
-        return Size(depth=self.manifest.network.depth, rank=self.manifest.network.rank)
+        return self.manifest.network.full_size
 
 
 def file_sha256(path: Path) -> str:
@@ -161,7 +161,8 @@ def load_family(directory: Path) -> Family:
     _check_hashes(directory, manifest)
     latent = manifest.network.autoencoder is not None
     files = (*TENSOR_FILES, ENCODER) if latent else TENSOR_FILES
-    _check_listed(directory, manifest, files)
+    if missing := {f"{name}.safetensors" for name in files} - manifest.sha256.keys():
+        raise FamilyError(f"{directory / MANIFEST} lists no hash for {', '.join(sorted(missing))}")
     tensors = {name: _read_tensors(directory / f"{name}.safetensors") for name in files}
     encoder = LatentEncoder(manifest.network) if latent else None
     with torch.device("meta"):  # the files' own memory is used, nothing is drawn or copied
@@ -225,12 +226,6 @@ def write_quality(directory: Path, table: QualityTable) -> None:
 
 def _write_manifest(directory: Path, manifest: FamilyManifest) -> None:
     write_file(directory / MANIFEST, f"{manifest.model_dump_json(indent=2)}\n".encode())
-
-
-def _check_listed(directory: Path, manifest: FamilyManifest, files: Iterable[str]) -> None:
-    required = {f"{name}.safetensors" for name in files}
-    if missing := required - manifest.sha256.keys():
-        raise FamilyError(f"{directory / MANIFEST} lists no hash for {', '.join(sorted(missing))}")
 
 
 def _check_hashes(directory: Path, manifest: FamilyManifest) -> None:

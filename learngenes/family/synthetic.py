@@ -43,29 +43,22 @@ def write_synthetic_family(
         torch.arange(20) % network.num_classes,
         class_names,
     )
-    manifest = save_family(
-        directory,
-        {
-            "name": directory.name,
-            "network": network,
-            "diffusion": DiffusionConfig(),
-            "sizes": sizes,
-            "class_names": class_names,
-            "licence": "random numbers",
-            "trained_steps": 0,
-            "form": "any-size",
-        },
-        Learngenes(network),
-        Stem(network),
-        scales,
-        images,
-    )
+    manifest = {
+        "name": directory.name,
+        "network": network,
+        "diffusion": DiffusionConfig(),
+        "sizes": sizes,
+        "class_names": class_names,
+        "licence": "random numbers",
+        "trained_steps": 0,
+        "form": "any-size",
+    }
+    written = save_family(directory, manifest, Learngenes(network), Stem(network), scales, images)
     write_quality(directory, _made_up_quality(sizes))
-    return manifest
+    return written
 
 
 def _made_up_quality(sizes: SizeSpace) -> QualityTable:
-    """Losses that fall with depth and rank, as real ones do."""
     losses = tuple(
         tuple(0.1 * (1 + 1 / depth + 50 / rank) for rank in sizes.ranks) for depth in sizes.depths
     )

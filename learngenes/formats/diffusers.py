@@ -63,7 +63,6 @@ def export_model(
 
 
 def _save_pipeline(family: Family, labels: Mapping[str, str], directory: Path) -> None:
-    """Write `vae/`, and `model_index.json` with the class names."""
     assert family.encoder is not None
     assert family.stem.decoder is not None
     whole = joined(family.manifest.network, family.encoder, family.stem.decoder)
@@ -103,10 +102,7 @@ def to_diffusers(model: DiT) -> DiTTransformer2DModel:
 
 
 def diffusers_state(model: DiT) -> dict[str, Tensor]:
-    """`model`'s weights under diffusers' names; embedders are repeated in each block.
-
-    Raises ValueError when `model` is not materialised.
-    """
+    """`model`'s weights under diffusers' names. Raises ValueError when it is not materialised."""
     stem = model.stem
     modules: dict[str, nn.Module] = {
         "pos_embed.proj": stem.patch,
@@ -132,14 +128,9 @@ def diffusers_state(model: DiT) -> dict[str, Tensor]:
 
 
 def _pipeline_classes(classes: Tensor) -> Tensor:
-    """Class table (num_classes + 1, D) -> (1001, D): the null class, our last row, is row 1000.
-
-    The rows between are never asked for.
-    """
+    """Class table (num_classes + 1, D) -> (1001, D): the null class, our last row, is row 1000."""
     num_classes = len(classes) - 1
     if num_classes > PIPELINE_NULL_CLASS:
         raise ValueError(f"DiTPipeline knows {PIPELINE_NULL_CLASS} classes, not {num_classes}")
-    table = torch.zeros(PIPELINE_NULL_CLASS + 1, classes.shape[1], dtype=classes.dtype)
-    table[:num_classes] = classes[:-1]
-    table[PIPELINE_NULL_CLASS] = classes[-1]
-    return table
+    unused = classes.new_zeros(PIPELINE_NULL_CLASS - num_classes, classes.shape[1])
+    return torch.cat([classes[:-1], unused, classes[-1:]])

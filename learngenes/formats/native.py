@@ -129,16 +129,15 @@ def load_model(directory: Path, family: Family | None = None, device: torch.devi
 def _read_manifest(directory: Path) -> ModelManifest:
     try:
         raw = json.loads((directory / MANIFEST).read_bytes())
-        if raw["schema_version"] != SCHEMA_VERSION:
-            raise ModelError(
-                f"{directory / MANIFEST} has schema_version {raw['schema_version']!r}, this "
-                f"release reads {SCHEMA_VERSION}; export the model again"
-            )
-        return ModelManifest.model_validate(raw)
-    except ModelError:
-        raise
+        version = raw["schema_version"]
+        if version == SCHEMA_VERSION:
+            return ModelManifest.model_validate(raw)
     except (OSError, TypeError, KeyError, ValueError) as error:  # JSON's and pydantic's, too
         raise ModelError(f"{directory} is not a model: {MANIFEST}: {error}") from error
+    raise ModelError(
+        f"{directory / MANIFEST} has schema_version {version!r}, this release reads "
+        f"{SCHEMA_VERSION}; export the model again"
+    )
 
 
 def _read(directory: Path, name: str, digest: str) -> dict[str, Tensor]:

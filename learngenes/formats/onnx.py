@@ -27,7 +27,6 @@ from learngenes.model.schedulers import diffusers_scheduler
 FILE, DECODER_FILE = "model.onnx", "decoder.onnx"
 INPUTS = ("sample", "timestep", "class_labels")
 """Inputs: float32 (N, C, H, W); int64 (N,); int64 (N,), the null class after the last one."""
-OUTPUT = "prediction"
 DECODER_INPUT, DECODER_OUTPUT = "latents", "images"
 
 
@@ -70,7 +69,7 @@ def export_onnx(model: Model, directory: Path) -> None:
     x = torch.zeros(rows, config.in_channels, config.sample_size, config.sample_size)
     timesteps, labels = (torch.zeros(rows, dtype=torch.int64) for _ in range(2))  # never one twice
     network = _Prediction(model.network).eval()
-    _export(network, (x, timesteps, labels), directory / FILE, INPUTS, OUTPUT)
+    _export(network, (x, timesteps, labels), directory / FILE, INPUTS, "prediction")
     decoder = model.network.stem.decoder
     if isinstance(decoder, LatentDecoder):
         _export(decoder, (x,), directory / DECODER_FILE, (DECODER_INPUT,), DECODER_OUTPUT)
@@ -81,7 +80,6 @@ def export_onnx(model: Model, directory: Path) -> None:
 def _export(
     network: nn.Module, given: tuple[Tensor, ...], file: Path, inputs: Sequence[str], output: str
 ) -> None:
-    """Export one module with a dynamic number of rows."""
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of its own deprecations

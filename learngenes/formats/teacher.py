@@ -54,10 +54,6 @@ class Teacher:
     class_names: tuple[str, ...] | None = None
     """Class names in order of their numbers; None where no pipeline's index has them."""
 
-    @property
-    def image_size(self) -> int:
-        return self.network.config.image_size
-
     def with_classes(self, names: Sequence[str]) -> "Teacher":
         """This teacher with only the named classes, in that order, and the null class.
 

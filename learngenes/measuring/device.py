@@ -166,10 +166,7 @@ class _Profiling:
         return self.elapsed_share - before
 
     def _time_steps(self, model: DiT, rows: list[int]) -> tuple[float, float, tuple[float, ...]]:
-        """Seconds of a request without steps, of each of its images, and of a step without layers.
-
-        Those of a step are given for each number of rows.
-        """
+        """Seconds of a request without steps, of an image, and of a step of `rows` in the stem."""
         diffusion = self.family.manifest.diffusion
         layers, model.layers = model.layers, nn.ModuleList()
         few, many = 2, 10

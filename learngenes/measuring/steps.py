@@ -56,7 +56,7 @@ class StepCosts:
 
 
 def seconds_a_step(batch: Batch, steps: int) -> float:
-    """Seconds of one step, from the total of `count`."""
+    """Seconds of one step, in the mean of `steps`."""
     began = time.perf_counter()
     for _ in range(steps):
         batch.step()
@@ -125,12 +125,9 @@ def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) ->
 def _fastest_steps(
     batches: Mapping[int, Batch], until: float, seconds_of: SecondsOf
 ) -> dict[int, float]:
-    """Seconds of each, in rounds, so that a slow moment of the machine is nobody's alone.
-
-    In a round all run for about as long as one step of the slowest takes: a few short steps would
-    slip in between whatever else the machine does, and seem the faster for it.
-    """
+    """Seconds of a step of each, in rounds: a slow moment of the machine is nobody's alone."""
     once = {key: seconds_of(batch, 1) for key, batch in batches.items()}
+    # a few short steps would slip in between what else the machine does, and seem the faster for it
     longest = max(once.values())
     steps = {key: min(STEPS_A_ROUND, round(longest / seconds)) for key, seconds in once.items()}
     fastest = dict.fromkeys(batches, math.inf)

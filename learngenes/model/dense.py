@@ -18,7 +18,6 @@ class DenseDiT(nn.Module):
     """A DiT that is trainable in every part; numerically `DiT` in materialised mode."""
 
     def __init__(self, stem: Stem, layers: Sequence[Weights]) -> None:
-        """`stem` becomes part of it; the layers' tensors are copied."""
         super().__init__()
         self.config = stem.config
         self.stem = stem
@@ -41,25 +40,16 @@ class DenseDiT(nn.Module):
 @torch.no_grad()
 def materialised(genes: Learngenes, scales: Scales) -> list[Weights]:
     """Every W of the model that `scales` makes of `genes`, layer by layer."""
-    rank = scales.rank
+    u, v = ({kind: side[kind][:, : scales.rank] for kind in Kind} for side in (genes.u, genes.v))
     return [
-        {
-            kind: (
-                materialise(genes.u[kind][:, :rank], layer.sigma[kind], genes.v[kind][:, :rank]),
-                layer.bias[kind],
-            )
-            for kind in Kind
-        }
+        {k: (materialise(u[k], layer.sigma[k], v[k]), layer.bias[k]) for k in Kind}
         for layer in scales.layers()
     ]
 
 
-@torch.no_grad()
 def _own(weights: Weights) -> nn.ModuleDict:
     layer: dict[str, nn.Module] = {}
     for kind, (weight, bias) in weights.items():
-        linear = nn.Linear(weight.shape[1], weight.shape[0])
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
-        layer[kind] = linear
+        layer[kind] = nn.Linear(weight.shape[1], weight.shape[0])
+        layer[kind].load_state_dict({"weight": weight, "bias": bias})
     return nn.ModuleDict(layer)

@@ -83,7 +83,11 @@ class Stem(nn.Module):
         self.final_modulation = nn.Linear(d, 2 * d)
         self.final = nn.Linear(d, config.patch_values)
         self.decoder = None if config.autoencoder is None else LatentDecoder(config)
-        self._initialise()
+        for embedding in (self.classes, self.time_in, self.time_out):  # as DiT does
+            nn.init.normal_(embedding.weight, std=0.02)
+        for zero in (self.final_modulation, self.final):
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
 
     def with_classes(self, table: Tensor) -> "Stem":
         """A stem that shares everything with this one but the class embeddings.
@@ -98,14 +102,6 @@ class Stem(nn.Module):
             other.classes.weight = table
         other.config = self.config.model_copy(update={"num_classes": num_classes})
         return other
-
-    def _initialise(self) -> None:
-        """Initialise as DiT does: small embeddings, and a final layer that starts at zero."""
-        for embedding in (self.classes, self.time_in, self.time_out):
-            nn.init.normal_(embedding.weight, std=0.02)
-        for zero in (self.final_modulation, self.final):
-            nn.init.zeros_(zero.weight)
-            nn.init.zeros_(zero.bias)
 
     def forward(
         self, x: Tensor, timesteps: Tensor, class_labels: Tensor, layers: Iterable[Layer]

@@ -4,7 +4,7 @@ U and V (the learngenes) are shared by all layers, sizes and tasks; a layer owns
 sigma and its biases.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,16 +60,16 @@ class Scales(nn.Module):
 
     @property
     def rank(self) -> int:
-        return self.layer(0).sigma[Kind.QKV].shape[0]
+        return len(self._list(self.sigma, Kind.QKV)[0])
 
-    def layer(self, index: int) -> "LayerScales":
-        return LayerScales(
-            {kind: self._list(self.sigma, kind)[index] for kind in Kind},
-            {kind: self._list(self.bias, kind)[index] for kind in Kind},
+    def layers(self) -> list["LayerScales"]:
+        sigma, bias = (
+            {kind: self._list(group, kind) for kind in Kind} for group in (self.sigma, self.bias)
         )
-
-    def layers(self) -> Iterator["LayerScales"]:
-        return (self.layer(index) for index in range(self.depth))
+        return [
+            LayerScales({k: sigma[k][i] for k in Kind}, {k: bias[k][i] for k in Kind})
+            for i in range(self.depth)
+        ]
 
     def stacked(self) -> dict[str, Tensor]:
         """Tensors (L, r) and (L, m_k) by flat name, as they are kept on disk."""
@@ -189,10 +189,7 @@ def training_layer(genes: Learngenes, scales: LayerScales) -> Layer:
 
 
 def _cheaper_factored(rows: int, u: Tensor, v: Tensor) -> bool:
-    """Whether factors take fewer multiplications, forward and backward together.
-
-    Factor by factor no gradient of W has to be formed.
-    """
+    """Whether factors take fewer multiplications, forward and backward together."""
     (m, rank), n = u.shape, len(v)
-    passes = 3 if u.requires_grad else 2
+    passes = 3 if u.requires_grad else 2  # factor by factor no gradient of W has to be formed
     return passes * rows * rank * (m + n) < m * n * (3 * rows + passes * rank)

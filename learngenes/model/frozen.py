@@ -18,10 +18,7 @@ def factored_linear(x: Tensor, u: Tensor, sigma: Tensor, vt: Tensor, bias: Tenso
 
 
 def _as(weight: Tensor, x: Tensor) -> Tensor:
-    """`weight` in the dtype of `x`, for the time of one product.
-
-    An int8 weight says that it has that dtype already: torchao casts it inside the product.
-    """
+    # an int8 weight says that it has that dtype already: torchao casts it inside the product
     return weight if weight.dtype == x.dtype else weight.to(x.dtype)
 
 
@@ -66,14 +63,11 @@ def serving_layers(
             raise ValueError("a refined model has no factors: its mode is materialised")
         yield from _dense_layers(own, dtype, compute)
         return
-    scales = own
-    rank = scales.rank
-    u = {kind: genes.u[kind][:, :rank] for kind in Kind}
-    v = {kind: genes.v[kind][:, :rank] for kind in Kind}
+    u, v = ({kind: side[kind][:, : own.rank] for kind in Kind} for side in (genes.u, genes.v))
     if mode is Mode.FACTORED:
         stored_u = {kind: stored(u[kind], dtype, compute) for kind in Kind}
         stored_vt = {kind: stored(v[kind].T, dtype, compute) for kind in Kind}
-    for layer in scales.layers():
+    for layer in own.layers():
         modules: dict[str, nn.Module] = {}
         for kind in Kind:
             sigma, bias = (t.detach().to(compute) for t in (layer.sigma[kind], layer.bias[kind]))

@@ -26,11 +26,9 @@ def interpolated_layers(scales: Scales, size: Size) -> list[LayerScales]:
     """
     if size.rank > scales.rank:
         raise ValueError(f"rank {size.rank} is more than the {scales.rank} that Sigma has")
-    source = list(scales.layers())
-    if size.depth == 1:
-        positions = [(len(source) - 1) / 2]
-    else:
-        positions = [i * (len(source) - 1) / (size.depth - 1) for i in range(size.depth)]
+    source, depth = scales.layers(), size.depth
+    last = len(source) - 1
+    positions = [i * last / (depth - 1) for i in range(depth)] if depth > 1 else [last / 2]
     return [_between(source, position, size.rank) for position in positions]
 
 

@@ -74,15 +74,11 @@ class Budget(BaseModel):
     def constraints(self) -> Constraints:
         """In bytes and seconds: a GB is 10^9 bytes."""
         gigabytes, milliseconds = self.max_mem_gb, self.max_latency_ms
+        same = {"mem_scope", "min_quality", "depth", "rank", "mode", "dtype"}
         return Constraints(
             max_mem_bytes=None if gigabytes is None else round(gigabytes * 1e9),
-            mem_scope=self.mem_scope,
             max_latency_seconds=None if milliseconds is None else max(milliseconds / 1e3, 1e-9),
-            min_quality=self.min_quality,
-            depth=self.depth,
-            rank=self.rank,
-            mode=self.mode,
-            dtype=self.dtype,
+            **self.model_dump(include=same),
         )
 
 

@@ -4,6 +4,7 @@ d is the network's width, r the rank, L the depth; see shapes in `learngenes.con
 Depth and rank may be integers or integer arrays: every function is vectorised over them.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,7 +138,6 @@ def activation_bytes(
         return _product_bytes(network, kind, rows, rank, execution)
 
     embedding = workload.rows * TIME_FREQUENCIES * (BYTES_PER_FLOAT32 + e)
-
     moments = (
         x + embedding + execution.scratch_bytes(workload.rows, TIME_FREQUENCIES, d),
         x + product(Kind.ADALN, workload.rows),
@@ -147,9 +147,7 @@ def activation_bytes(
         3 * x + 8 * x,
         7 * x + product(Kind.OUT, tokens),
     )
-    widest = moments[0]
-    for moment in moments[1:]:
-        widest = np.maximum(widest, moment)
+    widest = functools.reduce(np.maximum, moments)
     image = network.in_channels * network.sample_size**2 * BYTES_PER_FLOAT32
     images = (8 if workload.guided else 4) * workload.n
     widest = np.maximum(widest + conditioning, decoding_bytes(network, workload.n))

@@ -93,10 +93,8 @@ class DeviceProfile(Frozen):
         None where there is none, it is stale, or another release of fineserve wrote it.
         `torch_version` is None where no worker is there to say.
         """
-        if raw is None:
-            return None
         try:
-            profile = cls.model_validate_json(raw)
+            profile = cls.model_validate_json(raw or "")
         except ValidationError:
             return None
         same_torch = torch_version in (None, profile.torch_version)

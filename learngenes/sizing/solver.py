@@ -125,9 +125,6 @@ class Candidates:
             )
         ]
 
-    def plan(self, index: int) -> Plan:
-        return self.plans([index])[0]
-
 
 def solve(candidates: Candidates, constraints: Constraints) -> Solution:
     """The feasible size of highest predicted quality; among equals the one of lower latency.
@@ -144,7 +141,7 @@ def solve(candidates: Candidates, constraints: Constraints) -> Solution:
     best = int(_ordered(candidates, memory, feasible)[0])
     mem, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
     return Solution(
-        plan=candidates.plan(best),
+        plan=candidates.plans([best])[0],
         binding=_binding(candidates, allowed, kept, best),
         slack=Slack(
             memory_bytes=None if mem is None else int(mem - memory[best]),
@@ -254,7 +251,8 @@ def _infeasible(
         "min_quality": quality,
     }
     binding = tuple(name for name, mask in kept.items() if not mask[nearest])
-    return Infeasible(binding, candidates.plan(nearest), {name: needed[name] for name in binding})
+    (plan,) = candidates.plans([nearest])
+    return Infeasible(binding, plan, {name: needed[name] for name in binding})
 
 
 def _front(candidates: Candidates, memory: Ints, allowed: Bools) -> list[int]:

@@ -87,8 +87,7 @@ class _Segment:
         """Slots of `size` rows from `start` on; `layer` makes layer `index` for `count` slots."""
         layers = []
         for index in range(depths[0]):
-            needed = sum(depth > index for depth in depths)
-            count = needed
+            count = needed = sum(depth > index for depth in depths)
             while count < len(depths) and count * size < padded(needed * size, shared.device):
                 count += 1
             layers.append((needed * size, count * size, layer(index, count)))
@@ -179,10 +178,7 @@ class _Row(NamedTuple):
 
 
 class Batch:
-    """One composition of parts, all of models with the same SharedWeights.
-
-    Parts keep their images here until `settle`.
-    """
+    """Composition of parts that have the same SharedWeights; holds their images until `settle`."""
 
     def __init__(
         self, parts: Sequence[Part], tables: Tables, stack: Stack, kernels: Kernels

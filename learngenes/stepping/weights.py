@@ -18,6 +18,7 @@ from learngenes.model.frozen import stored
 from learngenes.stepping.arithmetic import BLOCK_KINDS
 
 SPARE_RANKS = 8
+"""Ranks that no model has: compiled kernels would tell a prefix from the whole."""
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
@@ -48,10 +49,7 @@ class SharedWeights:
         self.final = final, stem.final.bias.detach()
 
     def _factors(self, kind: Kind, rank: int) -> tuple[Tensor, Tensor]:
-        """Factors V (n, r) and U^T (r, m), zero beyond `rank`, so that all have the same shape.
-
-        A rank's prefix is never the whole: a compiled kernel would tell the two apart.
-        """
+        """Factors V (n, r) and U^T (r, m), zero beyond `rank`, so that all have the same shape."""
         genes = self.family.genes
         u = stored(genes.u[kind].detach()[:, :rank], self.dtype, self.compute)
         vt = stored(genes.v[kind].detach()[:, :rank].T, self.dtype, self.compute)
@@ -114,10 +112,7 @@ class ModelWeights(ABC):
 
     @abstractmethod
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
-        """Modulations of every step and layer, in one product: (S, L + 1, 6D).
-
-        The last entry of a step is the final layer's, 2D.
-        """
+        """Modulations of every step and layer, (S, L + 1, 6D): of the final layer the last, 2D."""
 
     @property
     def class_table(self) -> Tensor:

@@ -32,11 +32,10 @@ def calibrate(
     """Losses over a grid of at most `points` depths and ranks, each size retrained."""
     sizes = family.manifest.sizes
     depths, ranks = (spread(v, points) for v in (sizes.depths, sizes.ranks))
-    grid = [[Size(depth=depth, rank=rank) for rank in ranks] for depth in depths]
     results: list[list[Retrained]] = []
-    for row in grid:
+    for depth in depths:
         results.append([])
-        for size in row:
+        for size in (Size(depth=depth, rank=rank) for rank in ranks):
             result = retrain(family, interpolated(family.scales, size), config)
             results[-1].append(result)
             done, of = sum(map(len, results)), len(depths) * len(ranks)

@@ -5,7 +5,6 @@ each, are a canonical polyadic decomposition: W[l] = sum over r of sigma[l, r] u
 (Kolda and Bader, SIAM Review 51, 2009).
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from learngenes.config import Kind, NetworkConfig
 from learngenes.data import labelled
 from learngenes.data.images import DataError
+from learngenes.data.latents import digest
 from learngenes.device import default_device
 from learngenes.family.family import MANIFEST, Family, load_family, save_family
 from learngenes.files import replaced
@@ -92,10 +92,7 @@ def fit(stack: Tensor, rank: int, iterations: int, on_iteration: OnIteration | N
 
 
 def _mttkrp(stack: Tensor, cp: Components, mode: int) -> Tensor:
-    """Matricised tensor times Khatri-Rao product, without forming the latter.
-
-    TensorLy's forms it: (m n, r) for Sigma, 24 GB for a kind of DiT-XL/2.
-    """
+    """Matricised tensor times Khatri-Rao product, which TensorLy forms: 24 GB for DiT-XL/2."""
     _, (sigma, u, v) = cp
     if mode == 0:
         return torch.stack([(w @ v).mul_(u).sum(0) for w in stack])
@@ -149,10 +146,7 @@ def _ordered(stack: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Fit:
 def fit_all(
     network: DenseDiT, shape: NetworkConfig, iterations: int, kept: Path
 ) -> tuple[Learngenes, Scales, dict[str, float]]:
-    """Learngenes and Sigma of every kind of `network`, and each fit's relative error.
-
-    Each kind's fit is stored in the directory `kept`, and found there again.
-    """
+    """Learngenes and Sigma of `network`, and the error of each kind's fit; fits stay in `kept`."""
     genes = Learngenes(shape)
     sigma, bias, errors = {}, {}, {}
     layers = network.weights()
@@ -182,7 +176,7 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
     """
     config = CondensationConfig.read(config_file)
     teacher = read_teacher(source)
-    side, chosen = teacher.image_size, config.data
+    side, chosen = teacher.network.config.image_size, config.data
     images = labelled.load(chosen.path, "train", chosen.class_names, side)
     labelled.load(chosen.path, "test", chosen.class_names, side)  # there is one, or no fit is begun
     if images.images.shape[1] != teacher.network.config.image_channels:
@@ -228,11 +222,8 @@ def distillation(config: CondensationConfig, teacher: Teacher) -> PretrainingCon
 
 
 def _digest(teacher: Teacher, config: CondensationConfig) -> str:
-    """Digest of everything that a fit depends on."""
-    found = hashlib.sha256(f"{config.rank} {config.fit_iterations}".encode())
-    for tensor in teacher.network.state_dict().values():
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
+    fit_settings = f"{config.rank} {config.fit_iterations}"
+    return digest(fit_settings, teacher.network.state_dict().values())[:12]
 
 
 def write_fitted(
@@ -243,17 +234,12 @@ def write_fitted(
     directory: Path,
 ) -> None:
     """Write a family whose learngenes are fitted to the teacher and not yet trained."""
-    fits = directory.parent / "fits"
+    fits, encoder = directory.parent / "fits", teacher.encoder
     genes, scales, errors = fit_all(teacher.network, config.network, iterations, fits)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / LOG).write_text(json.dumps({"step": 0, "images": 0}) + "\n")
     (directory / REPORT).write_text(json.dumps({"fit_error": errors}) + "\n")
-    save_family(
-        directory,
-        config.manifest(limited.class_names, trained_steps=0),
-        genes,
-        teacher.network.stem,
-        scales,
-        limited if teacher.encoder is None else teacher.encoder.encoded(limited, default_device()),
-        teacher.encoder,
-    )
+    if encoder is not None:
+        limited = encoder.encoded(limited, default_device())
+    manifest = config.manifest(limited.class_names, trained_steps=0)
+    save_family(directory, manifest, genes, teacher.network.stem, scales, limited, encoder)

@@ -74,10 +74,7 @@ class PretrainingConfig(_NewFamilyConfig):
 
 
 class CondensationConfig(_NewFamilyConfig):
-    """Configuration file of `fineserve condense`; the network is its teacher's.
-
-    The training distils, on the images of `data`.
-    """
+    """Configuration file of `fineserve condense`; the network is that of the teacher."""
 
     rank: PositiveInt
     """Rank of U and V."""

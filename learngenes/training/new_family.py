@@ -46,15 +46,10 @@ def write_family(
         shutil.copy(config_file, directory / "config.toml")
     shutil.copy(pretraining.directory / LOG, directory / LOG)
     _sample_grid(network, config).save(directory / "samples.png", optimize=True)
-    save_family(
-        directory,
-        config.manifest(images.class_names, trained_steps),
-        network.genes,
-        network.stem,
-        network.scales,
-        images.balanced(config.data.limited_images),
-        pretraining.encoder,
-    )
+    manifest = config.manifest(images.class_names, trained_steps)
+    genes, stem, scales = network.genes, network.stem, network.scales
+    limited = images.balanced(config.data.limited_images)
+    save_family(directory, manifest, genes, stem, scales, limited, pretraining.encoder)
 
 
 def _sample_grid(network: FactorisedDiT, config: PretrainingConfig) -> Image.Image:

@@ -111,10 +111,7 @@ class Pretraining:
         start: Path | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
-        """Prepare a run: `start` is a family to go on with, `teacher` gives all sizes their target.
-
-        Raises FamilyError when `start` has another network.
-        """
+        """Go on with the family `start`, learn from `teacher`. Raises FamilyError and DataError."""
         self.config, self.directory, self.before = config, directory, Before()
         directory.mkdir(parents=True, exist_ok=True)
         precision = config.training.mixed_precision

@@ -1,7 +1,4 @@
-"""Refinement: every W and bias of one model, written out and trained without the constraint.
-
-The paper does it after phase 2. The model then shares its stem alone with its family.
-"""
+"""Refinement, after phase 2: train every W and bias of a model, which then shares only the stem."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -37,15 +37,12 @@ def retrain(
     data: LabelledImages | None = None,
     checkpoint_file: Path | None = None,
 ) -> Retrained:
-    """Train `scales` (changed in place) on `data`, by default the family's own.
-
-    Those of another task have class embeddings of their own (`Family.for_task`).
+    """Train `scales` (changed in place; of `Family.for_task` for other classes) on `data`.
 
     `on_progress` is called after every step and may raise to cancel. Training stops after
-    `steps`, after `max_seconds`, or when the held-out loss stops falling; the learning rate
-    falls along a cosine to whichever of the first two ends is nearer. The scales with the best
-    held-out loss are kept: the given ones if nothing was better. What `checkpoint_file` holds is
-    gone on with.
+    `steps`, after `max_seconds`, or when the held-out loss stops falling; the learning rate falls
+    along a cosine to the nearer of the first two. The scales with the best held-out loss are kept,
+    be they the given ones. A run that was killed goes on from `checkpoint_file`.
     """
 
     def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:

@@ -105,11 +105,7 @@ class Tuning:
         teacher: Predict | None = None,
         checkpoint_file: Path | None = None,
     ) -> None:
-        """Train all of `model`, by which `predict` predicts, in place.
-
-        It learns from the data, and half from `teacher` where there is one. What
-        `checkpoint_file` holds is gone on with.
-        """
+        """Train all of `model`, by which `predict` predicts, in place, half from `teacher`."""
         self.family, self.model, self.predict, self.config = family, model, predict, config
         self.teacher, self.checkpoint_file = teacher, checkpoint_file
         self.device = family.stem.positions.device
@@ -204,10 +200,9 @@ class Tuning:
             log.warning("no checkpoint", file=str(self.checkpoint_file), error=str(error))
 
     def _resume(self) -> dict[str, float]:
-        if self.checkpoint_file is None:
-            return {}
-        try:
-            return checkpoint.read(self.checkpoint_file, self.model, self.optimizer, self.best)
-        except SafetensorError as error:
-            log.warning("beginning anew", unreadable=str(self.checkpoint_file), error=str(error))
-            return {}
+        if (file := self.checkpoint_file) is not None:
+            try:
+                return checkpoint.read(file, self.model, self.optimizer, self.best)
+            except SafetensorError as error:
+                log.warning("beginning anew", unreadable=str(file), error=str(error))
+        return {}

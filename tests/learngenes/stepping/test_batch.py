@@ -217,7 +217,7 @@ def test_a_model_of_numbers_that_are_not_finite_spoils_its_own_images_only(
         scales = other_scales(shared.family, Size(depth=3, rank=24), i)
         if i % 2:
             with torch.no_grad():
-                scales.layer(1).sigma["qkv"][0] = torch.nan
+                scales.layers()[1].sigma["qkv"][0] = torch.nan
         parts.append(desk.part(weights(shared, scales, mode), LABELS, SEEDS))
     alone = [desk.alone(part) for part in parts]
     run(parts, desk, 4)
