@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from learngenes.stepping.batch import Batch, Part
 from tests.support.batches import other_scales
 from worker.sampling.engine import Engine
 from worker.sampling.jobs import Job, Pixels, SampleRequest
+from worker.sampling.residency import Pool
 
 FULL_ROWS = 12
 SECONDS = 60.0
@@ -129,6 +130,41 @@ def ask(
     return SampleRequest(**{**fields, **changes})
 
 
+class GatedEngine(Engine):
+    """An engine of one family, on made up costs; its batches step when its gate lets them."""
+
+    def __init__(self, family: Family, **changes: Any) -> None:
+        self.family, self.gate = family, Gate()
+        options = {"measure_steps": made_up_costs, "compose": self.gate.compose, **changes}
+        super().__init__([family], AMPLE, compile_kernels=False, **options)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.gate.open()
+        self.stop()
+
+    @property
+    def pool(self) -> Pool:
+        """Pool of the models in float32."""
+        return self.residency.pool(self.family, DType.FLOAT32, 24)
+
+    def ask(self, model: Model | None = None, images: int = 2, **changes: Any) -> SampleRequest:
+        return ask(self.family, model, images, **changes)
+
+    def begin(self, model: Model | None = None, images: int = 2, **changes: Any) -> Job:
+        return self.submit(self.ask(model, images, **changes))
+
+    def hold(self, first: SampleRequest, *others: SampleRequest) -> list[Job]:
+        """Jobs of requests of which the others come when the first waits at the closed gate."""
+        self.gate.close()
+        jobs = [self.submit(first)]
+        self.gate.reached()
+        return [*jobs, *map(self.submit, others)]
+
+
 def images_of(job: Job) -> list[Pixels]:
     assert job.wait(SECONDS)
     return job.images()
@@ -141,6 +177,15 @@ def alone(engine: Engine, request: SampleRequest) -> list[Pixels]:
 
 def same(ours: Sequence[Pixels], theirs: Sequence[Pixels]) -> bool:
     return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+
+
+def undisturbed(engine: GatedEngine, *jobs: Job) -> bool:
+    """Whether jobs that are let go get the images that their requests get alone."""
+    engine.gate.open()
+    images = [images_of(job) for job in jobs]
+    return all(
+        same(ours, alone(engine, job.request)) for job, ours in zip(jobs, images, strict=True)
+    )
 
 
 def reference(family: Family, model: Model, request: SampleRequest) -> np.ndarray:

@@ -9,11 +9,10 @@ from learngenes.sizing.profile import DeviceProfile
 from registry.records import GenerationRecord, ModelRecord
 from registry.settings import Settings
 from tests.support.devices import keep_profile
-from tests.support.engines import AMPLE, Gate, made_up_costs
+from tests.support.engines import GatedEngine
 from tests.support.records import queued_model
 from worker.housekeeping import PATIENCE, Housekeeping, Patience
 from worker.runtime import Runtime
-from worker.sampling.engine import Engine
 from worker.sampling.sample import Sampling
 
 
@@ -77,20 +76,6 @@ def make_generation(runtime: Runtime) -> MakeGeneration:
 
 
 @pytest.fixture
-def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture
-def engine(family: Family, gate: Gate) -> Iterator[Engine]:
-    engine = Engine(
-        [family],
-        AMPLE,
-        compile_kernels=False,
-        measure_steps=made_up_costs,
-        compose=gate.compose,
-    )
-    engine.start()
-    yield engine
-    gate.open()
-    engine.stop()
+def engine(family: Family) -> Iterator[GatedEngine]:
+    with GatedEngine(family) as engine:
+        yield engine

@@ -1,9 +1,7 @@
 """A family of latents, served: what is denoised is decoded when it is done."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,21 +20,11 @@ from registry.errors import StorageFull
 from registry.store import ArtifactStore, served_name
 from tests.learngenes.data.test_latents import LATENTS, autoencoder
 from tests.support.builds import build
-from tests.support.engines import (
-    AMPLE,
-    SECONDS,
-    Gate,
-    Model,
-    ask,
-    images_of,
-    made_up_costs,
-    reference,
-)
+from tests.support.engines import SECONDS, GatedEngine, Model, ask, images_of, reference
 from tests.support.sizing import SIZES, quality_table
 from tests.worker.conftest import MakeModel
 from worker.artifacts import load_dataset, load_own
 from worker.runtime import Runtime
-from worker.sampling.engine import Engine
 from worker.sampling.jobs import Preview
 
 NAME = "latents"
@@ -72,21 +60,7 @@ def family(families_dir: Path) -> Family:
     return load_family(families_dir / NAME)
 
 
-def quick_engine(family: Family, **more: Any) -> Engine:
-    """Costs are made up, so that no engine finds W slower, and rounds otherwise than another."""
-    return Engine([family], AMPLE, compile_kernels=False, measure_steps=made_up_costs, **more)
-
-
-@pytest.fixture
-def engine(family: Family, gate: Gate) -> Iterator[Engine]:
-    engine = quick_engine(family, compose=gate.compose)
-    engine.start()
-    yield engine
-    gate.open()
-    engine.stop()
-
-
-def test_images_are_those_of_one_model_alone(engine: Engine, family: Family) -> None:
+def test_images_are_those_of_one_model_alone(engine: GatedEngine, family: Family) -> None:
     model = Model(depth=3)
     request = ask(family, model, images=6)
     images = np.stack(images_of(engine.submit(request))).astype(int)
@@ -95,7 +69,7 @@ def test_images_are_those_of_one_model_alone(engine: Engine, family: Family) -> 
 
 
 def test_what_ends_together_is_decoded_together_and_on_a_cpu_each_alone(
-    engine: Engine, family: Family, monkeypatch: pytest.MonkeyPatch
+    engine: GatedEngine, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together: list[int] = []
     forward = LatentDecoder.forward
@@ -116,7 +90,7 @@ def test_what_ends_together_is_decoded_together_and_on_a_cpu_each_alone(
 
 
 def test_each_lane_decodes_and_what_all_take_is_kept_free(
-    engine: Engine, family: Family, monkeypatch: pytest.MonkeyPatch
+    engine: GatedEngine, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = ask(family, images=4)
     alone = np.stack(images_of(engine.submit(request)))
@@ -128,18 +102,15 @@ def test_each_lane_decodes_and_what_all_take_is_kept_free(
 
     monkeypatch.setattr(LatentDecoder, "forward", together)
     with with_threads(2):
-        of_two = quick_engine(family)
-    of_two.start()
-    try:
+        of_two = GatedEngine(family)
+    with of_two:
         assert np.array_equal(np.stack(images_of(of_two.submit(request))), alone)
-    finally:
-        of_two.stop()
     one_image = decoding_bytes(family.manifest.network, 1)
     assert engine.residency.budget_bytes - of_two.residency.budget_bytes == one_image > 0
 
 
 def test_latents_are_decoded_one_by_one_where_memory_is_short(
-    engine: Engine, family: Family, monkeypatch: pytest.MonkeyPatch
+    engine: GatedEngine, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = LatentDecoder.pixels
 
@@ -158,7 +129,7 @@ def test_latents_are_decoded_one_by_one_where_memory_is_short(
 
 
 def test_latents_that_cannot_be_decoded_end_their_request_and_no_other(
-    engine: Engine, family: Family
+    engine: GatedEngine, family: Family
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LatentDecoder, "pixels", broken)
@@ -171,14 +142,14 @@ def broken(*_: object) -> torch.Tensor:
     raise RuntimeError("cannot be decoded")
 
 
-def test_a_preview_is_an_image(engine: Engine, family: Family, gate: Gate) -> None:
-    gate.close()
-    job = engine.submit(ask(family, images=1))
-    gate.allow(2)
+def test_a_preview_is_an_image(engine: GatedEngine) -> None:
+    engine.gate.close()
+    job = engine.begin(images=1)
+    engine.gate.allow(2)
     preview = Preview(job)
     with torch.inference_mode():
         preview.answer()  # here, since the engine waits at the gate
-    gate.open()
+    engine.gate.open()
     images_of(job)
     assert preview.pixels is not None
     assert preview.pixels.shape == (3, 8, 8)
