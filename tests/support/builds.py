@@ -7,6 +7,7 @@ from learngenes.device import default_device
 from learngenes.family.family import load_family
 from learngenes.measuring.model import Measurement, measure
 from learngenes.model.factors import Own
+from registry.records import ModelRecord
 from worker.build import build as builder
 from worker.build.build import Tools
 from worker.build.verify import Specimen
@@ -24,6 +25,7 @@ def verify_here(specimen: Specimen, own: Own, on_wait: Callable[[], object]) -> 
 QUICK = Tools(verify=verify_here)
 
 
-def build(runtime: Runtime, model_id: str, **tools: object) -> None:
+def build(runtime: Runtime, model_id: str, **tools: object) -> ModelRecord:
     """Make a queued model ready, with these `Tools` in place of quick ones."""
     builder.build(runtime, model_id, dataclasses.replace(QUICK, **tools))  # type: ignore[arg-type]
+    return runtime.repository.models.get(model_id)

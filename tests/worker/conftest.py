@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 from learngenes.config import Scheduler
 from learngenes.family.family import Family
 from learngenes.sizing.profile import DeviceProfile
+from registry.events import stream_key
 from registry.records import GenerationRecord, ModelRecord
 from registry.settings import Settings
 from tests.support.devices import keep_profile
@@ -38,6 +40,14 @@ def sampler(runtime: Runtime) -> Iterator[Sampling]:
     sampler = Sampling(runtime)
     yield sampler
     sampler.engine.stop()
+
+
+def told(
+    runtime: Runtime, record_id: str, event: str, kind: str = "model"
+) -> list[dict[str, object]]:
+    """Data of a record's events of one name, in order."""
+    entries = runtime.repository._redis.xrange(stream_key(kind, record_id))
+    return [json.loads(fields["data"]) for _, fields in entries if fields["event"] == event]
 
 
 MakeModel = Callable[..., ModelRecord]

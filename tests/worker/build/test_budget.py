@@ -1,6 +1,5 @@
 """What a build does about its budget: it plans again, measures, steps down, gives up."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,13 +10,12 @@ from learngenes.measuring.model import Measurement
 from learngenes.model.factors import Scales
 from learngenes.sizing.budget import Budget, Constraints, Cost, Plan
 from learngenes.sizing.profile import DeviceProfile
-from registry.events import stream_key
 from registry.records import ModelRecord
 from registry.store import served_name
 from tests.support.builds import build
 from tests.support.devices import keep_profile, planned
 from tests.support.records import revision_name
-from tests.worker.conftest import MakeGeneration, MakeModel
+from tests.worker.conftest import MakeGeneration, MakeModel, told
 from worker.artifacts import load_own
 from worker.build.budget import MOST_STEPS_DOWN, budgets_missed, tightened
 from worker.build.profiles import stored_profile
@@ -37,6 +35,7 @@ class Device:
 
     runtime: Runtime
     profile: DeviceProfile
+    make_model: MakeModel
     more_bytes: int = 0
     times_slower: float = 1.0
     always: Cost | None = None
@@ -60,49 +59,39 @@ class Device:
         )
         return Measurement(self.always or needed, latency_runs=5)
 
+    def build(self, model: ModelRecord | None = None, **new: Any) -> ModelRecord:
+        """Build a model, by default a new one."""
+        model = model or self.make_model(**new)
+        return build(self.runtime, model.id, verify=self.verify)
+
+    def told(self, record: ModelRecord, event: str) -> list[dict[str, object]]:
+        return told(self.runtime, record.id, event)
+
 
 @pytest.fixture
-def device(runtime: Runtime, profile: DeviceProfile) -> Device:
-    return Device(runtime, profile)
+def device(runtime: Runtime, profile: DeviceProfile, make_model: MakeModel) -> Device:
+    return Device(runtime, profile, make_model)
 
 
-def built(device: Device, model: ModelRecord) -> ModelRecord:
-    build(device.runtime, model.id, verify=device.verify)
-    return device.runtime.repository.models.get(model.id)
-
-
-def told(client: redis.Redis, record: ModelRecord, event: str) -> list[dict[str, object]]:
-    """The data of a model's events of one name, in order."""
-    events = client.xrange(stream_key("model", record.id))
-    return [json.loads(fields["data"]) for _, fields in events if fields["event"] == event]
-
-
-def test_a_model_that_keeps_its_budget_is_as_planned(
-    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
-) -> None:
+def test_a_model_that_keeps_its_budget_is_as_planned(device: Device) -> None:
     plan = device.plan()
-    record = built(device, make_model(plan=plan))
+    record = device.build(plan=plan)
     assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
     assert record.plan == plan
     assert record.measured == plan.predicted
-    assert told(client, record, "replanned") == []
-    (verified,) = told(client, record, "verified")
+    assert device.told(record, "replanned") == []
+    (verified,) = device.told(record, "verified")
     assert verified["over_budget"] == []
     assert verified["measured"] == asdict(plan.predicted)
 
 
 def test_a_model_over_its_memory_is_made_again_smaller(
-    runtime: Runtime,
-    sampler: Sampling,
-    make_model: MakeModel,
-    make_generation: MakeGeneration,
-    device: Device,
-    client: redis.Redis,
+    sampler: Sampling, make_generation: MakeGeneration, device: Device
 ) -> None:
     first = device.plan()
     device.more_bytes = 1000
     budget_gb = first.predicted.memory_bytes / 1e9
-    record = built(device, make_model(plan=first, max_mem_gb=budget_gb, **WRITTEN_OUT))
+    record = device.build(plan=first, max_mem_gb=budget_gb, **WRITTEN_OUT)
 
     assert (record.status, record.revision, record.attempts) == ("ready", 4, 1)
     (tried,) = record.over_budget
@@ -113,83 +102,69 @@ def test_a_model_over_its_memory_is_made_again_smaller(
     assert record.measured.memory_bytes <= first.predicted.memory_bytes
     assert record.measured.memory_bytes == record.plan.predicted.memory_bytes
 
-    verified = told(client, record, "verified")
+    verified = device.told(record, "verified")
     assert [event["over_budget"] for event in verified] == [["max_mem_gb"], []]
     assert [event["plan"] for event in verified] == [asdict(first), asdict(record.plan)]
-    revisions = [event["revision"] for event in told(client, record, "status")]
+    revisions = [event["revision"] for event in device.told(record, "status")]
     assert list(dict.fromkeys(revisions)) == [None, 0, 3, 4]
     for revision, plan in ((0, first), (3, record.plan), (4, record.plan)):
-        scales = load_own(
-            runtime.store,
-            runtime.family("tiny"),
-            revision_name(runtime.store, record.id, revision),
-        )
+        name = revision_name(device.runtime.store, record.id, revision)
+        scales = load_own(device.runtime.store, device.runtime.family("tiny"), name)
         assert (scales.depth, scales.rank) == (plan.depth, plan.rank)
 
     images = make_generation(record.id, n=1)
     sampler.generate(images.id)
-    sampled = runtime.repository.generations.get(images.id)
+    sampled = device.runtime.repository.generations.get(images.id)
     assert (sampled.status, sampled.revision) == ("done", 4)
 
 
-def test_a_model_over_its_latency_is_made_again_faster(
-    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
-) -> None:
+def test_a_model_over_its_latency_is_made_again_faster(device: Device) -> None:
     first = device.plan()
     device.times_slower = 1.05
     budget_ms = first.predicted.latency_p95_seconds * 1000
-    record = built(device, make_model(plan=first, max_mem_gb=None, max_latency_ms=budget_ms))
+    record = device.build(plan=first, max_mem_gb=None, max_latency_ms=budget_ms)
     assert (record.status, record.revision) == ("ready", 4)
     assert record.measured is not None
     assert record.measured.latency_p95_seconds * 1000 <= budget_ms
-    over, kept = told(client, record, "verified")
+    over, kept = device.told(record, "verified")
     assert (over["over_budget"], kept["over_budget"]) == (["max_latency_ms"], [])
 
 
-def test_a_model_over_both_budgets_is_made_to_keep_both(
-    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
-) -> None:
+def test_a_model_over_both_budgets_is_made_to_keep_both(device: Device) -> None:
     first = device.plan()
     device.more_bytes, device.times_slower = 1000, 1.05
     memory_gb = first.predicted.memory_bytes / 1e9
     latency_ms = first.predicted.latency_p95_seconds * 1000
-    model = make_model(plan=first, max_mem_gb=memory_gb, max_latency_ms=latency_ms)
-    record = built(device, model)
+    record = device.build(plan=first, max_mem_gb=memory_gb, max_latency_ms=latency_ms)
     assert record.status == "ready"
     assert record.measured is not None
     assert record.measured.memory_bytes <= first.predicted.memory_bytes
     assert record.measured.latency_p95_seconds * 1000 <= latency_ms
-    assert told(client, record, "verified")[0]["over_budget"] == ["max_mem_gb", "max_latency_ms"]
+    over, *_ = device.told(record, "verified")
+    assert over["over_budget"] == ["max_mem_gb", "max_latency_ms"]
 
 
-def test_the_whole_process_counts_when_the_budget_is_for_it(
-    runtime: Runtime, make_model: MakeModel, device: Device
-) -> None:
+def test_the_whole_process_counts_when_the_budget_is_for_it(device: Device) -> None:
     first = device.plan()
     device.more_bytes = 1000
     whole = first.predicted.process_memory_bytes
-    model = make_model(plan=first, max_mem_gb=whole / 1e9, mem_scope="process")
-    record = built(device, model)
+    record = device.build(plan=first, max_mem_gb=whole / 1e9, mem_scope="process")
     assert (record.status, len(record.over_budget)) == ("ready", 1)
     assert record.measured is not None
     assert record.measured.process_memory_bytes <= whole
 
 
-def test_what_needs_more_than_it_should_is_served_when_it_keeps_the_budget(
-    runtime: Runtime, make_model: MakeModel, device: Device
-) -> None:
+def test_what_needs_more_than_it_should_is_served_when_it_keeps_the_budget(device: Device) -> None:
     device.more_bytes, device.times_slower = 100_000, 3
-    record = built(device, make_model(max_mem_gb=1, max_latency_ms=10_000))
+    record = device.build(max_mem_gb=1, max_latency_ms=10_000)
     assert (record.status, record.over_budget) == ("ready", [])
 
 
-def test_it_gives_up_after_so_many_steps_down(
-    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
-) -> None:
+def test_it_gives_up_after_so_many_steps_down(device: Device) -> None:
     first = device.plan()
     budget = first.predicted.memory_bytes
     device.always = Cost(budget + 1, budget + 10**8, 0.01, 0.01)
-    record = built(device, make_model(plan=first, max_mem_gb=budget / 1e9))
+    record = device.build(plan=first, max_mem_gb=budget / 1e9)
     assert (record.status, record.servable) == ("failed", False)
     assert len(record.over_budget) == MOST_STEPS_DOWN
     assert len({plan.constraints for plan in device.measured}) == 4
@@ -197,27 +172,23 @@ def test_it_gives_up_after_so_many_steps_down(
     assert record.error.startswith("OverBudget: depth ")
     assert f"was measured at {budget + 1} bytes" in record.error
     assert record.error.endswith("after 3 smaller ones; raise the budget")
-    over = [event["over_budget"] for event in told(client, record, "verified")]
+    over = [event["over_budget"] for event in device.told(record, "verified")]
     assert over == [["max_mem_gb"]] * 4
 
 
-def test_it_gives_up_at_once_when_what_is_fixed_leaves_nothing_smaller(
-    runtime: Runtime, make_model: MakeModel, device: Device
-) -> None:
+def test_it_gives_up_at_once_when_what_is_fixed_leaves_nothing_smaller(device: Device) -> None:
     first = device.plan()
     device.more_bytes = 1000
     fixed = {name: getattr(first, name) for name in CHOICE}
     budget_gb = first.predicted.memory_bytes / 1e9
-    record = built(device, make_model(plan=first, max_mem_gb=budget_gb, **fixed))
+    record = device.build(plan=first, max_mem_gb=budget_gb, **fixed)
     assert (record.status, record.over_budget) == ("failed", [])
     assert record.error is not None
     assert "no size fits" in record.error
     assert record.error.endswith("raise the budget or fix less")
 
 
-def test_a_smaller_model_may_have_a_higher_rank(
-    runtime: Runtime, make_model: MakeModel, device: Device
-) -> None:
+def test_a_smaller_model_may_have_a_higher_rank(device: Device) -> None:
     """In fewer bits, on a device that is faster than it was; its Sigma is the family's again."""
     fixed = {"depth": 4, "mode": "factored"}
     first = device.plan(**fixed, rank=24, dtype="float32")
@@ -226,15 +197,13 @@ def test_a_smaller_model_may_have_a_higher_rank(
         "max_mem_gb": first.predicted.memory_bytes / 1e9,
         "max_latency_ms": first.predicted.latency_p95_seconds * 1000,
     }
-    record = built(device, make_model(plan=first, **budgets, **fixed))
+    record = device.build(plan=first, **budgets, **fixed)
     assert [plan.rank for plan in device.measured] == [24, 48]
     assert (record.status, record.revision) == ("ready", 4)
 
 
 @pytest.mark.parametrize("killed_at", ["storing revision 3", "verifying it", "publishing"])
 def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
-    runtime: Runtime,
-    make_model: MakeModel,
     device: Device,
     monkeypatch: pytest.MonkeyPatch,
     killed_at: str,
@@ -242,13 +211,12 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
     first = device.plan()
     device.more_bytes = 1000
     budget_gb = first.predicted.memory_bytes / 1e9
-    model = make_model(plan=first, max_mem_gb=budget_gb, **WRITTEN_OUT)
-    put, verify = runtime.store.put, device.verify
+    model = device.make_model(plan=first, max_mem_gb=budget_gb, **WRITTEN_OUT)
+    put, verify = device.runtime.store.put, device.verify
 
     def put_or_die(name: str, *args: object) -> None:
-        if {"storing revision 3": "/revision-3", "publishing": "/revision-4"}.get(
-            killed_at, "nothing"
-        ) in name:
+        fatal = {"storing revision 3": "/revision-3", "publishing": "/revision-4"}
+        if fatal.get(killed_at, "nothing") in name:
             raise redis.ConnectionError("as if the worker had been killed")
         put(name, *args)
 
@@ -258,10 +226,10 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
         return verify(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.store, "put", put_or_die)
+        patch.setattr(device.runtime.store, "put", put_or_die)
         with pytest.raises(redis.ConnectionError):
-            build(runtime, model.id, verify=verify_or_die)
-    halfway = runtime.repository.models.get(model.id)
+            build(device.runtime, model.id, verify=verify_or_die)
+    halfway = device.runtime.repository.models.get(model.id)
     assert halfway.servable
     stepped_down = killed_at != "storing revision 3"
     if stepped_down:
@@ -270,7 +238,7 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
     else:  # what is served is still the first plan's, and the record says so
         assert (halfway.plan, halfway.over_budget, halfway.revision) == (first, [], 0)
 
-    record = built(device, model)
+    record = device.build(model)
     assert (record.status, record.revision, record.attempts) == ("ready", 4, 2)
     assert [tried.plan for tried in record.over_budget] == [first]
     assert not stepped_down or record.plan == halfway.plan
@@ -278,40 +246,37 @@ def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
 
 
 def test_what_is_served_is_of_the_plan_though_a_killed_worker_has_stored_another(
-    runtime: Runtime, make_model: MakeModel, device: Device, monkeypatch: pytest.MonkeyPatch
+    device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    promised, put = device.plan(), runtime.store.put
+    promised, put = device.plan(), device.runtime.store.put
     budget_gb = promised.predicted.memory_bytes / 1e9
-    model = make_model(plan=promised, max_mem_gb=budget_gb, **WRITTEN_OUT)
+    model = device.make_model(plan=promised, max_mem_gb=budget_gb, **WRITTEN_OUT)
 
     def put_and_die(*args: Any) -> None:
         put(*args)
         raise redis.ConnectionError("as if the worker had been killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.store, "put", put_and_die)
+        patch.setattr(device.runtime.store, "put", put_and_die)
         with pytest.raises(redis.ConnectionError):
-            build(runtime, model.id)
+            build(device.runtime, model.id)
     smaller = device.profile.model_copy(update={"memory_overhead_bytes": 1000})
-    keep_profile(runtime.repository, smaller)
-    runtime.stopping.set()
-    build(runtime, model.id)  # until it is retrained
-    record = runtime.repository.models.get(model.id)
-    own = load_own(runtime.store, runtime.family("tiny"), served_name(record))
+    keep_profile(device.runtime.repository, smaller)
+    device.runtime.stopping.set()
+    record = build(device.runtime, model.id)  # until it is retrained
+    own = load_own(device.runtime.store, device.runtime.family("tiny"), served_name(record))
     assert record.revision == 0
     assert (own.depth, own.rank) == (record.plan.depth, record.plan.rank)
     assert (own.depth, own.rank) != (promised.depth, promised.rank)
 
 
 def test_of_two_attempts_the_later_ones_record_comes_back(
-    runtime: Runtime,
-    make_model: MakeModel,
-    device: Device,
-    monkeypatch: pytest.MonkeyPatch,
-    client: redis.Redis,
+    device: Device, monkeypatch: pytest.MonkeyPatch, client: redis.Redis
 ) -> None:
-    first, models = device.plan(), runtime.repository.models
-    model = make_model(plan=first, max_mem_gb=first.predicted.memory_bytes / 1e9, **WRITTEN_OUT)
+    first, models = device.plan(), device.runtime.repository.models
+    model = device.make_model(
+        plan=first, max_mem_gb=first.predicted.memory_bytes / 1e9, **WRITTEN_OUT
+    )
     change = models.change
 
     def change_or_die(model_id: str, **changes: Any) -> ModelRecord:
@@ -322,57 +287,51 @@ def test_of_two_attempts_the_later_ones_record_comes_back(
     with monkeypatch.context() as patch:
         patch.setattr(models, "change", change_or_die)
         with pytest.raises(redis.ConnectionError):
-            built(device, model)
+            device.build(model)
     device.more_bytes = 1000
-    record = built(device, model)
+    record = device.build(model)
     assert (record.status, record.plan == first) == ("ready", False)
     client.flushall()
-    assert restore(runtime.store, models) == 1
+    assert restore(device.runtime.store, models) == 1
     assert models.get(model.id) == record
 
 
-def test_a_plan_that_the_device_has_outgrown_is_made_again(
-    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
-) -> None:
+def test_a_plan_that_the_device_has_outgrown_is_made_again(device: Device) -> None:
     promised = device.plan()
     learnt = device.profile.model_copy(update={"memory_overhead_bytes": 1000})
-    keep_profile(runtime.repository, learnt)
+    keep_profile(device.runtime.repository, learnt)
     device.profile = learnt
     budget_gb = promised.predicted.memory_bytes / 1e9
-    record = built(device, make_model(plan=promised, max_mem_gb=budget_gb))
+    record = device.build(plan=promised, max_mem_gb=budget_gb)
     assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
     assert record.plan.predicted.memory_bytes <= promised.predicted.memory_bytes
-    (replanned,) = told(client, record, "replanned")
+    (replanned,) = device.told(record, "replanned")
     assert replanned["before"] == asdict(promised)
     assert replanned["plan"] == asdict(record.plan)
     assert "profile has changed" in str(replanned["reason"])
 
 
-def test_a_changed_prediction_of_the_same_size_is_recorded_without_a_word(
-    runtime: Runtime, make_model: MakeModel, device: Device, client: redis.Redis
-) -> None:
+def test_a_changed_prediction_of_the_same_size_is_recorded_without_a_word(device: Device) -> None:
     promised = device.plan()
     device.profile = device.profile.model_copy(update={"speed_correction": 2.0})
-    keep_profile(runtime.repository, device.profile)
-    record = built(device, make_model(plan=promised))
+    keep_profile(device.runtime.repository, device.profile)
+    record = device.build(plan=promised)
     assert record.plan == device.plan()
     assert record.plan.predicted.latency_seconds == 2 * promised.predicted.latency_seconds
-    assert told(client, record, "replanned") == []
+    assert device.told(record, "replanned") == []
 
 
-def test_the_profile_learns_from_every_model_that_is_measured(
-    runtime: Runtime, make_model: MakeModel, device: Device
-) -> None:
+def test_the_profile_learns_from_every_model_that_is_measured(device: Device) -> None:
     device.more_bytes, device.times_slower = 5000, 4
-    built(device, make_model())
-    profile = stored_profile(runtime, "tiny")
+    device.build()
+    profile = stored_profile(device.runtime, "tiny")
     assert profile is not None
     assert profile.speed_correction == pytest.approx(2)
     assert profile.memory_overhead_bytes == device.profile.memory_overhead_bytes + 5000
     assert profile.p95_ratio > device.profile.p95_ratio
     device.times_slower = 2
-    built(device, make_model())
-    settled = stored_profile(runtime, "tiny")
+    device.build()
+    settled = stored_profile(device.runtime, "tiny")
     assert settled is not None
     assert settled.speed_correction == pytest.approx(2)
     assert settled.memory_overhead_bytes == profile.memory_overhead_bytes

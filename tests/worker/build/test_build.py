@@ -11,21 +11,17 @@ import redis
 from learngenes.training.retrain import retrain
 from learngenes.training.tuning import Progress
 from registry.errors import ArtifactError
-from registry.events import stream_key
 from registry.records import ModelStatus
 from tests.support.builds import build, verify_here
 from tests.support.records import revision_name
-from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
+from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping, told
 from worker.artifacts import OWN_FILE, load_own
 from worker.housekeeping import Patience
 from worker.runtime import Runtime
 
 
-def statuses(client: redis.Redis, model_id: str) -> list[str]:
-    """The statuses in the event stream, in order."""
-    events = client.xrange(stream_key("model", model_id))
-    seen = [fields["data"] for _, fields in events if fields["event"] == "status"]
-    return [s.split('"status":"')[1].split('"')[0] for s in seen]
+def statuses(runtime: Runtime, model_id: str) -> list[object]:
+    return [event["status"] for event in told(runtime, model_id, "status")]
 
 
 def enqueued(client: redis.Redis, queue: str) -> list[str]:
@@ -34,12 +30,9 @@ def enqueued(client: redis.Redis, queue: str) -> list[str]:
     return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
 
 
-def test_a_queued_model_becomes_ready(
-    runtime: Runtime, make_model: MakeModel, client: redis.Redis
-) -> None:
+def test_a_queued_model_becomes_ready(runtime: Runtime, make_model: MakeModel) -> None:
     model_id = make_model().id
-    build(runtime, model_id)
-    record = runtime.repository.models.get(model_id)
+    record = build(runtime, model_id)
     assert (record.status, record.revision, record.attempts) == ("ready", 1, 1)
     assert record.ready_at is not None
     assert record.measured is not None
@@ -48,7 +41,7 @@ def test_a_queued_model_becomes_ready(
     assert 0 < record.measured.latency_seconds <= record.measured.latency_p95_seconds
     assert record.over_budget == []
     order = ["queued", "assembling", "retraining", "verifying", "ready"]
-    assert list(dict.fromkeys(statuses(client, model_id))) == order
+    assert list(dict.fromkeys(statuses(runtime, model_id))) == order
     assert not runtime.repository.models.leased(model_id)
 
 
@@ -73,18 +66,15 @@ def test_revision_zero_is_published_before_retraining(
     assert any((first[name] != second[name]).any() for name in first)
 
 
-def test_a_model_is_built_once(
-    runtime: Runtime, make_model: MakeModel, client: redis.Redis
-) -> None:
+def test_a_model_is_built_once(runtime: Runtime, make_model: MakeModel) -> None:
     model_id = make_model().id
     threads = [threading.Thread(target=build, args=(runtime, model_id)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    build(runtime, model_id)
-    assert runtime.repository.models.get(model_id).attempts == 1
-    assert statuses(client, model_id).count("ready") == 1
+    assert build(runtime, model_id).attempts == 1
+    assert statuses(runtime, model_id).count("ready") == 1
 
 
 def test_a_cancelled_build_stops_between_steps(runtime: Runtime, make_model: MakeModel) -> None:
@@ -112,17 +102,14 @@ def test_a_model_deleted_while_it_is_built_leaves_nothing(
         models.change(model_id, status="deleted")
         return verify_here(*args)
 
-    build(runtime, model_id, verify=delete_and_verify)
-    assert models.get(model_id).status == "deleted"
+    assert build(runtime, model_id, verify=delete_and_verify).status == "deleted"
     assert not (runtime.settings.resolved_store_dir / "models" / model_id).exists()
 
 
 def test_a_budget_that_this_device_cannot_keep_fails_the_model(
     runtime: Runtime, make_model: MakeModel
 ) -> None:
-    model_id = make_model(max_mem_gb=1e-6).id
-    build(runtime, model_id)
-    record = runtime.repository.models.get(model_id)
+    record = build(runtime, make_model(max_mem_gb=1e-6).id)
     assert record.status == "failed"
     assert record.error is not None
     assert "no size fits; the nearest (depth 2, rank 8, factored" in record.error
@@ -134,18 +121,14 @@ def test_a_family_without_a_quality_table_fails_the_model(
 ) -> None:
     family = dataclasses.replace(runtime.family("tiny"), quality=None)
     monkeypatch.setitem(runtime.families, "tiny", family)
-    model_id = make_model().id
-    build(runtime, model_id)
-    error = runtime.repository.models.get(model_id).error
-    assert error == "Impossible: the family tiny is not calibrated"
+    record = build(runtime, make_model().id)
+    assert record.error == "Impossible: the family tiny is not calibrated"
 
 
 def test_a_family_the_worker_does_not_hold_fails_the_model(
     runtime: Runtime, make_model: MakeModel
 ) -> None:
-    model_id = make_model(family="huge").id
-    build(runtime, model_id)
-    error = runtime.repository.models.get(model_id).error
+    error = build(runtime, make_model(family="huge").id).error
     assert error is not None
     assert "no family 'huge'" in error
 
@@ -155,12 +138,10 @@ def test_shutdown_leaves_the_model_to_the_next_worker(
 ) -> None:
     model_id = make_model().id
     runtime.stopping.set()
-    build(runtime, model_id)
-    record = runtime.repository.models.get(model_id)
+    record = build(runtime, model_id)
     assert (record.status, record.revision, record.attempts) == ("retraining", 0, 0)
     runtime.stopping.clear()
-    build(runtime, model_id)
-    record = runtime.repository.models.get(model_id)
+    record = build(runtime, model_id)
     assert (record.status, record.attempts) == ("ready", 1)
 
 
@@ -173,8 +154,7 @@ def test_an_absent_redis_does_not_fail_the_model(runtime: Runtime, make_model: M
     with pytest.raises(redis.ConnectionError):
         build(runtime, model_id, verify=outage)
     assert runtime.repository.models.get(model_id).status == "verifying"
-    build(runtime, model_id)
-    record = runtime.repository.models.get(model_id)
+    record = build(runtime, model_id)
     assert (record.status, record.attempts) == ("ready", 2)
 
 
@@ -223,9 +203,7 @@ def test_measuring_does_not_wait_for_ever(
     runtime: Runtime, make_model: MakeModel, make_generation: MakeGeneration
 ) -> None:
     make_generation("m-another")
-    model_id = make_model().id
-    build(runtime, model_id, idle_seconds=0.05)
-    assert runtime.repository.models.get(model_id).status == "ready"
+    assert build(runtime, make_model().id, idle_seconds=0.05).status == "ready"
 
 
 def test_a_long_wait_is_ended_even_in_a_busy_queue(
@@ -313,9 +291,7 @@ def test_lost_work_does_not_flood_the_queue(
     assert enqueued(client, queue).count(dead[0]) == 2
 
 
-def test_retraining_goes_on_from_its_checkpoint(
-    runtime: Runtime, make_model: MakeModel, client: redis.Redis
-) -> None:
+def test_retraining_goes_on_from_its_checkpoint(runtime: Runtime, make_model: MakeModel) -> None:
     runtime.progress_seconds = 0
     model_id = make_model().id
 
@@ -332,13 +308,8 @@ def test_retraining_goes_on_from_its_checkpoint(
     build(runtime, model_id, retrain=shut_down_in_the_middle)
     runtime.stopping.clear()
     assert runtime.repository.models.get(model_id).status == "retraining"
-    build(runtime, model_id)
-    assert runtime.repository.models.get(model_id).status == "ready"
-    steps = [
-        json.loads(fields["data"])["step"]
-        for _, fields in client.xrange(stream_key("model", model_id))
-        if fields["event"] == "progress"
-    ]
+    assert build(runtime, model_id).status == "ready"
+    steps = [event["step"] for event in told(runtime, model_id, "progress")]
     assert steps == [1, 3, 4]  # the second was done, and not told
     assert not [*(runtime.store.root / "models" / model_id).glob("checkpoint-*")]
 

@@ -1,7 +1,6 @@
 """Models that are trained on after their Sigma."""
 
 import dataclasses
-import json
 import sys
 import threading
 from collections.abc import Callable
@@ -18,13 +17,12 @@ from learngenes.model.factors import DenseLayers, Own, Scales
 from learngenes.model.sampling import sample
 from learngenes.training.refine import Refined, RefinementConfig, refine
 from learngenes.training.tuning import OnProgress, Progress
-from registry.events import stream_key
 from registry.records import ModelRecord, Refinement
 from registry.store import generation_name, image_file
 from tests.support import builds
 from tests.support.records import queued_model, revision_name
 from tests.worker.build.test_build import enqueued, statuses
-from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping
+from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping, told
 from worker.artifacts import load_own
 from worker.build.refinement import Pace
 from worker.build.verify import Specimen
@@ -47,40 +45,32 @@ def briefly(
     return refine(family, scales, brief, *rest, **more)
 
 
-def build(runtime: Runtime, model_id: str, **tools: Any) -> None:
-    builds.build(runtime, model_id, **{"refine": briefly, **tools})
+def build(runtime: Runtime, model_id: str, **tools: Any) -> ModelRecord:
+    return builds.build(runtime, model_id, **{"refine": briefly, **tools})
 
 
 EVERY_STEP = Pace(least_pause_seconds=0, most_events=sys.maxsize)
 """Tells the progress of each."""
 
 
-def refining_steps(client: redis.Redis, model_id: str) -> list[object]:
-    progress = told(client, model_id, "progress")
+def refining_steps(runtime: Runtime, model_id: str) -> list[object]:
+    progress = told(runtime, model_id, "progress")
     return [event["step"] for event in progress if event["status"] == "refining"]
 
 
-def told(client: redis.Redis, model_id: str, event: str) -> list[dict[str, object]]:
-    events = client.xrange(stream_key("model", model_id))
-    return [json.loads(f["data"]) for _, f in events if f["event"] == event]
-
-
-def test_it_is_published_retrained_then_refined(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
-) -> None:
-    build(runtime, refinable.id)
-    record = runtime.repository.models.get(refinable.id)
+def test_it_is_published_retrained_then_refined(runtime: Runtime, refinable: ModelRecord) -> None:
+    record = build(runtime, refinable.id)
     assert (record.status, record.revision, record.plan.mode) == ("ready", 2, "materialised")
     order = ["queued", "assembling", "retraining", "verifying", "refining", "ready"]
-    assert list(dict.fromkeys(statuses(client, record.id))) == order
+    assert list(dict.fromkeys(statuses(runtime, record.id))) == order
     family = runtime.family("tiny")
     names = [revision_name(runtime.store, record.id, i) for i in range(3)]
     kinds = [type(load_own(runtime.store, family, name)) for name in names]
     assert kinds == [Scales, Scales, DenseLayers]
-    (figures,) = told(client, record.id, "refined")
+    (figures,) = told(runtime, record.id, "refined")
     assert figures["steps"] == 30
     assert figures["heldout_loss"] < figures["heldout_loss_before"]  # type: ignore[operator]
-    phases = [event["status"] for event in told(client, record.id, "progress")]
+    phases = [event["status"] for event in told(runtime, record.id, "progress")]
     assert list(dict.fromkeys(phases)) == ["retraining", "refining"]
     folder = runtime.store.root / "models" / record.id
     assert {p.name for p in folder.iterdir()} == {"record", *(Path(n).name for n in names)}
@@ -117,14 +107,11 @@ def test_a_refinement_that_gained_nothing_is_not_published(
         refined = briefly(*arguments, **more)
         return dataclasses.replace(refined, heldout_loss=refined.initial_heldout_loss)
 
-    build(runtime, refinable.id, refine=in_vain)
-    record = runtime.repository.models.get(refinable.id)
+    record = build(runtime, refinable.id, refine=in_vain)
     assert (record.status, record.revision) == ("ready", 1)
 
 
-def test_a_caller_can_say_that_it_is_enough(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
-) -> None:
+def test_a_caller_can_say_that_it_is_enough(runtime: Runtime, refinable: ModelRecord) -> None:
     models = runtime.repository.models
     runtime.progress_seconds = 0
 
@@ -143,13 +130,12 @@ def test_a_caller_can_say_that_it_is_enough(
 
         return briefly(family, scales, config, stop, *rest, **more)
 
-    build(runtime, refinable.id, refine=without_end)
-    assert models.get(refinable.id).status == "ready"
-    assert told(client, refinable.id, "refined")[0]["steps"] == 9
+    assert build(runtime, refinable.id, refine=without_end).status == "ready"
+    assert told(runtime, refinable.id, "refined")[0]["steps"] == 9
 
 
 def test_what_was_interrupted_too_often_is_served_as_it_was(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
+    runtime: Runtime, refinable: ModelRecord
 ) -> None:
     models = runtime.repository.models
 
@@ -160,10 +146,9 @@ def test_what_was_interrupted_too_often_is_served_as_it_was(
         with pytest.raises(redis.ConnectionError):
             build(runtime, refinable.id, refine=away)
     assert models.get(refinable.id).status == "refining"
-    build(runtime, refinable.id, refine=away)
-    record = models.get(refinable.id)
+    record = build(runtime, refinable.id, refine=away)
     assert (record.status, record.revision) == ("ready", 1)
-    assert told(client, refinable.id, "refined") == [{"error": "it was interrupted too often"}]
+    assert told(runtime, refinable.id, "refined") == [{"error": "it was interrupted too often"}]
 
 
 def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
@@ -173,8 +158,7 @@ def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
     runtime.progress_seconds, at_once = 0, dataclasses.replace(EVERY_STEP, turn_seconds=0)
     other = make_model().id
     runtime.queue.enqueue("fineserve.build", other, runtime.device_class)
-    build(runtime, refinable.id, pace=at_once)
-    halfway = models.get(refinable.id)
+    halfway = build(runtime, refinable.id, pace=at_once)
     assert (halfway.status, halfway.revision, halfway.attempts) == ("refining", 1, 0)
     assert sorted(enqueued(client, queue)) == sorted([other, refinable.id])
     assert not models.leased(refinable.id)
@@ -182,45 +166,41 @@ def test_it_gives_way_to_models_that_wait_and_goes_on_after_them(
     assert enqueued(client, queue).count(refinable.id) == 1
     build(runtime, other)
     client.delete(queue)
-    build(runtime, refinable.id, pace=at_once, retrain=None)  # it is not retrained again
-    record = models.get(refinable.id)
+    record = build(runtime, refinable.id, pace=at_once, retrain=None)  # it is not retrained again
     assert (record.status, record.revision, record.attempts) == ("ready", 2, 1)
-    assert refining_steps(client, record.id) == [*range(1, 31)]
+    assert refining_steps(runtime, record.id) == [*range(1, 31)]
 
 
-def test_it_goes_on_after_a_shutdown(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
-) -> None:
+def test_it_goes_on_after_a_shutdown(runtime: Runtime, refinable: ModelRecord) -> None:
     models = runtime.repository.models
     runtime.progress_seconds, every_step = 0, {"pace": EVERY_STEP}
     thread = threading.Thread(target=build, args=(runtime, refinable.id), kwargs=every_step)
     thread.start()
-    while thread.is_alive() and not refining_steps(client, refinable.id):
+    while thread.is_alive() and not refining_steps(runtime, refinable.id):
         pass
     runtime.stopping.set()
     thread.join(timeout=20)
     assert models.get(refinable.id).status == "refining"
     runtime.stopping.clear()
-    steps_before = refining_steps(client, refinable.id)
+    steps_before = refining_steps(runtime, refinable.id)
     build(runtime, refinable.id, pace=EVERY_STEP)
     assert (models.get(refinable.id).status, models.get(refinable.id).attempts) == ("ready", 1)
-    steps = refining_steps(client, refinable.id)[len(steps_before) :]
+    steps = refining_steps(runtime, refinable.id)[len(steps_before) :]
     # what the shutdown kept from being told was done
     assert steps[0] in (len(steps_before) + 1, len(steps_before) + 2)
     assert steps == [*range(int(str(steps[0])), 31)]
 
 
 def test_whatever_goes_wrong_the_retrained_model_stays(
-    runtime: Runtime, refinable: ModelRecord, client: redis.Redis
+    runtime: Runtime, refinable: ModelRecord
 ) -> None:
     def no_room(*_: object, **__: object) -> None:
         raise MemoryError("no room for Adam")
 
-    build(runtime, refinable.id, refine=no_room)
-    record = runtime.repository.models.get(refinable.id)
+    record = build(runtime, refinable.id, refine=no_room)
     assert (record.status, record.revision) == ("ready", 1)
     assert record.measured is not None
-    assert told(client, refinable.id, "refined") == [{"error": "MemoryError: no room for Adam"}]
+    assert told(runtime, refinable.id, "refined") == [{"error": "MemoryError: no room for Adam"}]
 
 
 def test_a_refined_model_over_its_budget_is_not_published(
@@ -236,8 +216,7 @@ def test_a_refined_model_over_its_budget_is_not_published(
         cost = dataclasses.replace(measurement.cost, memory_bytes=10**10)
         return dataclasses.replace(measurement, cost=cost)
 
-    build(runtime, refinable.id, verify=measure_more)
-    record = runtime.repository.models.get(refinable.id)
+    record = build(runtime, refinable.id, verify=measure_more)
     assert verified == [Scales, DenseLayers]
     assert (record.status, record.revision, record.over_budget) == ("ready", 1, [])
     assert record.measured is not None
@@ -253,6 +232,5 @@ def test_a_model_deleted_while_it_is_refined_leaves_nothing(
         runtime.repository.models.change(refinable.id, status="deleted")
         return briefly(*arguments, **more)
 
-    build(runtime, refinable.id, refine=delete_and_refine)
-    assert runtime.repository.models.get(refinable.id).status == "deleted"
+    assert build(runtime, refinable.id, refine=delete_and_refine).status == "deleted"
     assert not (runtime.store.root / "models" / refinable.id).exists()

@@ -1,5 +1,6 @@
 import os
 import time
+from pathlib import Path
 
 import pytest
 import redis
@@ -16,9 +17,16 @@ from worker.sampling.sample import Sampling
 
 @pytest.fixture
 def ready(runtime: Runtime, make_model: MakeModel) -> ModelRecord:
-    model_id = make_model().id
-    build(runtime, model_id)
-    return runtime.repository.models.get(model_id)
+    return build(runtime, make_model().id)
+
+
+def left_long_ago(runtime: Runtime) -> Path:
+    """The one directory of a model, as if nothing had touched it for a while."""
+    (directory,) = runtime.store.directories("models")
+    long_ago = time.time() - ABANDONED_SECONDS - 1
+    for path in (directory, *directory.iterdir()):
+        os.utime(path, (long_ago, long_ago))
+    return directory
 
 
 def restored(runtime: Runtime) -> int:
@@ -113,10 +121,7 @@ def test_a_record_that_cannot_be_read_is_left_alone(
     assert restored(runtime) == 0
     with pytest.raises(RecordNotFound):
         runtime.repository.models.get(ready.id)
-    (directory,) = runtime.store.directories("models")
-    long_ago = time.time() - ABANDONED_SECONDS - 1
-    for path in (directory, *directory.iterdir()):
-        os.utime(path, (long_ago, long_ago))
+    directory = left_long_ago(runtime)
     restored(runtime)
     assert runtime.store.directories("models") == [directory]  # it was finished, and stays
 
@@ -124,13 +129,9 @@ def test_a_record_that_cannot_be_read_is_left_alone(
 def test_what_an_unfinished_build_has_left_goes_after_a_while(
     runtime: Runtime, make_model: MakeModel, client: redis.Redis
 ) -> None:
-    model_id = make_model().id
-    runtime.store.put(f"models/{model_id}/revision-0", {"own.safetensors": b""}, {})
+    runtime.store.put(f"models/{make_model().id}/revision-0", {"own.safetensors": b""}, {})
     client.flushall()
     assert restored(runtime) == 0
-    (directory,) = runtime.store.directories("models")
-    long_ago = time.time() - ABANDONED_SECONDS - 1
-    for path in (directory, *directory.iterdir()):
-        os.utime(path, (long_ago, long_ago))
+    left_long_ago(runtime)
     restored(runtime)
     assert runtime.store.directories("models") == []

@@ -47,9 +47,7 @@ def test_a_model_is_measured_in_a_process_of_its_own(
     runtime: Runtime, make_model: MakeModel
 ) -> None:
     """The whole way, with nothing replaced: a build whose model another process measures."""
-    model_id = make_model(num_inference_steps=3).id
-    build(runtime, model_id, verify=verify)
-    record = runtime.repository.models.get(model_id)
+    record = build(runtime, make_model(num_inference_steps=3).id, verify=verify)
     assert (record.status, record.error) == ("ready", None)
     assert record.measured is not None
     assert 0.9 < record.measured.memory_bytes / record.plan.predicted.memory_bytes <= 1
@@ -112,9 +110,7 @@ def test_a_model_whose_measurement_dies_has_failed_and_says_why(
     runtime: Runtime, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_process_that(monkeypatch, tmp_path, "kill -9 $$")
-    model_id = make_model().id
-    build(runtime, model_id, verify=verify)
-    record = runtime.repository.models.get(model_id)
+    record = build(runtime, make_model().id, verify=verify)
     assert record.status == "failed"
     assert record.error is not None
     assert record.error.startswith("VerificationError: measuring ended with status -9")
