@@ -1,4 +1,3 @@
-import dataclasses
 
 from fastapi.testclient import TestClient
 
@@ -7,7 +6,7 @@ from tests.service.conftest import LOCAL
 
 def test_an_unexpected_error_is_a_problem_without_details(api: TestClient) -> None:
     state = api.app.state
-    state.fineserve = dataclasses.replace(state.fineserve, repository=None)
+    state.fineserve.repository = None
     api = TestClient(api.app, LOCAL, raise_server_exceptions=False)
     answer = api.post("/models", json={"max_mem_gb": 4})
     assert answer.status_code == 500
