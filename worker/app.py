@@ -47,6 +47,9 @@ log = structlog.get_logger()
 class Worker:
     """State that the tasks of one process share."""
 
+    sampler: Sampling
+    """Sampler of a worker that serves the sample queue; no other has one."""
+
     def __init__(
         self,
         settings: Settings,
@@ -56,12 +59,6 @@ class Worker:
     ) -> None:
         self.runtime = Runtime.start(settings)
         self._profile, self._sampling = profile, sampling
-        self._sampler: Sampling | None = None
-
-    @property
-    def sampler(self) -> Sampling:
-        assert self._sampler is not None, "a build worker got something to sample"
-        return self._sampler
 
     def serve(self, queues: set[str]) -> None:
         """Announce the families, tend the queues in the background, profile before building."""
@@ -70,8 +67,8 @@ class Worker:
         self._publish_previews()
         if SAMPLE_QUEUE in queues:
             with self.runtime.device_alone():
-                self._sampler = self._sampling(self.runtime)
-            engine = self._sampler.engine
+                self.sampler = self._sampling(self.runtime)
+            engine = self.sampler.engine
             Housekeeping(
                 self.runtime,
                 repository.generations,

@@ -21,10 +21,7 @@ log = structlog.get_logger()
 
 LONG_WAIT_SECONDS = 600.0
 """Seconds after which queued work is enqueued again even if the queue is not empty."""
-PROBLEMS: dict[type[Exception], str] = {
-    DeadlineMissed: "deadline-missed",
-    ModelGone: "model-gone",
-}
+PROBLEMS: dict[type[Exception], str] = {DeadlineMissed: "deadline-missed", ModelGone: "model-gone"}
 """Kinds of failure that a caller is told."""
 
 

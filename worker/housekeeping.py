@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic
 
 import redis
 import structlog
@@ -15,15 +15,14 @@ import torch
 from learngenes.device import process_resident_bytes
 from registry.errors import IllegalTransition
 from registry.lifecycle import Records
-from registry.records import GenerationRecord, ModelRecord, WorkerRecord, now
+from registry.records import WorkerRecord, now
 from registry.repository import DEVICE_SECONDS
 from worker.attempts import LONG_WAIT_SECONDS, requeued_name
 from worker.build.restore import restore
+from worker.leases import R
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
-
-R = TypeVar("R", bound=ModelRecord | GenerationRecord)
 
 SWEEP_SECONDS = 600.0
 COUNT_SECONDS = 60.0

@@ -1,12 +1,11 @@
 """Runtime of a worker process: settings, Redis, store, queue, device and families."""
 
-import contextlib
 import functools
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from registry.records import FamilyRecord
 from registry.repository import Repository, connect
 from registry.settings import Settings
 from registry.store import ArtifactStore
-from worker.leases import Leases
-from worker.watch import Watch
+from worker.leases import Leases, Watch
 
 
 @dataclass
@@ -83,11 +81,9 @@ class Runtime:
             )
         return self.families[name]
 
-    @contextlib.contextmanager
-    def device_alone(self) -> Iterator[None]:
+    def device_alone(self) -> AbstractContextManager[None]:
         """Have the device alone: measuring and compiling wait for each other."""
-        with self.leases.alone(f"device:{self.device_class}"):
-            yield
+        return self.leases.alone(f"device:{self.device_class}")
 
     def announce_families(self) -> None:
         for family in self.announced:

@@ -64,9 +64,7 @@ def kept_record(store: ArtifactStore, model_id: str) -> ModelRecord | None:
 
 
 def _abandoned(store: ArtifactStore, directory: Path) -> bool:
-    finished = store.path(record_name(directory.name), MANIFEST) is not None  # readable or not
-    return not finished and time.time() - _last_written(directory) > ABANDONED_SECONDS
-
-
-def _last_written(directory: Path) -> float:
-    return max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
+    if store.path(record_name(directory.name), MANIFEST) is not None:
+        return False  # it was finished, and its record can be read or not
+    written_at = max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
+    return time.time() - written_at > ABANDONED_SECONDS

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from learngenes.config import DType, Mode, Size
 from learngenes.device import default_device, release_memory
-from learngenes.family.family import Family, load_family
+from learngenes.family.family import load_family
 from learngenes.measuring.model import Measurement, measure
 from learngenes.model.factors import Own, own_from_stacked
 from learngenes.model.sigma import interpolated
@@ -101,16 +101,14 @@ def verify(
             return TypeAdapter(Measurement).validate_json(process.stdout.read())
 
 
-def _own(specimen: Specimen, family: Family) -> Own:
-    if specimen.own is None:
-        return interpolated(family.scales, Size(depth=specimen.depth, rank=specimen.rank))
-    return own_from_stacked(load_file(specimen.own)).to(default_device())
-
-
 def main() -> None:
     specimen = Specimen.model_validate_json(sys.stdin.read())
     family = load_family(specimen.family).to(default_device())
-    model = family.assemble(_own(specimen, family), specimen.mode, specimen.dtype)
+    if specimen.own is not None:
+        own = own_from_stacked(load_file(specimen.own)).to(default_device())
+    else:
+        own = interpolated(family.scales, Size(depth=specimen.depth, rank=specimen.rank))
+    model = family.assemble(own, specimen.mode, specimen.dtype)
     release_memory(default_device())  # of what was only stored in another dtype
     measurement = measure(model, family.manifest.diffusion, specimen.workload, specimen.max_seconds)
     sys.stdout.write(json.dumps(asdict(measurement)) + "\n")

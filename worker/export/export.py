@@ -31,19 +31,19 @@ FAILURE_SECONDS = 10.0
 CARD = """---
 library_name: {library}
 pipeline_tag: unconditional-image-generation
-tags: [fineserve, FINE, {family}]
+tags: [fineserve, FINE, {record.family}]
 license: other
 ---
 
-# {name}
+# {record.name}
 
 A diffusion transformer that fineserve sized for a budget. {usage}
 
 | | |
 |---|---|
-| family | {family} (learngenes {fingerprint}), trained for {trained_steps} steps{seed} |
-| model | {id}, revision {revision} |
-| size | depth {depth}, rank {rank}; served as {mode}, {dtype} |
+| family | {record.family} (learngenes {fingerprint:.12}), trained for {trained_steps} steps{seed} |
+| model | {record.id}, revision {record.revision} |
+| size | depth {plan.depth}, rank {plan.rank}; served as {plan.mode}, {plan.dtype} |
 | budget | {budget} |
 | measured when served | {measured} |
 | image | {channels} x {pixels} x {pixels}, values from -1 to 1 |
@@ -164,7 +164,7 @@ def _write(
 
 def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
     """Model card of an exported directory."""
-    manifest, plan, measured = family.manifest, record.plan, record.measured
+    manifest = family.manifest
     class_names = record.class_names or manifest.class_names
     library, usage = USAGES[form]
     if manifest.network.autoencoder is not None:
@@ -177,20 +177,14 @@ def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
         usage=usage,
         seed=seed,
         null_class=null_class,
-        family=record.family,
-        name=record.name,
-        fingerprint=family.fingerprint[:12],
+        record=record,
+        plan=record.plan,
         trained_steps=manifest.trained_steps,
-        id=record.id,
-        revision=record.revision,
-        depth=plan.depth,
-        rank=plan.rank,
-        mode=plan.mode,
-        dtype=plan.dtype,
-        budget=record.budget.model_dump_json(exclude_none=True),
-        measured=to_json(measured).decode() if measured else "not yet",
         channels=manifest.network.image_channels,
         pixels=manifest.network.image_size,
-        classes=classes,
         licence=manifest.licence,
+        fingerprint=family.fingerprint,
+        budget=record.budget.model_dump_json(exclude_none=True),
+        measured=to_json(record.measured).decode() if record.measured else "not yet",
+        classes=classes,
     )

@@ -35,6 +35,7 @@ from learngenes.stepping.lanes import Lanes
 from learngenes.stepping.schedules import schedule
 from learngenes.stepping.weights import ModelWeights, SharedWeights
 from registry import metrics, tracing
+from worker.leases import Watch
 from worker.sampling.jobs import (
     EngineStopped,
     Job,
@@ -46,7 +47,6 @@ from worker.sampling.jobs import (
 )
 from worker.sampling.residency import OutOfRoom, Pool, Residency
 from worker.sampling.turns import BatchLimits, choose
-from worker.watch import Watch
 
 log = structlog.get_logger()
 

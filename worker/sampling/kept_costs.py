@@ -1,5 +1,6 @@
 """Step costs that were measured once on a device class and kept for the next start."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -45,17 +46,11 @@ def kept_step_costs(
         max_rows=max_rows,
     )
     of = runtime.device_class, shared.family.manifest.name, str(shared.compute)
-    kept = _parsed(runtime.repository.step_costs(*of))
-    if kept is not None and kept.measured_as == measured_as:
-        return kept.costs
+    with contextlib.suppress(ValidationError):  # there are none, or of another release
+        kept = KeptStepCosts.model_validate_json(runtime.repository.step_costs(*of) or "")
+        if kept.measured_as == measured_as:
+            return kept.costs
     costs = measure(shared, kernels, max_rows)
     kept = KeptStepCosts(measured_as=measured_as, costs=costs)
     runtime.repository.keep_step_costs(*of, kept.model_dump_json())
     return costs
-
-
-def _parsed(raw: str | None) -> KeptStepCosts | None:
-    try:
-        return None if raw is None else KeptStepCosts.model_validate_json(raw)
-    except ValidationError:
-        return None  # of another release

@@ -9,7 +9,6 @@ import functools
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, field
 
 import structlog
 import torch
@@ -123,27 +122,17 @@ class CoefficientTable:
         return self._at[key]
 
 
-@dataclass(eq=False)
 class Pool:
     """Weights and tables of one family and dtype, shared by requests that can share a batch."""
 
-    shared: SharedWeights
-    modulations: ModulationTable
-    coefficients: CoefficientTable
-    stack: Stack
-    models: dict[Hashable, ModelWeights] = field(default_factory=dict)
-    """Weights of models by (model, artifact)."""
-    most_rows: int = sys.maxsize
-    """Most rows of a batch; fewer once a batch has failed for want of memory."""
-
-    @classmethod
-    def of(cls, shared: SharedWeights, max_table_bytes: int) -> "Pool":
-        return cls(
-            shared,
-            ModulationTable(shared, max_table_bytes),
-            CoefficientTable(shared.device),
-            Stack(shared),
-        )
+    def __init__(self, shared: SharedWeights, max_table_bytes: int) -> None:
+        self.shared, self.stack = shared, Stack(shared)
+        self.modulations = ModulationTable(shared, max_table_bytes)
+        self.coefficients = CoefficientTable(shared.device)
+        self.models: dict[Hashable, ModelWeights] = {}
+        """Weights of models by (model, artifact)."""
+        self.most_rows = sys.maxsize
+        """Most rows of a batch; fewer once a batch has failed for want of memory."""
 
     def drop_materialised(self, key: Hashable) -> None:
         """Drop the W of a model that can write them out again."""
@@ -194,7 +183,7 @@ class Residency:
         if key not in self._pools:
             shared = SharedWeights(family, dtype, own_rank)
             # another dict, since request threads may be walking this one
-            made = Pool.of(shared, self.budget_bytes // TABLE_SHARE)
+            made = Pool(shared, self.budget_bytes // TABLE_SHARE)
             self._pools = {**self._pools, key: made}
         return self._pools[key]
 

@@ -10,7 +10,7 @@ import gc
 import json
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Iterator
 
 import structlog
 
@@ -24,7 +24,7 @@ from worker.artifacts import load_own
 from worker.attempts import Reporter, attempt
 from worker.runtime import Runtime
 from worker.sampling.engine import Engine
-from worker.sampling.jobs import EngineStopped, Job, Pixels, SampleRequest
+from worker.sampling.jobs import EngineStopped, Job, SampleRequest
 from worker.sampling.kept_costs import kept_step_costs
 
 log = structlog.get_logger()
@@ -72,22 +72,23 @@ class Sampling:
 
     def _run(self, record: GenerationRecord) -> None:
         _require_wanted(record)
-        runtime = self.runtime
-        generations = runtime.repository.generations
-        model = runtime.repository.models.get(record.model)
+        repository = self.runtime.repository
+        model = repository.models.get(record.model)
         if not model.servable:
             raise ModelGone(f"model {record.model} is {model.status}")
         started_at = now()
-        job = self._submit(self._request(record, model))
+        with _vital():
+            job = self.engine.submit(self._request(record, model))
         self._follow(job, record)
         finished_at = now()
-        pictures = [encode_png(as_picture(image)) for image in self._images(job)]
-        runtime.store.put(
+        with _vital():  # nobody has cancelled the job
+            pictures = [encode_png(as_picture(image)) for image in job.images()]
+        self.runtime.store.put(
             generation_name(record.id),
             {image_file(i): picture for i, picture in enumerate(pictures)},
             {"record": record.model_dump(mode="json")},
         )
-        generations.change(
+        repository.generations.change(
             record.id,
             attempt=record.attempts,
             known=record,
@@ -145,23 +146,15 @@ class Sampling:
             progress["b64_png"] = base64.b64encode(png).decode()
         return json.dumps(progress)
 
-    def _submit(self, request: SampleRequest) -> Job:
-        try:
-            return self.engine.submit(request)
-        except EngineStopped:
-            _end()
 
-    def _images(self, job: Job) -> list[Pixels]:
-        try:
-            return job.images()
-        except EngineStopped:  # nobody cancelled it
-            _end()
-
-
-def _end() -> NoReturn:
-    """End this process: the engine's loop has failed, and only a new process helps."""
-    log.critical("the engine broke; this worker ends, its requests are taken up again")
-    os._exit(1)
+@contextlib.contextmanager
+def _vital() -> Iterator[None]:
+    """End this process when the engine's loop has failed: only a new process helps."""
+    try:
+        yield
+    except EngineStopped:
+        log.critical("the engine broke; this worker ends, its requests are taken up again")
+        os._exit(1)
 
 
 def _require_wanted(record: GenerationRecord) -> None:
