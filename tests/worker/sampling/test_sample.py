@@ -1,11 +1,13 @@
 import base64
 import io
-import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,22 +15,72 @@ from PIL import Image
 
 from learngenes.model.sampling import sample
 from registry.errors import Superseded
-from registry.events import stream_key
 from registry.records import GenerationRecord, now
 from registry.store import generation_name, image_file, served_name
 from tests.support.builds import build
-from tests.worker.conftest import MakeGeneration, MakeModel
+from tests.worker.conftest import MakeGeneration, MakeModel, told
 from worker.artifacts import load_own
 from worker.runtime import Runtime
 from worker.sampling.jobs import EngineStopped, Job, SampleRequest
 from worker.sampling.sample import Sampling, _target_seconds
 
 
+@dataclass
+class Desk:
+    """A sampler, a model that is ready, and what is asked of both."""
+
+    sampler: Sampling
+    model: str
+    make_generation: MakeGeneration
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    @property
+    def runtime(self) -> Runtime:
+        return self.sampler.runtime
+
+    def ask(self, model: str | None = None, **request: Any) -> GenerationRecord:
+        return self.make_generation(model or self.model, **request)
+
+    def now(self, record: GenerationRecord) -> GenerationRecord:
+        return self.runtime.repository.generations.get(record.id)
+
+    def generate(self, record: GenerationRecord) -> GenerationRecord:
+        self.sampler.generate(record.id)
+        return self.now(record)
+
+    def generate_in_background(self, record: GenerationRecord) -> threading.Thread:
+        self.threads.append(threading.Thread(target=self.generate, args=(record,)))
+        self.threads[-1].start()
+        return self.threads[-1]
+
+    def begin(self, **request: Any) -> tuple[GenerationRecord, threading.Thread]:
+        """A request that runs, and the thread that makes its images."""
+        record = self.ask(**request)
+        thread = self.generate_in_background(record)
+        while self.now(record).status != "running" or not any(
+            part.done_steps for part in list(self.sampler.engine._parts)
+        ):
+            time.sleep(0.001)
+        return record, thread
+
+    def pictures(self, record: GenerationRecord) -> list[np.ndarray]:
+        names = [image_file(i) for i in range(len(record.seeds))]
+        raw = [self.runtime.store.read(generation_name(record.id), name) for name in names]
+        return [np.asarray(Image.open(io.BytesIO(png))) for png in raw]
+
+    def progress(self, record: GenerationRecord) -> list[dict[str, object]]:
+        return told(self.runtime, record.id, "progress", "generation")
+
+
 @pytest.fixture
-def ready(runtime: Runtime, make_model: MakeModel) -> str:
-    model_id = make_model().id
-    build(runtime, model_id)
-    return model_id
+def desk(
+    runtime: Runtime, sampler: Sampling, make_model: MakeModel, make_generation: MakeGeneration
+) -> Iterator[Desk]:
+    desk = Desk(sampler, build(runtime, make_model().id).id, make_generation)
+    yield desk
+    for thread in desk.threads:
+        thread.join(timeout=20)
+        assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -38,62 +90,25 @@ def often(runtime: Runtime) -> None:
 
 
 @pytest.fixture
-def in_background() -> Iterator[Callable[..., threading.Thread]]:
-    threads: list[threading.Thread] = []
-
-    def start(work: Callable[..., None], *args: object) -> threading.Thread:
-        threads.append(threading.Thread(target=work, args=args))
-        threads[-1].start()
-        return threads[-1]
-
-    yield start
-    for thread in threads:
-        thread.join(timeout=20)
-        assert not thread.is_alive()
+def ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the process raises SystemExit."""
+    monkeypatch.setattr(os, "_exit", sys.exit)
 
 
-def pictures(runtime: Runtime, record: GenerationRecord) -> list[np.ndarray]:
-    names = [image_file(i) for i in range(len(record.seeds))]
-    raw = [runtime.store.read(generation_name(record.id), name) for name in names]
-    return [np.asarray(Image.open(io.BytesIO(png))) for png in raw]
-
-
-def events(runtime: Runtime, record: GenerationRecord, name: str) -> list[dict[str, object]]:
-    entries = runtime.repository._redis.xrange(stream_key("generation", record.id))
-    return [json.loads(fields["data"]) for _, fields in entries if fields["event"] == name]
-
-
-def until_running(runtime: Runtime, sampler: Sampling, record: GenerationRecord) -> None:
-    while not (
-        runtime.repository.generations.get(record.id).status == "running"
-        and any(part.done_steps for part in list(sampler.engine._parts))
-    ):
-        time.sleep(0.001)
-
-
-def test_images_come_back_through_the_store(
-    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration
-) -> None:
-    first, again = make_generation(ready), make_generation(ready)
-    for record in (first, again):
-        sampler.generate(record.id)
-    done = runtime.repository.generations.get(first.id)
+def test_images_come_back_through_the_store(desk: Desk) -> None:
+    done, again = (desk.generate(desk.ask()) for _ in range(2))
     assert (done.status, done.revision) == ("done", 1)
     assert done.started_at is not None
     assert done.finished_at is not None
-    images = pictures(runtime, done)
+    images = desk.pictures(done)
     assert [image.shape for image in images] == [(8, 8, 3)] * 6
-    assert all(np.array_equal(*pair) for pair in zip(images, pictures(runtime, again), strict=True))
+    assert np.array_equal(images, desk.pictures(again))
 
 
-def test_images_are_those_of_the_model_as_it_was_built(
-    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration
-) -> None:
-    record = make_generation(ready)
-    sampler.generate(record.id)
-    family = runtime.family("tiny")
-    built = runtime.repository.models.get(ready)
-    own = load_own(runtime.store, family, served_name(built))
+def test_images_are_those_of_the_model_as_it_was_built(desk: Desk) -> None:
+    record, family = desk.generate(desk.ask()), desk.runtime.family("tiny")
+    built = desk.runtime.repository.models.get(desk.model)
+    own = load_own(desk.runtime.store, family, served_name(built))
     model = family.assemble(own, built.plan.mode, built.plan.dtype)
     alone = sample(
         model,
@@ -102,88 +117,61 @@ def test_images_are_those_of_the_model_as_it_was_built(
         record.seeds,
         num_inference_steps=record.num_inference_steps,
     )
-    served = np.stack(pictures(runtime, record)).transpose(0, 3, 1, 2)
+    served = np.stack(desk.pictures(record)).transpose(0, 3, 1, 2)
     assert np.abs(served.astype(int) - alone.numpy()).max() <= 1
 
 
-def test_one_worker_serves_several_sizes_at_once(
-    runtime: Runtime,
-    sampler: Sampling,
-    make_model: MakeModel,
-    make_generation: MakeGeneration,
-    in_background: Callable[..., threading.Thread],
-) -> None:
-    models = []
-    for mode, dtype in (("factored", "int8"), ("materialised", "bfloat16"), ("factored", None)):
-        models.append(make_model(mode=mode, dtype=dtype).id)
-        build(runtime, models[-1])
-    records = [make_generation(model_id, n=1, num_inference_steps=50) for model_id in models]
-    threads = [in_background(sampler.generate, record.id) for record in records]
-    for thread in threads:
+def test_one_worker_serves_several_sizes_at_once(desk: Desk, make_model: MakeModel) -> None:
+    sizes = (("factored", "int8"), ("materialised", "bfloat16"), ("factored", None))
+    models = [make_model(mode=mode, dtype=dtype).id for mode, dtype in sizes]
+    for model in models:
+        build(desk.runtime, model)
+    records = [desk.ask(model, n=1, num_inference_steps=50) for model in models]
+    for thread in [desk.generate_in_background(record) for record in records]:
         thread.join(timeout=20)
-    statuses = [runtime.repository.generations.get(record.id).status for record in records]
-    assert statuses == ["done"] * 3
+    assert [desk.now(record).status for record in records] == ["done"] * 3
 
 
-def test_a_model_deleted_meanwhile_fails_its_requests(
-    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration
-) -> None:
-    record = make_generation(ready)
-    runtime.repository.models.change(ready, status="deleted")
-    sampler.generate(record.id)
-    failed = runtime.repository.generations.get(record.id)
+def test_a_model_deleted_meanwhile_fails_its_requests(desk: Desk) -> None:
+    record = desk.ask()
+    desk.runtime.repository.models.change(desk.model, status="deleted")
+    failed = desk.generate(record)
     assert (failed.status, failed.problem) == ("failed", "model-gone")
-    assert failed.error == f"ModelGone: model {ready} is deleted"
+    assert failed.error == f"ModelGone: model {desk.model} is deleted"
 
 
-def test_the_last_attempt_is_alone(
-    runtime: Runtime,
-    sampler: Sampling,
-    ready: str,
-    make_generation: MakeGeneration,
-    in_background: Callable[..., threading.Thread],
-) -> None:
-    generations = runtime.repository.generations
-    first, last = make_generation(ready), make_generation(ready, attempts=2)
-    with runtime.leases.alone("last attempts"):  # somebody else's
-        waiting = in_background(sampler.generate, last.id)
-        sampler.generate(first.id)
-        assert generations.get(first.id).status == "done"
-        assert (generations.get(last.id).status, waiting.is_alive()) == ("queued", True)
+def test_the_last_attempt_is_alone(desk: Desk) -> None:
+    first, last = desk.ask(), desk.ask(attempts=2)
+    with desk.runtime.leases.alone("last attempts"):  # somebody else's
+        waiting = desk.generate_in_background(last)
+        assert desk.generate(first).status == "done"
+        assert (desk.now(last).status, waiting.is_alive()) == ("queued", True)
     waiting.join(timeout=20)
-    assert generations.get(last.id).status == "done"
+    assert desk.now(last).status == "done"
 
 
-def test_images_that_nobody_waits_for_any_more_are_not_made(
-    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration, often: None
-) -> None:
-    generations = runtime.repository.generations
-    late = make_generation(ready, deadline=now() - timedelta(seconds=1))
-    never = make_generation(
-        ready, n=60, num_inference_steps=1000, deadline=now() + timedelta(seconds=0.2)
-    )
-    in_time = make_generation(ready, deadline=now() + timedelta(hours=1))
-    for record in (late, never, in_time):
-        sampler.generate(record.id)
-    for record in (late, never):
-        failed = generations.get(record.id)
+def test_images_that_nobody_waits_for_any_more_are_not_made(desk: Desk, often: None) -> None:
+    soon = now() + timedelta(seconds=0.2)
+    late = desk.ask(deadline=now() - timedelta(seconds=1))
+    never = desk.ask(n=60, num_inference_steps=1000, deadline=soon)
+    in_time = desk.ask(deadline=now() + timedelta(hours=1))
+    late, never, in_time = map(desk.generate, (late, never, in_time))
+    for failed in (late, never):
         assert (failed.status, failed.problem) == ("failed", "deadline-missed")
-    assert generations.get(late.id).started_at is None
-    assert generations.get(in_time.id).status == "done"
+    assert late.started_at is None
+    assert in_time.status == "done"
 
 
-def test_progress_is_told_with_a_preview_if_it_was_asked_for(
-    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration, often: None
-) -> None:
-    plain = make_generation(ready, n=1, num_inference_steps=400)
-    shown = make_generation(ready, n=1, num_inference_steps=400, previews=True)
-    for record in (plain, shown):
-        sampler.generate(record.id)
-    told = events(runtime, plain, "progress")
-    assert all(event["steps"] == 400 and "b64_png" not in event for event in told)
-    steps = [event["step"] for event in told]
+def test_progress_is_told_with_a_preview_if_it_was_asked_for(desk: Desk, often: None) -> None:
+    plain, shown = (
+        desk.generate(desk.ask(n=1, num_inference_steps=400, previews=previews))
+        for previews in (False, True)
+    )
+    progress = desk.progress(plain)
+    assert all(event["steps"] == 400 and "b64_png" not in event for event in progress)
+    steps = [event["step"] for event in progress]
     assert steps == sorted(steps)
-    (*_, last) = (e for e in events(runtime, shown, "progress") if "b64_png" in e)
+    (*_, last) = (event for event in desk.progress(shown) if "b64_png" in event)
     preview = Image.open(io.BytesIO(base64.b64decode(str(last["b64_png"]))))
     assert preview.size == (8, 8)
 
@@ -201,113 +189,67 @@ class Waiting:
         return self._left < 0
 
 
-def test_nothing_is_told_of_a_request_that_only_waits(
-    runtime: Runtime, sampler: Sampling, ready: str, make_generation: MakeGeneration
-) -> None:
-    runtime.progress_seconds = 0
-    record = make_generation(ready)
-    sampler._follow(Waiting(looks=20), record)
-    assert events(runtime, record, "progress") == []
+def test_nothing_is_told_of_a_request_that_only_waits(desk: Desk) -> None:
+    desk.runtime.progress_seconds = 0
+    record = desk.ask()
+    desk.sampler._follow(Waiting(looks=20), record)
+    assert desk.progress(record) == []
 
 
 def test_a_request_that_waits_is_given_up_when_it_is_cancelled(
-    runtime: Runtime,
-    sampler: Sampling,
-    ready: str,
-    make_generation: MakeGeneration,
-    monkeypatch: pytest.MonkeyPatch,
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancelled = []
-    monkeypatch.setattr(sampler.engine, "cancel", cancelled.append)
-    runtime.progress_seconds = 0
-    record = make_generation(ready)
-    runtime.repository.generations.change(record.id, status="cancelled")
+    monkeypatch.setattr(desk.sampler.engine, "cancel", cancelled.append)
+    desk.runtime.progress_seconds = 0
+    record = desk.ask()
+    desk.runtime.repository.generations.change(record.id, status="cancelled")
     job = Waiting(looks=1)
     with pytest.raises(Superseded):
-        sampler._follow(job, record)
+        desk.sampler._follow(job, record)
     assert cancelled == [job]
 
 
-def test_a_cancelled_generation_leaves_the_engine(
-    runtime: Runtime,
-    sampler: Sampling,
-    ready: str,
-    make_generation: MakeGeneration,
-    often: None,
-    in_background: Callable[..., threading.Thread],
-) -> None:
-    record = make_generation(ready, num_inference_steps=1000)
-    thread = in_background(sampler.generate, record.id)
-    until_running(runtime, sampler, record)
-    runtime.repository.generations.change(record.id, status="cancelled")
+def test_a_cancelled_generation_leaves_the_engine(desk: Desk, often: None) -> None:
+    record, thread = desk.begin(num_inference_steps=1000)
+    desk.runtime.repository.generations.change(record.id, status="cancelled")
     thread.join(timeout=20)
-    assert runtime.repository.generations.get(record.id).status == "cancelled"
-    following = make_generation(ready)
-    sampler.generate(following.id)
-    assert runtime.repository.generations.get(following.id).status == "done"
-    assert not sampler.engine._parts
+    assert desk.now(record).status == "cancelled"
+    assert desk.generate(desk.ask()).status == "done"
+    assert not desk.sampler.engine._parts
 
 
-def test_shutdown_leaves_the_generation_to_the_next_worker(
-    runtime: Runtime,
-    sampler: Sampling,
-    ready: str,
-    make_generation: MakeGeneration,
-    often: None,
-    in_background: Callable[..., threading.Thread],
-) -> None:
-    record = make_generation(ready, num_inference_steps=1000)
-    thread = in_background(sampler.generate, record.id)
-    until_running(runtime, sampler, record)
-    runtime.stopping.set()
+def test_shutdown_leaves_the_generation_to_the_next_worker(desk: Desk, often: None) -> None:
+    record, thread = desk.begin(num_inference_steps=1000)
+    desk.runtime.stopping.set()
     thread.join(timeout=20)
-    assert runtime.repository.generations.get(record.id).status == "running"
-    runtime.stopping.clear()
-    sampler.generate(record.id)
-    assert runtime.repository.generations.get(record.id).status == "done"
-    sampler.generate(record.id)
-    assert runtime.repository.generations.get(record.id).attempts == 1
+    assert desk.now(record).status == "running"
+    desk.runtime.stopping.clear()
+    assert desk.generate(record).status == "done"
+    assert desk.generate(record).attempts == 1
 
 
 def test_a_worker_whose_engine_broke_ends_so_that_its_work_is_taken_up_again(
-    runtime: Runtime,
-    sampler: Sampling,
-    ready: str,
-    make_generation: MakeGeneration,
-    monkeypatch: pytest.MonkeyPatch,
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, ended: None
 ) -> None:
     def broken(request: SampleRequest) -> Job:
         job = Job(request, None)
         job.fail(EngineStopped("the engine stopped"))
         return job
 
-    def end(status: int) -> None:
-        raise SystemExit(status)
-
-    monkeypatch.setattr(sampler.engine, "submit", broken)
-    monkeypatch.setattr(os, "_exit", end)
-    record = make_generation(ready)
+    monkeypatch.setattr(desk.sampler.engine, "submit", broken)
+    record = desk.ask()
     with pytest.raises(SystemExit):
-        sampler.generate(record.id)
-    assert runtime.repository.generations.get(record.id).status == "running"
+        desk.generate(record)
+    assert desk.now(record).status == "running"
 
 
-def test_an_engine_that_takes_nothing_any_more_ends_its_worker(
-    runtime: Runtime,
-    sampler: Sampling,
-    ready: str,
-    make_generation: MakeGeneration,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def end(status: int) -> None:
-        raise SystemExit(status)
-
-    sampler.engine.stop()
-    monkeypatch.setattr(os, "_exit", end)
-    record = make_generation(ready)
+def test_an_engine_that_takes_nothing_any_more_ends_its_worker(desk: Desk, ended: None) -> None:
+    desk.sampler.engine.stop()
+    record = desk.ask()
     with pytest.raises(SystemExit):
-        sampler.generate(record.id)
-    assert runtime.repository.generations.get(record.id).status == "running"
+        desk.generate(record)
+    assert desk.now(record).status == "running"
 
 
 def test_a_latency_budget_is_a_target_for_as_many_steps_and_images_as_are_asked_for(
