@@ -5,9 +5,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from celery import Celery
 
 import worker.__main__
 from registry.settings import Settings
@@ -18,13 +18,6 @@ from worker.sampling.jobs import EngineStopped
 from worker.sampling.sample import Sampling
 
 Serve = Callable[[set[str]], Worker]
-
-
-class Controller:
-    """What Celery says starts."""
-
-    def __init__(self, app: Celery) -> None:
-        self.app = app
 
 
 @dataclass
@@ -75,7 +68,14 @@ def process(settings: Settings, workers: Workers) -> Process:
 def start(process: Process, queue: str) -> None:
     """As Celery does."""
     process.app.amqp.queues.select([queue])
-    process.start(sender=Controller(process.app))
+    process.start(sender=SimpleNamespace(app=process.app))
+
+
+def exit_status(process: Process, queue: str) -> object:
+    """Status with which a worker ends that cannot start."""
+    with pytest.raises(SystemExit) as ended:
+        start(process, queue)
+    return ended.value.code
 
 
 def heard_of(runtime: Runtime) -> list[str]:
@@ -127,38 +127,29 @@ def test_the_queues_that_celery_consumes_say_what_kind_of_worker_it_is(
     assert process.worker.runtime.stopping.is_set()
 
 
-@pytest.mark.parametrize("error", [EngineStopped("no memory"), OSError(28, "No space left")])
-def test_a_worker_that_cannot_start_ends(
-    process: Process, workers: Workers, error: Exception
+@pytest.mark.parametrize(
+    ("queue", "work", "error"),
+    [
+        ("sample", "sampling", EngineStopped("no memory")),
+        ("sample", "sampling", OSError(28, "No space left")),
+        ("build", "profile", VerificationError("out of memory")),
+    ],
+)
+def test_a_worker_that_cannot_start_ends_and_is_started_again(
+    process: Process, workers: Workers, queue: str, work: str, error: Exception
 ) -> None:
-    def fail(_: Runtime) -> Sampling:
+    def fail(*_: object) -> None:
         raise error
 
-    workers.sampling = fail
-    with pytest.raises(SystemExit) as ended:
-        start(process, "sample.a-device")
-    assert ended.value.code == 1
-
-
-def test_a_worker_that_cannot_profile_ends_and_is_started_again(
-    process: Process, workers: Workers
-) -> None:
-    def die(*_: object) -> None:
-        raise VerificationError("out of memory")
-
-    workers.profile = die
-    with pytest.raises(SystemExit) as ended:
-        start(process, "build.a-device")
-    assert ended.value.code == 1
+    setattr(workers, work, fail)
+    assert exit_status(process, f"{queue}.a-device") == 1
 
 
 def test_a_worker_whose_family_is_corrupt_ends_for_good(
     process: Process, families_dir: Path
 ) -> None:
     (families_dir / "tiny" / "quality.json").write_text("{}")
-    with pytest.raises(SystemExit) as ended:
-        start(process, "build.a-device")
-    assert ended.value.code == os.EX_CONFIG
+    assert exit_status(process, "build.a-device") == os.EX_CONFIG
 
 
 @pytest.mark.parametrize("queue", ["build", "sample"])

@@ -204,9 +204,7 @@ def test_a_smaller_model_may_have_a_higher_rank(device: Device) -> None:
 
 @pytest.mark.parametrize("killed_at", ["storing revision 3", "verifying it", "publishing"])
 def test_a_build_that_dies_after_a_step_down_goes_on_from_there(
-    device: Device,
-    monkeypatch: pytest.MonkeyPatch,
-    killed_at: str,
+    device: Device, monkeypatch: pytest.MonkeyPatch, killed_at: str
 ) -> None:
     first = device.plan()
     device.more_bytes = 1000

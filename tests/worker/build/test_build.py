@@ -30,6 +30,15 @@ def enqueued(client: redis.Redis, queue: str) -> list[str]:
     return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
 
 
+def lose(runtime: Runtime, *model_ids: str) -> None:
+    """Begin to build models, and end as a worker does that is killed."""
+    models = runtime.repository.models
+    for model_id in model_ids:
+        models.claim(model_id, 3, 0.01)
+    while any(map(models.leased, model_ids)):
+        pass
+
+
 def test_a_queued_model_becomes_ready(runtime: Runtime, make_model: MakeModel) -> None:
     model_id = make_model().id
     record = build(runtime, model_id)
@@ -237,12 +246,9 @@ def test_lost_work_is_enqueued_again(
     dead, alive, waiting = (make_model().id for _ in range(3))
     make_model(device_class="another")
     queue = f"build.{runtime.device_class}"
-    models.claim(dead, 3, 0.01)
     models.claim(alive, 3, 60)
-    while models.leased(dead):
-        pass
-    keeper = build_housekeeping(runtime)
-    keeper.requeue_lost()
+    lose(runtime, dead)
+    build_housekeeping(runtime).requeue_lost()
     assert enqueued(client, queue) == [dead]
     client.delete(queue)
     time.sleep(0.02)
@@ -256,10 +262,8 @@ def test_whoever_took_lost_work_may_be_killed_before_it_begins(
     runtime: Runtime, make_model: MakeModel, client: redis.Redis
 ) -> None:
     lost, queue = make_model().id, f"build.{runtime.device_class}"
-    runtime.repository.models.claim(lost, 3, 0.01)
     runtime.queue.enqueue("fineserve.build", make_model().id, runtime.device_class)
-    while runtime.repository.models.leased(lost):
-        pass
+    lose(runtime, lost)
     keeper = build_housekeeping(runtime, Patience(lost_again_seconds=0.05))
     keeper.requeue_lost()
     keeper.requeue_lost()
@@ -272,21 +276,15 @@ def test_whoever_took_lost_work_may_be_killed_before_it_begins(
 def test_lost_work_does_not_flood_the_queue(
     runtime: Runtime, make_model: MakeModel, client: redis.Redis
 ) -> None:
-    models, queue = runtime.repository.models, f"build.{runtime.device_class}"
-    dead = [make_model().id for _ in range(5)]
-    for model in dead:
-        models.claim(model, 3, 0.01)
-    while any(models.leased(model) for model in dead):
-        pass
+    queue, dead = f"build.{runtime.device_class}", [make_model().id for _ in range(5)]
+    lose(runtime, *dead)
     keeper = build_housekeeping(runtime, Patience(most_requeued=3))
     keeper.requeue_lost()
     assert sorted(enqueued(client, queue)) == sorted(dead[:3])
     for _ in range(3):
         keeper.requeue_lost()
     assert sorted(enqueued(client, queue)) == sorted(dead)
-    models.claim(dead[0], 3, 0.01)  # dies again: it is lost again, at once
-    while models.leased(dead[0]):
-        pass
+    lose(runtime, dead[0])  # again: it is enqueued at once
     keeper.requeue_lost()
     assert enqueued(client, queue).count(dead[0]) == 2
 

@@ -99,10 +99,7 @@ def test_a_profile_that_fits_is_used_as_it_is(
     "change", [{"torch_version": "1.0"}, {"family_fingerprint": "another"}, {"version": 0}]
 )
 def test_a_stale_profile_is_measured_again(
-    runtime: Runtime,
-    profile: DeviceProfile,
-    measuring: Measuring,
-    change: dict[str, object],
+    runtime: Runtime, profile: DeviceProfile, measuring: Measuring, change: dict[str, object]
 ) -> None:
     keep_profile(runtime.repository, profile.model_copy(update=change))
     assert stored_profile(runtime, "tiny") is None

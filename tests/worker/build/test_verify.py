@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,17 @@ def specimen(families_dir: Path) -> Specimen:
     )
 
 
-def a_process_that(monkeypatch: pytest.MonkeyPatch, directory: Path, does: str) -> None:
-    """In place of Python, so that it starts at once."""
-    program = directory / "python"
-    program.write_text(f"#!/bin/sh\ncat > {directory}/request\n{does}\n")
-    program.chmod(0o700)
-    monkeypatch.setattr("sys.executable", str(program))
+@pytest.fixture
+def process_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Has a shell command run in place of Python, so that it starts at once."""
+
+    def replace_python(does: str) -> None:
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\ncat > {tmp_path}/request\n{does}\n")
+        program.chmod(0o700)
+        monkeypatch.setattr("sys.executable", str(program))
+
+    return replace_python
 
 
 def test_a_model_is_measured_in_a_process_of_its_own(
@@ -56,9 +62,9 @@ def test_a_model_is_measured_in_a_process_of_its_own(
 
 
 def test_a_process_that_hangs_is_ended(
-    specimen: Specimen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    specimen: Specimen, process_that: Callable[[str], None]
 ) -> None:
-    a_process_that(monkeypatch, tmp_path, "exec sleep 100")
+    process_that("exec sleep 100")
     with pytest.raises(VerificationError, match="more than"):
         verify(specimen, most_seconds=0.3)
 
@@ -84,11 +90,11 @@ def test_scales_may_be_left_to_the_family(specimen: Specimen, family: Family) ->
 
 
 def test_the_process_is_given_the_models_own_scales(
-    specimen: Specimen, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specimen: Specimen, family: Family, tmp_path: Path, process_that: Callable[[str], None]
 ) -> None:
     answer = '{"cost": {"memory_bytes": 1, "process_memory_bytes": 2, "latency_seconds": 3, '
     answer += '"latency_p95_seconds": 4}, "latency_runs": 5}'
-    a_process_that(monkeypatch, tmp_path, f"echo '{answer}'")
+    process_that(f"echo '{answer}'")
     scales = interpolated(family.scales, Size(depth=2, rank=8))
     measurement = verify(specimen, scales)
     assert dataclasses.astuple(measurement) == ((1, 2, 3, 4), 5)
@@ -99,27 +105,25 @@ def test_the_process_is_given_the_models_own_scales(
 
 
 def test_a_process_that_dies_leaves_its_last_words(
-    specimen: Specimen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specimen: Specimen, process_that: Callable[[str], None]
 ) -> None:
-    a_process_that(monkeypatch, tmp_path, "echo no memory is left >&2; exit 3")
+    process_that("echo no memory is left >&2; exit 3")
     with pytest.raises(VerificationError, match=r"(?s)status 3: .*no memory is left"):
         verify(specimen)
 
 
 def test_a_model_whose_measurement_dies_has_failed_and_says_why(
-    runtime: Runtime, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_model: MakeModel, process_that: Callable[[str], None]
 ) -> None:
-    a_process_that(monkeypatch, tmp_path, "kill -9 $$")
+    process_that("kill -9 $$")
     record = build(runtime, make_model().id, verify=verify)
     assert record.status == "failed"
     assert record.error is not None
     assert record.error.startswith("VerificationError: measuring ended with status -9")
 
 
-def test_who_waits_may_stop_it(
-    specimen: Specimen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a_process_that(monkeypatch, tmp_path, "sleep 60")
+def test_who_waits_may_stop_it(specimen: Specimen, process_that: Callable[[str], None]) -> None:
+    process_that("sleep 60")
 
     def enough() -> None:
         raise InterruptedError

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,21 +41,35 @@ def unpacked(
     return into / model_id
 
 
+Served = Callable[..., tuple[GenerationRecord, np.ndarray]]
+
+
+@pytest.fixture
+def served(
+    runtime: Runtime, sampler: Sampling, make_model: MakeModel, make_generation: MakeGeneration
+) -> Served:
+    """Builds a model in float32, and samples images, (N, H, W, C) of small integers."""
+
+    def serve(**size: int) -> tuple[GenerationRecord, np.ndarray]:
+        model = make_model(budget={"max_mem_gb": 1, "dtype": "float32", **size})
+        generation = make_generation(build(runtime, model.id).id)
+        sampler.generate(generation.id)
+        files = [
+            runtime.store.read(generation_name(generation.id), image_file(i))
+            for i in range(len(generation.seeds))
+        ]
+        images = [np.asarray(Image.open(io.BytesIO(file))) for file in files]
+        return generation, np.stack(images).astype(int)
+
+    return serve
+
+
 @pytest.mark.parametrize("depth", [2, 4])
 def test_plain_diffusers_samples_the_same_images(
-    runtime: Runtime,
-    sampler: Sampling,
-    make_model: MakeModel,
-    make_generation: MakeGeneration,
-    tmp_path: Path,
-    depth: int,
+    runtime: Runtime, served: Served, tmp_path: Path, depth: int
 ) -> None:
-    model = make_model(budget={"max_mem_gb": 1, "depth": depth, "dtype": "float32"})
-    build(runtime, model.id)
-    generation = make_generation(model.id)
-    ours = served(runtime, sampler, generation)
-
-    directory, out = unpacked(runtime, model.id, tmp_path), tmp_path / "images.npy"
+    generation, ours = served(depth=depth)
+    directory, out = unpacked(runtime, generation.model, tmp_path), tmp_path / "images.npy"
     wanted = {
         "steps": generation.num_inference_steps,
         "seeds": generation.seeds,
@@ -68,30 +83,13 @@ def test_plain_diffusers_samples_the_same_images(
     assert np.abs(ours - theirs).max() <= 1
 
 
-def served(runtime: Runtime, sampler: Sampling, generation: GenerationRecord) -> np.ndarray:
-    """Its images, (N, H, W, C) of small integers."""
-    sampler.generate(generation.id)
-    files = [
-        runtime.store.read(generation_name(generation.id), image_file(i))
-        for i in range(len(generation.seeds))
-    ]
-    return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files]).astype(int)
-
-
 def test_onnx_runtime_samples_the_same_images(
-    runtime: Runtime,
-    sampler: Sampling,
-    make_model: MakeModel,
-    make_generation: MakeGeneration,
-    tmp_path: Path,
+    runtime: Runtime, served: Served, tmp_path: Path
 ) -> None:
-    model = make_model(budget={"max_mem_gb": 1, "depth": 3, "dtype": "float32"})
-    build(runtime, model.id)
-    generation = make_generation(model.id)
-    ours = served(runtime, sampler, generation)
+    generation, ours = served(depth=3)
     stem = runtime.family("tiny").stem
     before = [parameter.data_ptr() for parameter in stem.parameters()]
-    directory = unpacked(runtime, model.id, tmp_path, ExportFormat.ONNX)
+    directory = unpacked(runtime, generation.model, tmp_path, ExportFormat.ONNX)
     after = [parameter.data_ptr() for parameter in stem.parameters()]
     assert after == before  # the engine goes on with it
 
@@ -114,19 +112,10 @@ def test_onnx_runtime_samples_the_same_images(
 
 @pytest.mark.parametrize("form", [ExportFormat.NATIVE, ExportFormat.ADAPTER])
 def test_learngenes_alone_samples_the_same_images(
-    runtime: Runtime,
-    sampler: Sampling,
-    make_model: MakeModel,
-    make_generation: MakeGeneration,
-    tmp_path: Path,
-    form: ExportFormat,
+    runtime: Runtime, served: Served, tmp_path: Path, form: ExportFormat
 ) -> None:
-    model = make_model(budget={"max_mem_gb": 1, "depth": 3, "rank": 8, "dtype": "float32"})
-    build(runtime, model.id)
-    generation = make_generation(model.id)
-    ours = served(runtime, sampler, generation)
-    directory = unpacked(runtime, model.id, tmp_path, form)
-
+    generation, ours = served(depth=3, rank=8)
+    directory = unpacked(runtime, generation.model, tmp_path, form)
     loaded = load_model(directory, runtime.family("tiny"))
     theirs = sample(
         loaded.network,
@@ -140,10 +129,8 @@ def test_learngenes_alone_samples_the_same_images(
 
 
 def test_its_card_says_what_it_is(runtime: Runtime, make_model: MakeModel, tmp_path: Path) -> None:
-    model = make_model()
-    build(runtime, model.id)
-    card = (unpacked(runtime, model.id, tmp_path) / "README.md").read_text()
-    record = runtime.repository.models.get(model.id)
+    record = build(runtime, make_model().id)
+    card = (unpacked(runtime, record.id, tmp_path) / "README.md").read_text()
     assert record.measured is not None
     assert f"# {record.name}" in card
     assert f"depth {record.plan.depth}, rank {record.plan.rank}" in card
@@ -152,13 +139,12 @@ def test_its_card_says_what_it_is(runtime: Runtime, make_model: MakeModel, tmp_p
 
 
 def test_what_another_worker_exports_is_left_to_it(runtime: Runtime, make_model: MakeModel) -> None:
-    model_id = make_model().id
-    build(runtime, model_id)
-    name = export_name(runtime.repository.models.get(model_id), ExportFormat.ADAPTER)
+    record = build(runtime, make_model().id)
+    name = export_name(record, ExportFormat.ADAPTER)
     with runtime.repository.lock(name, 60):
-        export(runtime, model_id, ExportFormat.ADAPTER)
+        export(runtime, record.id, ExportFormat.ADAPTER)
         assert runtime.store.path(name, EXPORT_FILE) is None
-    export(runtime, model_id, ExportFormat.ADAPTER)
+    export(runtime, record.id, ExportFormat.ADAPTER)
     assert runtime.store.path(name, EXPORT_FILE) is not None
 
 

@@ -91,10 +91,7 @@ def test_more_images_than_fit_in_a_batch_come_whole_and_in_order(
     images = alone(engine, request)
     assert max(engine.gate.sizes) == FULL_ROWS // request.rows_per_image
     single = [
-        alone(
-            engine,
-            engine.ask(class_labels=[label], seeds=[seed], guidance_scale=guidance_scale),
-        )
+        alone(engine, engine.ask(class_labels=[label], seeds=[seed], guidance_scale=guidance_scale))
         for label, seed in zip(request.class_labels, request.seeds, strict=True)
     ]
     assert same(images, [image for (image,) in single])

@@ -266,8 +266,7 @@ def test_what_arrives_does_not_disturb_who_asks_what_is_there(family: Family) ->
 
 
 def test_a_model_is_made_once(family: Family) -> None:
-    residency = Residency(AMPLE)
-    pool = residency.pool(family, DType.FLOAT32, 24)
+    residency, pool = roomy_for(family, AMPLE)
     assert not residency.knows(("m", 0))
     before = residency.nbytes
     model = residency.model(pool, ("m", 0), of_model(family, 0), (), materialise=False)
@@ -323,8 +322,7 @@ def test_there_is_no_room_where_every_model_is_in_use(family: Family, one: Model
 
 
 def test_idle_models_lose_their_w_before_any_goes(family: Family, one: ModelWeights) -> None:
-    w = one.materialised_nbytes
-    residency, pool = roomy_for(family, 3 * one.nbytes + 3 * w)
+    residency, pool = roomy_for(family, 3 * one.nbytes + 3 * one.materialised_nbytes)
     a, b = (add(residency, pool, key, materialise=True) for key in "ab")
     assert a.materialised is not None
     assert b.materialised is not None
@@ -334,8 +332,7 @@ def test_idle_models_lose_their_w_before_any_goes(family: Family, one: ModelWeig
 
 
 def test_w_of_a_model_in_use_stays(family: Family, one: ModelWeights) -> None:
-    w = one.materialised_nbytes
-    residency, pool = roomy_for(family, 3 * one.nbytes + 3 * w)
+    residency, pool = roomy_for(family, 3 * one.nbytes + 3 * one.materialised_nbytes)
     a = add(residency, pool, "a", materialise=True)
     b = add(residency, pool, "b", a, materialise=True)
     c = add(residency, pool, "c", a, materialise=True)
@@ -381,8 +378,7 @@ def test_what_cannot_be_loaded_leaves_nothing_behind(family: Family) -> None:
     def lost() -> Scales:
         raise FileNotFoundError("it was deleted")
 
-    residency = Residency(AMPLE)
-    pool = residency.pool(family, DType.FLOAT32, 24)
+    residency, pool = roomy_for(family, AMPLE)
     before = residency.nbytes
     with pytest.raises(FileNotFoundError, match="deleted"):
         residency.model(pool, "m", lost, (), materialise=True)

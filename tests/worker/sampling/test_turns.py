@@ -116,34 +116,26 @@ def test_each_place_has_a_limit_of_its_own() -> None:
 # Steps of 2 rows take 0.2 seconds and of 4 rows 0.4: ten of them 2 or 4.
 
 
-def test_one_more_waits_where_it_would_make_an_earlier_one_late() -> None:
-    tight, other = Waiting(deadline=NOW + 3), Waiting()
-    assert chosen([tight, other]) == [tight]
-
-
-def test_one_more_runs_where_there_is_time_enough() -> None:
-    easy, other = Waiting(deadline=NOW + 4.1), Waiting()
-    assert chosen([easy, other]) == [easy, other]
+@pytest.mark.parametrize(
+    ("first", "place", "both"),
+    [
+        pytest.param(Waiting(deadline=NOW + 3), "here", False, id="it would be late"),
+        pytest.param(Waiting(deadline=NOW + 4.1), "here", True, id="there is time enough"),
+        pytest.param(Waiting(deadline=NOW + 1), "here", True, id="it is late anyway"),
+        pytest.param(Waiting(deadline=NOW + 3), "there", False, id="another place slows it too"),
+        pytest.param(Waiting(deadline=NOW + 3, left=5), "here", True, id="half of it is done"),
+    ],
+)
+def test_one_more_runs_unless_it_makes_an_earlier_one_late(
+    first: Waiting, place: str, both: bool
+) -> None:
+    other = Waiting(place=place)
+    assert chosen([first, other]) == ([first, other] if both else [first])
 
 
 def test_a_smaller_one_may_run_where_a_larger_one_would_make_another_late() -> None:
     tight, large, small = Waiting(deadline=NOW + 3.5), Waiting(rows=4), Waiting(rows=1)
     assert chosen([tight, large, small]) == [tight, small]
-
-
-def test_a_deadline_that_is_missed_anyway_holds_nobody_up() -> None:
-    lost, other = Waiting(deadline=NOW + 1), Waiting()
-    assert chosen([lost, other]) == [lost, other]
-
-
-def test_an_earlier_one_is_slowed_by_another_place_too() -> None:
-    tight, other = Waiting(deadline=NOW + 3), Waiting(place="there")
-    assert chosen([tight, other]) == [tight]
-
-
-def test_steps_that_are_done_no_longer_count() -> None:
-    nearly, other = Waiting(deadline=NOW + 3, left=5), Waiting()
-    assert chosen([nearly, other]) == [nearly, other]
 
 
 def test_rows_that_cost_nothing_more_make_nobody_late() -> None:
@@ -195,6 +187,16 @@ def test_whoever_could_be_in_time_alone_is_not_made_late_by_those_after_it(seed:
                 assert NOW + c.left * in_the_end <= c.deadline
 
 
+def run(waiting: Sequence[Waiting], served: dict[str, float], now: float) -> float:
+    """Step whoever is chosen, once at least; returns the time after it."""
+    running = choose(waiting, served, lambda _: limited(8), now)
+    steps = min(8, *(c.left for c in running))
+    for c in running:
+        served[c.owner] += steps * c.rows
+        c.left -= steps
+    return now + steps * 0.1 * sum(c.rows for c in running)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_greedy_owners_get_the_same_share(seed: int) -> None:
     """Each always has several requests, of its own sizes, lengths and deadlines."""
@@ -211,14 +213,8 @@ def test_greedy_owners_get_the_same_share(seed: int) -> None:
     waiting = [another(owner) for owner in owners for _ in range(4)]
     served = dict.fromkeys(owners, 0.0)
     for _ in range(3000):
-        running = choose(waiting, served, lambda _: limited(8), now)
-        steps = min(8, *(c.left for c in running)) if running else 0
-        now += steps * 0.1 * sum(c.rows for c in running)
-        for c in running:
-            served[c.owner] += steps * c.rows
-            c.left -= steps
-            if not c.left:
-                waiting[waiting.index(c)] = another(c.owner)
+        now = run(waiting, served, now)
+        waiting = [c if c.left else another(c.owner) for c in waiting]
     assert max(served.values()) <= 1.05 * min(served.values())
 
 
@@ -233,12 +229,7 @@ def test_every_request_is_done_in_the_end(seed: int) -> None:
     for _ in range(200):
         few = 1 + len([c for c in waiting if c.owner == "many"])
         waiting += [Waiting("many", now + generator.uniform(0, 5)) for _ in range(few, 6)]
-        running = choose(waiting, served, lambda _: limited(8), now)
-        steps = min(8, *(c.left for c in running))
-        now += steps * 0.1 * sum(c.rows for c in running)
-        for c in running:
-            served[c.owner] += steps * c.rows
-            c.left -= steps
+        now = run(waiting, served, now)
         waiting = [c for c in waiting if c.left]
         if patient not in waiting:
             break
