@@ -13,7 +13,7 @@ import redis
 import torch
 
 from fineserve.embedded import valkey_command
-from learngenes.config import DiffusionConfig, Kind, NetworkConfig
+from learngenes.config import Kind, NetworkConfig
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family, load_family, save_family, write_quality
 from learngenes.model.dit import Stem
@@ -23,7 +23,7 @@ from learngenes.sizing.profile import DeviceProfile
 from registry.settings import Settings
 from tests.support.builds import build
 from tests.support.devices import beat, keep_profile, made_up_profile
-from tests.support.sizing import NETWORK, SIZES, quality_table
+from tests.support.sizing import NETWORK, SIZES, quality_table, untrained_manifest
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
@@ -89,16 +89,7 @@ def families_dir(
     limited_data: LabelledImages,
 ) -> Path:
     """Directory of one untrained family, `tiny`, whose quality table is made up."""
-    manifest = {
-        "name": "tiny",
-        "network": network,
-        "diffusion": DiffusionConfig(),
-        "sizes": SIZES,
-        "class_names": CLASS_NAMES,
-        "licence": "made by a test",
-        "trained_steps": 1,
-        "form": "any-size",
-    }
+    manifest = untrained_manifest("tiny", network, CLASS_NAMES)
     directory = tmp_path / "families"
     save_family(directory / "tiny", manifest, genes, stem, scales, limited_data)
     write_quality(directory / "tiny", quality_table(SIZES))

@@ -1,9 +1,10 @@
 """Made-up quality tables and profiles for any network and sizes, without torch."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from learngenes.config import DType, Mode, NetworkConfig, SizeSpace, executable
+from learngenes.config import DiffusionConfig, DType, Mode, NetworkConfig, SizeSpace, executable
 from learngenes.sizing.cost import Execution, dense_parameters, learngene_parameters
 from learngenes.sizing.profile import DeviceProfile, LayerCost
 from learngenes.sizing.quality import QualityTable
@@ -26,6 +27,22 @@ ROWS = (1, 4, 16)
 SECONDS_PER_PRODUCT = 1e-11
 BLOCK_SECONDS = 1e-4
 """Seconds that one block takes whatever is in it."""
+
+
+def untrained_manifest(
+    name: str, network: NetworkConfig, class_names: Sequence[str]
+) -> dict[str, object]:
+    """Manifest of a family of any size that has been trained for one step."""
+    return {
+        "name": name,
+        "network": network,
+        "diffusion": DiffusionConfig(),
+        "sizes": SIZES,
+        "class_names": class_names,
+        "licence": "made by a test",
+        "trained_steps": 1,
+        "form": "any-size",
+    }
 
 
 def executions(native_bfloat16: bool = False, packing_threads: int = 0) -> list[Execution]:

@@ -84,6 +84,15 @@ def build(runtime: Runtime, model_id: str, tools: Tools = TOOLS) -> None:
                 directory.rmdir()
 
 
+def _figures(tuned: Retrained | Refined) -> dict[str, float]:
+    return {
+        "steps": tuned.steps,
+        "seconds": round(tuned.seconds, 1),
+        "heldout_loss_before": tuned.initial_heldout_loss,
+        "heldout_loss": tuned.heldout_loss,
+    }
+
+
 class _Build:
     profile: DeviceProfile
     """Profile of this device, as it is known by now."""
@@ -233,12 +242,7 @@ class _Build:
                 self._checkpoint_file(self._retrained_revision + 1),
                 data=self.data,
             )
-            figures = {
-                "steps": refined.steps,
-                "seconds": round(refined.seconds, 1),
-                "heldout_loss_before": refined.initial_heldout_loss,
-                "heldout_loss": refined.heldout_loss,
-            }
+            figures = _figures(refined)
             log.info("refined", model=self.record.id, **figures)
             self._tell("refined", **figures)
             if refined.heldout_loss >= refined.initial_heldout_loss:
@@ -279,14 +283,7 @@ class _Build:
         )
         metrics.RETRAINING_LOSS.labels("before").observe(retrained.initial_heldout_loss)
         metrics.RETRAINING_LOSS.labels("after").observe(retrained.heldout_loss)
-        log.info(
-            "retrained",
-            model=self.record.id,
-            steps=retrained.steps,
-            seconds=round(retrained.seconds, 1),
-            heldout_loss_before=retrained.initial_heldout_loss,
-            heldout_loss=retrained.heldout_loss,
-        )
+        log.info("retrained", model=self.record.id, **_figures(retrained))
         return retrained.scales
 
     def _verify(self, own: Own) -> tuple[Cost, list[str]]:

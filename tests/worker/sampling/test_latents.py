@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from learngenes.config import DiffusionConfig
 from learngenes.data.labelled import LabelledImages
 from learngenes.data.latents import LatentDecoder, LatentEncoder, read_autoencoder
 from learngenes.device import with_threads
@@ -21,7 +20,7 @@ from registry.store import ArtifactStore, served_name
 from tests.learngenes.data.test_latents import LATENTS, autoencoder
 from tests.support.builds import build
 from tests.support.engines import SECONDS, GatedEngine, Model, ask, images_of, reference
-from tests.support.sizing import SIZES, quality_table
+from tests.support.sizing import SIZES, quality_table, untrained_manifest
 from tests.worker.conftest import MakeModel
 from worker.artifacts import load_dataset, load_own
 from worker.runtime import Runtime
@@ -39,16 +38,7 @@ def families_dir(tmp_path: Path, limited_data: LabelledImages) -> Path:
     made = FactorisedDiT(network)
     made.stem.decoder = decoder
     torch.nn.init.normal_(made.stem.final.weight, std=0.2)
-    manifest = {
-        "name": NAME,
-        "network": network,
-        "diffusion": DiffusionConfig(),
-        "sizes": SIZES,
-        "class_names": limited_data.class_names,
-        "licence": "made by a test",
-        "trained_steps": 1,
-        "form": "any-size",
-    }
+    manifest = untrained_manifest(NAME, network, limited_data.class_names)
     data, directory = encoder.encoded(limited_data), tmp_path / "families" / NAME
     save_family(directory, manifest, made.genes, made.stem, made.scales, data, encoder)
     write_quality(directory, quality_table(SIZES))
