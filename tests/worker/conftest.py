@@ -15,7 +15,6 @@ from tests.support.engines import GatedEngine
 from tests.support.records import queued_model
 from worker.housekeeping import PATIENCE, Housekeeping, Patience
 from worker.runtime import Runtime
-from worker.sampling.sample import Sampling
 
 
 @pytest.fixture
@@ -33,13 +32,6 @@ def build_housekeeping(
     return Housekeeping(
         runtime, models, "build", "fineserve.build", stuck_seconds, patience=patience
     )
-
-
-@pytest.fixture
-def sampler(runtime: Runtime) -> Iterator[Sampling]:
-    sampler = Sampling(runtime)
-    yield sampler
-    sampler.engine.stop()
 
 
 def told(
