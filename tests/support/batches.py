@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from learngenes.stepping.weights import FactoredWeights, ModelWeights, SharedWei
 
 
 def other_scales(family: Family, size: Size, seed: int) -> Scales:
-    """A model of that size which has little in common with other seeds' ones."""
+    """Scales of that size which have little in common with other seeds' ones."""
     scales = interpolated(family.scales, size)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -40,15 +40,13 @@ def weights(shared: SharedWeights, scales: Scales, mode: Mode) -> ModelWeights:
 def random_models(
     shared: SharedWeights, count: int, generator: random.Random, modes: Sequence[Mode] = tuple(Mode)
 ) -> list[ModelWeights]:
-    """Of the family's own depths and any rank; int8's scales are those of one."""
-    family = shared.family
-    depths, most = family.manifest.sizes.depths, family.manifest.network.rank
-    modes = modes if shared.dtype is not DType.INT8 else [Mode.FACTORED]
+    """Models of the family's own depths and any rank; int8's scales are those of one."""
+    family, int8 = shared.family, shared.dtype is DType.INT8
     models = []
     for seed in range(count):
-        mode = generator.choice(modes)
-        rank = most if shared.dtype is DType.INT8 else generator.randint(1, most)
-        size = Size(depth=generator.choice(depths), rank=rank)
+        mode = Mode.FACTORED if int8 else generator.choice(modes)
+        rank = shared.network.rank if int8 else generator.randint(1, shared.network.rank)
+        size = Size(depth=generator.choice(family.manifest.sizes.depths), rank=rank)
         models.append(weights(shared, other_scales(family, size, seed), mode))
     return models
 
@@ -61,9 +59,21 @@ class Desk:
     coefficients: list[Tensor] = field(default_factory=list)
     modulations: list[Tensor] = field(default_factory=list)
 
-    @property
-    def tables(self) -> Tables:
-        return Tables(torch.cat(self.coefficients), torch.cat(self.modulations))
+    def batch(
+        self, parts: Sequence[Part], kernels: Kernels | None = None, stack: Stack | None = None
+    ) -> Batch:
+        tables = Tables(torch.cat(self.coefficients), torch.cat(self.modulations))
+        return Batch(parts, tables, stack or Stack(self.shared), kernels or Kernels())
+
+    def run(self, parts: Sequence[Part], steps: int = 1, kernels: Kernels | None = None) -> None:
+        batch = self.batch(parts, kernels)
+        for _ in range(steps):
+            batch.step()
+        batch.settle()
+
+    def model(self, mode: Mode, depth: int = 2, seed: int = 0, rank: int = 24) -> ModelWeights:
+        size = Size(depth=depth, rank=rank)
+        return weights(self.shared, other_scales(self.shared.family, size, seed), mode)
 
     def part(
         self,
@@ -105,17 +115,13 @@ class Desk:
         )
 
     def alone(self, part: Part, kernels: Kernels | None = None) -> Tensor:
-        """Its images x when nothing else runs; `part` itself stays as it is."""
-        copy = Part(**{**part.__dict__, "x": part.x.clone(), "previous": part.previous.clone()})
-        batch = Batch([copy], self.tables, Stack(self.shared), kernels or Kernels())
-        for _ in range(batch.steps_left):
-            batch.step()
-        batch.settle()
+        """Images x of `part` when nothing else runs; `part` itself stays as it is."""
+        copy = replace(part, x=part.x.clone(), previous=part.previous.clone())
+        self.run([copy], len(part.schedule), kernels)
         return copy.x
 
     @staticmethod
     def _add(table: list[Tensor], rows: Tensor) -> int:
-        """Where they begin."""
         start = sum(len(other) for other in table)
         table.append(rows.flatten(0, 1) if rows.dim() > 2 else rows)
         return start

@@ -1,22 +1,21 @@
 import torch
 
 from learngenes.config import Mode, NetworkConfig, Size
+from learngenes.family.family import Family
 from learngenes.model.dense import DenseDiT, materialised
-from learngenes.model.dit import DiT, Stem
+from learngenes.model.dit import Stem
 from learngenes.model.factors import Learngenes, Scales
 from learngenes.model.sigma import interpolated
 from tests.learngenes.model.test_dit import inputs
 
 
-def test_it_starts_as_the_model_that_it_was_written_out_from(
-    network: NetworkConfig, stem: Stem, genes: Learngenes, scales: Scales
-) -> None:
-    sigma = interpolated(scales, Size(depth=3, rank=32))
-    factored = DiT(stem, genes, sigma, Mode.FACTORED)
-    dense = DenseDiT(stem, materialised(genes, sigma))
-    x, timesteps, labels = inputs(network)
+def test_it_starts_as_the_model_that_it_was_written_out_from(family: Family) -> None:
+    sigma = interpolated(family.scales, Size(depth=3, rank=32))
+    dense = DenseDiT(family.stem, materialised(family.genes, sigma))
+    given = inputs(family.manifest.network)
     with torch.no_grad():
-        torch.testing.assert_close(dense(x, timesteps, labels), factored(x, timesteps, labels))
+        factored = family.assemble(sigma, Mode.FACTORED)
+        torch.testing.assert_close(dense(*given), factored(*given))
 
 
 def test_training_moves_its_own_weights_and_not_the_learngenes(

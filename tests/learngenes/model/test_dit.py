@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from learngenes.config import DType, Kind, Mode, NetworkConfig, Size
+from learngenes.family.family import Family
 from learngenes.formats.diffusers import diffusers_state, to_diffusers
-from learngenes.model.dit import DiT, Stem
 from learngenes.model.factors import Learngenes, Scales, materialise, training_layer
 from learngenes.model.sigma import interpolated
 
@@ -27,86 +27,54 @@ def inputs(network: NetworkConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_is_numerically_diffusers_dit(
-    network: NetworkConfig, stem: Stem, genes: Learngenes, scales: Scales, size: Size
-) -> None:
-    model = DiT(stem, genes, interpolated(scales, size), Mode.MATERIALISED)
-    x, timesteps, labels = inputs(network)
+def test_modes_agree_and_are_numerically_diffusers_dit(family: Family, size: Size) -> None:
+    scales = interpolated(family.scales, size)
+    factored, written_out = (family.assemble(scales, mode) for mode in Mode)
+    x, timesteps, labels = inputs(family.manifest.network)
     with torch.no_grad():
-        oracle = to_diffusers(model)(x, timestep=timesteps, class_labels=labels).sample
-    ours = model(x, timesteps, labels)
+        oracle = to_diffusers(written_out)(x, timestep=timesteps, class_labels=labels).sample
+    ours = written_out(x, timesteps, labels)
     assert oracle.std() > 0.1
     torch.testing.assert_close(ours, oracle, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_modes_agree(
-    network: NetworkConfig, stem: Stem, genes: Learngenes, scales: Scales, size: Size
-) -> None:
-    sigma = interpolated(scales, size)
-    predictions = [DiT(stem, genes, sigma, mode)(*inputs(network)) for mode in Mode]
-    torch.testing.assert_close(*predictions, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(factored(x, timesteps, labels), ours, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("native_bfloat16", [False, True])
 @pytest.mark.parametrize(("mode", "dtype"), NARROW)
-def test_narrow_storage_predicts_nearly_what_float32_does(
-    network: NetworkConfig,
-    stem: Stem,
-    genes: Learngenes,
-    scales: Scales,
+def test_only_matrices_are_stored_narrow_unless_the_device_computes_so(
+    family: Family,
     mode: Mode,
     dtype: DType,
     native_bfloat16: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("learngenes.device.native_bfloat16", lambda _: native_bfloat16)
-    exact = DiT(stem, genes, scales, mode)(*inputs(network))
-    narrow = DiT(stem, genes, scales, mode, dtype)(*inputs(network))
-    assert narrow.dtype == torch.float32
-    assert 0 < (narrow - exact).norm() < 0.05 * exact.norm()
-
-
-@pytest.mark.parametrize("native_bfloat16", [False, True])
-@pytest.mark.parametrize(("mode", "dtype"), NARROW)
-def test_only_the_matrices_are_stored_narrow_unless_the_device_computes_so(
-    stem: Stem,
-    genes: Learngenes,
-    scales: Scales,
-    mode: Mode,
-    dtype: DType,
-    native_bfloat16: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("learngenes.device.native_bfloat16", lambda _: native_bfloat16)
-    model = DiT(stem, genes, scales, mode, dtype)
+    exact, model = (family.assemble(family.scales, mode, d) for d in (DType.FLOAT32, dtype))
     compute = torch.bfloat16 if native_bfloat16 else torch.float32
     own = [p for name, p in model.layers.named_parameters() if name.endswith((".sigma", ".bias"))]
     assert {p.dtype for p in (*own, *model.stem.parameters())} == {compute}
-    assert {p.dtype for p in stem.parameters()} == {torch.float32}
+    assert {p.dtype for p in family.stem.parameters()} == {torch.float32}
+    given = inputs(family.manifest.network)
+    narrow, wanted = model(*given), exact(*given)
+    assert narrow.dtype == torch.float32
+    assert 0 < (narrow - wanted).norm() < 0.05 * wanted.norm()
 
 
-def test_a_written_out_weight_is_never_stored_in_int8(
-    stem: Stem, genes: Learngenes, scales: Scales
-) -> None:
+def test_a_written_out_weight_is_never_stored_in_int8(family: Family) -> None:
     with pytest.raises(ValueError, match="int8 is for factored models"):
-        DiT(stem, genes, scales, Mode.MATERIALISED, DType.INT8)
+        family.assemble(family.scales, Mode.MATERIALISED, DType.INT8)
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
-def test_factored_layers_share_their_factors(
-    stem: Stem, genes: Learngenes, scales: Scales, dtype: DType
-) -> None:
-    model = DiT(stem, genes, scales, Mode.FACTORED, dtype)
+def test_factored_layers_share_their_factors(family: Family, dtype: DType) -> None:
+    model = family.assemble(family.scales, Mode.FACTORED, dtype)
     for name in ("qkv.u", "qkv.vt"):
         assert len({layer.get_parameter(name).data_ptr() for layer in model.layers}) == 1
 
 
-def test_only_a_materialised_model_is_exported(
-    stem: Stem, genes: Learngenes, scales: Scales
-) -> None:
+def test_only_a_materialised_model_is_exported(family: Family) -> None:
     with pytest.raises(ValueError, match="materialised"):
-        diffusers_state(DiT(stem, genes, scales, Mode.FACTORED))
+        diffusers_state(family.assemble(family.scales, Mode.FACTORED))
 
 
 @pytest.mark.parametrize("rank", [16, 48])

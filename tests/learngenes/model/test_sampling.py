@@ -1,9 +1,11 @@
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from learngenes.config import Mode, Scheduler, Size
+from learngenes.config import DiffusionConfig, Mode, Scheduler, Size
 from learngenes.family.family import Family, load_family
 from learngenes.model.dit import DiT
 from learngenes.model.sampling import sample
@@ -16,22 +18,17 @@ def model(family: Family) -> DiT:
     return family.assemble(family.scales, Mode.MATERIALISED)
 
 
+def sampled(model: DiT, labels: list[int], seeds: list[int], **how: Any) -> torch.Tensor:
+    return sample(model, DiffusionConfig(), labels, seeds, **how)
+
+
 @pytest.mark.parametrize("scheduler", Scheduler)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_an_image_depends_on_its_own_seed_only(
-    family: Family, model: DiT, scheduler: Scheduler, guidance_scale: float
+    model: DiT, scheduler: Scheduler, guidance_scale: float
 ) -> None:
-    def images(labels: list[int], seeds: list[int]) -> torch.Tensor:
-        return sample(
-            model,
-            family.manifest.diffusion,
-            labels,
-            seeds,
-            num_inference_steps=5,
-            guidance_scale=guidance_scale,
-            scheduler=scheduler,
-        )
-
+    how = {"num_inference_steps": 5, "guidance_scale": guidance_scale, "scheduler": scheduler}
+    images = functools.partial(sampled, model, **how)
     batch = images([0, 1, 2, 3], [7, 8, 9, 10])
     alone = images([2], [9])
     assert batch.shape == (4, 3, 8, 8)
@@ -42,22 +39,15 @@ def test_an_image_depends_on_its_own_seed_only(
     assert not torch.equal(alone, images([3], [9]))
 
 
-def test_guidance_of_one_is_unguided(family: Family, model: DiT) -> None:
+def test_guidance_of_one_is_unguided(model: DiT) -> None:
     rows: list[int] = []
     model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     for guidance_scale in (1.0, 1.5):
-        sample(
-            model,
-            family.manifest.diffusion,
-            [0],
-            [0],
-            num_inference_steps=2,
-            guidance_scale=guidance_scale,
-        )
+        sampled(model, [0], [0], num_inference_steps=2, guidance_scale=guidance_scale)
     assert rows == [1, 1, 2, 2]
 
 
-def test_every_step_is_told_and_can_stop_the_sampling(family: Family, model: DiT) -> None:
+def test_every_step_is_told_and_can_stop_the_sampling(model: DiT) -> None:
     told: list[tuple[int, int]] = []
 
     def on_step(done: int, steps: int) -> None:
@@ -66,16 +56,14 @@ def test_every_step_is_told_and_can_stop_the_sampling(family: Family, model: DiT
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample(model, family.manifest.diffusion, [0], [0], num_inference_steps=4, on_step=on_step)
+        sampled(model, [0], [0], num_inference_steps=4, on_step=on_step)
     assert told == [(1, 4), (2, 4)]
 
 
 @pytest.mark.parametrize("scheduler", Scheduler)
-def test_every_number_of_steps_gives_as_many_timesteps(
-    family: Family, scheduler: Scheduler
-) -> None:
+def test_every_number_of_steps_gives_as_many_timesteps(scheduler: Scheduler) -> None:
     for n in range(1, 251):
-        timesteps = diffusers_scheduler(family.manifest.diffusion, scheduler, n).timesteps
+        timesteps = diffusers_scheduler(DiffusionConfig(), scheduler, n).timesteps
         assert len(timesteps) == n
         assert timesteps.min() >= 0
 
@@ -84,15 +72,9 @@ def test_every_number_of_steps_gives_as_many_timesteps(
 def test_one_step_more_changes_a_trained_models_image_little(scheduler: Scheduler) -> None:
     family = load_family(Path("families/fashion"))
     model = family.assemble(interpolated(family.scales, Size(depth=3, rank=256)), Mode.MATERIALISED)
+    assert family.manifest.diffusion == DiffusionConfig()
     sixty, sixty_one = (
-        sample(
-            model, family.manifest.diffusion, [7], [0], num_inference_steps=n, scheduler=scheduler
-        ).float()
+        sampled(model, [7], [0], num_inference_steps=n, scheduler=scheduler).float()
         for n in (60, 61)
     )
     assert (sixty - sixty_one).abs().mean() < 5
-
-
-def test_an_unknown_scheduler_is_refused(family: Family) -> None:
-    with pytest.raises(ValueError, match="choose one of ddim"):
-        diffusers_scheduler(family.manifest.diffusion, "heun", 10)

@@ -35,8 +35,13 @@ def latency(
     return float(profile.latency_seconds(depth, rank, execution, Workload(**workload)))
 
 
+def after(profile: DeviceProfile, **measured: float) -> DeviceProfile:
+    """A profile after a measurement that is the prediction but for this."""
+    return profile.corrected(PREDICTED, replace(PREDICTED, **measured))  # type: ignore[arg-type]
+
+
 def test_it_comes_back_from_json_as_it_was(profile: DeviceProfile) -> None:
-    corrected = profile.corrected(PREDICTED, replace(PREDICTED, latency_seconds=1.3))
+    corrected = after(profile, latency_seconds=1.3)
     for each in (profile, corrected):
         assert DeviceProfile.model_validate_json(each.model_dump_json()) == each
 
@@ -58,13 +63,12 @@ def test_a_profile_that_is_not_one_is_refused(
 
 
 def test_it_fits_the_weights_and_the_torch_it_was_measured_with(profile: DeviceProfile) -> None:
-    kept = profile.model_dump_json()
-    assert DeviceProfile.fitting(kept, "a-family", "2.0") == profile
-    assert DeviceProfile.fitting(kept, "a-family", None) == profile
-    assert DeviceProfile.fitting(kept, "another family", "2.0") is None
-    assert DeviceProfile.fitting(kept, "a-family", "2.1") is None
-    assert DeviceProfile.fitting('{"version": 0}', "a-family", "2.0") is None
-    assert DeviceProfile.fitting(None, "a-family", "2.0") is None
+    kept, fitting = profile.model_dump_json(), DeviceProfile.fitting
+    assert fitting(kept, "a-family", "2.0") == fitting(kept, "a-family", None) == profile
+    assert fitting(kept, "another family", "2.0") is None
+    assert fitting(kept, "a-family", "2.1") is None
+    assert fitting('{"version": 0}', "a-family", "2.0") is None
+    assert fitting(None, "a-family", "2.0") is None
 
 
 def test_it_knows_the_executions_it_was_measured_in(profile: DeviceProfile) -> None:
@@ -101,30 +105,20 @@ def test_what_was_measured_is_what_is_predicted(profile: DeviceProfile) -> None:
 
 
 def test_between_two_ranks_latency_is_between_theirs(profile: DeviceProfile) -> None:
-    assert latency(profile, rank=36) == pytest.approx(
-        (latency(profile, rank=24) + latency(profile, rank=48)) / 2
-    )
-    assert latency(profile, rank=4) == latency(profile, rank=8)
+    four, eight, low, middle, high = (latency(profile, rank=r) for r in (4, 8, 24, 36, 48))
+    assert middle == pytest.approx((low + high) / 2)
+    assert four == eight
+    written_out = {latency(profile, rank=rank, execution=MATERIALISED) for rank in (8, 48)}
+    assert len(written_out) == 1  # W does not know its rank
 
 
-def test_written_out_weights_do_not_know_their_rank(profile: DeviceProfile) -> None:
-    assert latency(profile, rank=8, execution=MATERIALISED) == latency(
-        profile, rank=48, execution=MATERIALISED
-    )
-
-
-def test_between_two_batches_latency_is_between_theirs(profile: DeviceProfile) -> None:
-    four, ten, sixteen = (latency(profile, n=n, guided=False) for n in (4, 10, 16))
+def test_latency_is_linear_between_two_batches_and_beyond_the_largest(
+    profile: DeviceProfile,
+) -> None:
+    four, ten, sixteen, forty = (latency(profile, n=n, guided=False) for n in (4, 10, 16, 40))
     assert ten == pytest.approx((four + sixteen) / 2)
-
-
-def test_a_guided_image_costs_two_rows(profile: DeviceProfile) -> None:
-    assert latency(profile, n=2, guided=True) == latency(profile, n=4, guided=False)
-
-
-def test_beyond_the_largest_batch_the_last_slope_goes_on(profile: DeviceProfile) -> None:
-    four, sixteen, forty = (latency(profile, n=n, guided=False) for n in (4, 16, 40))
     assert forty - sixteen == pytest.approx(2 * (sixteen - four))
+    assert latency(profile, n=2, guided=True) == four  # a guided image costs two rows
 
 
 def test_beyond_the_largest_batch_latency_never_falls() -> None:
@@ -135,13 +129,12 @@ def test_beyond_the_largest_batch_latency_never_falls() -> None:
 
 def test_a_profile_of_one_batch_holds_for_all() -> None:
     whole = device_profile(NETWORK, SIZES)
-    layers = [
+    layers = tuple(
         cost.model_copy(update={"seconds": tuple(row[:1] for row in cost.seconds)})
         for cost in whole.layers
-    ]
-    one = whole.model_copy(
-        update={"rows": (1,), "step_seconds": whole.step_seconds[:1], "layers": tuple(layers)}
     )
+    steps = whole.step_seconds[:1]
+    one = device_profile(NETWORK, SIZES, rows=(1,), step_seconds=steps, layers=layers)
     assert latency(one, n=16) == latency(one, n=1, guided=False)
 
 
@@ -155,13 +148,11 @@ def test_many_sizes_are_computed_at_once(profile: DeviceProfile, execution: Exec
 
 def test_corrections_multiply(profile: DeviceProfile) -> None:
     slower = profile.layers[0].model_copy(update={"correction": 1.5})
-    corrected = profile.model_copy(
-        update={"layers": (slower, *profile.layers[1:]), "speed_correction": 2.0}
-    )
-    assert latency(corrected) == pytest.approx(3 * latency(profile))
-    assert latency(corrected, execution=MATERIALISED) == pytest.approx(
-        2 * latency(profile, execution=MATERIALISED)
-    )
+    layers = (slower, *profile.layers[1:])
+    corrected = profile.model_copy(update={"layers": layers, "speed_correction": 2.0})
+    for execution, factor in ((FACTORED, 3), (MATERIALISED, 2)):
+        before = latency(profile, execution=execution)
+        assert latency(corrected, execution=execution) == pytest.approx(factor * before)
 
 
 def test_an_execution_that_was_not_profiled_is_a_key_error(profile: DeviceProfile) -> None:
@@ -171,50 +162,41 @@ def test_an_execution_that_was_not_profiled_is_a_key_error(profile: DeviceProfil
 
 
 def test_a_measured_speed_moves_the_prediction_half_way(profile: DeviceProfile) -> None:
-    slower = profile.corrected(PREDICTED, replace(PREDICTED, latency_seconds=1.44))
+    slower = after(profile, latency_seconds=1.44)
     assert latency(slower) == pytest.approx(1.2 * latency(profile))
-    faster = profile.corrected(PREDICTED, replace(PREDICTED, latency_seconds=0.64))
+    faster = after(profile, latency_seconds=0.64)
     assert latency(faster) == pytest.approx(0.8 * latency(profile))
-    assert profile.corrected(PREDICTED, PREDICTED).speed_correction == 1
+    assert after(profile).speed_correction == 1
 
 
 @pytest.mark.parametrize(("seconds", "moved"), [(1000.0, MOST_DRIFT), (0.001, 1 / MOST_DRIFT)])
 def test_one_wild_measurement_moves_it_no_further_than_a_great_drift(
     profile: DeviceProfile, seconds: float, moved: float
 ) -> None:
-    wild = profile.corrected(PREDICTED, replace(PREDICTED, latency_seconds=seconds))
+    wild = after(profile, latency_seconds=seconds)
     assert wild.speed_correction == pytest.approx(moved**0.5)
 
 
 def test_a_steady_drift_is_followed(profile: DeviceProfile) -> None:
     undisturbed = latency(profile)
+    measured = replace(PREDICTED, latency_seconds=1.7 * undisturbed)
     for _ in range(100):
         predicted = replace(PREDICTED, latency_seconds=latency(profile))
-        profile = profile.corrected(
-            predicted, replace(PREDICTED, latency_seconds=1.7 * undisturbed)
-        )
+        profile = profile.corrected(predicted, measured)
     assert latency(profile) == pytest.approx(1.7 * undisturbed, rel=1e-4)
 
 
-def test_memory_that_was_missing_is_added_at_once(profile: DeviceProfile) -> None:
-    more = profile.corrected(
-        PREDICTED, replace(PREDICTED, memory_bytes=1300, process_memory_bytes=5400)
-    )
+def test_memory_that_was_missing_is_added_and_none_is_taken_away(profile: DeviceProfile) -> None:
+    more = after(profile, memory_bytes=1300, process_memory_bytes=5400)
     assert more.memory_overhead_bytes == profile.memory_overhead_bytes + 300
     assert more.process_base_bytes == profile.process_base_bytes + 100  # 300 come with the model
-
-
-def test_memory_is_never_predicted_lower_for_a_measurement(profile: DeviceProfile) -> None:
-    less = profile.corrected(
-        PREDICTED, replace(PREDICTED, memory_bytes=10, process_memory_bytes=50)
-    )
+    less = after(profile, memory_bytes=10, process_memory_bytes=50)
     assert less.memory_overhead_bytes == profile.memory_overhead_bytes
     assert less.process_base_bytes == profile.process_base_bytes
 
 
 def test_a_missed_tail_widens_it_and_a_kept_one_narrows_it_a_little(profile: DeviceProfile) -> None:
-    missed = profile.corrected(PREDICTED, replace(PREDICTED, latency_p95_seconds=1.3))
-    kept = profile.corrected(PREDICTED, PREDICTED)
+    missed, kept = after(profile, latency_p95_seconds=1.3), after(profile)
     assert missed.p95_ratio > profile.p95_ratio > kept.p95_ratio
     assert missed.p95_ratio - profile.p95_ratio > 10 * (profile.p95_ratio - kept.p95_ratio)
 
@@ -222,22 +204,19 @@ def test_a_missed_tail_widens_it_and_a_kept_one_narrows_it_a_little(profile: Dev
 @pytest.mark.parametrize(("p95", "end"), [(1.3, P95_RATIO_RANGE[1]), (1.1, P95_RATIO_RANGE[0])])
 def test_the_tail_stays_within_its_range(profile: DeviceProfile, p95: float, end: float) -> None:
     for _ in range(300):
-        profile = profile.corrected(PREDICTED, replace(PREDICTED, latency_p95_seconds=p95))
+        profile = after(profile, latency_p95_seconds=p95)
     assert profile.p95_ratio == end
 
 
 def test_three_misses_in_a_hundred_leave_the_tail_as_it_is(profile: DeviceProfile) -> None:
     before = profile.p95_ratio
     for i in range(100):
-        p95 = 1.3 if i % 33 == 32 else 1.1
-        profile = profile.corrected(PREDICTED, replace(PREDICTED, latency_p95_seconds=p95))
+        profile = after(profile, latency_p95_seconds=1.3 if i % 33 == 32 else 1.1)
     assert profile.p95_ratio == pytest.approx(before)
 
 
 def test_after_many_models_one_more_moves_little(profile: DeviceProfile) -> None:
-    slower = replace(PREDICTED, latency_seconds=2.0)
-    moved = []
-    for corrections in (0, 3, 100):
+    for corrections, power in ((0, 0.5), (3, 0.2), (100, 0.1)):
         seasoned = profile.model_copy(update={"corrections": corrections})
-        moved.append(seasoned.corrected(PREDICTED, slower).speed_correction)
-    assert moved == pytest.approx([2**0.5, 2**0.2, 2**0.1])
+        moved = after(seasoned, latency_seconds=2.0).speed_correction
+        assert moved == pytest.approx(2**power)

@@ -57,11 +57,8 @@ def test_at_the_points_of_the_grid_it_is_what_was_measured(table: QualityTable) 
             assert quality(table, depth, rank) == pytest.approx(best / loss)
 
 
-@pytest.mark.parametrize("losses", [None, ROUGH])
-def test_the_largest_size_is_the_best_and_counts_as_one(
-    table: QualityTable, losses: tuple[tuple[float, ...], ...] | None
-) -> None:
-    table = table.model_copy(update={"retrained": losses or table.retrained})
+@pytest.mark.parametrize("table", [quality_table(SIZES), quality_table(SIZES, retrained=ROUGH)])
+def test_the_largest_size_is_the_best_and_counts_as_one(table: QualityTable) -> None:
     assert quality(table, 8, 256) == 1
     assert all(0 < quality(table, depth, 16) < 1 for depth in range(1, 9))
 
@@ -78,11 +75,8 @@ def test_the_loss_is_linear_in_depth_and_in_the_logarithm_of_the_rank(table: Qua
     assert loss(6, 128) == pytest.approx(sum(corners) / 4)
 
 
-@pytest.mark.parametrize("losses", [None, ROUGH])
-def test_more_is_never_worse(
-    table: QualityTable, losses: tuple[tuple[float, ...], ...] | None
-) -> None:
-    table = table.model_copy(update={"retrained": losses or table.retrained})
+@pytest.mark.parametrize("table", [quality_table(SIZES), quality_table(SIZES, retrained=ROUGH)])
+def test_more_is_never_worse(table: QualityTable) -> None:
     depths, ranks = np.arange(1, 11), np.arange(8, 300, 7)
     every_depth, every_rank = (a.ravel() for a in np.meshgrid(depths, ranks, indexing="ij"))
     ratios = np.ones(len(every_depth))
@@ -111,18 +105,12 @@ def test_beyond_the_grid_its_edge_holds(table: QualityTable) -> None:
     assert quality(table, 20, 64) == quality(table, 8, 64)
     assert quality(table, 4, 1) == quality(table, 4, 16)
     assert quality(table, 4, 1000) == quality(table, 4, 256)
+    point = quality_table(SizeSpace(depths=(4,), ranks=(64,)))
+    assert quality(point, 2, 16) == quality(point, 8, 256) == 1
 
 
-def test_a_grid_of_one_point_is_enough() -> None:
-    table = quality_table(SizeSpace(depths=(4,), ranks=(64,)))
-    assert quality(table, 2, 16) == quality(table, 8, 256) == 1
-
-
-def test_a_storage_that_loses_is_worth_less(table: QualityTable) -> None:
+def test_a_storage_that_loses_is_worth_less_and_none_is_worth_more(table: QualityTable) -> None:
     ratio = table.dtype_loss_ratios[DType.INT8]
     assert quality(table, 4, 64, ratio) == pytest.approx(quality(table, 4, 64) / 1.01)
     assert quality(table, 4, 64, math.inf) == 0
-
-
-def test_a_storage_that_was_measured_to_gain_counts_as_float32(table: QualityTable) -> None:
     assert quality(table, 4, 64, 0.99) == quality(table, 4, 64)

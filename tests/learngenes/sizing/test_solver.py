@@ -1,5 +1,6 @@
 """The solver against brute force: plain loops over every candidate, written independently."""
 
+import itertools
 import random
 from dataclasses import replace
 from typing import NamedTuple
@@ -66,6 +67,10 @@ def missed(plan: Plan, constraints: Constraints) -> set[str]:
     return {name for name, is_missed in misses.items() if is_missed}
 
 
+def only_ones(misses: list[set[str]]) -> set[str]:
+    return {name for names in misses for name in names if names == {name}}
+
+
 def stated(constraints: Constraints) -> set[str]:
     return {name for name, field in FIELDS.items() if getattr(constraints, field) is not None}
 
@@ -78,12 +83,16 @@ def merged(constraints: Constraints, budget: dict[str, float]) -> Constraints:
     )
 
 
-def dominates(a: Plan, b: Plan, constraints: Constraints) -> bool:
-    def values(plan: Plan) -> tuple[float, float, float]:
-        return -plan.quality, memory(plan, constraints), plan.predicted.latency_p95_seconds
+Figures = tuple[float, float, float]
 
-    no_worse = all(x <= y for x, y in zip(values(a), values(b), strict=True))
-    return no_worse and values(a) != values(b)
+
+def figures(plan: Plan, constraints: Constraints) -> Figures:
+    """The less, the better."""
+    return -plan.quality, memory(plan, constraints), plan.predicted.latency_p95_seconds
+
+
+def dominates(a: Figures, b: Figures) -> bool:
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
 def draw(rng: random.Random) -> Case:
@@ -169,13 +178,17 @@ def cases() -> list[Case]:
     return [case for case in drawn if case.plans]
 
 
+Solved = list[tuple[Case, Solution]]
+Refused = list[tuple[Case, Infeasible]]
+
+
 @pytest.fixture(scope="module")
-def solved(cases: list[Case]) -> list[tuple[Case, Solution]]:
+def solved(cases: list[Case]) -> Solved:
     return [(case, solve(case.candidates, case.constraints)) for case in cases if case.feasible]
 
 
 @pytest.fixture(scope="module")
-def refused(cases: list[Case]) -> list[tuple[Case, Infeasible]]:
+def refused(cases: list[Case]) -> Refused:
     refusals = []
     for case in cases:
         if not case.feasible:
@@ -185,15 +198,21 @@ def refused(cases: list[Case]) -> list[tuple[Case, Infeasible]]:
     return refusals
 
 
+def candidates_of(
+    table: QualityTable | None = None, workload: Workload | None = None, **profile: object
+) -> Candidates:
+    device = device_profile(NETWORK, SIZES, **profile)
+    return Candidates.of(
+        NETWORK, SIZES, table or quality_table(SIZES), device, workload or Workload()
+    )
+
+
 @pytest.fixture
 def candidates() -> Candidates:
-    profile = device_profile(NETWORK, SIZES)
-    return Candidates.of(NETWORK, SIZES, quality_table(SIZES), profile, Workload())
+    return candidates_of()
 
 
-def test_the_cases_are_of_every_sort(
-    solved: list[tuple[Case, Solution]], refused: list[tuple[Case, Infeasible]]
-) -> None:
+def test_the_cases_are_of_every_sort(solved: Solved, refused: Refused) -> None:
     assert len(solved) > 150
     assert len(refused) > 50
     assert len({solution.binding for _, solution in solved}) == 4
@@ -202,15 +221,10 @@ def test_the_cases_are_of_every_sort(
 
 def test_every_size_is_a_candidate_in_every_execution() -> None:
     table, workload = quality_table(SIZES), Workload(n=2, num_inference_steps=7)
-    profile = device_profile(NETWORK, SIZES, memory_overhead_bytes=123)
-    candidates = Candidates.of(NETWORK, SIZES, table, profile, workload)
+    candidates = candidates_of(table, workload, memory_overhead_bytes=123)
+    profile = device_profile(NETWORK, SIZES)
     plans = candidates.plans([*range(len(candidates.depth))])
-    sizes = [
-        (execution, depth, rank)
-        for execution in profile.executions
-        for depth in SIZES.depths
-        for rank in SIZES.ranks
-    ]
+    sizes = itertools.product(profile.executions, SIZES.depths, SIZES.ranks)
     for plan, (execution, depth, rank) in zip(plans, sizes, strict=True):
         bytes_ = memory_bytes(NETWORK, depth, rank, execution, workload) + 123
         shared = shared_bytes(NETWORK, rank, execution)
@@ -226,43 +240,24 @@ def test_every_size_is_a_candidate_in_every_execution() -> None:
         assert plan.quality == pytest.approx((1 / 4 + 10 / 48) / (1 / depth + 10 / rank) / ratio)
 
 
-def test_nothing_feasible_is_better_than_the_plan(solved: list[tuple[Case, Solution]]) -> None:
-    for case, solution in solved:
-        assert solution.plan.quality == max(plan.quality for plan in case.feasible)
-
-
-def test_among_equals_the_quickest_is_chosen(solved: list[tuple[Case, Solution]]) -> None:
-    for case, solution in solved:
-        equals = [plan for plan in case.feasible if plan.quality == solution.plan.quality]
-        quickest = min(plan.predicted.latency_seconds for plan in equals)
-        assert solution.plan.predicted.latency_seconds == quickest
-
-
-def test_among_equally_quick_equals_the_smallest_is_chosen(
-    solved: list[tuple[Case, Solution]],
+def test_the_best_is_chosen_of_equals_the_quickest_and_of_those_the_smallest(
+    solved: Solved,
 ) -> None:
+    def order(plan: Plan) -> tuple[float, float, int]:
+        return -plan.quality, plan.predicted.latency_seconds, memory(plan, case.constraints)
+
     for case, solution in solved:
-        needed = min(
-            memory(plan, case.constraints)
-            for plan in case.feasible
-            if plan.quality == solution.plan.quality
-            and plan.predicted.latency_seconds == solution.plan.predicted.latency_seconds
-        )
-        assert memory(solution.plan, case.constraints) == needed
+        assert order(solution.plan) == min(map(order, case.feasible))
 
 
-def test_the_plan_is_on_its_front(solved: list[tuple[Case, Solution]]) -> None:
-    for _, solution in solved:
-        assert solution.plan in solution.front
-
-
-def test_the_plan_keeps_what_was_asked(solved: list[tuple[Case, Solution]]) -> None:
+def test_the_plan_keeps_what_was_asked_and_is_on_its_front(solved: Solved) -> None:
     for case, solution in solved:
         assert is_allowed(solution.plan, case.constraints)
         assert not missed(solution.plan, case.constraints)
+        assert solution.plan in solution.front
 
 
-def test_slack_is_what_is_left(solved: list[tuple[Case, Solution]]) -> None:
+def test_slack_is_what_is_left(solved: Solved) -> None:
     for case, solution in solved:
         constraints, slack = case.constraints, solution.slack
         assert (slack.memory_bytes is None) == (constraints.max_mem_bytes is None)
@@ -275,51 +270,40 @@ def test_slack_is_what_is_left(solved: list[tuple[Case, Solution]]) -> None:
             assert slack.latency_seconds == constraints.max_latency_seconds - p95 >= 0
 
 
-def test_a_budget_binds_when_without_it_there_were_a_better_plan(
-    solved: list[tuple[Case, Solution]],
-) -> None:
+def test_a_budget_binds_when_without_it_there_were_a_better_plan(solved: Solved) -> None:
     for case, solution in solved:
         better = [plan for plan in case.allowed if plan.quality > solution.plan.quality]
         misses = [missed(plan, case.constraints) for plan in better]
-        alone = {name for names in misses for name in names if names == {name}}
+        alone = only_ones(misses)
         if alone or not better:
             assert set(solution.binding) == alone
         else:
             assert set(solution.binding) == {"max_mem_gb", "max_latency_ms"}
 
 
-def test_the_front_is_what_nothing_dominates(solved: list[tuple[Case, Solution]]) -> None:
-    def figures(plan: Plan) -> tuple[float, int, float]:
-        return plan.quality, memory(plan, constraints), plan.predicted.latency_p95_seconds
-
+def test_the_front_is_what_nothing_dominates(solved: Solved) -> None:
     for case, solution in solved:
-        constraints = case.constraints
-        undominated = {
-            figures(plan)
-            for plan in case.allowed
-            if not any(dominates(other, plan, constraints) for other in case.allowed)
-        }
-        front = [figures(plan) for plan in solution.front]
+        every = {figures(plan, case.constraints) for plan in case.allowed}
+        undominated = {a for a in every if not any(dominates(b, a) for b in every)}
+        front = [figures(plan, case.constraints) for plan in solution.front]
         assert set(front) == undominated
         assert len(front) == len(undominated)
-        assert front == sorted(front, key=lambda values: -values[0])
+        assert front == sorted(front, key=lambda values: values[0])
         assert all(plan in case.allowed for plan in solution.front)
 
 
 def test_storage_that_the_quality_table_does_not_know_is_never_chosen(
-    solved: list[tuple[Case, Solution]], refused: list[tuple[Case, Infeasible]]
+    solved: Solved, refused: Refused
 ) -> None:
     assert any(len(case.plans) < len(case.candidates.depth) for case, _ in (*solved, *refused))
     assert all(solution.plan in case.plans for case, solution in solved)
     assert all(error.nearest in case.plans for case, error in refused)
 
 
-def test_one_budget_is_named_where_relaxing_one_is_enough(
-    refused: list[tuple[Case, Infeasible]],
-) -> None:
+def test_one_budget_is_named_where_relaxing_one_is_enough(refused: Refused) -> None:
     for case, error in refused:
         misses = [missed(plan, case.constraints) for plan in case.allowed]
-        enough = {name for names in misses for name in names if names == {name}}
+        enough = only_ones(misses)
         if enough:
             assert len(error.binding) == 1
             assert set(error.binding) <= enough
@@ -328,43 +312,25 @@ def test_one_budget_is_named_where_relaxing_one_is_enough(
             assert set(error.binding) <= stated(case.constraints)
 
 
-def test_the_nearest_plan_misses_no_budget_but_those_named(
-    refused: list[tuple[Case, Infeasible]],
+def test_the_budgets_that_are_named_are_those_that_the_nearest_plan_misses(
+    refused: Refused,
 ) -> None:
     for case, error in refused:
         assert is_allowed(error.nearest, case.constraints)
-        assert missed(error.nearest, case.constraints) <= set(error.binding)
+        assert missed(error.nearest, case.constraints) == set(error.binding)
         assert set(error.budget) == set(error.binding)
 
 
-def test_no_budget_is_named_that_the_nearest_plan_keeps(
-    refused: list[tuple[Case, Infeasible]],
-) -> None:
-    for case, error in refused:
-        assert set(error.binding) == missed(error.nearest, case.constraints)
-
-
-def test_the_nearest_plan_exceeds_its_one_budget_least(
-    refused: list[tuple[Case, Infeasible]],
-) -> None:
-    def excess(plan: Plan, name: str) -> float:
-        return {
-            "max_mem_gb": memory(plan, case.constraints),
-            "max_latency_ms": plan.predicted.latency_p95_seconds,
-            "min_quality": -plan.quality,
-        }[name]
-
+def test_the_nearest_plan_exceeds_its_one_budget_least(refused: Refused) -> None:
     for case, error in refused:
         if len(error.binding) == 1:
-            (name,) = error.binding
-            others = [p for p in case.allowed if missed(p, case.constraints) == {name}]
-            least = min(excess(plan, name) for plan in others)
-            assert excess(error.nearest, name) == pytest.approx(least)
+            place = ("min_quality", "max_mem_gb", "max_latency_ms").index(error.binding[0])
+            others = [p for p in case.allowed if missed(p, case.constraints) == {*error.binding}]
+            least = min(figures(plan, case.constraints)[place] for plan in others)
+            assert figures(error.nearest, case.constraints)[place] == pytest.approx(least)
 
 
-def test_the_budget_that_is_offered_is_feasible_when_sent(
-    refused: list[tuple[Case, Infeasible]],
-) -> None:
+def test_the_budget_that_is_offered_is_feasible_when_sent(refused: Refused) -> None:
     for case, error in refused:
         offered = merged(case.constraints, error.budget)
         plan = solve(case.candidates, offered).plan
@@ -433,9 +399,7 @@ def test_what_cannot_be_says_why(
 
 
 def test_an_execution_that_was_not_profiled_is_impossible() -> None:
-    profile = device_profile(NETWORK, SIZES)
-    profile = profile.model_copy(update={"layers": profile.layers[:1]})
-    candidates = Candidates.of(NETWORK, SIZES, quality_table(SIZES), profile, Workload())
+    candidates = candidates_of(layers=device_profile(NETWORK, SIZES).layers[:1])
     with pytest.raises(Impossible, match="no mode materialised; choose one of factored"):
         solve(candidates, Constraints(mode=Mode.MATERIALISED))
     with pytest.raises(Impossible, match="no dtype int8; choose one of float32"):
@@ -443,8 +407,7 @@ def test_an_execution_that_was_not_profiled_is_impossible() -> None:
 
 
 def test_storage_of_unknown_loss_is_impossible() -> None:
-    table = quality_table(SIZES, dtype_loss_ratios={DType.FLOAT32: 1.0})
-    candidates = Candidates.of(NETWORK, SIZES, table, device_profile(NETWORK, SIZES), Workload())
+    candidates = candidates_of(quality_table(SIZES, dtype_loss_ratios={DType.FLOAT32: 1.0}))
     assert {p.dtype for p in solve(candidates, Constraints()).front} == {DType.FLOAT32}
     with pytest.raises(Impossible, match="fix less"):
         solve(candidates, Constraints(dtype=DType.INT8))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learngenes.config import DType, Mode, Scheduler, Size, executable
+from learngenes.config import DType, Mode, Scheduler, Size
 from learngenes.data.latents import to_pixels
 from learngenes.family.family import Family
 from learngenes.model.dense import materialised
@@ -16,33 +16,25 @@ from learngenes.model.factors import DenseLayers
 from learngenes.model.sampling import sample
 from learngenes.model.sigma import interpolated
 from learngenes.stepping import arithmetic
-from learngenes.stepping.batch import Batch, Part, Stack
+from learngenes.stepping.batch import Part, Stack
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.lanes import Lanes
 from learngenes.stepping.weights import ModelWeights, SharedWeights
 from tests.support.batches import Desk, other_scales, random_models, weights
+from tests.support.sizing import EXECUTIONS
 
 LANES = [Lanes(count) for count in (1, 2, 3)]
-COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
-EXECUTIONS = [(mode, dtype) for mode in Mode for dtype in DType if executable(mode, dtype)]
 LABELS, SEEDS = [0, 1, 4], [7, 8, 9]
 
 
-@pytest.fixture(params=COMPUTED)
-def shared(family: Family, request: pytest.FixtureRequest) -> SharedWeights:
-    return SharedWeights(family, request.param)
-
-
 @pytest.fixture
-def float_shared(family: Family) -> SharedWeights:
-    return SharedWeights(family, DType.FLOAT32)
+def floats(family: Family) -> Desk:
+    return Desk(SharedWeights(family, DType.FLOAT32))
 
 
-def run(parts: Sequence[Part], desk: Desk, steps: int = 1, kernels: Kernels | None = None) -> None:
-    batch = Batch(parts, desk.tables, Stack(desk.shared), kernels or Kernels())
-    for _ in range(steps):
-        batch.step()
-    batch.settle()
+@pytest.fixture(params=[DType.FLOAT32, DType.BFLOAT16])
+def desk(family: Family, request: pytest.FixtureRequest) -> Desk:
+    return Desk(SharedWeights(family, request.param))
 
 
 def run_at_random(parts: Sequence[Part], desk: Desk, generator: random.Random) -> None:
@@ -50,23 +42,31 @@ def run_at_random(parts: Sequence[Part], desk: Desk, generator: random.Random) -
     stack = Stack(desk.shared)
     while unfinished := [part for part in parts if not part.finished]:
         chosen = generator.sample(unfinished, generator.randint(1, len(unfinished)))
-        kernels = Kernels(lanes=generator.choice(LANES))
-        batch = Batch(chosen, desk.tables, stack, kernels)
+        batch = desk.batch(chosen, Kernels(lanes=generator.choice(LANES)), stack)
         for _ in range(generator.randint(1, batch.steps_left)):
             batch.step()
         batch.settle()
 
 
-def assert_as_if_alone(parts: Sequence[Part], desk: Desk, generator: random.Random) -> None:
+def assert_as_if_alone(
+    parts: Sequence[Part], desk: Desk, generator: random.Random | None = None
+) -> None:
+    """Beside each other at random, or else all in one batch."""
     alone = [desk.alone(part) for part in parts]
-    run_at_random(parts, desk, generator)
-    different = [i for i, x in enumerate(alone) if not torch.equal(parts[i].x, x)]
-    assert different == []
+    if generator is None:
+        desk.run(parts, len(parts[0].schedule))
+    else:
+        run_at_random(parts, desk, generator)
+    assert [i for i, x in enumerate(alone) if not torch.equal(parts[i].x, x)] == []
 
 
-def sized(shared: SharedWeights, mode: Mode, depth: int = 2, seed: int = 0) -> ModelWeights:
-    scales = other_scales(shared.family, Size(depth=depth, rank=24), seed)
-    return weights(shared, scales, mode)
+def assert_random_neighbours_make_no_difference(
+    desk: Desk, seed: int, models: int, parts: int, modes: Sequence[Mode] = tuple(Mode)
+) -> None:
+    generator = random.Random(seed)
+    chosen = random_models(desk.shared, models, generator, modes)
+    drawn = [desk.random_part(generator.choice(chosen), generator) for _ in range(parts)]
+    assert_as_if_alone(drawn, desk, generator)
 
 
 # Against diffusers' schedulers and one model at a time
@@ -90,9 +90,8 @@ def test_images_are_those_of_the_models_own_network(
             model = family.assemble(scales, mode, dtype)
             return sample(model, family.manifest.diffusion, LABELS, SEEDS, **how).float()
 
-        shared = SharedWeights(family, dtype, rank if dtype is DType.INT8 else None)
-        desk = Desk(shared)
-        part = desk.part(weights(shared, scales, mode), LABELS, SEEDS, **how)
+        desk = Desk(SharedWeights(family, dtype, rank if dtype is DType.INT8 else None))
+        part = desk.part(weights(desk.shared, scales, mode), LABELS, SEEDS, **how)
         images, expected = to_pixels(desk.alone(part)).float(), reference(mode, dtype)
         if dtype is DType.FLOAT32:
             assert (images - expected).abs().max() <= 1
@@ -110,132 +109,79 @@ def test_images_are_those_of_the_models_own_network(
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_an_image_does_not_depend_on_what_runs_beside_it(shared: SharedWeights, seed: int) -> None:
-    generator = random.Random(seed)
-    desk = Desk(shared)
-    models = random_models(shared, 6, generator)
-    parts = [desk.random_part(generator.choice(models), generator) for _ in range(10)]
-    assert_as_if_alone(parts, desk, generator)
+def test_an_image_does_not_depend_on_what_runs_beside_it(desk: Desk, seed: int) -> None:
+    assert_random_neighbours_make_no_difference(desk, seed, models=6, parts=10)
 
 
 def test_an_int8_image_does_not_depend_on_what_runs_beside_it(family: Family) -> None:
     for seed in range(4):
-        generator = random.Random(seed)
         desk = Desk(SharedWeights(family, DType.INT8, 48))
-        models = random_models(desk.shared, 4, generator)
-        parts = [desk.random_part(generator.choice(models), generator) for _ in range(8)]
-        assert_as_if_alone(parts, desk, generator)
+        assert_random_neighbours_make_no_difference(desk, seed, models=4, parts=8)
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_requests_of_one_model_do_not_disturb_each_other(shared: SharedWeights, mode: Mode) -> None:
-    for seed in range(6):
-        generator = random.Random(seed)
-        desk = Desk(shared)
-        (model,) = random_models(shared, 1, generator, [mode])
-        parts = [desk.random_part(model, generator) for _ in range(6)]
-        assert_as_if_alone(parts, desk, generator)
-
-
-@pytest.mark.parametrize("mode", Mode)
-def test_models_of_one_mode_do_not_disturb_each_other(shared: SharedWeights, mode: Mode) -> None:
-    for seed in range(6):
-        generator = random.Random(seed)
-        desk = Desk(shared)
-        models = random_models(shared, 5, generator, [mode])
-        parts = [desk.random_part(generator.choice(models), generator) for _ in range(8)]
-        assert_as_if_alone(parts, desk, generator)
-
-
-@pytest.mark.parametrize("mode", Mode)
-def test_one_deep_model_among_shallow_ones_is_as_if_alone(
-    shared: SharedWeights, mode: Mode
+@pytest.mark.parametrize(("models", "parts"), [(1, 6), (5, 8)])
+def test_requests_of_one_mode_do_not_disturb_each_other(
+    desk: Desk, mode: Mode, models: int, parts: int
 ) -> None:
+    for seed in range(6):
+        assert_random_neighbours_make_no_difference(desk, seed, models, parts, [mode])
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_one_deep_model_among_shallow_ones_is_as_if_alone(desk: Desk, mode: Mode) -> None:
     """Its last layers run for its own rows only."""
-    desk = Desk(shared)
-    for guidance_scale, images in itertools.product((1.0, 3.0), (1, 2)):
-        parts = [
-            desk.part(
-                sized(shared, mode, depth, seed=i),
-                LABELS[:images],
-                SEEDS[:images],
-                guidance_scale=guidance_scale,
-            )
-            for i, depth in enumerate((2, 4, 2, 3, 2))
-        ]
+    models = [desk.model(mode, depth, seed=i) for i, depth in enumerate((2, 4, 2, 3, 2))]
+    for scale, n in itertools.product((1.0, 3.0), (1, 2)):
+        parts = [desk.part(m, LABELS[:n], SEEDS[:n], guidance_scale=scale) for m in models]
         assert_as_if_alone(parts, desk, random.Random(0))
 
 
-def test_factored_models_of_different_ranks_do_not_change_each_other(
-    float_shared: SharedWeights,
-) -> None:
-    desk = Desk(float_shared)
-    parts = [
-        desk.part(
-            weights(
-                float_shared,
-                other_scales(float_shared.family, Size(depth=3, rank=rank), rank),
-                Mode.FACTORED,
-            ),
-            LABELS,
-            SEEDS,
-        )
-        for rank in (1, 5, 11, 24, 48)
-    ]
-    alone = [desk.alone(part) for part in parts]
-    run(parts, desk, 4)
-    assert all(torch.equal(p.x, x) for p, x in zip(parts, alone, strict=True))
+def test_factored_models_of_different_ranks_do_not_change_each_other(floats: Desk) -> None:
+    models = [floats.model(Mode.FACTORED, 3, rank, rank) for rank in (1, 5, 11, 24, 48)]
+    assert_as_if_alone([floats.part(model, LABELS, SEEDS) for model in models], floats)
 
 
-def test_a_materialised_model_beside_a_factored_one_is_as_if_alone(shared: SharedWeights) -> None:
-    scales = other_scales(shared.family, Size(depth=3, rank=24), 0)
-    desk = Desk(shared)
-    parts = [desk.part(weights(shared, scales, mode), LABELS, SEEDS) for mode in Mode]
+def test_a_materialised_model_beside_a_factored_one_is_as_if_alone(desk: Desk) -> None:
+    parts = [desk.part(desk.model(mode, depth=3), LABELS, SEEDS) for mode in Mode]
     assert_as_if_alone(parts, desk, random.Random(0))
     assert (to_pixels(parts[0].x).int() - to_pixels(parts[1].x).int()).abs().float().mean() <= 3
 
 
-def test_unequal_numbers_of_rows_of_several_models(shared: SharedWeights) -> None:
-    desk = Desk(shared)
-    models = [sized(shared, Mode.MATERIALISED, depth, seed=depth) for depth in (2, 3, 4)]
+def test_unequal_numbers_of_rows_of_several_models(desk: Desk) -> None:
+    models = [desk.model(Mode.MATERIALISED, depth, seed=depth) for depth in (2, 3, 4)]
     for counts in itertools.product((1, 2, 3), repeat=3):
         parts = [
             desk.part(model, LABELS[:count], SEEDS[:count], num_inference_steps=2)
             for model, count in zip(models, counts, strict=True)
         ]
-        alone = [desk.alone(part) for part in parts]
-        run(parts, desk, 2)
-        assert all(torch.equal(part.x, x) for part, x in zip(parts, alone, strict=True))
+        assert_as_if_alone(parts, desk)
 
 
-def test_a_model_of_numbers_that_are_not_finite_spoils_its_own_images_only(
-    shared: SharedWeights,
-) -> None:
-    desk = Desk(shared)
+def test_a_model_of_numbers_that_are_not_finite_spoils_its_own_images_only(desk: Desk) -> None:
     parts = []
     for i, mode in enumerate([*Mode, *Mode]):
-        scales = other_scales(shared.family, Size(depth=3, rank=24), i)
+        scales = other_scales(desk.shared.family, Size(depth=3, rank=24), i)
         if i % 2:
             with torch.no_grad():
                 scales.layers()[1].sigma["qkv"][0] = torch.nan
-        parts.append(desk.part(weights(shared, scales, mode), LABELS, SEEDS))
+        parts.append(desk.part(weights(desk.shared, scales, mode), LABELS, SEEDS))
     alone = [desk.alone(part) for part in parts]
-    run(parts, desk, 4)
+    desk.run(parts, 4)
     assert [bool(part.x.isfinite().all()) for part in parts] == [True, False, True, False]
     assert all(torch.equal(parts[i].x, alone[i]) for i in (0, 2))
 
 
 def test_a_fused_attention_kernel_makes_no_difference(
-    float_shared: SharedWeights, monkeypatch: pytest.MonkeyPatch
+    floats: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images of more tokens than these have are computed by one."""
     generator = random.Random(0)
-    desk = Desk(float_shared)
-    models = random_models(float_shared, 4, generator)
-    parts = [desk.random_part(model, generator) for model in models]
-    written_out = [to_pixels(desk.alone(part)).int() for part in parts]
+    models = random_models(floats.shared, 4, generator)
+    parts = [floats.random_part(model, generator) for model in models]
+    written_out = [to_pixels(floats.alone(part)).int() for part in parts]
     monkeypatch.setattr(arithmetic, "FEW_TOKENS", 0)
-    assert_as_if_alone(parts, desk, generator)
+    assert_as_if_alone(parts, floats, generator)
     for part, image in zip(parts, written_out, strict=True):
         assert (to_pixels(part.x).int() - image).abs().max() <= 1
 
@@ -243,13 +189,12 @@ def test_a_fused_attention_kernel_makes_no_difference(
 # What a batch tells
 
 
-def test_every_part_counts_the_steps_that_it_was_in(float_shared: SharedWeights) -> None:
-    desk = Desk(float_shared)
-    model = sized(float_shared, Mode.FACTORED)
-    long, short = (desk.part(model, [0], [n], num_inference_steps=n) for n in (5, 3))
+def test_every_part_counts_the_steps_that_it_was_in(floats: Desk) -> None:
+    model = floats.model(Mode.FACTORED)
+    long, short = (floats.part(model, [0], [n], num_inference_steps=n) for n in (5, 3))
     assert (long.done_steps, long.finished) == (0, False)
-    run([long], desk, 2)
-    batch = Batch([long, short], desk.tables, Stack(float_shared), Kernels())
+    floats.run([long], 2)
+    batch = floats.batch([long, short])
     assert batch.steps_left == 3
     batch.step()
     assert (long.done_steps, short.done_steps, batch.steps_left) == (3, 1, 2)
@@ -261,12 +206,11 @@ def test_every_part_counts_the_steps_that_it_was_in(float_shared: SharedWeights)
     assert (long.batch, short.batch) == (None, None)
 
 
-def test_images_are_with_the_batch_until_it_is_settled(float_shared: SharedWeights) -> None:
-    desk = Desk(float_shared)
-    model = sized(float_shared, Mode.FACTORED)
-    one, three = desk.part(model, [2], [1]), desk.part(model, LABELS, SEEDS)
+def test_images_are_with_the_batch_until_it_is_settled(floats: Desk) -> None:
+    model = floats.model(Mode.FACTORED)
+    one, three = floats.part(model, [2], [1]), floats.part(model, LABELS, SEEDS)
     before = three.x.clone()
-    batch = Batch([one, three], desk.tables, Stack(float_shared), Kernels())
+    batch = floats.batch([one, three])
     batch.step()
     assert torch.equal(three.x, before)
     predicted = batch.predicted(three)
@@ -278,12 +222,10 @@ def test_images_are_with_the_batch_until_it_is_settled(float_shared: SharedWeigh
 
 @pytest.mark.parametrize("scheduler", Scheduler)
 def test_what_is_predicted_at_the_last_step_is_the_image(
-    float_shared: SharedWeights, scheduler: Scheduler
+    floats: Desk, scheduler: Scheduler
 ) -> None:
-    desk = Desk(float_shared)
-    part = desk.part(sized(float_shared, Mode.FACTORED), LABELS, SEEDS, scheduler=scheduler)
-    batch = Batch([part], desk.tables, Stack(float_shared), Kernels())
-    predictions = []
+    part = floats.part(floats.model(Mode.FACTORED), LABELS, SEEDS, scheduler=scheduler)
+    batch, predictions = floats.batch([part]), []
     for _ in range(4):
         batch.step()
         predictions.append(batch.predicted(part))
@@ -299,9 +241,7 @@ class OutOfMemory(Exception):
 
 @pytest.mark.parametrize("lanes", LANES[:2])
 @pytest.mark.parametrize("kernel", ["materialised_block", "factored_block", "finish"])
-def test_a_step_that_fails_changes_nothing(
-    float_shared: SharedWeights, kernel: str, lanes: Lanes
-) -> None:
+def test_a_step_that_fails_changes_nothing(floats: Desk, kernel: str, lanes: Lanes) -> None:
     calls = itertools.count()
 
     def fails_in_its_second_step(*args: Any) -> Any:
@@ -310,30 +250,30 @@ def test_a_step_that_fails_changes_nothing(
         raise OutOfMemory
 
     first_step = range({"finish": 1}.get(kernel, 2 * lanes.count))
-    desk = Desk(float_shared)
-    parts = [desk.part(sized(float_shared, mode), LABELS, SEEDS) for mode in Mode]
-    expected = [desk.alone(part) for part in parts]
-    kernels = replace(Kernels(lanes=lanes), **{kernel: fails_in_its_second_step})
-    batch = Batch(parts, desk.tables, Stack(float_shared), kernels)
+    parts = [floats.part(floats.model(mode), LABELS, SEEDS) for mode in Mode]
+    expected = [floats.alone(part) for part in parts]
+    batch = floats.batch(parts, replace(Kernels(lanes=lanes), **{kernel: fails_in_its_second_step}))
     batch.step()
     with pytest.raises(OutOfMemory):
         batch.step()
     batch.settle()
     assert [part.done_steps for part in parts] == [1, 1]
-    run(parts, desk, 3)
+    floats.run(parts, 3)
     assert all(torch.equal(part.x, x) for part, x in zip(parts, expected, strict=True))
 
 
-def test_a_guidance_scale_of_one_and_no_guidance_are_the_same(float_shared: SharedWeights) -> None:
-    desk = Desk(float_shared)
-    model = sized(float_shared, Mode.FACTORED)
-    unguided = desk.part(model, LABELS, SEEDS, guidance_scale=1.0)
-    guided = desk.part(model, LABELS, SEEDS, guidance_scale=1.0 + 1e-12)
-    run([unguided, guided], desk, 4)
+def test_a_guidance_scale_of_one_and_no_guidance_are_the_same(floats: Desk) -> None:
+    model, scales = floats.model(Mode.FACTORED), (1.0, 1.0 + 1e-12)
+    unguided, guided = (floats.part(model, LABELS, SEEDS, guidance_scale=s) for s in scales)
+    floats.run([unguided, guided], 4)
     assert torch.equal(unguided.x, guided.x)
 
 
 # Weights of several models, side by side
+
+
+Make = Callable[[int], ModelWeights]
+"""Maker of another model of some depth."""
 
 
 class CountedStack(Stack):
@@ -362,17 +302,17 @@ class CountedStack(Stack):
 
 
 @pytest.fixture
-def stack(float_shared: SharedWeights) -> CountedStack:
-    return CountedStack(float_shared)
+def stack(floats: Desk) -> CountedStack:
+    return CountedStack(floats.shared)
 
 
 @pytest.fixture
-def make(float_shared: SharedWeights) -> Callable[[int], ModelWeights]:
+def make(floats: Desk) -> Make:
     seeds = itertools.count()
-    return lambda depth: sized(float_shared, Mode.MATERIALISED, depth, next(seeds))
+    return lambda depth: floats.model(Mode.MATERIALISED, depth, next(seeds))
 
 
-def test_models_keep_their_places(stack: CountedStack, make: Callable[[int], ModelWeights]) -> None:
+def test_models_keep_their_places(stack: CountedStack, make: Make) -> None:
     a, b, c, d, e = (make(3) for _ in range(5))
     assert stack.copies_to_place([a, b, c, d]) == 4
     assert stack.copies_to_place([d, c, b, a]) == 0
@@ -382,7 +322,7 @@ def test_models_keep_their_places(stack: CountedStack, make: Callable[[int], Mod
     assert stack.copies_to_place([d, e]) == 0
 
 
-def test_the_deepest_come_first(stack: CountedStack, make: Callable[[int], ModelWeights]) -> None:
+def test_the_deepest_come_first(stack: CountedStack, make: Make) -> None:
     shallow, deep, middle = make(2), make(4), make(3)
     assert stack.place([shallow, deep, middle, deep]) == [deep, deep, middle, shallow]
     assert stack.copies_to_place([deep, shallow, deep, middle]) == 0
@@ -391,7 +331,7 @@ def test_the_deepest_come_first(stack: CountedStack, make: Callable[[int], Model
 
 
 def test_a_model_that_repeats_is_copied_once_for_each_place(
-    stack: CountedStack, make: Callable[[int], ModelWeights]
+    stack: CountedStack, make: Make
 ) -> None:
     a, b = make(2), make(2)
     assert stack.copies_to_place([a, a, b, a]) == 4
@@ -400,9 +340,7 @@ def test_a_model_that_repeats_is_copied_once_for_each_place(
     assert stack.copies_to_place([a, a]) == 0
 
 
-def test_there_is_room_for_more_when_they_come(
-    stack: CountedStack, make: Callable[[int], ModelWeights]
-) -> None:
+def test_there_is_room_for_more_when_they_come(stack: CountedStack, make: Make) -> None:
     models = [make(2) for _ in range(5)]
     assert stack.nbytes == 0
     assert stack.copies_to_place(models[:2]) == 2
@@ -415,17 +353,13 @@ def test_there_is_room_for_more_when_they_come(
     assert stack.copies_to_place(models[:2]) == 2
 
 
-def test_a_model_deeper_than_the_familys_has_room(
-    stack: CountedStack, make: Callable[[int], ModelWeights]
-) -> None:
+def test_a_model_deeper_than_the_familys_has_room(stack: CountedStack, make: Make) -> None:
     a, b, deep = make(2), make(2), make(6)
     assert stack.copies_to_place([a, b]) == 2
     assert stack.copies_to_place([a, deep]) == 2
 
 
-def test_places_at_random_hold_the_right_weights(
-    stack: CountedStack, make: Callable[[int], ModelWeights]
-) -> None:
+def test_places_at_random_hold_the_right_weights(stack: CountedStack, make: Make) -> None:
     generator = random.Random(0)
     models = [make(generator.choice((2, 3, 4))) for _ in range(6)]
     for _ in range(60):
@@ -433,22 +367,18 @@ def test_places_at_random_hold_the_right_weights(
         assert stack.copies_to_place(wanted) <= len(wanted)
 
 
-def test_composing_the_same_batch_again_copies_nothing(
-    stack: CountedStack, float_shared: SharedWeights
-) -> None:
-    desk = Desk(float_shared)
-    models = [sized(float_shared, Mode.MATERIALISED, depth, depth) for depth in (4, 3, 3)]
-    parts = [desk.part(model, [0], [1]) for model in models]
-    for order in itertools.permutations(parts):
-        Batch(order, desk.tables, stack, Kernels()).settle()
+def test_composing_the_same_batch_again_copies_nothing(stack: CountedStack, floats: Desk) -> None:
+    models = [floats.model(Mode.MATERIALISED, depth, depth) for depth in (4, 3, 3)]
+    for order in itertools.permutations(floats.part(model, [0], [1]) for model in models):
+        floats.batch(order, stack=stack).settle()
     assert len(stack.copied) == 3
 
 
 # Sizes
 
 
-def test_what_a_model_says_that_it_takes_is_what_it_takes(shared: SharedWeights) -> None:
-    model = weights(shared, other_scales(shared.family, Size(depth=3, rank=24), 0), Mode.FACTORED)
+def test_what_a_model_says_that_it_takes_is_what_it_takes(desk: Desk) -> None:
+    model = desk.model(Mode.FACTORED, depth=3)
     expected = model.materialised_nbytes
     assert model.nbytes == sum(
         t.untyped_storage().nbytes()
@@ -468,17 +398,12 @@ def test_what_a_model_says_that_it_takes_is_what_it_takes(shared: SharedWeights)
 @pytest.mark.parametrize("lanes", LANES[:2])
 @torch.inference_mode()
 def test_compiled_kernels_give_the_same_images_and_are_compiled_once(
-    family: Family, lanes: Lanes
+    floats: Desk, lanes: Lanes
 ) -> None:
-    generator = random.Random(0)
-    shared = SharedWeights(family, DType.FLOAT32)
+    generator, desk, shared = random.Random(0), floats, floats.shared
     kernels = replace(Kernels.compiled(shared.device), lanes=lanes)
-    desk = Desk(shared)
-    sizes = [Size(depth=d, rank=r) for r, d in itertools.product((2, 7, 24, 48), (2, 3, 4))]
-    models = {
-        mode: [weights(shared, other_scales(family, size, size.rank), mode) for size in sizes]
-        for mode in Mode
-    }
+    sizes = [*itertools.product((2, 7, 24, 48), (2, 3, 4))]
+    models = {mode: [desk.model(mode, d, seed=r, rank=r) for r, d in sizes] for mode in Mode}
     every = [*models[Mode.FACTORED], *models[Mode.MATERIALISED]]
 
     def parts(chosen: Sequence[ModelWeights], images: int, guidance_scale: float) -> list[Part]:
@@ -506,7 +431,7 @@ def test_compiled_kernels_give_the_same_images_and_are_compiled_once(
         alone = [[desk.alone(part, kernels) for part in batch] for batch in batches]
         for batch in batches:
             while unfinished := [part for part in batch if not part.finished]:
-                run(unfinished, desk, kernels=kernels)
+                desk.run(unfinished, kernels=kernels)
     for batch, images, compiled_alone in zip(batches, expected, alone, strict=True):
         for part, image, x in zip(batch, images, compiled_alone, strict=True):
             assert torch.equal(part.x, x)
@@ -516,12 +441,13 @@ def test_compiled_kernels_give_the_same_images_and_are_compiled_once(
 # Refined models
 
 
-def test_a_refined_model_beside_others_is_as_if_alone(float_shared: SharedWeights) -> None:
-    desk, generator = Desk(float_shared), random.Random(0)
-    scales = other_scales(float_shared.family, Size(depth=2, rank=24), 0)
-    layers = DenseLayers.of(materialised(float_shared.family.genes, scales))
-    images = desk.alone(desk.part(weights(float_shared, scales, Mode.MATERIALISED), [0, 3], [1, 2]))
-    others = [sized(float_shared, mode, depth, seed=9) for mode in Mode for depth in (2, 4)]
-    refined = desk.part(ModelWeights.of(float_shared, layers), [0, 3], [1, 2])
-    run_at_random([refined, *(desk.random_part(m, generator) for m in others)], desk, generator)
+def test_a_refined_model_beside_others_is_as_if_alone(floats: Desk) -> None:
+    generator, family = random.Random(0), floats.shared.family
+    scales = other_scales(family, Size(depth=2, rank=24), 0)
+    layers = DenseLayers.of(materialised(family.genes, scales))
+    images = floats.alone(floats.part(floats.model(Mode.MATERIALISED), [0, 3], [1, 2]))
+    refined = floats.part(ModelWeights.of(floats.shared, layers), [0, 3], [1, 2])
+    models = [floats.model(mode, depth, seed=9) for mode in Mode for depth in (2, 4)]
+    others = [floats.random_part(model, generator) for model in models]
+    run_at_random([refined, *others], floats, generator)
     torch.testing.assert_close(refined.x, images)
