@@ -264,11 +264,11 @@ def test_whoever_took_lost_work_may_be_killed_before_it_begins(
     lost, queue = make_model().id, f"build.{runtime.device_class}"
     runtime.queue.enqueue("fineserve.build", make_model().id, runtime.device_class)
     lose(runtime, lost)
-    keeper = build_housekeeping(runtime, Patience(lost_again_seconds=0.05))
+    keeper = build_housekeeping(runtime, Patience(lost_again_seconds=0.5))
     keeper.requeue_lost()
     keeper.requeue_lost()
     assert enqueued(client, queue).count(lost) == 1
-    time.sleep(0.06)
+    time.sleep(0.51)
     keeper.requeue_lost()
     assert enqueued(client, queue).count(lost) == 2
 
