@@ -3,6 +3,7 @@ import dataclasses
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -77,11 +78,8 @@ def test_revision_zero_is_published_before_retraining(
 
 def test_a_model_is_built_once(runtime: Runtime, make_model: MakeModel) -> None:
     model_id = make_model().id
-    threads = [threading.Thread(target=build, args=(runtime, model_id)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(build, [runtime] * 3, [model_id] * 3))
     assert build(runtime, model_id).attempts == 1
     assert statuses(runtime, model_id).count("ready") == 1
 
@@ -232,9 +230,8 @@ def test_sigma_is_not_used_with_another_version_of_its_family(
     build(runtime, model_id)
     family = runtime.family("tiny")
     hashes = {**family.manifest.sha256, "learngenes.safetensors": "0" * 64}
-    newer = dataclasses.replace(
-        family, manifest=family.manifest.model_copy(update={"sha256": hashes})
-    )
+    manifest = family.manifest.model_copy(update={"sha256": hashes})
+    newer = dataclasses.replace(family, manifest=manifest)
     with pytest.raises(ArtifactError, match="another version of the family tiny"):
         load_own(runtime.store, newer, revision_name(runtime.store, model_id, 1))
 

@@ -43,9 +43,8 @@ def test_a_ready_model_outlives_redis(
     client.flushall()
     assert restored(runtime) == 1
     assert runtime.repository.models.get(ready.id) == ready
-    assert [record.id for record in runtime.repository.models.page(0, 9, ready.owner).items] == [
-        ready.id
-    ]
+    (listed,) = runtime.repository.models.page(0, 9, ready.owner).items
+    assert listed.id == ready.id
     assert runtime.repository.models.count_active() == 0
     generation = make_generation(ready.id)
     sampler.generate(generation.id)
