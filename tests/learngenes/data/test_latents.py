@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime
@@ -33,36 +34,18 @@ from learngenes.training.condense import condense
 from learngenes.training.new_family import pretrain_family
 from learngenes.training.retrain import RetrainingConfig, retrain
 from tests.learngenes.training.test_condense import CONFIG as CONDENSED
-from tests.learngenes.training.test_pretrain import image_folder
 from tests.support.sizing import NETWORK
+from tests.support.trainings import image_folder, under, write_config
 
 CPU = torch.device("cpu")
 LATENTS = NETWORK.model_copy(update={"sample_size": 4, "in_channels": 2, "patch_size": 1})
-CONFIG = """
-name = "latents"
-autoencoder = "{autoencoder}"
-[data]
-path = "{path}"
-limited_images = 40
-heldout_images = 20
-licence = "made by a test"
-[network]
-sample_size = 4
-in_channels = 2
-patch_size = 1
-width = 32
-num_attention_heads = 4
-num_classes = 5
-depth = 4
-rank = 48
-[sizes]
-depths = [2, 3, 4]
-ranks = [8, 48]
-[training]
-steps = 4
-batch_size = 8
-checkpoint_every_steps = 2
-"""
+CONFIG = {
+    "name": "latents",
+    **under("network", sample_size=4, in_channels=2, patch_size=1, num_classes=5),
+    **under("network", width=32, num_attention_heads=4, depth=4, rank=48),
+    **under("sizes", depths=[2, 3, 4], ranks=[8, 48]),
+    **under("training", steps=4, batch_size=8, checkpoint_every_steps=2),
+}
 
 
 def autoencoder(**changes: object) -> AutoencoderKL:
@@ -87,9 +70,8 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def latent_family(directory: Path, limited_data: LabelledImages, tmp_path: Path) -> Family:
-    path = image_folder(limited_data, tmp_path / "images")
-    config = tmp_path / "config.toml"
-    config.write_text(CONFIG.format(autoencoder=directory, path=path))
+    images, stated = tmp_path / "images", {**CONFIG, "autoencoder": str(directory)}
+    config = write_config(tmp_path / "config.toml", image_folder(limited_data, images), stated)
     return pretrain_family(config, tmp_path / "work", tmp_path / "families" / "latents")
 
 
@@ -118,8 +100,7 @@ def test_what_no_family_can_have_is_refused(tmp_path: Path) -> None:
 
     assert "latents of 2 channels; the network's in_channels is 3" in refusal(NETWORK)
     assert "its shift_factor is 0.1, not None" in refusal(LATENTS, shift_factor=0.1)
-    grey = refusal(LATENTS, out_channels=1)
-    assert "its out_channels is 1, not 3" in grey
+    assert "its out_channels is 1, not 3" in refusal(LATENTS, out_channels=1)
     with pytest.raises(AutoencoderError, match="is not an AutoencoderKL"):
         read_autoencoder(tmp_path, LATENTS)
 
@@ -134,27 +115,25 @@ def test_a_family_is_trained_on_latents(latent_family: Family, tmp_path: Path) -
     assert (images.shape, images.dtype) == ((2, 3, 8, 8), torch.uint8)
     trained = read_autoencoder(tmp_path / "autoencoder", LATENTS)[2].state_dict()
     assert latent_family.stem.decoder is not None
-    for name, tensor in latent_family.stem.decoder.state_dict().items():
-        assert torch.equal(tensor, trained[name])  # it is not what is trained
+    kept = latent_family.stem.decoder.state_dict()  # it is not what is trained
+    torch.testing.assert_close(kept, trained, atol=0, rtol=0)
 
 
 def test_what_has_been_encoded_is_found_again(
     directory: Path, limited_data: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = read_autoencoder(directory, LATENTS)[1]
-    some = limited_data.subset(torch.arange(40))
+    some, others = (limited_data.subset(torch.arange(at, at + 40)) for at in (0, 40))
     first = encoder.encoded_once(some, tmp_path)
     with monkeypatch.context() as changed:
         changed.setattr(LatentEncoder, "encoded", lambda *_: pytest.fail("encoded again"))
         again = encoder.encoded_once(some, tmp_path)
     assert torch.equal(first.images, again.images)
     assert torch.equal(again.labels, some.labels)
-    others = encoder.encoded_once(limited_data.subset(torch.arange(40, 80)), tmp_path)
-    assert not torch.equal(others.images, first.images)
+    assert not torch.equal(encoder.encoded_once(others, tmp_path).images, first.images)
     with torch.no_grad():
         encoder.quant_conv.bias += 1  # another encoder
-    moved = encoder.encoded_once(some, tmp_path)
-    assert not torch.equal(moved.images, first.images)
+    assert not torch.equal(encoder.encoded_once(some, tmp_path).images, first.images)
 
 
 def test_a_family_without_its_encoder_is_refused(latent_family: Family, tmp_path: Path) -> None:
@@ -192,8 +171,7 @@ def test_what_decoding_needs_is_predicted(latent_family: Family, dtype: DType) -
         assert 0.85 < measured / predicted <= 1.02
     assert network.autoencoder is not None
     decoder = network.autoencoder.decoder_parameters * 4
-    shared = int(shared_bytes(network, np.array(8), execution))
-    assert shared >= decoder
+    assert shared_bytes(network, np.array(8), execution) >= decoder
 
 
 def test_decoding_takes_time_for_each_image(
@@ -202,10 +180,8 @@ def test_decoding_takes_time_for_each_image(
     def run(_: object, __: object, workload: Workload) -> float:
         return 0.01 + 0.002 * workload.n + 0.001 * workload.num_inference_steps
 
-    monkeypatch.setattr("learngenes.measuring.device.run", run)
-    monkeypatch.setattr(
-        "learngenes.measuring.device._Profiling.elapsed_share", 0.0
-    )  # time for all rows
+    monkeypatch.setattr("learngenes.measuring.device.run", run)  # and there is time for all rows
+    monkeypatch.setattr("learngenes.measuring.device._Profiling.elapsed_share", 0.0)
     profile = measure_profile(latent_family, 0)
     assert profile.image_seconds == pytest.approx(0.002)
     assert profile.request_seconds == pytest.approx(0.01)
@@ -220,13 +196,8 @@ def test_a_pipeline_of_diffusers_samples_the_same_images(
     names = [name for name, _ in sorted(pipeline.labels.items(), key=lambda item: item[1])]
     assert names == list(latent_family.manifest.class_names)
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-    theirs = pipeline(
-        pipeline.get_label_ids(names[:2]),
-        guidance_scale=2.0,
-        generator=generators,
-        num_inference_steps=3,
-        output_type="np",
-    ).images
+    how = {"guidance_scale": 2.0, "num_inference_steps": 3, "output_type": "np"}
+    theirs = pipeline(pipeline.get_label_ids(names[:2]), generator=generators, **how).images
     model = latent_family.assemble(latent_family.scales, Mode.MATERIALISED)
     ours = sample(model, latent_family.manifest.diffusion, [0, 1], [3, 4], num_inference_steps=3)
     difference = ours.permute(0, 2, 3, 1).numpy() - 255 * np.asarray(theirs)
@@ -259,9 +230,8 @@ def test_a_latent_teacher_is_condensed(
     latent_family: Family, limited_data: LabelledImages, tmp_path: Path
 ) -> None:
     export_model(latent_family, latent_family.scales, tmp_path / "teacher")
-    config = tmp_path / "condense.toml"
-    stated = CONDENSED.format(path=tmp_path / "images", rank=48, steps=2, more="")
-    config.write_text(stated)
+    file, images = tmp_path / "condense.toml", tmp_path / "images"
+    config = write_config(file, images, CONDENSED, {"training.steps": 2})
     made = condense(str(tmp_path / "teacher"), config, tmp_path / "distil", tmp_path / "made")
     assert made.manifest.network.image_size == 8
     assert made.limited_data.images.dtype == torch.float16
@@ -273,6 +243,6 @@ def test_a_latent_teacher_is_condensed(
 def test_encoding_tells_that_it_goes_on(
     latent_family: Family, limited_data: LabelledImages
 ) -> None:
-    told: list[int] = []
-    latent_family.encoded(limited_data, lambda: told.append(1))
-    assert len(told) == 7  # 200 images, 32 at once
+    told = Mock()
+    latent_family.encoded(limited_data, told)
+    assert told.call_count == 7  # 200 images, 32 at once

@@ -15,6 +15,9 @@ from tests.support.archives import png
 
 CLASSES = ClassLabel(names=["wolf", "cat"])
 CATS = [{"bytes": png(10), "path": "a.png"}, {"bytes": png(20), "path": None}]
+PICTURE = datasets.Image()
+USABLE = {"image": PICTURE, "label": CLASSES}
+TEXT, NUMBER = Value("string"), Value("int64")
 
 
 def saved(directory: Path, features: dict[str, object], **columns: list[object]) -> Path:
@@ -24,7 +27,7 @@ def saved(directory: Path, features: dict[str, object], **columns: list[object])
 
 
 def test_rows_are_images_with_their_classes(tmp_path: Path) -> None:
-    features = {"id": Value("int64"), "label": CLASSES, "image": datasets.Image()}
+    features = {"id": NUMBER, "label": CLASSES, "image": PICTURE}
     path = saved(tmp_path, features, id=[1, 2], label=[1, 0], image=CATS)
     assert is_saved(path)
     rows, names = load_saved(path)
@@ -35,10 +38,8 @@ def test_rows_are_images_with_their_classes(tmp_path: Path) -> None:
 
 
 def test_of_splits_one_is_read(tmp_path: Path) -> None:
-    table = datasets.Dataset.from_dict(
-        {"image": CATS, "label": [0, 1]},
-        features=Features({"image": datasets.Image(), "label": CLASSES}),
-    )
+    columns = {"image": CATS, "label": [0, 1]}
+    table = datasets.Dataset.from_dict(columns, features=Features(USABLE))
     datasets.DatasetDict({"train": table, "b": table}).save_to_disk(str(tmp_path))
     assert is_saved(tmp_path)
     assert len([*load_saved(tmp_path)[0]]) == 2
@@ -46,26 +47,22 @@ def test_of_splits_one_is_read(tmp_path: Path) -> None:
         load_saved(tmp_path, "test")
 
 
-TEXT, NUMBER = Value("string"), Value("int64")
-SEVERAL = List(datasets.Image())
-
-
 @pytest.mark.parametrize(
     ("features", "columns", "message"),
     [
         (
-            {"id": TEXT, "image": datasets.Image(), "label": TEXT},
+            {"id": TEXT, "image": PICTURE, "label": TEXT},
             {"id": ["a"], "image": CATS[:1], "label": ["cat"]},
             r'needs one ClassLabel column, it has id \(Value\), .*class_encode_column\("label"\)',
         ),
         (
-            {"image": datasets.Image(), "label": NUMBER},
+            {"image": PICTURE, "label": NUMBER},
             {"image": CATS[:1], "label": [1]},
             r'cast_column\("label", datasets.ClassLabel\(names=',
         ),
-        ({"image": datasets.Image()}, {"image": CATS}, "class_encode_column"),
+        ({"image": PICTURE}, {"image": CATS}, "class_encode_column"),
         (
-            {"images": SEVERAL, "label": CLASSES},
+            {"images": List(PICTURE), "label": CLASSES},
             {"images": [CATS], "label": [0]},
             "'images' has several images a row",
         ),
@@ -75,30 +72,14 @@ SEVERAL = List(datasets.Image())
             r"cast_column\(.*datasets.Image",
         ),
         (
-            {"image": datasets.Image(), "label": CLASSES, "size": CLASSES},
+            {**USABLE, "size": CLASSES},
             {"image": CATS, "label": [0, 1], "size": [0, 1]},
             "drop all but one: `dataset.remove_columns",
         ),
-        (
-            {"image": datasets.Image(), "label": CLASSES},
-            {"image": [], "label": []},
-            "is no dataset with rows",
-        ),
-        (
-            {"image": datasets.Image(), "label": CLASSES},
-            {"image": CATS, "label": [0, None]},
-            "row 1 has no image or no class",
-        ),
-        (
-            {"image": datasets.Image(), "label": CLASSES},
-            {"image": [CATS[0], None], "label": [0, 1]},
-            "row 1 has no image or no class",
-        ),
-        (
-            {"image": datasets.Image(), "label": CLASSES},
-            {"image": CATS, "label": [0, -1]},
-            "row 1 is of class -1, which has no name",
-        ),
+        (USABLE, {"image": [], "label": []}, "is no dataset with rows"),
+        (USABLE, {"image": CATS, "label": [0, None]}, "row 1 has no image or no class"),
+        (USABLE, {"image": [CATS[0], None], "label": [0, 1]}, "row 1 has no image or no class"),
+        (USABLE, {"image": CATS, "label": [0, -1]}, "row 1 is of class -1, which has no name"),
     ],
 )
 @pytest.mark.parametrize("decode", [True, False])
@@ -115,7 +96,7 @@ def test_what_lacks_images_or_classes_says_what_makes_them(
 
 
 def test_half_a_dataset_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path, {"image": datasets.Image(), "label": CLASSES}, image=CATS, label=[0, 1])
+    path = saved(tmp_path, USABLE, image=CATS, label=[0, 1])
     next(path.glob("*.arrow")).write_bytes(b"no rows")
     with pytest.raises(DataError, match="is no dataset with rows; save it again"):
         load_saved(path)
@@ -124,8 +105,7 @@ def test_half_a_dataset_is_refused(tmp_path: Path) -> None:
 def test_sixteen_bit_pictures_are_decoded(tmp_path: Path) -> None:
     tiff = io.BytesIO()
     Image.new("I;16", (8, 8), 30000).save(tiff, "TIFF")
-    features = {"image": datasets.Image(), "label": CLASSES}
-    path = saved(tmp_path, features, image=[{"bytes": tiff.getvalue()}], label=[0])
+    path = saved(tmp_path, USABLE, image=[{"bytes": tiff.getvalue()}], label=[0])
     ((image, _),) = load_saved(path)[0]
     assert image.getpixel((0, 0)) == 30000
 

@@ -3,11 +3,10 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import Tensor
 from typer.testing import CliRunner
 
 from fineserve.cli.main import cli
@@ -16,34 +15,21 @@ from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import export_model
 from learngenes.formats.teacher import read_teacher
-from learngenes.training.condense import Fit, _first_guess, fit, fit_all
+from learngenes.training.condense import _first_guess, fit, fit_all
 from learngenes.training.config import CondensationConfig
-from tests.learngenes.training.test_pretrain import image_folder
+from tests.support.commands import run
+from tests.support.failures import raising
+from tests.support.trainings import Settings, image_folder, under, write_config
 
-CONFIG = """
-name = "condensed"
-rank = {rank}
-fit_iterations = 30
-[data]
-path = "{path}"
-limited_images = 40
-heldout_images = 20
-licence = "made by a test"
-[sizes]
-depths = [2, 3, 4]
-ranks = [8, {rank}]
-[training]
-steps = {steps}
-batch_size = 8
-warmup_steps = 2
-learning_rate = 1e-3
-sigma_learning_rate = 1e-3
-factor_learning_rate = 1e-3
-ema_decay = 0.1
-log_every_steps = 2
-checkpoint_every_steps = 2
-{more}
-"""
+CONFIG = {
+    "name": "condensed",
+    "rank": 48,
+    "fit_iterations": 30,
+    **under("sizes", depths=[2, 3, 4], ranks=[8, 48]),
+    **under("training", steps=4, batch_size=8, warmup_steps=2, ema_decay=0.1),
+    **under("training", learning_rate=1e-3, sigma_learning_rate=1e-3, factor_learning_rate=1e-3),
+    **under("training", log_every_steps=2, checkpoint_every_steps=2),
+}
 
 
 def test_a_stack_with_factors_in_common_is_found_again() -> None:
@@ -72,10 +58,7 @@ def test_any_stack_is_fitted_at_a_rank_that_is_large_enough() -> None:
 
 def test_nothing_as_large_as_the_stack_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a kind of DiT-XL/2 that takes 37 GB."""
-
-    def rebuilt(*_: object) -> None:
-        raise AssertionError
-
+    rebuilt = raising(AssertionError())
     monkeypatch.setattr("tensorly.decomposition._cp.cp_to_tensor", rebuilt)
     stack = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
     assert fit(stack, 12, 20, lambda: None).error < 0.5
@@ -94,17 +77,11 @@ def test_a_kind_that_was_fitted_is_not_fitted_again(
     network = dense.config.model_copy(update={"rank": 32})
     whole, _, errors = fit_all(dense, network, 3, tmp_path / "fits")
     (tmp_path / "fits" / f"{[*Kind][-1]}.safetensors").unlink()
-    fitted: list[Tensor] = []
-
-    def counted(stack: Tensor, *more: Any) -> Fit:
-        fitted.append(stack)
-        return fit(stack, *more)
-
+    counted = Mock(wraps=fit)
     monkeypatch.setattr("learngenes.training.condense.fit", counted)
     again, _, errors_again = fit_all(dense, network, 3, tmp_path / "fits")
-    assert (len(fitted), errors_again) == (1, errors)
-    for name, tensor in whole.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], tensor)
+    assert (counted.call_count, errors_again) == (1, errors)
+    torch.testing.assert_close(again.state_dict(), whole.state_dict())
 
 
 @pytest.fixture
@@ -112,22 +89,22 @@ def images(limited_data: LabelledImages, tmp_path: Path) -> Path:
     return image_folder(limited_data, tmp_path / "images")
 
 
-def config_file(images: Path, steps: int = 4, rank: int = 48, more: str = "") -> Path:
-    file = images.parent / "condense.toml"
-    file.write_text(CONFIG.format(path=images, steps=steps, rank=rank, more=more))
-    return file
+def config_file(images: Path, settings: Settings | None = None) -> Path:
+    return write_config(images.parent / "condense.toml", images, CONFIG, settings or {})
 
 
-def condensed(teacher: Path, config: Path, out: str) -> Family:
-    words = ["condense", str(teacher), str(config)]
-    words += ["--work", str(config.parent / f"work-{out}"), "--family", str(config.parent / out)]
-    told = CliRunner().invoke(cli, words)
-    assert told.exit_code == 0, told.output
-    return load_family(config.parent / out)
+def words_for(teacher: Path, config: Path, out: str) -> list[str]:
+    words = ["condense", str(teacher), str(config), "--work", str(config.parent / f"work-{out}")]
+    return [*words, "--family", str(config.parent / out)]
+
+
+def condensed(teacher: Path, images: Path, out: str) -> Family:
+    run(*words_for(teacher, config_file(images), out))
+    return load_family(images.parent / out)
 
 
 def test_a_family_computes_what_its_teacher_did(teacher: Path, images: Path) -> None:
-    made = condensed(teacher, config_file(images), "family")
+    made = condensed(teacher, images, "family")
     report = json.loads((images.parent / "family" / "condensation.json").read_text())
     assert all(error < 0.3 for error in report["fit_error"].values())  # it was of this rank
     assert report["heldout_loss"]["L4 r48"] < 1.1 * report["teacher_heldout_loss"]
@@ -138,41 +115,31 @@ def test_a_family_computes_what_its_teacher_did(teacher: Path, images: Path) -> 
 def test_distillation_goes_on_where_it_was_killed(
     teacher: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = condensed(teacher, config_file(images), "whole")
-    killed = pytest.MonkeyPatch()
-    killed.setattr("learngenes.training.condense.write_family", killed_here)
-    words = [str(teacher), str(config_file(images)), "--work", str(images.parent / "work-again")]
-    first = CliRunner().invoke(cli, ["condense", *words, "--family", str(images.parent / "no")])
+    whole = condensed(teacher, images, "whole")
+    with monkeypatch.context() as killed:
+        interrupted = Mock(side_effect=KeyboardInterrupt)
+        killed.setattr("learngenes.training.condense.write_family", interrupted)
+        first = CliRunner().invoke(cli, words_for(teacher, config_file(images), "again"))
     assert isinstance(first.exception, KeyboardInterrupt | SystemExit)
-    killed.undo()
     monkeypatch.setattr("learngenes.training.condense.fit_all", None)  # is not fitted a second time
-    again = condensed(teacher, config_file(images), "again")
-    for name, tensor in whole.genes.state_dict().items():
-        torch.testing.assert_close(again.genes.state_dict()[name], tensor)
-
-
-def killed_here(*_: object) -> None:
-    raise KeyboardInterrupt
+    again = condensed(teacher, images, "again")
+    torch.testing.assert_close(again.genes.state_dict(), whole.genes.state_dict())
 
 
 def test_what_cannot_be_condensed_says_why(teacher: Path, images: Path) -> None:
-    def refusal(source: Path, config: Path) -> str:
-        words = ["condense", str(source), str(config), "--work", str(images.parent / "w")]
-        told = CliRunner().invoke(cli, [*words, "--family", str(images.parent / "f")])
-        assert told.exit_code == 1
-        return told.stderr
+    def refusal(source: Path, settings: Settings | None = None, more: str = "") -> str:
+        config = config_file(images, settings)
+        config.write_text(f"{config.read_text()}\n{more}")
+        return run(*words_for(source, config, "none"), exit_code=1).stderr
 
-    assert "not a DiT that diffusers loads" in refusal(images, config_file(images))
+    assert "not a DiT that diffusers loads" in refusal(images)
     (teacher / "scheduler" / "scheduler_config.json").unlink()
-    assert "under [diffusion]" in refusal(teacher, config_file(images))
-    stated = config_file(images, more='[diffusion]\nprediction_type = "epsilon"')
-    assert CondensationConfig.read(stated).diffusion is not None
-    low = config_file(images)
-    low.write_text(low.read_text().replace("rank = 48", "rank = 4", 1))
-    assert "sizes.ranks go up to 48, the network's rank is 4" in refusal(teacher, low)
-    assert "network: Extra inputs" in refusal(teacher, config_file(images, more="[network]"))
-    assert "is not TOML" in refusal(teacher, config_file(images, more="="))
+    assert "under [diffusion]" in refusal(teacher)
+    stated: Settings = {"diffusion.prediction_type": "epsilon"}
+    assert CondensationConfig.read(config_file(images, stated)).diffusion is not None
+    assert "sizes.ranks go up to 48, the network's rank is 4" in refusal(teacher, {"rank": 4})
+    assert "network: Extra inputs" in refusal(teacher, more="[network]")
+    assert "is not TOML" in refusal(teacher, more="=")
     shutil.rmtree(images / "test")
-    said = config_file(images, more='[diffusion]\nprediction_type = "epsilon"')
-    assert "no folder 'test'" in refusal(teacher, said)
-    assert not (images.parent / "w").exists()
+    assert "no folder 'test'" in refusal(teacher, stated)
+    assert not (images.parent / "work-none").exists()

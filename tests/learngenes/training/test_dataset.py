@@ -1,5 +1,7 @@
 """Models of classes that their family has never seen."""
 
+import copy
+
 import pytest
 import torch
 
@@ -33,9 +35,8 @@ def own(family: Family) -> Scales:
     scales = family.for_task(family.scales, len(CLASSES))
     with torch.no_grad():
         assert scales.classes is not None
-        scales.classes += torch.randn(
-            scales.classes.shape, generator=torch.Generator().manual_seed(1)
-        )
+        generator = torch.Generator().manual_seed(1)
+        scales.classes += torch.randn(scales.classes.shape, generator=generator)
     return scales
 
 
@@ -63,9 +64,7 @@ def test_classes_of_a_task_begin_as_what_all_have_in_common(family: Family) -> N
 def test_retraining_learns_the_classes_and_leaves_the_family_as_it_was(
     family: Family, task: LabelledImages
 ) -> None:
-    before = {
-        k: v.clone() for k, v in {**family.stem.state_dict(), **family.scales.stacked()}.items()
-    }
+    before = copy.deepcopy({**family.stem.state_dict(), **family.scales.stacked()})
     scales = family.for_task(family.scales, len(CLASSES))
     config = TASK_RETRAINING.model_copy(update={"steps": 60})
     retrained = retrain(family, scales, config, data=task)
@@ -91,10 +90,8 @@ def test_a_batch_knows_the_classes_of_each_model(
     assert weights.nbytes >= ModelWeights.bytes_of(shared, layers) > 0
     timesteps, labels = torch.tensor([10, 500, 900]), torch.tensor([1, 1, 1])
     stem = family.stem_of(layers)
-    seen = [stem.classes(labels), weights.class_table[1].expand(3, -1)]
-    assert torch.equal(*seen)
-    ours = weights.modulations(timesteps, 1)
-    other = weights.modulations(timesteps, 0)
+    assert torch.equal(stem.classes(labels), weights.class_table[1].expand(3, -1))
+    ours, other = (weights.modulations(timesteps, label) for label in (1, 0))
     assert ours.shape == other.shape
     assert not torch.allclose(ours, other)
 

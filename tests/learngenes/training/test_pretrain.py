@@ -1,15 +1,16 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
+from torch import nn
 
-from fineserve.cli.main import cli
 from learngenes.config import ConfigError, Size
 from learngenes.data.images import DataError
 from learngenes.data.labelled import LabelledImages
@@ -17,57 +18,38 @@ from learngenes.family.family import FamilyError, load_family
 from learngenes.training.config import PretrainingConfig
 from learngenes.training.new_family import pretrain_family
 from learngenes.training.pretrain import Pretraining, learning_rate_share
+from tests.support.commands import run
+from tests.support.trainings import Settings, image_folder, under, write_config
 
-CONFIG = """
-name = "stripes"
-[data]
-path = "{path}"
-limited_images = 40
-heldout_images = 20
-licence = "made by a test"
-[network]
-sample_size = 8
-in_channels = 3
-patch_size = 2
-width = 16
-num_attention_heads = 2
-num_classes = 5
-depth = 3
-rank = 16
-[sizes]
-depths = [2, 3]
-ranks = [8, 16]
-[training]
-steps = {steps}
-batch_size = 16
-learning_rate = 5e-3
-warmup_steps = 4
-ema_decay = 0.5
-log_every_steps = 2
-checkpoint_every_steps = 5
-{extra}
-"""
+CONFIG = {
+    "name": "stripes",
+    **under("network", sample_size=8, in_channels=3, patch_size=2, num_classes=5),
+    **under("network", width=16, num_attention_heads=2, depth=3, rank=16),
+    **under("sizes", depths=[2, 3], ranks=[8, 16]),
+    **under("training", steps=10, batch_size=16, learning_rate=5e-3, warmup_steps=4),
+    **under("training", ema_decay=0.5, log_every_steps=2, checkpoint_every_steps=5),
+}
+Configure = Callable[..., PretrainingConfig]
+"""Writer of the configuration file, with other settings than CONFIG's."""
 
 
 @pytest.fixture
 def config_file(tmp_path: Path, limited_data: LabelledImages) -> Path:
-    path = image_folder(limited_data, tmp_path / "images")
-    return write_config(tmp_path / "config.toml", path, steps=10)
+    images = image_folder(limited_data, tmp_path / "images")
+    return write_config(tmp_path / "config.toml", images, CONFIG)
 
 
-def image_folder(data: LabelledImages, path: Path) -> Path:
-    """The same images as a training and as a test split."""
-    for split in ("train", "test"):
-        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
-            folder = path / split / data.class_names[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
-    return path
+@pytest.fixture
+def configure(config_file: Path) -> Configure:
+    def configured(*settings: Settings) -> PretrainingConfig:
+        write_config(config_file, config_file.parent / "images", CONFIG, *settings)
+        return PretrainingConfig.read(config_file)
+
+    return configured
 
 
-def write_config(file: Path, path: Path, steps: int, extra: str = "") -> Path:
-    file.write_text(CONFIG.format(path=path, steps=steps, extra=extra))
-    return file
+def entries(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_family_is_trained_and_written(config_file: Path, tmp_path: Path) -> None:
@@ -75,14 +57,16 @@ def test_a_family_is_trained_and_written(config_file: Path, tmp_path: Path) -> N
     assert load_family(tmp_path / "family").manifest == family.manifest
     assert family.manifest.trained_steps == 10
     assert len(family.limited_data) == 40
-    log = [
-        json.loads(line) for line in (tmp_path / "family" / "log.jsonl").read_text().splitlines()
-    ]
+    log = entries(tmp_path / "family")
     losses = [entry["train_loss"] for entry in log if "train_loss" in entry]
     assert losses[-1] < losses[0]
     assert [e["step"] for e in log if "heldout_loss" in e] == [5, 10]
     with Image.open(tmp_path / "family" / "samples.png") as grid:
         assert grid.size == (8 * 10 * 2, 8 * 4 * 2)
+
+
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), atol=0, rtol=0)
 
 
 class Killed(BaseException):
@@ -102,17 +86,15 @@ def run_killed_after(steps: int, pretraining: Pretraining) -> None:
         pretraining.run()
 
 
-def test_a_killed_run_resumes_as_if_it_had_not_been(config_file: Path, tmp_path: Path) -> None:
-    config = PretrainingConfig.read(config_file)
+def test_a_killed_run_resumes_as_if_it_had_not_been(configure: Configure, tmp_path: Path) -> None:
+    config, directory = configure(), tmp_path / "killed"
     whole = Pretraining(config, tmp_path / "whole").run()
-    log = tmp_path / "killed" / "log.jsonl"
-    run_killed_after(6, Pretraining(config, tmp_path / "killed"))
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 5, 6]
-    resumed = Pretraining(config, tmp_path / "killed")
+    run_killed_after(6, Pretraining(config, directory))
+    assert [entry["step"] for entry in entries(directory)] == [2, 4, 5, 6]
+    resumed = Pretraining(config, directory)
     assert resumed.step == 5
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 5]
-    for name, tensor in resumed.run().state_dict().items():
-        torch.testing.assert_close(tensor, whole.state_dict()[name])
+    assert [entry["step"] for entry in entries(directory)] == [2, 4, 5]
+    torch.testing.assert_close(resumed.run().state_dict(), whole.state_dict())
 
 
 def test_a_family_in_place_of_another_has_nothing_of_it(config_file: Path, tmp_path: Path) -> None:
@@ -137,30 +119,27 @@ def test_a_training_does_not_go_on_with_another_configuration(
     config_file: Path, tmp_path: Path
 ) -> None:
     words = ["pretrain", str(config_file), "--work", str(tmp_path / "work")]
+    words += ["--family", str(tmp_path / "family")]
 
-    def told() -> str:
-        result = CliRunner().invoke(cli, [*words, "--family", str(tmp_path / "family")])
-        return result.stderr if result.exit_code else ""
+    def told(exit_code: int, settings: Settings) -> str:
+        write_config(config_file, tmp_path / "images", CONFIG, settings)
+        return run(*words, exit_code=exit_code).stderr
 
-    assert told() == ""
-    text = config_file.read_text()
-    config_file.write_text(text.replace("learning_rate = 5e-3", "learning_rate = 1e-3"))
-    assert "another configuration (of training.learning_rate)" in told()
-    config_file.write_text(text.replace("log_every_steps = 2", "log_every_steps = 3"))
-    assert told() == ""
-    config_file.write_text(text.replace("rank = 16", "rank = 12"))
-    assert "sizes.ranks go up to 16, the network's rank is 12" in told()
+    told(0, {})
+    another = told(1, {"training.learning_rate": 1e-3})
+    assert "another configuration (of training.learning_rate)" in another
+    told(0, {"training.log_every_steps": 3})
+    low = told(1, {"network.rank": 12})
+    assert "sizes.ranks go up to 16, the network's rank is 12" in low
 
 
 def test_a_training_goes_on_with_a_family_at_another_depth(
-    config_file: Path, tmp_path: Path
+    config_file: Path, configure: Configure, tmp_path: Path
 ) -> None:
     first = pretrain_family(config_file, tmp_path / "first", tmp_path / "family")
-    deeper = config_file.read_text().replace("depth = 3", "depth = 5")
-    config_file.write_text(deeper.replace("depths = [2, 3]", "depths = [2, 5]"))
-    begun = Pretraining(PretrainingConfig.read(config_file), tmp_path / "work", tmp_path / "family")
-    for name, tensor in begun.model.genes.state_dict().items():
-        assert torch.equal(tensor, first.genes.state_dict()[name])
+    deeper = configure({"network.depth": 5, "sizes.depths": [2, 5]})
+    begun = Pretraining(deeper, tmp_path / "work", tmp_path / "family")
+    assert_equal(begun.model.genes, first.genes)
     ends = begun.model.scales.stacked()["sigma.qkv"][[0, 2, 4]]
     torch.testing.assert_close(ends, first.scales.stacked()["sigma.qkv"])
 
@@ -168,40 +147,34 @@ def test_a_training_goes_on_with_a_family_at_another_depth(
         config_file, tmp_path / "work", tmp_path / "deeper", start=tmp_path / "family"
     )
     assert second.manifest.trained_steps == 20
-    entries = [json.loads(x) for x in (tmp_path / "deeper" / "log.jsonl").read_text().splitlines()]
-    steps = [entry["step"] for entry in entries if "train_loss" in entry]
-    assert steps == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
-    assert entries[-1]["images"] == 20 * 16
+    log = entries(tmp_path / "deeper")
+    assert [e["step"] for e in log if "train_loss" in e] == [*range(2, 22, 2)]
+    assert log[-1]["images"] == 20 * 16
 
 
 def test_a_killed_training_that_went_on_with_a_family_resumes(
-    config_file: Path, tmp_path: Path
+    config_file: Path, configure: Configure, tmp_path: Path
 ) -> None:
     pretrain_family(config_file, tmp_path / "first", tmp_path / "family")
-    config = PretrainingConfig.read(config_file)
+    config = configure()
     killed = Pretraining(config, tmp_path / "work", tmp_path / "family")
     run_killed_after(5, killed)
     resumed = Pretraining(config, tmp_path / "work")  # where it began is in the checkpoint
     assert (resumed.step, resumed.before.steps, resumed.before.images) == (5, 10, 160)
-    for name, tensor in resumed.model.state_dict().items():
-        assert torch.equal(tensor, killed.model.state_dict()[name])
+    assert_equal(resumed.model, killed.model)
 
 
 def test_only_a_family_of_the_same_width_can_be_gone_on_with(
-    config_file: Path, tmp_path: Path
+    config_file: Path, configure: Configure, tmp_path: Path
 ) -> None:
     pretrain_family(config_file, tmp_path / "first", tmp_path / "family")
-    config_file.write_text(config_file.read_text().replace("width = 16", "width = 32"))
-    config = PretrainingConfig.read(config_file)
     with pytest.raises(FamilyError, match="only the depth may differ"):
-        Pretraining(config, tmp_path / "work", tmp_path / "family")
+        Pretraining(configure({"network.width": 32}), tmp_path / "work", tmp_path / "family")
 
 
-def sizes_of_steps(config_file: Path, work: Path, steps: int) -> list[Size]:
-    """Whatever the network is asked for while it is trained."""
-    config = PretrainingConfig.read(config_file)
-    training = config.training.model_copy(update={"steps": steps})
-    pretraining = Pretraining(config.model_copy(update={"training": training}), work)
+def sizes_of_steps(config: PretrainingConfig, work: Path) -> list[Size]:
+    """Sizes that the network is asked for while it is trained."""
+    pretraining = Pretraining(config, work)
     asked: list[Size] = []
     pretraining.model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[3]))
     pretraining.run()
@@ -209,25 +182,23 @@ def sizes_of_steps(config_file: Path, work: Path, steps: int) -> list[Size]:
 
 
 def test_any_size_trains_the_full_size_and_a_drawn_one_in_every_step(
-    config_file: Path, tmp_path: Path
+    configure: Configure, tmp_path: Path
 ) -> None:
-    asked = sizes_of_steps(config_file, tmp_path / "work", 40)
+    asked = sizes_of_steps(configure({"training.steps": 40}), tmp_path)
     assert set(asked[::2]) == {Size(depth=3, rank=16)}
     assert {(s.depth, s.rank) for s in asked[1::2]} == {(2, 8), (2, 16), (3, 8), (3, 16)}
 
 
-def test_fixed_depth_is_the_papers_form(config_file: Path, tmp_path: Path) -> None:
-    write_config(config_file, config_file.parent / "images", 10, 'form = "fixed-depth"')
-    assert sizes_of_steps(config_file, tmp_path / "work", 4) == [Size(depth=3, rank=16)] * 4
+def test_fixed_depth_is_the_papers_form(configure: Configure, tmp_path: Path) -> None:
+    config = configure(under("training", form="fixed-depth", steps=4))
+    assert sizes_of_steps(config, tmp_path) == [Size(depth=3, rank=16)] * 4
 
 
-def test_a_drawn_size_learns_from_the_full_one(config_file: Path, tmp_path: Path) -> None:
+def test_a_drawn_size_learns_from_the_full_one(configure: Configure, tmp_path: Path) -> None:
     wanted = []
     for share in (0.0, 1.0):
-        write_config(
-            config_file, config_file.parent / "images", 1, f"distillation = {share}\nseed = 3"
-        )
-        pretraining = Pretraining(PretrainingConfig.read(config_file), tmp_path / f"work{share}")
+        config = configure(under("training", steps=1, distillation=share, seed=3))
+        pretraining = Pretraining(config, tmp_path / f"work{share}")
         with patch("torch.nn.functional.mse_loss", wraps=torch.nn.functional.mse_loss) as loss:
             pretraining.run()
         (full, target), (_, learned) = (call.args for call in loss.call_args_list[:2])
@@ -237,35 +208,32 @@ def test_a_drawn_size_learns_from_the_full_one(config_file: Path, tmp_path: Path
     assert not torch.equal(*wanted)
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero(config_file: Path) -> None:
-    training = PretrainingConfig.read(config_file).training
+def test_the_learning_rate_warms_up_and_falls_to_zero(configure: Configure) -> None:
+    training = configure().training
     rates = [learning_rate_share(training, step) for step in range(11)]
     assert rates[0] < rates[1] < rates[2]
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[10] == pytest.approx(0)
 
 
-def test_another_number_of_classes_is_refused(config_file: Path, tmp_path: Path) -> None:
+def test_another_number_of_classes_is_refused(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "images" / "train" / "sixth").mkdir()
     with pytest.raises(DataError, match="6 classes, the network is for 5"):
-        Pretraining(PretrainingConfig.read(config_file), tmp_path / "work")
+        Pretraining(configure(), tmp_path / "work")
 
 
 def test_a_training_that_diverges_ends_and_says_so(config_file: Path, tmp_path: Path) -> None:
-    config = write_config(
-        config_file, tmp_path / "images", 10, "sigma_learning_rate = 1e30\nclip_norm = 1e30"
-    )
-    words = ["pretrain", str(config), "--work", str(tmp_path / "work")]
-    told = CliRunner().invoke(cli, [*words, "--family", str(tmp_path / "family")])
-    assert told.exit_code == 1
+    wild = under("training", sigma_learning_rate=1e30, clip_norm=1e30)
+    config = write_config(config_file, tmp_path / "images", CONFIG, wild)
+    words = ["--work", str(tmp_path / "work"), "--family", str(tmp_path / "family")]
+    told = run("pretrain", str(config), *words, exit_code=1)
     assert "lower the learning rates" in told.stderr
     assert not (tmp_path / "family").exists()
 
 
-def test_an_unknown_option_is_refused(config_file: Path) -> None:
-    write_config(config_file, config_file.parent, 10, "lerning_rate = 1")
+def test_an_unknown_option_is_refused(configure: Configure) -> None:
     with pytest.raises(ConfigError, match=r"training\.lerning_rate"):
-        PretrainingConfig.read(config_file)
+        configure({"training.lerning_rate": 1})
 
 
 @pytest.mark.slow
@@ -279,5 +247,4 @@ def test_two_processes_train_one_family(config_file: Path, tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert load_family(tmp_path / "family").manifest.trained_steps == 10
-    log = (tmp_path / "family" / "log.jsonl").read_text().splitlines()
-    assert len(log) == 7
+    assert len(entries(tmp_path / "family")) == 7

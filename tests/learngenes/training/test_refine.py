@@ -1,4 +1,6 @@
+import copy
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from learngenes.model.factors import DenseLayers, Scales
 from learngenes.model.sigma import interpolated
 from learngenes.training.refine import RefinementConfig, refine
 from learngenes.training.retrain import Retrained, RetrainingConfig, retrain
-from learngenes.training.tuning import Enough, Pause, Progress
+from learngenes.training.tuning import Enough, OnProgress, Pause, Progress
 from tests.learngenes.model.test_dit import inputs
 
 SIZE = Size(depth=3, rank=24)
@@ -32,14 +34,20 @@ def same(one: DenseLayers, other: DenseLayers) -> bool:
     return all(torch.equal(t, other.stacked()[name]) for name, t in one.stacked().items())
 
 
+def ending(error: type[Exception], step: int) -> OnProgress:
+    def on_progress(progress: Progress) -> None:
+        if progress.step == step:
+            raise error
+
+    return on_progress
+
+
 def written_out(family: Family, scales: Scales) -> DenseLayers:
     return refine(family, scales, CONFIG.model_copy(update={"learning_rate": 0.0})).layers
 
 
 def test_every_weight_learns_what_sigma_alone_cannot(family: Family, retrained: Retrained) -> None:
-    shared = {
-        k: v.clone() for k, v in (family.genes.state_dict() | family.stem.state_dict()).items()
-    }
+    shared = copy.deepcopy(family.genes.state_dict() | family.stem.state_dict())
     refined = refine(family, retrained.scales, CONFIG.model_copy(update={"steps": 60}))
     assert refined.steps == 60
     assert refined.initial_heldout_loss == pytest.approx(retrained.heldout_loss, rel=1e-3)
@@ -52,10 +60,9 @@ def test_every_weight_learns_what_sigma_alone_cannot(family: Family, retrained: 
 
 def test_a_refined_model_is_assembled_from_its_layers(family: Family, start: Scales) -> None:
     unchanged = family.assemble(written_out(family, start), Mode.MATERIALISED)
-    x, timesteps, labels = inputs(family.manifest.network)
-    torch.testing.assert_close(
-        unchanged(x, timesteps, labels), family.assemble(start, Mode.FACTORED)(x, timesteps, labels)
-    )
+    given = inputs(family.manifest.network)
+    factored = family.assemble(start, Mode.FACTORED)
+    torch.testing.assert_close(unchanged(*given), factored(*given))
     with pytest.raises(ValueError, match="its mode is materialised"):
         family.assemble(written_out(family, start), Mode.FACTORED)
 
@@ -65,13 +72,8 @@ def test_what_was_stopped_goes_on_as_if_it_had_not_been(
 ) -> None:
     file = tmp_path / "refinement.safetensors"
     whole = refine(family, start, CONFIG)
-
-    def die(progress: Progress) -> None:
-        if progress.step == 12:
-            raise Pause
-
     with pytest.raises(Pause):
-        refine(family, start, CONFIG, die, file)
+        refine(family, start, CONFIG, ending(Pause, 12), file)
     steps: list[int] = []
     resumed = refine(family, start, CONFIG, lambda p: steps.append(p.step), file)
     assert steps == list(range(13, 21))
@@ -83,14 +85,9 @@ def test_patience_outlasts_a_pause(family: Family, retrained: Retrained, tmp_pat
     """Held-out losses that were no better count, before and after."""
     file = tmp_path / "refinement.safetensors"
     wild = CONFIG.model_copy(update={"learning_rate": 1000.0, "patience": 3})
-
-    def pause(progress: Progress) -> None:
-        if progress.step == 11:
-            raise Pause
-
     assert refine(family, retrained.scales, wild).steps == 15
     with pytest.raises(Pause):
-        refine(family, retrained.scales, wild, pause, file)
+        refine(family, retrained.scales, wild, ending(Pause, 11), file)
     assert refine(family, retrained.scales, wild, None, file).steps == 15
 
 
@@ -105,11 +102,7 @@ def test_an_unreadable_checkpoint_is_begun_anew(
 
 
 def test_enough_keeps_the_best_so_far(family: Family, start: Scales) -> None:
-    def enough(progress: Progress) -> None:
-        if progress.step == 7:
-            raise Enough
-
-    refined = refine(family, start, CONFIG, enough)
+    refined = refine(family, start, CONFIG, ending(Enough, 7))
     assert refined.steps == 7
     assert refined.heldout_loss < refined.initial_heldout_loss
 
@@ -124,15 +117,9 @@ def test_it_never_makes_a_model_worse(family: Family, retrained: Retrained) -> N
 def test_only_a_smaller_model_learns_from_the_full_size(
     family: Family, start: Scales, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[object] = []
-    original = Family.assemble
-
-    def assemble(self: Family, *arguments: object) -> object:
-        asked.append(arguments[0])
-        return original(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Family, "assemble", assemble)
+    asked = Mock(wraps=family.assemble)
+    monkeypatch.setattr(Family, "assemble", asked)
     refine(family, interpolated(family.scales, family.full_size), CONFIG)
-    assert asked == []
+    assert asked.call_count == 0
     refine(family, start, CONFIG)
-    assert asked == [family.scales]
+    assert [call.args[0] for call in asked.call_args_list] == [family.scales]
