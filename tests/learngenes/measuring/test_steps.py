@@ -4,7 +4,7 @@ from learngenes.config import DType, Mode
 from learngenes.device import peak_bytes
 from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts, measure_step_costs, seconds_a_step
-from learngenes.stepping.batch import Batch, Stack
+from learngenes.stepping.batch import Batch
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.weights import SharedWeights
 from tests.support.batches import Desk, weights
@@ -84,7 +84,7 @@ def test_rows_take_about_what_is_said(shared: SharedWeights, mode: Mode) -> None
     rows = 12
     model = weights(shared, shared.family.scales, mode)
     part = desk.part(model, [0] * rows, range(rows), guidance_scale=1.0)
-    batch = Batch([part], desk.tables, Stack(shared), Kernels())
+    batch = desk.batch([part])
     held = peak_bytes(batch.step, shared.device)
     # as it is predicted for compiled kernels; those that are not hold up to twice as much
     assert 0.4 * held <= rows * costs.row_bytes <= 2 * held
