@@ -99,7 +99,7 @@ def test_a_task_is_sent_and_a_model_made_of_it(page: Page) -> None:
     expect(task).to_contain_text("images16")
     picture = task.get_by_role("img", name="Some images of each class of shapes")
     expect(picture).to_be_visible()
-    assert picture.evaluate("image => image.naturalWidth / image.naturalHeight") == 10 / 2
+    assert picture.evaluate("image => image.naturalWidth / image.naturalHeight") == 8 / 2
     press(task, "Make a model")
     heading(page, "Budgets")
     expect(page.get_by_label("Classes")).to_have_value(re.compile("^t-"))
