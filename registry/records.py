@@ -88,10 +88,10 @@ class ModelRecord(Record):
     ID_PREFIX = "m"
     TRANSITIONS = {
         "queued": {"assembling"} | GIVEN_UP,
-        "assembling": {"assembling", "retraining", "refining"} | GIVEN_UP,
+        "assembling": {"assembling", "retraining", "verifying", "refining"} | GIVEN_UP,
         "retraining": {"assembling", "verifying"} | GIVEN_UP,
         "refining": {"assembling", "verifying", "ready"} | GIVEN_UP,
-        "verifying": {"assembling", "retraining", "refining", "ready"} | GIVEN_UP,
+        "verifying": {"assembling", "retraining", "verifying", "refining", "ready"} | GIVEN_UP,
         "ready": {"deleted"},
         "failed": {"deleted"},
         "cancelled": {"deleted"},
@@ -107,7 +107,7 @@ class ModelRecord(Record):
     """Classes of another task; None is the family's."""
     status: ModelStatus = ModelStatus.QUEUED
     revision: int | None = None
-    """Number of what is served, None for nothing: 0 has interpolated Sigma, 1 retrained, 2 refined;
+    """Number of what is served, None for nothing: 0 has the family's Sigma, 1 retrained, 2 refined;
     three more for each time that a model was over its budget and a smaller one was made."""
     artifact: str | None = None
     """Directory of that revision among the model's in the store, named for its plan and bytes too;

@@ -62,10 +62,9 @@ def stem(network: NetworkConfig) -> Stem:
 def scales(network: NetworkConfig) -> Scales:
     torch.manual_seed(3)
     scales = reference_scales(network)
-    for layer in scales.layers():
-        for kind in Kind:
-            torch.nn.init.normal_(layer.sigma[kind])
-            torch.nn.init.normal_(layer.bias[kind], std=0.2)
+    for kind in Kind:
+        torch.nn.init.normal_(scales.sigma[kind])
+        torch.nn.init.normal_(scales.bias[kind], std=0.2)
     return scales
 
 
@@ -91,7 +90,7 @@ def families_dir(
     """Directory of one untrained family, `tiny`, whose quality table is made up."""
     manifest = untrained_manifest("tiny", network, CLASS_NAMES)
     directory = tmp_path / "families"
-    save_family(directory / "tiny", manifest, genes, stem, scales, limited_data)
+    save_family(directory / "tiny", manifest, genes, stem, {network.depth: scales}, limited_data)
     write_quality(directory / "tiny", quality_table(SIZES))
     return directory
 

@@ -26,7 +26,6 @@ from learngenes.family.family import Family, load_family
 from learngenes.formats.teacher import read_teacher
 from learngenes.model.dense import DenseDiT
 from learngenes.model.factors import Scales
-from learngenes.model.sigma import interpolated
 from learngenes.training.condense import REPORT, condense
 from learngenes.training.retrain import RetrainingConfig, retrain
 
@@ -64,7 +63,7 @@ def measure(setting: Setting = REFERENCE, steps: int = 2500) -> Figures:
     family, seconds = _condensed(config, work, directory)
     full, half = setting.network.depth, setting.network.depth // 2
     of_depth = {
-        depth: interpolated(family.scales, Size(depth=depth, rank=setting.network.rank))
+        depth: family.scales_of(Size(depth=depth, rank=setting.network.rank))
         for depth in (full, half)
     }
     models = {"teacher": teacher}

@@ -21,7 +21,6 @@ from learngenes.formats.diffusers import export_model
 from learngenes.formats.onnx import DECODER_FILE, DECODER_INPUT, FILE, INPUTS, export_in_process
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import initial_noise
-from learngenes.model.sigma import interpolated
 
 PLAIN_DIFFUSERS = Path(__file__).with_name("plain_diffusers.py")
 SIZES = {
@@ -50,7 +49,7 @@ def measure() -> Figures:
 
 
 def _differences(family: Family, size: Size) -> dict[str, float]:
-    own = interpolated(family.scales, size)
+    own = family.scales_of(size)
     labels = [seed % len(family.manifest.class_names) for seed in SEEDS]
     ours = by_engine(family, size, labels)
     with tempfile.TemporaryDirectory() as directory:

@@ -16,7 +16,6 @@ from learngenes.data.images import as_picture, encode_png
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import load_family
 from learngenes.model.sampling import sample
-from learngenes.model.sigma import interpolated
 
 TASKS = {"animal-mnist": "silhouettes", "mnist": "digits"}
 SHOTS = 50
@@ -56,7 +55,7 @@ def _of(task: str, client: Client) -> Figures:
 def _unretrained(size: Size) -> torch.Tensor:
     """What the model of a task begins as, which is never served: every class looks alike."""
     family = load_family(FAMILIES / "fashion")
-    scales = family.for_task(interpolated(family.scales, size), len(CLASSES))
+    scales = family.for_task(family.scales_of(size), len(CLASSES))
     model = family.assemble(scales, Mode.MATERIALISED)
     images = [
         sample(

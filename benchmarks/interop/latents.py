@@ -12,7 +12,6 @@ from learngenes.data import labelled
 from learngenes.data.images import grid
 from learngenes.family.family import Family, load_family
 from learngenes.model.sampling import sample
-from learngenes.model.sigma import interpolated
 
 IMAGES, STEPS, ROUNDS = 8, 25, 7
 SHOWN = 18
@@ -47,7 +46,7 @@ def _samples(family: Family) -> list[torch.Tensor]:
     sizes = (full, Size(depth=full.depth // 2, rank=full.rank // 2))
     return [
         sample(
-            family.assemble(interpolated(family.scales, size), Mode.MATERIALISED),
+            family.assemble(family.scales_of(size), Mode.MATERIALISED),
             family.manifest.diffusion,
             labels,
             range(SHOWN),

@@ -20,7 +20,6 @@ from learngenes.family.synthetic import DIT_XL_2, DIT_XL_2_SIZES
 from learngenes.formats.diffusers import diffusers_config, export_model
 from learngenes.formats.native import save_model
 from learngenes.formats.teacher import read_teacher
-from learngenes.model.sigma import interpolated
 from learngenes.training.condense import write_fitted
 from learngenes.training.config import DataConfig, PretrainingConfig, TrainingConfig
 
@@ -71,17 +70,17 @@ def _fit(directory: Path) -> None:
 
 def _assembly(directory: Path) -> None:
     family = load_family(directory / "dit-xl")
-    family.assemble(interpolated(family.scales, HALF), Mode.FACTORED, DType.BFLOAT16)
+    family.assemble(family.scales_of(HALF), Mode.FACTORED, DType.BFLOAT16)
 
 
 def _export(directory: Path) -> None:
     family = load_family(directory / "dit-xl")
-    export_model(family, interpolated(family.scales, HALF), directory / "export")
+    export_model(family, family.scales_of(HALF), directory / "export")
 
 
 def _native_export(directory: Path) -> None:
     family = load_family(directory / "dit-xl")
-    own, out = interpolated(family.scales, HALF), directory / "native"
+    own, out = family.scales_of(HALF), directory / "native"
     names = family.manifest.class_names
     save_model(out, family, own, Mode.FACTORED, DType.BFLOAT16, names, whole=True)
 

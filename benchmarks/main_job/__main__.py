@@ -23,7 +23,6 @@ from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import to_diffusers
 from learngenes.model.sampling import initial_noise
 from learngenes.model.schedulers import diffusers_scheduler
-from learngenes.model.sigma import interpolated
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 STEPS = 20
@@ -107,7 +106,7 @@ def against_diffusers(family: Family) -> Figures:
     labels = torch.arange(8)
     differences = {}
     for size in (Size(depth=2, rank=32), Size(depth=5, rank=128), family.full_size):
-        model = family.assemble(interpolated(family.scales, size), Mode.MATERIALISED)
+        model = family.assemble(family.scales_of(size), Mode.MATERIALISED)
         with torch.no_grad():
             theirs = to_diffusers(model)(x, timestep=timesteps, class_labels=labels).sample
             difference = (model(x, timesteps, labels) - theirs).abs().max().item()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -24,18 +24,17 @@ from learngenes.model.dense import DenseDiT, Weights
 from learngenes.model.dit import Stem
 from learngenes.model.factors import Layer
 from learngenes.training.config import PretrainingConfig, TrainingConfig
-from learngenes.training.pretrain import (
-    LOG,
-    FactorisedDiT,
-    Pretraining,
-)
+from learngenes.training.network import FactorisedDiT
+from learngenes.training.pretrain import LOG, Pretraining
 
 M = TypeVar("M", bound=nn.Module)
 
 HELDOUT_LOSS = "heldout_loss"
 AVERAGE_DECAY = 0.999
 FORMS = ("fixed-depth", "any-size")
-"""Forms of FINE's phase 1."""
+"""Forms of FINE's phase 1: the paper's, and that of `fineserve pretrain`."""
+OF_ONE_DEPTH = "scales.sigma."
+"""How names of kept ancestors begin that were trained when there was one Sigma for all depths."""
 WARMUP_STEPS = 200
 DENSE_MATRIX_LEARNING_RATE = 0.02
 
@@ -125,13 +124,17 @@ class Ancestors:
         path = self.directory / f"{fine_name(form, config.network.rank)}.safetensors"
         if not path.exists():
             self._pretrain(config, path)
-        network = FactorisedDiT(config.network).eval().requires_grad_(False)
-        network.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        earlier = any(name.startswith(OF_ONE_DEPTH) for name in tensors)
+        depths = (config.network.depth,) if earlier else config.sizes.depths
+        network = FactorisedDiT(config.network, depths).eval().requires_grad_(False)
+        network.load_state_dict(_of_all_depths(tensors) if earlier else tensors)
+        order = network.layer_order
         manifest = {
             **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
             "schema_version": SCHEMA_VERSION,
             "sha256": dict.fromkeys(FINGERPRINTED, file_sha256(path)),
-            "form": form,
+            "layer_order": () if min(order) < 0 else order,
             "class_names": DATA.class_names,
             "licence": DATA.licence,
             "trained_steps": config.training.steps,
@@ -140,7 +143,7 @@ class Ancestors:
             FamilyManifest.model_validate(manifest),
             network.genes,
             network.stem,
-            network.scales,
+            {int(depth): network.scales_of(int(depth)) for depth in network.depths},
             self.splits.limited,
             quality=None,
         )
@@ -178,7 +181,8 @@ class Ancestors:
             sizes=SizeSpace(depths=setting.trained_depths, ranks=ranks),
             training=TrainingConfig.model_validate(
                 {
-                    "form": form,
+                    **({"depths_from": 1} if form == "fixed-depth" else {}),
+                    "compiled": setting.compiled,
                     "steps": setting.ancestor_steps,
                     "batch_size": setting.batch_size,
                     "warmup_steps": WARMUP_STEPS,
@@ -197,6 +201,26 @@ class Ancestors:
         heldout = [line for line in log if HELDOUT_LOSS in json.loads(line)]
         path.with_suffix(".jsonl").write_text("".join(heldout))
         save_file(network.state_dict(), path)
+
+
+def _of_all_depths(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the present names; there was one parameter for each layer and kind."""
+    layers: dict[str, list[Tensor]] = {}
+    for name in sorted(tensors, key=_by_layer):
+        if name.startswith("scales."):
+            layers.setdefault(name.rpartition(".")[0], []).append(tensors[name])
+    depth = len(layers["scales.sigma.qkv"])
+    others = {k: tensor for k, tensor in tensors.items() if not k.startswith("scales.")}
+    owns = {
+        name.replace("scales", f"depths.{depth}", 1): torch.stack(rows)
+        for name, rows in layers.items()
+    }
+    return {**others, **owns, "order": torch.full((depth,), -1)}
+
+
+def _by_layer(name: str) -> int:
+    last = name.rpartition(".")[2]
+    return int(last) if last.isdigit() else -1
 
 
 def fine_name(form: str, rank: int) -> str:

@@ -19,7 +19,6 @@ from learngenes.measuring.model import memory, run
 from learngenes.model.dense import DenseDiT
 from learngenes.model.dit import DiT
 from learngenes.model.factors import DenseLayers, Learngenes
-from learngenes.model.sigma import interpolated
 from learngenes.sizing.budget import Constraints, Plan, Workload
 from learngenes.sizing.solver import Candidates, Infeasible, solve
 from learngenes.training.calibrate import calibrate
@@ -84,7 +83,7 @@ class _Budgets:
         started = time.monotonic()
         config = RetrainingConfig(max_seconds=self.seconds, learning_rate=first)
         size = Size(depth=plan.depth, rank=plan.rank)
-        scales = retrain(self.family, interpolated(self.family.scales, size), config).scales
+        scales = retrain(self.family, self.family.scales_of(size), config).scales
         figures: Row = {
             "depth": plan.depth,
             "rank": plan.rank,

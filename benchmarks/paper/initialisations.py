@@ -9,15 +9,14 @@ from learngenes.model.factors import Scales
 
 def identical(scales: Scales, size: Size) -> Scales:
     """Every layer starts as the mean layer of `scales`."""
-    layers = list(scales.layers())
 
-    def repeated(rows: list[Tensor]) -> Tensor:
-        return torch.stack([torch.stack(rows).mean(0)] * size.depth)
+    def repeated(rows: Tensor) -> Tensor:
+        return rows.mean(0).repeat(size.depth, 1)
 
     with torch.no_grad():
         return Scales(
-            {kind: repeated([at.sigma[kind][: size.rank] for at in layers]) for kind in Kind},
-            {kind: repeated([at.bias[kind] for at in layers]) for kind in Kind},
+            {kind: repeated(scales.sigma[kind][:, : size.rank]) for kind in Kind},
+            {kind: repeated(scales.bias[kind]) for kind in Kind},
         )
 
 

@@ -13,7 +13,6 @@ from benchmarks.paper.training import denoising_loss, train
 from learngenes.config import Kind, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family
-from learngenes.model import sigma
 from learngenes.model.dense import DenseDiT, Weights, materialised
 from learngenes.model.dit import Stem
 from learngenes.model.factors import Scales
@@ -145,7 +144,7 @@ def _sigma(family: Family, depth: int, seed: int, *, random: bool) -> Scales:
     if random:
         generator = torch.Generator().manual_seed(seed)
         return initialisations.random(family.manifest.network, size, generator)
-    return sigma.interpolated(family.scales, size)
+    return family.scales_of(size)
 
 
 def train_all(

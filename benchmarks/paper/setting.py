@@ -50,6 +50,8 @@ class Setting:
     profile_seconds: float
     most_images: int | None = None
     """Images of the training and of the test split; all of them where it is None."""
+    compiled: bool = field(default=True, repr=False)
+    """Whether ancestors are trained by compiled blocks."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     features: int = field(default=FEATURES, repr=False)
     """Features of the Fréchet distance; fewer are quicker, and mean nothing."""
@@ -124,6 +126,7 @@ SMOKE = Setting(
     calibration_steps=2,
     profile_seconds=1,
     most_images=1000,
+    compiled=False,
     features=64,
 )
 

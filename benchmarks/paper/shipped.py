@@ -14,7 +14,6 @@ from benchmarks.paper.training import denoising_loss
 from learngenes.config import Mode, Size
 from learngenes.family.family import Family
 from learngenes.model.factors import Scales
-from learngenes.model.sigma import interpolated
 from learngenes.training.retrain import RetrainingConfig, retrain
 
 STEPS = 300
@@ -50,7 +49,7 @@ def _seconds(family: Family) -> Row:
 
 def _retrained(family: Family, size: Size, **changes: int) -> tuple[Scales, float]:
     config = RetrainingConfig(steps=STEPS, max_seconds=float("inf"), patience=STEPS)
-    scales = interpolated(family.scales, size)
+    scales = family.scales_of(size)
     result = retrain(family, scales, config.model_copy(update=changes))
     return result.scales, result.seconds
 
@@ -62,7 +61,7 @@ def _unseen(lab: Lab, family: Family) -> Row:
         model = family.assemble(scales, Mode.MATERIALISED)
         return round(denoising_loss(model, lab.judge.splits.heldout, lab.setting), 5)
 
-    before = loss(interpolated(family.scales, UNSEEN))
+    before = loss(family.scales_of(UNSEEN))
     scales, _ = _retrained(family, UNSEEN)
     after = loss(scales)
     return {"depth": UNSEEN.depth, "rank": UNSEEN.rank, "loss": before, "loss_retrained": after}

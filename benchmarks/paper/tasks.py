@@ -21,8 +21,8 @@ from learngenes.data import labelled
 from learngenes.data.labelled import LabelledImages
 from learngenes.model.dense import DenseDiT, materialised
 from learngenes.model.dit import Stem
-from learngenes.model.factors import Learngenes, Scales, training_layer
-from learngenes.model.sigma import interpolated
+from learngenes.model.factors import Learngenes, Scales
+from learngenes.training.network import predict
 
 TASKS = ("animal-mnist", "mnist")
 CHOOSING = 100
@@ -47,16 +47,14 @@ class SigmaDiT(nn.Module):
             own.requires_grad_(True)
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
-        layers = [training_layer(self.genes, layer) for layer in self.scales.layers()]
-        prediction: Tensor = self.stem(x, timesteps, class_labels, layers)
-        return prediction
+        return predict(self.stem, self.genes, self.scales, (x, timesteps, class_labels))
 
 
 def _begin(ancestors: Ancestors, method: str) -> DenseDiT | SigmaDiT:
     """Class embeddings are the task's: new in every method."""
     depth = ancestors.setting.searched_depth
     family = ancestors.fine("any-size")
-    scales = interpolated(family.scales, Size(depth=depth, rank=family.full_size.rank))
+    scales = family.scales_of(Size(depth=depth, rank=family.full_size.rank))
     model: DenseDiT | SigmaDiT
     if method == "fine, sigma":
         model = SigmaDiT(family.stem, family.genes, scales)

@@ -21,7 +21,6 @@ from benchmarks.serving.subjects import family, sizes
 from learngenes.config import Size
 from learngenes.device import release_memory
 from learngenes.formats.diffusers import export_model
-from learngenes.model.sigma import interpolated
 
 COUNTS = (1, 10, 100, 500)
 SMALL_BUDGET_BYTES = 250 * 10**6
@@ -90,7 +89,7 @@ def _pipelines() -> Iterator[None]:
         for size in sizes(COUNTS[-1]):
             path = Path(directory) / f"L{size.depth} r{size.rank}"
             if not path.exists():
-                export_model(loaded, interpolated(loaded.scales, size), path)
+                export_model(loaded, loaded.scales_of(size), path)
             network = DiTTransformer2DModel.from_pretrained(
                 path / "transformer", torch_dtype=torch.bfloat16
             )

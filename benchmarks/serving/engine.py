@@ -13,7 +13,6 @@ from benchmarks.serving.subjects import family as fashion
 from learngenes.config import DType, Mode, Scheduler, Size
 from learngenes.device import with_threads
 from learngenes.family.family import Family
-from learngenes.model.sigma import interpolated
 from worker.sampling.engine import Engine
 from worker.sampling.jobs import SampleRequest
 
@@ -56,7 +55,7 @@ def request(
         rank=size.rank,
         mode=mode,
         dtype=dtype,
-        load=lambda: interpolated(loaded.scales, size),
+        load=lambda: loaded.scales_of(size),
         class_labels=labels,
         seeds=seeds,
         num_inference_steps=steps,

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,9 +19,12 @@ from learngenes.data.latents import LatentEncoder
 from learngenes.files import write_file
 from learngenes.model.dit import DiT, Stem
 from learngenes.model.factors import CLASSES, Learngenes, Own, Scales
+from learngenes.model.sigma import interpolated, remaining, subset
 from learngenes.sizing.quality import QualityTable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
+"""1 has Sigma of the full size alone."""
 MANIFEST = "family.json"
 QUALITY = "quality.json"
 PREVIEWS_FILE = "previews.png"
@@ -44,24 +48,54 @@ class FamilyManifest(Frozen):
     trained_steps: int
     seed: int | None = None
     """Seed of everything random in the training; None in older families."""
-    form: str
+    layer_order: tuple[NonNegativeInt, ...] = ()
+    """Layers in the order in which they leave a smaller model; none in older families."""
     sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One trained set of learngenes, with its stem, reference Sigma, data and quality table."""
+    """One trained set of learngenes, with its stem, Sigma of each depth, data, quality table."""
 
     manifest: FamilyManifest
     genes: Learngenes
     stem: Stem
-    scales: Scales
+    depths: Mapping[int, Scales]
+    """Prepared Sigma by depth, that of the full size among them."""
     limited_data: LabelledImages
     """Images, or latents in a family of latents."""
     quality: QualityTable | None
     """None until `fineserve calibrate` has measured it."""
     encoder: LatentEncoder | None = None
     """Encoder of a family of latents; it stays on the CPU."""
+
+    @property
+    def scales(self) -> Scales:
+        """Sigma of the full size."""
+        return self.depths[self.full_size.depth]
+
+    def is_prepared(self, size: Size) -> bool:
+        """Whether Sigma of `size` was trained with the family, so that nothing is left to learn."""
+        whole = size.rank == self.full_size.rank
+        return whole and size.depth in self.depths and bool(self.manifest.layer_order)
+
+    def scales_of(self, size: Size) -> Scales:
+        """Sigma that a model of `size` begins with, of its own memory.
+
+        What was prepared for its depth; else of the next larger prepared depth, without the layers
+        that leave next; in older families interpolated. At a smaller rank the longest components
+        are kept, which come first. Raises ValueError for what is larger than the full size.
+        """
+        order = self.manifest.layer_order
+        if not order:
+            return interpolated(self.scales, size)
+        larger = [depth for depth in self.depths if depth >= size.depth]
+        if not larger:
+            raise ValueError(f"depth {size.depth} is more than the {self.full_size.depth} layers")
+        nearest = min(larger)
+        kept = remaining(order, nearest)
+        layers = [kept.index(layer) for layer in remaining(order, size.depth)]
+        return subset(self.depths[nearest], layers, size.rank)
 
     def assemble(self, own: Own, mode: Mode, dtype: DType = DType.FLOAT32) -> DiT:
         """A model ready to sample, from this family and the model's own parameters."""
@@ -87,7 +121,7 @@ class Family:
 
     def to(self, device: torch.device) -> "Family":
         """Move the networks in place; the limited data stay where they are."""
-        for module in (self.genes, self.stem, self.scales):
+        for module in (self.genes, self.stem, *self.depths.values()):
             module.to(device)
         return self
 
@@ -120,7 +154,7 @@ def save_family(
     manifest: dict[str, object],
     genes: Learngenes,
     stem: Stem,
-    scales: Scales,
+    depths: Mapping[int, Scales],
     limited_data: LabelledImages,
     encoder: LatentEncoder | None = None,
 ) -> FamilyManifest:
@@ -135,7 +169,11 @@ def save_family(
     tensors: dict[str, dict[str, Tensor]] = {
         "learngenes": genes.state_dict(),
         "stem": stem.state_dict(),
-        "scales": scales.stacked(),
+        "scales": {
+            f"{depth}.{name}": tensor
+            for depth, scales in depths.items()
+            for name, tensor in scales.stacked().items()
+        },
         "limited_data": {"images": limited_data.images, "labels": limited_data.labels},
     }
     if encoder is not None:
@@ -171,17 +209,30 @@ def load_family(directory: Path) -> Family:
     try:
         genes.load_state_dict(tensors["learngenes"], assign=True)
         stem.load_state_dict(tensors["stem"])
-        scales = Scales.from_stacked(tensors["scales"])
+        depths = _depths(tensors["scales"], manifest)
         if encoder is not None:
             encoder.load_state_dict(tensors[ENCODER])
         data = tensors["limited_data"]
         limited = LabelledImages(data["images"], data["labels"], manifest.class_names)
     except (RuntimeError, KeyError) as error:
         raise FamilyError(f"{directory}: tensors do not fit {MANIFEST}: {error}") from error
-    for module in (genes, stem, scales):
+    for module in (genes, stem, *depths.values()):
         module.requires_grad_(False)
     quality = read_quality(directory, manifest)
-    return Family(manifest, genes, stem.eval(), scales, limited, quality, encoder)
+    return Family(manifest, genes, stem.eval(), depths, limited, quality, encoder)
+
+
+def _depths(tensors: Mapping[str, Tensor], manifest: FamilyManifest) -> dict[int, Scales]:
+    """Prepared Sigma by depth. Raises KeyError when a tensor is missing."""
+    if manifest.schema_version == 1:  # of the full size alone
+        return {manifest.network.depth: Scales.from_stacked(tensors)}
+    by_depth: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        depth, _, rest = name.partition(".")
+        by_depth[int(depth)][rest] = tensor
+    if manifest.network.depth not in by_depth:
+        raise KeyError(f"no Sigma for depth {manifest.network.depth}")
+    return {depth: Scales.from_stacked(stacked) for depth, stacked in sorted(by_depth.items())}
 
 
 def read_manifest(directory: Path) -> FamilyManifest:
@@ -193,11 +244,13 @@ def read_manifest(directory: Path) -> FamilyManifest:
     except ValueError as error:
         raise FamilyError(f"{path} is not JSON ({error}); restore it from its source") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise FamilyError(
-            f"{path} has schema_version {version!r}, this release reads {SCHEMA_VERSION}; "
-            "train or fetch the family again"
+            f"{path} has schema_version {version!r}, this release reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; train or fetch the family again"
         )
+    if version == 1:
+        raw.pop("form", None)
     try:
         return FamilyManifest.model_validate(raw)
     except ValidationError as error:

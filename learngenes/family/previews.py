@@ -9,7 +9,6 @@ from learngenes.config import Mode, Size
 from learngenes.data.images import grid
 from learngenes.family.family import PREVIEWS_FILE, Family
 from learngenes.model.sampling import sample
-from learngenes.model.sigma import interpolated
 
 ROWS = 32
 """Number of images in one batch."""
@@ -28,7 +27,7 @@ def write_previews(
     labels = list(range(len(family.manifest.class_names)))
     rows = []
     for done, size in enumerate(sizes, start=1):
-        model = family.assemble(interpolated(family.scales, size), Mode.MATERIALISED)
+        model = family.assemble(family.scales_of(size), Mode.MATERIALISED)
         batches = [
             sample(model, family.manifest.diffusion, some, seeds=some)
             for some in (labels[i : i + ROWS] for i in range(0, len(labels), ROWS))

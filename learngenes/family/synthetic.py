@@ -35,8 +35,7 @@ def write_synthetic_family(
     torch.manual_seed(0)
     class_names = tuple(f"class {i}" for i in range(network.num_classes))
     scales = reference_scales(network)
-    for layer in scales.layers():
-        torch.nn.init.normal_(layer.sigma[Kind.ADALN], std=0.1)  # else every block is the identity
+    torch.nn.init.normal_(scales.sigma[Kind.ADALN], std=0.1)  # else every block is the identity
     shape = (20, network.in_channels, network.sample_size, network.sample_size)
     images = LabelledImages(
         torch.randint(0, 256, shape, dtype=torch.uint8),
@@ -51,9 +50,9 @@ def write_synthetic_family(
         "class_names": class_names,
         "licence": "random numbers",
         "trained_steps": 0,
-        "form": "any-size",
     }
-    written = save_family(directory, manifest, Learngenes(network), Stem(network), scales, images)
+    owns = {network.depth: scales}
+    written = save_family(directory, manifest, Learngenes(network), Stem(network), owns, images)
     write_quality(directory, _made_up_quality(sizes))
     return written
 

@@ -21,7 +21,6 @@ from learngenes.device import (
 from learngenes.family.family import Family
 from learngenes.measuring.model import memory, run
 from learngenes.model.dit import DiT
-from learngenes.model.sigma import interpolated
 from learngenes.sizing.budget import Workload
 from learngenes.sizing.cost import Execution, memory_bytes
 from learngenes.sizing.profile import DeviceProfile, LayerCost
@@ -129,7 +128,7 @@ class _Profiling:
         return points
 
     def _model(self, depth: int, rank: int, mode: Mode, dtype: DType) -> DiT:
-        scales = interpolated(self.family.scales, Size(depth=depth, rank=rank))
+        scales = self.family.scales_of(Size(depth=depth, rank=rank))
         return self.family.assemble(scales, mode, dtype)
 
     def _layers_at_once(self, mode: Mode, dtype: DType, rank: int) -> int:

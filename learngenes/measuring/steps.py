@@ -11,7 +11,6 @@ import torch
 from learngenes.config import Mode, Scheduler, Size
 from learngenes.device import synchronise
 from learngenes.measuring.device import execution_on
-from learngenes.model.sigma import interpolated
 from learngenes.sizing.budget import Workload
 from learngenes.sizing.cost import activation_bytes
 from learngenes.stepping.batch import Batch, Part, Stack, Tables
@@ -115,7 +114,7 @@ def _row_bytes(shared: SharedWeights, rows: int) -> int:
 def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) -> ModelWeights:
     """A model of full size with the family's own Sigma."""
     depth = shared.family.manifest.sizes.depths[-1]
-    scales = interpolated(shared.family.scales, Size(depth=depth, rank=rank))
+    scales = shared.family.scales_of(Size(depth=depth, rank=rank))
     model = FactoredWeights(shared, scales)
     if materialised:
         model.materialise()

@@ -53,13 +53,21 @@ def attention(x: Tensor, layer: Layer, heads: int) -> Tensor:
     return layer[Kind.O](mixed.transpose(1, 2).reshape(n, t, d))
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation; compiled, a sigmoid takes a third of the time of a tanh."""
+    if not torch.compiler.is_dynamo_compiling():
+        return F.gelu(x, approximate="tanh")
+    slope = 2 * math.sqrt(2 / math.pi)
+    y = x.float()
+    return (y * torch.sigmoid(y * (slope + slope * 0.044715 * (y * y)))).to(x.dtype)
+
+
 def feed_forward(x: Tensor, layer: Layer) -> Tensor:
-    return layer[Kind.OUT](F.gelu(layer[Kind.IN](x), approximate="tanh"))
+    return layer[Kind.OUT](gelu(layer[Kind.IN](x)))
 
 
-def block(x: Tensor, conditioning: Tensor, layer: Layer, heads: int) -> Tensor:
-    """One adaLN-Zero block. x: (N, T, D); conditioning: (N, D), already through SiLU."""
-    modulation = layer[Kind.ADALN](conditioning)  # (N, 6D)
+def block(x: Tensor, modulation: Tensor, layer: Layer, heads: int) -> Tensor:
+    """One adaLN-Zero block. x: (N, T, D); modulation: (N, 6D)."""
     shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=1)
     x = x + gate_a[:, None] * attention(modulate(x, shift_a, scale_a, 1e-6), layer, heads)
     return x + gate_f[:, None] * feed_forward(modulate(x, shift_f, scale_f, 1e-5), layer)
@@ -107,11 +115,19 @@ class Stem(nn.Module):
         self, x: Tensor, timesteps: Tensor, class_labels: Tensor, layers: Iterable[Layer]
     ) -> Tensor:
         """x: (N, C, H, W); timesteps, class_labels: (N,) -> prediction (N, C, H, W)."""
-        h = self.patch(x).flatten(2).transpose(1, 2) + self.positions  # (N, T, D)
-        time = self.time_in(sinusoidal_timesteps(timesteps).to(h.dtype))
-        conditioning = F.silu(self.time_out(F.silu(time)) + self.classes(class_labels))  # (N, D)
+        h, conditioning = self.embed(x, timesteps, class_labels)
         for layer in layers:
-            h = block(h, conditioning, layer, self.config.num_attention_heads)
+            h = block(h, layer[Kind.ADALN](conditioning), layer, self.config.num_attention_heads)
+        return self.finish(h, conditioning)
+
+    def embed(self, x: Tensor, timesteps: Tensor, class_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (N, T, D) of noisy images, and what conditions every block, (N, D)."""
+        h = self.patch(x).flatten(2).transpose(1, 2) + self.positions
+        time = self.time_in(sinusoidal_timesteps(timesteps).to(h.dtype))
+        return h, F.silu(self.time_out(F.silu(time)) + self.classes(class_labels))
+
+    def finish(self, h: Tensor, conditioning: Tensor) -> Tensor:
+        """Prediction (N, C, H, W) of what the last block gives."""
         shift, scale = self.final_modulation(conditioning).chunk(2, dim=1)
         return self._unpatch(self.final(modulate(h, shift, scale, 1e-6)))
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learngenes.config import Kind, NetworkConfig
@@ -35,11 +34,7 @@ class Learngenes(nn.Module):
 
 
 class Scales(nn.Module):
-    """Sigma and biases of every layer of one model: the parameters that it owns.
-
-    One parameter per layer and kind, sigma (r,) and bias (m_k,): a gradient to a slice of a
-    stacked parameter would be as large as the stack.
-    """
+    """Sigma and biases of every layer of one model: the parameters that it owns."""
 
     def __init__(
         self,
@@ -51,52 +46,42 @@ class Scales(nn.Module):
         where the classes are not the family's."""
         super().__init__()
         self.classes = None if classes is None else nn.Parameter(classes.detach().clone())
-        self.sigma = nn.ModuleDict(_per_layer(sigma))
-        self.bias = nn.ModuleDict(_per_layer(bias))
+        self.sigma, self.bias = _parameters(sigma), _parameters(bias)
 
     @property
     def depth(self) -> int:
-        return len(self._list(self.sigma, Kind.QKV))
+        return len(self.sigma[Kind.QKV])
 
     @property
     def rank(self) -> int:
-        return len(self._list(self.sigma, Kind.QKV)[0])
+        return int(self.sigma[Kind.QKV].shape[1])
 
     def layers(self) -> list["LayerScales"]:
-        sigma, bias = (
-            {kind: self._list(group, kind) for kind in Kind} for group in (self.sigma, self.bias)
-        )
         return [
-            LayerScales({k: sigma[k][i] for k in Kind}, {k: bias[k][i] for k in Kind})
+            LayerScales(
+                {kind: self.sigma[kind][i] for kind in Kind},
+                {kind: self.bias[kind][i] for kind in Kind},
+            )
             for i in range(self.depth)
         ]
 
     def stacked(self) -> dict[str, Tensor]:
         """Tensors (L, r) and (L, m_k) by flat name, as they are kept on disk."""
         sigma, bias = (
-            {kind: torch.stack([*self._list(group, kind)]).detach() for kind in Kind}
+            {kind: group[kind].detach().clone() for kind in Kind}
             for group in (self.sigma, self.bias)
         )
-        return _flat(
-            None if self.classes is None else self.classes.detach(), sigma=sigma, bias=bias
-        )
+        classes = None if self.classes is None else self.classes.detach()
+        return _flat(classes, sigma=sigma, bias=bias)
 
     @classmethod
     def from_stacked(cls, tensors: Mapping[str, Tensor]) -> "Scales":
         """Inverse of `stacked`. Raises KeyError when a tensor is missing."""
         return cls(_under("sigma", tensors), _under("bias", tensors), tensors.get(CLASSES))
 
-    @staticmethod
-    def _list(group: nn.ModuleDict, kind: Kind) -> nn.ParameterList:
-        parameters = group[kind]
-        assert isinstance(parameters, nn.ParameterList)
-        return parameters
 
-
-def _per_layer(stack: Mapping[Kind, Tensor]) -> dict[str, nn.Module]:
-    return {
-        kind: nn.ParameterList(nn.Parameter(row.clone()) for row in stack[kind]) for kind in Kind
-    }
+def _parameters(group: Mapping[Kind, Tensor]) -> nn.ParameterDict:
+    return nn.ParameterDict({kind: nn.Parameter(group[kind].detach().clone()) for kind in Kind})
 
 
 def _flat(classes: Tensor | None, **groups: Mapping[Kind, Tensor]) -> dict[str, Tensor]:
@@ -168,28 +153,3 @@ def own_from_stacked(tensors: Mapping[str, Tensor]) -> Own:
 def materialise(u: Tensor, sigma: Tensor, v: Tensor) -> Tensor:
     """W = U diag(sigma) V^T, (m, n)."""
     return (u * sigma) @ v.T
-
-
-def training_layer(genes: Learngenes, scales: LayerScales) -> Layer:
-    """A differentiable layer: each product in whichever way takes fewer multiplications."""
-
-    def linear(kind: Kind) -> Linear:
-        sigma, bias = scales.sigma[kind], scales.bias[kind]
-        rank = sigma.shape[0]
-        u, v = genes.u[kind][:, :rank], genes.v[kind][:, :rank]
-
-        def apply(x: Tensor) -> Tensor:
-            if _cheaper_factored(x.numel() // x.shape[-1], u, v):
-                return F.linear(F.linear(x, v.T) * sigma, u, bias)
-            return F.linear(x, materialise(u, sigma, v), bias)
-
-        return apply
-
-    return {kind: linear(kind) for kind in Kind}
-
-
-def _cheaper_factored(rows: int, u: Tensor, v: Tensor) -> bool:
-    """Whether factors take fewer multiplications, forward and backward together."""
-    (m, rank), n = u.shape, len(v)
-    passes = 3 if u.requires_grad else 2  # factor by factor no gradient of W has to be formed
-    return passes * rows * rank * (m + n) < m * n * (3 * rows + passes * rank)

@@ -1,10 +1,12 @@
 """Where a new model's Sigma comes from (FINE, section 3.3 and its ablation of initialisations)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from learngenes.config import Kind, NetworkConfig, Size
-from learngenes.model.factors import LayerScales, Scales
+from learngenes.model.factors import Scales
 
 
 def reference_scales(config: NetworkConfig) -> Scales:
@@ -19,40 +21,44 @@ def reference_scales(config: NetworkConfig) -> Scales:
     return Scales({kind: start(kind) for kind in Kind}, no_bias)
 
 
-def interpolated_layers(scales: Scales, size: Size) -> list[LayerScales]:
-    """Layer l of depth L reads `scales` at relative depth l / (L - 1), linearly between layers.
-
-    Differentiable. Raises ValueError when the rank is larger than that of `scales`.
-    """
-    if size.rank > scales.rank:
-        raise ValueError(f"rank {size.rank} is more than the {scales.rank} that Sigma has")
-    source, depth = scales.layers(), size.depth
-    last = len(source) - 1
-    positions = [i * last / (depth - 1) for i in range(depth)] if depth > 1 else [last / 2]
-    return [_between(source, position, size.rank) for position in positions]
+def remaining(order: Sequence[int], depth: int) -> tuple[int, ...]:
+    """The layers, ascending, that a model of `depth` keeps when they leave in `order`."""
+    return tuple(sorted(order[len(order) - depth :]))
 
 
-def _between(source: list[LayerScales], position: float, rank: int) -> LayerScales:
-    low = min(int(position), len(source) - 1)
-    high = min(low + 1, len(source) - 1)
-    t = position - low
-
-    def mix(a: Tensor, b: Tensor) -> Tensor:
-        return a if t == 0 else torch.lerp(a, b, t)
-
-    a, b = source[low], source[high]
-    return LayerScales(
-        {kind: mix(a.sigma[kind][:rank], b.sigma[kind][:rank]) for kind in Kind},
-        {kind: mix(a.bias[kind], b.bias[kind]) for kind in Kind},
+def subset(scales: Scales, layers: Sequence[int], rank: int | None = None) -> Scales:
+    """Sigma and biases of some layers, at a rank prefix. Raises ValueError for a larger rank."""
+    if rank is not None and rank > scales.rank:
+        raise ValueError(f"rank {rank} is more than the {scales.rank} that Sigma has")
+    kept = torch.tensor(layers)
+    return Scales(
+        {kind: scales.sigma[kind][kept, :rank] for kind in Kind},
+        {kind: scales.bias[kind][kept] for kind in Kind},
+        scales.classes,
     )
 
 
 def interpolated(scales: Scales, size: Size) -> Scales:
-    """The `linear` initialisation; from another model's Scales it is `from a given model`."""
-    layers = interpolated_layers(scales, size)
+    """The `linear` initialisation: layer l of depth L reads `scales` at relative depth l / (L - 1).
+
+    Linear between layers. Raises ValueError when the rank is larger than that of `scales`.
+    """
+    if size.rank > scales.rank:
+        raise ValueError(f"rank {size.rank} is more than the {scales.rank} that Sigma has")
+    last, depth = scales.depth - 1, size.depth
+    positions = [i * last / (depth - 1) for i in range(depth)] if depth > 1 else [last / 2]
+
+    def between(rows: Tensor, position: float) -> Tensor:
+        low = min(int(position), last)
+        share = position - low
+        return rows[low] if share == 0 else torch.lerp(rows[low], rows[low + 1], share)
+
+    def mixed(rows: Tensor) -> Tensor:
+        return torch.stack([between(rows, position) for position in positions])
+
     with torch.no_grad():
         return Scales(
-            {kind: torch.stack([layer.sigma[kind] for layer in layers]) for kind in Kind},
-            {kind: torch.stack([layer.bias[kind] for layer in layers]) for kind in Kind},
+            {kind: mixed(scales.sigma[kind][:, : size.rank]) for kind in Kind},
+            {kind: mixed(scales.bias[kind]) for kind in Kind},
             scales.classes,
         )

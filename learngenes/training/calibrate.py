@@ -9,7 +9,6 @@ from learngenes.config import DType, Mode, Size
 from learngenes.family.family import Family
 from learngenes.model.diffusion import heldout_loss, noise_process
 from learngenes.model.factors import Scales
-from learngenes.model.sigma import interpolated
 from learngenes.sizing.quality import QualityTable
 from learngenes.training.retrain import Retrained, RetrainingConfig, retrain
 from learngenes.training.tuning import split_heldout
@@ -36,7 +35,7 @@ def calibrate(
     for depth in depths:
         results.append([])
         for size in (Size(depth=depth, rank=rank) for rank in ranks):
-            result = retrain(family, interpolated(family.scales, size), config)
+            result = retrain(family, family.scales_of(size), config)
             results[-1].append(result)
             done, of = sum(map(len, results)), len(depths) * len(ranks)
             on_size(done, of, size, result.initial_heldout_loss, result.heldout_loss)

@@ -242,4 +242,5 @@ def write_fitted(
     if encoder is not None:
         limited = encoder.encoded(limited, default_device())
     manifest = config.manifest(limited.class_names, trained_steps=0)
-    save_family(directory, manifest, genes, teacher.network.stem, scales, limited, encoder)
+    owns = {scales.depth: scales}
+    save_family(directory, manifest, genes, teacher.network.stem, owns, limited, encoder)

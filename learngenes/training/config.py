@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from learngenes.config import Configuration, DiffusionConfig, Frozen, NetworkConfig, SizeSpace
 
@@ -17,8 +17,9 @@ class DataConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    form: Literal["any-size", "fixed-depth"] = "any-size"
     steps: PositiveInt
+    depths_from: float = Field(0.7, ge=0, le=1)
+    """Share of the steps after which smaller depths are trained, too; 1 trains none."""
     batch_size: PositiveInt = 128
     learning_rate: PositiveFloat = 5e-3
     """Learning rate of AdamW for the stem and biases, at the end of the warm-up."""
@@ -32,10 +33,18 @@ class TrainingConfig(Frozen):
     distillation: float = Field(1.0, ge=0, le=1)
     """Share of the full size's prediction in what a drawn size learns, or of a teacher's in what
     every size does; the rest is the data's."""
+    preparation_steps: NonNegativeInt = 600
+    """Steps in which, in the end, Sigma of each smaller depth is trained alone."""
+    compiled: bool = True
+    """Whether blocks are compiled, which takes half a minute and halves the time of a step."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     seed: int = 0
     log_every_steps: PositiveInt = 50
     checkpoint_every_steps: PositiveInt = 250
+
+    @property
+    def depths_from_step(self) -> int:
+        return round(self.depths_from * self.steps)
 
 
 class TrainingError(Exception):
@@ -69,7 +78,7 @@ class PretrainingConfig(_NewFamilyConfig):
             "class_names": class_names,
             "licence": self.data.licence,
             "trained_steps": trained_steps,
-            **self.training.model_dump(include={"seed", "form"}),
+            "seed": self.training.seed,
         }
 
 

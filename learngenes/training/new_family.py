@@ -2,18 +2,21 @@
 
 import contextlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
-from learngenes.config import Mode, Size
+from learngenes.config import Mode
 from learngenes.data.images import grid
 from learngenes.family.family import Family, load_family, save_family
-from learngenes.model.dit import DiT
+from learngenes.model.factors import Scales
 from learngenes.model.sampling import sample
-from learngenes.model.sigma import interpolated
 from learngenes.training.config import PretrainingConfig
-from learngenes.training.pretrain import LOG, FactorisedDiT, Pretraining
+from learngenes.training.network import FactorisedDiT
+from learngenes.training.prepare import PREPARATION, prepare
+from learngenes.training.pretrain import LOG, Pretraining
 
 GRID_CLASSES = 10
 
@@ -39,27 +42,50 @@ def write_family(
     trained_steps: int,
     directory: Path,
 ) -> None:
-    """Write network, limited data, configuration, training log and sample grid."""
+    """Prepare each depth, and write network, limited data, configuration, log and sample grid."""
     config, images = pretraining.config, pretraining.images
+    network.order_components()
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(shutil.SameFileError):  # a shipped family is trained again
         shutil.copy(config_file, directory / "config.toml")
     shutil.copy(pretraining.directory / LOG, directory / LOG)
-    _sample_grid(network, config).save(directory / "samples.png", optimize=True)
     manifest = config.manifest(images.class_names, trained_steps)
-    genes, stem, scales = network.genes, network.stem, network.scales
+    manifest["layer_order"] = network.layer_order
     limited = images.balanced(config.data.limited_images)
-    save_family(directory, manifest, genes, stem, scales, limited, pretraining.encoder)
+
+    def save(depths: Mapping[int, Scales]) -> None:
+        encoder = pretraining.encoder
+        save_family(directory, manifest, network.genes, network.stem, depths, limited, encoder)
+
+    save(network.trained_depths)
+    if config.training.preparation_steps:
+        family = load_family(directory).to(pretraining.accelerator.device)
+        save(_prepared(family, pretraining))
+    family = load_family(directory)
+    _sample_grid(family).save(directory / "samples.png", optimize=True)
+    save(family.depths)
 
 
-def _sample_grid(network: FactorisedDiT, config: PretrainingConfig) -> Image.Image:
-    """Grid with two images of each of the first classes, one row per size, unretrained."""
-    full, middle = config.network.full_size, config.sizes.middle
-    shallower = Size(depth=middle.depth, rank=full.rank)
-    labels = list(range(min(config.network.num_classes, GRID_CLASSES))) * 2
+def _prepared(family: Family, pretraining: Pretraining) -> dict[int, Scales]:
+    steps = pretraining.config.training.preparation_steps
+    preparation = PREPARATION.model_copy(update={"steps": steps})
+    with tqdm(total=steps * (len(family.depths) - 1), unit="step") as bar:
+
+        def show(depth: int, _: int, loss: float) -> None:
+            bar.set_description(f"Sigma of depth {depth}", refresh=False)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+
+        return prepare(family, pretraining.images, pretraining.directory, preparation, show)
+
+
+def _sample_grid(family: Family) -> Image.Image:
+    """Grid with two images of each of the first classes, a row for some of the depths."""
+    manifest, depths = family.manifest, [*family.depths]
+    shown = sorted({depths[0], depths[len(depths) // 2], depths[-1]}, reverse=True)
+    labels = list(range(min(manifest.network.num_classes, GRID_CLASSES))) * 2
     rows = []
-    for size in (full, shallower, middle, config.sizes.smallest):
-        scales = interpolated(network.scales, size)
-        model = DiT(network.stem, network.genes, scales, Mode.MATERIALISED)
-        rows.append(sample(model, config.diffusion, labels, range(len(labels))).numpy())
+    for depth in shown:
+        model = family.assemble(family.depths[depth], Mode.MATERIALISED)
+        rows.append(sample(model, manifest.diffusion, labels, range(len(labels))).numpy())
     return grid(rows, scale=2)

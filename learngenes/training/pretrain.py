@@ -1,10 +1,10 @@
-"""Phase 1: train U, V, the stem and the reference Sigma together, W rebuilt in every step.
+"""Phase 1: train U, V, the stem and Sigma together, W rebuilt in every step.
 
-Two forms. `fixed-depth` is the paper's: one depth, full rank. `any-size` trains the full size in
-every step and, on the same images, a drawn depth and rank prefix (sandwich training and in-place
-distillation, arXiv 1903.05134): what is drawn learns what the full size predicts. Layer l of depth
-L reads its Sigma by linear interpolation over relative depth from the reference Sigma, so that
-every size is usable without retraining.
+The full size alone at first, as the paper has it: its layers learn to differ. Then the order in
+which layers can leave is found, greedily, each smaller depth gets a Sigma of its own from the
+layers that it keeps, and in the last steps (`depths_from`) a drawn depth is trained beside the full
+size, on the same images: it learns what the full size predicts (in-place distillation, arXiv
+1903.05134). Drawn from the first step on, small depths teach the layers between to do nothing.
 
 Everything random in step s is drawn from a generator seeded with (seed, s): a run that was
 killed resumes from its last checkpoint as if it had not been.
@@ -14,7 +14,7 @@ import functools
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from learngenes.config import NetworkConfig, Size
+from learngenes.config import NetworkConfig
 from learngenes.data import labelled
 from learngenes.data.images import DataError
 from learngenes.data.latents import LatentEncoder, read_autoencoder
@@ -42,12 +42,11 @@ from learngenes.model.diffusion import (
     step_generator,
     training_batch,
 )
-from learngenes.model.dit import Stem
-from learngenes.model.factors import Learngenes, training_layer
-from learngenes.model.sigma import interpolated, interpolated_layers, reference_scales
+from learngenes.model.sigma import interpolated, subset
 from learngenes.training import checkpoint
 from learngenes.training.config import PretrainingConfig, TrainingConfig, TrainingError
 from learngenes.training.muon import Muon
+from learngenes.training.network import FactorisedDiT, compiled_parts, greedy_order, predict
 
 log = structlog.get_logger()
 
@@ -56,43 +55,26 @@ CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
 
 
-class FactorisedDiT(nn.Module):
-    """Network that phase 1 trains: a stem, the learngenes and the reference Sigma."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.stem = Stem(config)
-        self.genes = Learngenes(config)
-        self.scales = reference_scales(config)
-
-    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor, size: Size) -> Tensor:
-        """Prediction (N, C, H, W) of the network at `size`."""
-        scales = interpolated_layers(self.scales, size)
-        layers = [training_layer(self.genes, layer) for layer in scales]
-        prediction: Tensor = self.stem(x, timesteps, class_labels, layers)
-        return prediction
-
-    def optimizer(self, config: TrainingConfig) -> Muon:
-        """Optimizer; `peak_lr` of a group is the learning rate at the end of the warm-up."""
-        stem = [p for p in self.stem.parameters() if p.requires_grad]  # the decoder is frozen
-        rest = [*stem, *self.scales.bias.parameters()]
-        sigma, factors = self.scales.sigma.parameters(), self.genes.parameters()
-        groups: list[dict[str, object]] = [
-            {"params": rest, "peak_lr": config.learning_rate},
-            {"params": [*sigma], "peak_lr": config.sigma_learning_rate},
-            {"params": [*factors], "peak_lr": config.factor_learning_rate, "orthogonal": True},
-        ]
-        return Muon(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+ORDER_IMAGES = 500
+"""Training images that the order of layers is found on."""
 
 
-def draw_size(config: PretrainingConfig, generator: torch.Generator) -> Size:
-    """Size that is trained beside the full one in a step."""
-
-    depth, rank = (
-        values[int(torch.randint(len(values), (), generator=generator))]
-        for values in (config.sizes.depths, config.sizes.ranks)
-    )
-    return Size(depth=depth, rank=rank)
+def optimizer_of(network: FactorisedDiT, config: TrainingConfig) -> Muon:
+    """Optimizer; `peak_lr` of a group is the learning rate at the end of the warm-up."""
+    stem = [p for p in network.stem.parameters() if p.requires_grad]  # the decoder is frozen
+    owns = [network.scales_of(int(depth)) for depth in network.depths]
+    biases = [bias for own in owns for bias in own.bias.parameters()]
+    sigmas = [sigma for own in owns for sigma in own.sigma.parameters()]
+    groups: list[dict[str, object]] = [
+        {"params": [*stem, *biases], "peak_lr": config.learning_rate},
+        {"params": sigmas, "peak_lr": config.sigma_learning_rate},
+        {
+            "params": [*network.genes.parameters()],
+            "peak_lr": config.factor_learning_rate,
+            "orthogonal": True,
+        },
+    ]
+    return Muon(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
 
 def learning_rate_share(config: TrainingConfig, step: int) -> float:
@@ -127,13 +109,15 @@ class Pretraining:
             network, self.encoder, decoder = read_autoencoder(config.autoencoder, config.network)
             if config.network.autoencoder is None:
                 self.config = config = config.model_copy(update={"network": network})
-        self.model = FactorisedDiT(config.network)
+        self.model = FactorisedDiT(config.network, config.sizes.depths)
+        if config.training.compiled:
+            self.model.parts = compiled_parts()
         if self.encoder is not None:
             self.model.stem.decoder = decoder
         self.ema = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay)
         ).to(self.accelerator.device)
-        self.optimizer = self.model.optimizer(config.training)
+        self.optimizer = optimizer_of(self.model, config.training)
         self._resume()
         if start and not self.step:
             self._begin_from(start)
@@ -175,13 +159,7 @@ class Pretraining:
         progress = tqdm(total=training.steps, initial=self.step, unit="step", disable=quiet)
         losses: list[float] = []
         while self.step < training.steps:
-            losses.append(self._train_step())
-            if not math.isfinite(losses[-1]):
-                raise TrainingError(
-                    f"the loss of step {self.step} is {losses[-1]}: lower the learning rates in "
-                    f"the configuration, and remove {CHECKPOINT} and {LOG} in {self.directory}"
-                )
-            self.step += 1
+            losses.append(self.advance())
             progress.update()
             if self.step % training.log_every_steps == 0:
                 progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
@@ -191,15 +169,33 @@ class Pretraining:
                 self._write_log({"heldout_loss": self.heldout_losses()})
                 self._checkpoint()
         progress.close()
-        assert isinstance(self.ema.module, FactorisedDiT)
-        return self.ema.module
+        return self.average
+
+    def advance(self) -> float:
+        """Train one step; gives its loss. Raises TrainingError where that is not a number."""
+        if self.step == self.config.training.depths_from_step:
+            self._begin_depths()
+        loss = self._train_step()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of step {self.step} is {loss}: lower the learning rates in "
+                f"the configuration, and remove {CHECKPOINT} and {LOG} in {self.directory}"
+            )
+        self.step += 1
+        return loss
+
+    @property
+    def average(self) -> FactorisedDiT:
+        """The averaged (EMA) network."""
+        network = self.ema.module
+        assert isinstance(network, FactorisedDiT)
+        return network
 
     def _train_step(self) -> float:
         training = self.config.training
         first = training.seed * 1_000
-        shared = step_generator(first, self.step)  # the size is the same on every process
+        shared = step_generator(first, self.step)  # the depth is the same on every process
         own = step_generator(first + 1 + self.accelerator.process_index, self.step)
-        full = self.config.network.full_size
         images, labels = (
             t.to(self.accelerator.device)
             for t in self.images.drawn(training.batch_size, training.null_class_probability, own)
@@ -209,9 +205,9 @@ class Pretraining:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate_share(training, self.step)
 
-        def backward(size: Size, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        def backward(depth: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
             with self.accelerator.autocast():
-                prediction = self.prepared(noisy, timesteps, labels, size)
+                prediction = self.prepared(noisy, timesteps, labels, depth)
             loss = F.mse_loss(prediction.float(), wanted)
             self.accelerator.backward(loss)
             return loss.detach(), prediction.detach().float()
@@ -220,26 +216,56 @@ class Pretraining:
             with torch.no_grad(), self.accelerator.autocast():
                 taught = self.teacher(noisy, timesteps, labels).float()
             target = torch.lerp(target, taught, training.distillation)
-        if training.form == "fixed-depth":
+        full = self.config.network.depth
+        if self.step < training.depths_from_step:
             loss, _ = backward(full, target)
         else:
             with self.accelerator.no_sync(self.prepared):  # the second sends both gradients
                 loss, prediction = backward(full, target)
             if self.teacher is None:
                 target = torch.lerp(target, prediction, training.distillation)
-            backward(draw_size(self.config, shared), target)
+            backward(self._drawn_depth(shared), target)
         self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip_norm)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         self.ema.update_parameters(self.model)
         return loss.item()
 
+    def _drawn_depth(self, generator: torch.Generator) -> int:
+        smaller = [depth for depth in self.config.sizes.depths if depth < self.config.network.depth]
+        chances = torch.tensor([1 / depth for depth in smaller])
+        return smaller[int(torch.multinomial(chances, 1, generator=generator))]
+
+    def _begin_depths(self) -> None:
+        """Find the order in which layers leave, and let each smaller depth begin from it."""
+        chosen = self.images.balanced(ORDER_IMAGES)
+        images, labels = chosen.normalised(), chosen.labels
+        device, average = self.accelerator.device, self.average
+
+        def loss(layers: Sequence[int]) -> float:
+            kept = subset(average.scales, layers)
+
+            def predicted(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+                noisy = (x, timesteps, class_labels)
+                return predict(average.stem, average.genes, kept, noisy)
+
+            with self.accelerator.autocast():
+                return heldout_loss(predicted, self.process, images.to(device), labels.to(device))
+
+        order = greedy_order(self.config.network.depth, loss)
+        for model in (self.model, average):
+            model.begin_depths(order)
+
     def heldout_losses(self) -> dict[str, float]:
-        """Held-out loss of the averaged network at the largest, a middle and the smallest size."""
-        sizes = self.config.sizes
-        watched = (self.config.network.full_size, sizes.middle, sizes.smallest)
-        predicts = {f"L{s.depth} r{s.rank}": functools.partial(self.ema, size=s) for s in watched}
-        return {name: self.heldout_loss_of(predict) for name, predict in predicts.items()}
+        """Held-out loss of the averaged network at the largest, a middle and the smallest depth."""
+        depths, full = self.config.sizes.depths, self.config.network.depth
+        watched = [full]
+        if self.step > self.config.training.depths_from_step:
+            watched += [self.config.sizes.middle.depth, depths[0]]
+        return {
+            f"L{depth}": self.heldout_loss_of(functools.partial(self.ema, depth=depth))
+            for depth in watched
+        }
 
     def heldout_loss_of(self, predict: Predict) -> float:
         with self.accelerator.autocast():
@@ -304,8 +330,7 @@ class Pretraining:
                 "only the depth may differ"
             )
         scales = interpolated(family.scales, ours.full_size)
-        for model in (self.model, self.ema.module):
-            assert isinstance(model, FactorisedDiT)
+        for model in (self.model, self.average):
             model.stem.load_state_dict(family.stem.state_dict())
             model.genes.load_state_dict(family.genes.state_dict())
             model.scales.load_state_dict(scales.state_dict())

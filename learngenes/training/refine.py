@@ -5,13 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from learngenes.config import Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
 from learngenes.family.family import Family
 from learngenes.model.dense import DenseDiT, materialised
 from learngenes.model.factors import DenseLayers, Scales
-from learngenes.training.tuning import OnProgress, Tuned, Tuning, TuningConfig
+from learngenes.training.tuning import OnProgress, Tuned, Tuning, TuningConfig, teacher_of
 
 
 class RefinementConfig(TuningConfig):
@@ -48,9 +47,7 @@ def refine(
             prediction: Tensor = model(x, timesteps, class_labels)
         return prediction.float()
 
-    smaller = Size(depth=scales.depth, rank=scales.rank) != family.full_size
-    taught = smaller and scales.classes is None  # the family knows its own classes alone
-    teacher = family.assemble(family.scales, Mode.MATERIALISED) if taught else None
+    teacher = teacher_of(family, scales)
     data = data or family.limited_data
     tuning = Tuning(family, model.layers, predict, config, data, teacher, checkpoint_file)
     tuned = tuning.run(on_progress)

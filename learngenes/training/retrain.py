@@ -8,8 +8,9 @@ from torch import Tensor
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
 from learngenes.family.family import Family
-from learngenes.model.factors import Scales, training_layer
-from learngenes.training.tuning import OnProgress, Tuned, Tuning, TuningConfig
+from learngenes.model.factors import Scales
+from learngenes.training import network
+from learngenes.training.tuning import OnProgress, Tuned, Tuning, TuningConfig, teacher_of
 
 
 class RetrainingConfig(TuningConfig):
@@ -39,6 +40,7 @@ def retrain(
 ) -> Retrained:
     """Train `scales` (changed in place; of `Family.for_task` for other classes) on `data`.
 
+    A smaller model than the family's full size learns half from what that predicts.
     `on_progress` is called after every step and may raise to cancel. Training stops after
     `steps`, after `max_seconds`, or when the held-out loss stops falling; the learning rate falls
     along a cosine to the nearer of the first two. The scales with the best held-out loss are kept,
@@ -46,11 +48,11 @@ def retrain(
     """
 
     def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
-        layers = [training_layer(family.genes, layer) for layer in scales.layers()]
+        noisy = (x, timesteps, class_labels)
         with training_precision(x.device):
-            prediction: Tensor = family.stem_of(scales)(x, timesteps, class_labels, layers)
-        return prediction.float()
+            return network.predict(family.stem_of(scales), family.genes, scales, noisy).float()
 
     data = data or family.limited_data
-    tuning = Tuning(family, scales, predict, config, data, checkpoint_file=checkpoint_file)
+    teacher = teacher_of(family, scales)
+    tuning = Tuning(family, scales, predict, config, data, teacher, checkpoint_file)
     return Retrained(**vars(tuning.run(on_progress)), scales=scales)

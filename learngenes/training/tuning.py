@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 
-from learngenes.config import Frozen
+from learngenes.config import Frozen, Mode, Size
 from learngenes.data.labelled import LabelledImages
+from learngenes.device import training_precision
 from learngenes.family.family import Family
 from learngenes.model.diffusion import (
     Predict,
@@ -23,6 +24,7 @@ from learngenes.model.diffusion import (
     step_generator,
     training_batch,
 )
+from learngenes.model.factors import Scales
 from learngenes.training import checkpoint
 
 log = structlog.get_logger()
@@ -92,6 +94,14 @@ def split_heldout(data: LabelledImages, most: int) -> tuple[LabelledImages, Labe
             held.append(index)
     taken = torch.tensor(held, dtype=torch.long)
     return data.subset(order[~torch.isin(order, taken)]), data.subset(taken)
+
+
+def teacher_of(family: Family, scales: Scales) -> Predict | None:
+    """The full size, of which a smaller model learns half; None where it knows other classes."""
+    size = Size(depth=scales.depth, rank=scales.rank)
+    if size == family.full_size or scales.classes is not None:
+        return None
+    return family.assemble(family.scales, Mode.MATERIALISED)
 
 
 class Tuning:
@@ -178,8 +188,9 @@ class Tuning:
         )
         noisy, timesteps, target = training_batch(self.process, images, generator)
         if self.teacher is not None:
-            with torch.no_grad():
-                target = torch.lerp(target, self.teacher(noisy, timesteps, labels), 0.5)
+            with torch.no_grad(), training_precision(self.device):
+                taught = self.teacher(noisy, timesteps, labels).float()
+            target = torch.lerp(target, taught, 0.5)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = F.mse_loss(self.predict(noisy, timesteps, labels), target)

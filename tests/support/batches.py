@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from learngenes.config import DType, Kind, Mode, Scheduler, Size
+from learngenes.config import DType, Mode, Scheduler, Size
 from learngenes.family.family import Family
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import initial_noise
-from learngenes.model.sigma import interpolated
 from learngenes.stepping.batch import Batch, Part, Stack, Tables
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.schedules import schedule
@@ -20,13 +19,11 @@ from learngenes.stepping.weights import FactoredWeights, ModelWeights, SharedWei
 
 def other_scales(family: Family, size: Size, seed: int) -> Scales:
     """Scales of that size which have little in common with other seeds' ones."""
-    scales = interpolated(family.scales, size)
+    scales = family.scales_of(size)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer in scales.layers():
-            for kind in Kind:
-                noise = torch.randn(layer.sigma[kind].shape, generator=generator)
-                layer.sigma[kind].add_(noise, alpha=0.3)
+        for sigma in scales.sigma.values():
+            sigma.add_(torch.randn(sigma.shape, generator=generator), alpha=0.3)
     return scales
 
 

@@ -41,7 +41,6 @@ def untrained_manifest(
         "class_names": class_names,
         "licence": "made by a test",
         "trained_steps": 1,
-        "form": "any-size",
     }
 
 

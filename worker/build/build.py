@@ -25,7 +25,6 @@ from learngenes.data.labelled import LabelledImages
 from learngenes.device import release_memory
 from learngenes.measuring.model import Measurement
 from learngenes.model.factors import Own, Scales
-from learngenes.model.sigma import interpolated
 from learngenes.sizing.budget import Cost, Plan, Verified
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, solve
@@ -48,7 +47,7 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 REVISIONS = 3
-"""Number of revisions of a plan: interpolated, retrained, refined."""
+"""Number of revisions of a plan: as begun, retrained, refined."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,10 @@ class _Build:
         self.family = runtime.family(record.family)
         self.workload, self.constraints = record.budget.workload, record.budget.constraints
         self.reporter = Reporter(runtime, runtime.repository.models, record)
-        self._source = self.family.scales
         self._num_classes: int | None = None
         if record.task != DEFAULT_TASK:
             assert record.class_names is not None
             self._num_classes = len(record.class_names)
-            self._source = self.family.for_task(self._source, self._num_classes)
 
     @functools.cached_property
     def data(self) -> LabelledImages | None:
@@ -126,7 +123,7 @@ class _Build:
         if self.record.revision is None:
             with metrics.timed(metrics.BUILD_PHASE.labels("assembling")):
                 self._replan()
-                self._publish_unretrained(interpolated(self._source, self._size))
+                self._publish_unretrained(self._begun())
         served: dict[str, object] = {}
         scales = self._served_retrained()
         if scales is None:
@@ -155,12 +152,13 @@ class _Build:
             raise
 
     def _fit(self) -> tuple[Scales, Cost]:
-        """Retrain and measure until a model keeps the budget, smaller each time."""
-        scales = interpolated(self._source, self._size)
+        """Retrain what was not prepared, and measure, until a budget is kept, smaller each time."""
+        scales = self._begun()
         while True:
-            self._change(status=ModelStatus.RETRAINING)
-            with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
-                scales = self._retrain(scales)
+            if self.data is not None or not self.family.is_prepared(self._size):
+                self._change(status=ModelStatus.RETRAINING)
+                with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
+                    scales = self._retrain(scales)
             measured, over = self._verify(scales)
             if not over:
                 return scales, measured
@@ -169,20 +167,26 @@ class _Build:
                 self.record.plan, budget, measured, tried, self._candidates(self.profile)
             )
             log.info("stepping down", model=self.record.id, over=over, plan=plan)
-            scales = self._replace(plan, measured, scales)
+            scales = self._replace(plan, measured)
 
-    def _replace(self, plan: Plan, measured: Cost, scales: Scales) -> Scales:
+    def _replace(self, plan: Plan, measured: Cost) -> Scales:
         """Begin again with a smaller plan; its first revision and the record change at once."""
-        source = scales if plan.rank <= scales.rank else self._source
-        smaller = interpolated(source, Size(depth=plan.depth, rank=plan.rank))
         tried = Verified(plan=self.record.plan, measured=measured)
         over_budget = [*self.record.over_budget, tried]
         self.record = self.record.replace(plan=plan, over_budget=over_budget)
+        smaller = self._begun()
         self._publish_unretrained(smaller, plan=plan, over_budget=over_budget)
         return smaller
 
+    def _begun(self) -> Scales:
+        """Sigma that the present plan begins with."""
+        scales = self.family.scales_of(self._size)
+        if self._num_classes is None:
+            return scales
+        return self.family.for_task(scales, self._num_classes)
+
     def _publish_unretrained(self, scales: Scales, **changes: Any) -> None:
-        """Publish interpolated Sigma, unless its classes are new and nothing is learned yet."""
+        """Publish the Sigma begun with, unless its classes are new and nothing is learned yet."""
         if self._num_classes is None:
             changes |= self._store(self._unretrained_revision, scales)
         self._change(**changes)

@@ -22,7 +22,6 @@ from learngenes.device import default_device, release_memory
 from learngenes.family.family import load_family
 from learngenes.measuring.model import Measurement, measure
 from learngenes.model.factors import Own, own_from_stacked
-from learngenes.model.sigma import interpolated
 from learngenes.sizing.budget import Workload
 from registry.errors import StorageFull
 
@@ -47,7 +46,7 @@ class Specimen(BaseModel):
     workload: Workload
     max_seconds: float = 30.0
     own: Path | None = None
-    """safetensors file of the model's own parameters; by default Sigma is interpolated."""
+    """safetensors file of the model's own parameters; by default the family's Sigma."""
 
 
 def verify(
@@ -107,7 +106,7 @@ def main() -> None:
     if specimen.own is not None:
         own = own_from_stacked(load_file(specimen.own)).to(default_device())
     else:
-        own = interpolated(family.scales, Size(depth=specimen.depth, rank=specimen.rank))
+        own = family.scales_of(Size(depth=specimen.depth, rank=specimen.rank))
     model = family.assemble(own, specimen.mode, specimen.dtype)
     release_memory(default_device())  # of what was only stored in another dtype
     measurement = measure(model, family.manifest.diffusion, specimen.workload, specimen.max_seconds)

@@ -6,8 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from learngenes.family.family import FamilyError, file_sha256, load_family, write_quality
+from learngenes.config import Size
+from learngenes.family.family import (
+    Family,
+    FamilyError,
+    file_sha256,
+    load_family,
+    save_family,
+    write_quality,
+)
 from learngenes.model.factors import Learngenes, Scales
+from learngenes.model.sigma import subset
 from tests.support.sizing import quality_table
 
 SHIPPED = sorted(Path("families").glob("*/family.json"))
@@ -112,3 +121,55 @@ def test_shipped_families_are_whole(manifest: Path) -> None:
     assert counts.min() >= 50
     assert family.quality is not None
     assert {"config.toml", "log.jsonl", "samples.png"} <= family.manifest.sha256.keys()
+
+
+ORDER = (2, 0, 3, 1)
+"""Order in which the layers of the family of `prepared` leave."""
+
+
+@pytest.fixture
+def prepared(directory: Path, family: Family) -> Family:
+    """The same family with a Sigma of its own for depth 2, ones."""
+    of_two = subset(family.scales, (1, 3))
+    for sigma in of_two.sigma.values():
+        sigma.data.fill_(1)
+    kept = {2: of_two, 4: family.scales}
+    manifest = {
+        **family.manifest.model_dump(exclude={"schema_version", "sha256"}),
+        "layer_order": ORDER,
+    }
+    save_family(directory, manifest, family.genes, family.stem, kept, family.limited_data)
+    return load_family(directory)
+
+
+def test_a_prepared_size_has_a_sigma_of_its_own(prepared: Family) -> None:
+    assert list(prepared.depths) == [2, 4]
+    own = prepared.scales_of(Size(depth=2, rank=48))
+    assert all((sigma == 1).all() for sigma in own.sigma.values())
+    own.sigma["o"].data.zero_()  # memory of its own
+    assert (prepared.depths[2].sigma["o"] == 1).all()
+    sizes = [Size(depth=depth, rank=rank) for depth, rank in ((2, 48), (4, 48), (3, 48), (2, 24))]
+    assert [prepared.is_prepared(size) for size in sizes] == [True, True, False, False]
+
+
+def test_what_is_not_prepared_begins_from_the_nearest_that_is(prepared: Family) -> None:
+    full = prepared.scales.stacked()
+    three = prepared.scales_of(Size(depth=3, rank=24)).stacked()
+    torch.testing.assert_close(three["sigma.o"], full["sigma.o"][[0, 1, 3], :24])
+    torch.testing.assert_close(three["bias.o"], full["bias.o"][[0, 1, 3]])
+    one = prepared.scales_of(Size(depth=1, rank=48)).stacked()
+    assert (one["sigma.o"] == 1).all()
+    torch.testing.assert_close(one["bias.o"], full["bias.o"][[1]])
+    with pytest.raises(ValueError, match="depth 5 is more than the 4 layers"):
+        prepared.scales_of(Size(depth=5, rank=48))
+
+
+def test_a_family_of_an_earlier_release_loads(directory: Path, family: Family) -> None:
+    scales = family.scales.stacked()
+    replace(directory / "scales.safetensors", save(scales))
+    rewrite(directory, schema_version=1, form="any-size")
+    earlier = load_family(directory)
+    assert not earlier.is_prepared(earlier.full_size)
+    torch.testing.assert_close(earlier.scales.stacked(), scales)
+    between = earlier.scales_of(Size(depth=7, rank=48)).stacked()
+    torch.testing.assert_close(between["sigma.o"][::2], scales["sigma.o"])

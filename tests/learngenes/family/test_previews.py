@@ -8,7 +8,6 @@ from learngenes.config import Mode, Size
 from learngenes.family.family import load_family
 from learngenes.family.previews import write_previews
 from learngenes.model.sampling import sample
-from learngenes.model.sigma import interpolated
 
 
 @pytest.mark.parametrize("rows", [2, 32])
@@ -27,7 +26,7 @@ def test_a_row_for_each_size_and_a_column_for_each_class(
     assert sheet.size == (classes * side, count * side)
     # the last row is the largest size
     size = Size(depth=space.depths[-1], rank=space.ranks[-1])
-    model = family.assemble(interpolated(family.scales, size), Mode.MATERIALISED)
+    model = family.assemble(family.scales_of(size), Mode.MATERIALISED)
     labels = list(range(classes))
     images = sample(model, family.manifest.diffusion, labels, seeds=labels)
     row = np.asarray(sheet)[-side:]

@@ -12,14 +12,13 @@ from learngenes.formats.native import MANIFEST, ModelError, load_model, save_mod
 from learngenes.formats.onnx import ExportError, export_in_process
 from learngenes.model.dense import materialised
 from learngenes.model.factors import DenseLayers, Own
-from learngenes.model.sigma import interpolated
 
 SIZE = Size(depth=3, rank=24)
 OTHER_CLASSES = ("left", "right")
 
 
 def own_of(family: Family, kind: str) -> Own:
-    scales = interpolated(family.scales, SIZE)
+    scales = family.scales_of(SIZE)
     if kind == "another task's":
         scales = family.for_task(scales, len(OTHER_CLASSES))
     if kind == "refined":

@@ -10,7 +10,7 @@ from tests.learngenes.model.test_dit import inputs
 
 
 def test_it_starts_as_the_model_that_it_was_written_out_from(family: Family) -> None:
-    sigma = interpolated(family.scales, Size(depth=3, rank=32))
+    sigma = family.scales_of(Size(depth=3, rank=32))
     dense = DenseDiT(family.stem, materialised(family.genes, sigma))
     given = inputs(family.manifest.network)
     with torch.no_grad():

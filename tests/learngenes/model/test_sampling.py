@@ -10,7 +10,6 @@ from learngenes.family.family import Family, load_family
 from learngenes.model.dit import DiT
 from learngenes.model.sampling import sample
 from learngenes.model.schedulers import diffusers_scheduler
-from learngenes.model.sigma import interpolated
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def test_every_number_of_steps_gives_as_many_timesteps(scheduler: Scheduler) -> 
 @pytest.mark.parametrize("scheduler", Scheduler)
 def test_one_step_more_changes_a_trained_models_image_little(scheduler: Scheduler) -> None:
     family = load_family(Path("families/fashion"))
-    model = family.assemble(interpolated(family.scales, Size(depth=3, rank=256)), Mode.MATERIALISED)
+    model = family.assemble(family.scales_of(Size(depth=3, rank=256)), Mode.MATERIALISED)
     assert family.manifest.diffusion == DiffusionConfig()
     sixty, sixty_one = (
         sampled(model, [7], [0], num_inference_steps=n, scheduler=scheduler).float()

@@ -41,4 +41,15 @@ def test_rank_beyond_the_source_is_refused(scales: Scales) -> None:
 
 def test_phase_one_starts_as_adaln_zero(network: NetworkConfig) -> None:
     start = sigma.reference_scales(network)
-    assert all((layer.sigma[Kind.ADALN] == 0).all() for layer in start.layers())
+    assert (start.sigma[Kind.ADALN] == 0).all()
+
+
+def test_layers_leave_one_after_the_other(scales: Scales, network: NetworkConfig) -> None:
+    order = (2, 0, 3, 1)
+    assert sigma.remaining(order, 4) == (0, 1, 2, 3)
+    assert sigma.remaining(order, 2) == (1, 3)
+    kept = sigma.subset(scales, sigma.remaining(order, 2), rank=8).stacked()
+    torch.testing.assert_close(kept["sigma.o"], scales.stacked()["sigma.o"][[1, 3], :8])
+    torch.testing.assert_close(kept["bias.o"], scales.stacked()["bias.o"][[1, 3]])
+    with pytest.raises(ValueError, match="rank 49 is more than the 48"):
+        sigma.subset(scales, (0,), rank=49)

@@ -44,7 +44,7 @@ def assemble(
 ) -> DiT:
     """Computing in bfloat16 or not as `execution` says, whatever this device does better."""
     monkeypatch.setattr("learngenes.device.native_bfloat16", lambda _: execution.native_bfloat16)
-    return family.assemble(interpolated(family.scales, size), execution.mode, execution.dtype)
+    return family.assemble(family.scales_of(size), execution.mode, execution.dtype)
 
 
 def plain_tensors(module: nn.Module) -> list[Tensor]:

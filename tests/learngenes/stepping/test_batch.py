@@ -14,7 +14,6 @@ from learngenes.family.family import Family
 from learngenes.model.dense import materialised
 from learngenes.model.factors import DenseLayers
 from learngenes.model.sampling import sample
-from learngenes.model.sigma import interpolated
 from learngenes.stepping import arithmetic
 from learngenes.stepping.batch import Part, Stack
 from learngenes.stepping.kernels import Kernels
@@ -84,7 +83,7 @@ def test_images_are_those_of_the_models_own_network(
         "scheduler": scheduler,
     }
     for depth, rank in ((2, 8), (3, 24), (4, 5), (4, 48)):
-        scales = interpolated(family.scales, Size(depth=depth, rank=rank))
+        scales = family.scales_of(Size(depth=depth, rank=rank))
 
         def reference(mode: Mode, dtype: DType, scales: Any = scales) -> Tensor:
             model = family.assemble(scales, mode, dtype)

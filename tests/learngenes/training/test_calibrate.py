@@ -4,7 +4,6 @@ import pytest
 
 from learngenes.config import DType, Size
 from learngenes.family.family import Family, load_family, write_quality
-from learngenes.model.sigma import interpolated
 from learngenes.training.calibrate import calibrate, dtype_loss_ratios, spread
 from learngenes.training.retrain import RetrainingConfig, retrain
 
@@ -31,7 +30,7 @@ def test_every_size_of_the_grid_is_retrained_and_told(family: Family) -> None:
     assert [(done, of) for done, of, *_ in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     for _, _, size, before, after in told:
         row, column = table.depths.index(size.depth), table.ranks.index(size.rank)
-        result = retrain(family, interpolated(family.scales, size), CONFIG)
+        result = retrain(family, family.scales_of(size), CONFIG)
         assert table.unretrained[row][column] == before == result.initial_heldout_loss
         assert table.retrained[row][column] == after == result.heldout_loss
         assert after < before
@@ -50,9 +49,7 @@ def test_a_table_becomes_part_of_its_family_and_changes_no_weights(
 
 
 def test_storage_is_judged_by_its_worst_loss_over_float32s(family: Family) -> None:
-    small, large = (
-        interpolated(family.scales, size) for size in (Size(depth=2, rank=8), family.full_size)
-    )
+    small, large = (family.scales_of(size) for size in (Size(depth=2, rank=8), family.full_size))
     each = [dtype_loss_ratios(family, [scales], heldout_images=20) for scales in (small, large)]
     worst = dtype_loss_ratios(family, [small, large], heldout_images=20)
     assert worst == {dtype: max(ratios[dtype] for ratios in each) for dtype in DType}

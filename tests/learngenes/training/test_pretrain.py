@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -27,7 +28,15 @@ CONFIG = {
     **under("network", width=16, num_attention_heads=2, depth=3, rank=16),
     **under("sizes", depths=[2, 3], ranks=[8, 16]),
     **under("training", steps=10, batch_size=16, learning_rate=5e-3, warmup_steps=4),
-    **under("training", ema_decay=0.5, log_every_steps=2, checkpoint_every_steps=5),
+    **under(
+        "training",
+        compiled=False,
+        preparation_steps=4,
+        depths_from=0.5,
+        ema_decay=0.5,
+        log_every_steps=2,
+        checkpoint_every_steps=5,
+    ),
 }
 Configure = Callable[..., PretrainingConfig]
 """Writer of the configuration file, with other settings than CONFIG's."""
@@ -62,7 +71,7 @@ def test_a_family_is_trained_and_written(config_file: Path, tmp_path: Path) -> N
     assert losses[-1] < losses[0]
     assert [e["step"] for e in log if "heldout_loss" in e] == [5, 10]
     with Image.open(tmp_path / "family" / "samples.png") as grid:
-        assert grid.size == (8 * 10 * 2, 8 * 4 * 2)
+        assert grid.size == (8 * 10 * 2, 8 * 2 * 2)
 
 
 def assert_equal(one: nn.Module, other: nn.Module) -> None:
@@ -75,7 +84,8 @@ class Killed(BaseException):
 
 def run_killed_after(steps: int, pretraining: Pretraining) -> None:
     """Train until so many steps are done and the next one has begun."""
-    forwards = iter(range(2 * steps))  # one of the full size and one of a drawn size each
+    drawn = max(0, steps - pretraining.config.training.depths_from_step)
+    forwards = iter(range(steps + drawn))
 
     def kill(*_: object) -> None:
         if next(forwards, None) is None:
@@ -112,7 +122,7 @@ def test_the_grid_of_a_family_with_many_classes_is_of_some(
     monkeypatch.setattr("learngenes.training.new_family.GRID_CLASSES", 3)
     pretrain_family(config_file, tmp_path / "work", tmp_path / "family")
     with Image.open(tmp_path / "family" / "samples.png") as grid:
-        assert grid.size == (8 * 6 * 2, 8 * 4 * 2)
+        assert grid.size == (8 * 6 * 2, 8 * 2 * 2)
 
 
 def test_a_training_does_not_go_on_with_another_configuration(
@@ -161,7 +171,7 @@ def test_a_killed_training_that_went_on_with_a_family_resumes(
     run_killed_after(5, killed)
     resumed = Pretraining(config, tmp_path / "work")  # where it began is in the checkpoint
     assert (resumed.step, resumed.before.steps, resumed.before.images) == (5, 10, 160)
-    assert_equal(resumed.model, killed.model)
+    assert_equal(resumed.model.genes, killed.model.genes)
 
 
 def test_only_a_family_of_the_same_width_can_be_gone_on_with(
@@ -172,36 +182,46 @@ def test_only_a_family_of_the_same_width_can_be_gone_on_with(
         Pretraining(configure({"network.width": 32}), tmp_path / "work", tmp_path / "family")
 
 
-def sizes_of_steps(config: PretrainingConfig, work: Path) -> list[Size]:
-    """Sizes that the network is asked for while it is trained."""
+def depths_of_steps(config: PretrainingConfig, work: Path) -> list[int]:
+    """Depths that the network is asked for while it is trained."""
     pretraining = Pretraining(config, work)
-    asked: list[Size] = []
+    asked: list[int] = []
     pretraining.model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[3]))
     pretraining.run()
     return asked
 
 
-def test_any_size_trains_the_full_size_and_a_drawn_one_in_every_step(
+def test_in_the_last_steps_a_drawn_depth_is_trained_beside_the_full_one(
     configure: Configure, tmp_path: Path
 ) -> None:
-    asked = sizes_of_steps(configure({"training.steps": 40}), tmp_path)
-    assert set(asked[::2]) == {Size(depth=3, rank=16)}
-    assert {(s.depth, s.rank) for s in asked[1::2]} == {(2, 8), (2, 16), (3, 8), (3, 16)}
+    depths = {"network.depth": 4, "sizes.depths": [2, 3, 4]}
+    asked = depths_of_steps(configure({"training.steps": 40}, depths), tmp_path / "late")
+    assert asked[:20] == [4] * 20
+    assert asked[20::2] == [4] * 20
+    assert set(asked[21::2]) == {2, 3}
+    config = configure(under("training", depths_from=1, steps=4))
+    assert depths_of_steps(config, tmp_path / "none") == [3] * 4
 
 
-def test_fixed_depth_is_the_papers_form(configure: Configure, tmp_path: Path) -> None:
-    config = configure(under("training", form="fixed-depth", steps=4))
-    assert sizes_of_steps(config, tmp_path) == [Size(depth=3, rank=16)] * 4
+def test_each_depth_is_kept_with_a_sigma_of_its_own(config_file: Path, tmp_path: Path) -> None:
+    family = pretrain_family(config_file, tmp_path / "work", tmp_path / "family")
+    assert set(family.depths) == {2, 3}
+    assert sorted(family.manifest.layer_order) == [0, 1, 2]
+    small = family.scales_of(Size(depth=2, rank=16)).stacked()
+    torch.testing.assert_close(small, family.depths[2].stacked())
+    kept = [i for i in range(3) if i != family.manifest.layer_order[0]]
+    assert not torch.equal(small["sigma.o"], family.scales.stacked()["sigma.o"][kept])
 
 
-def test_a_drawn_size_learns_from_the_full_one(configure: Configure, tmp_path: Path) -> None:
+def test_a_drawn_depth_learns_from_the_full_one(configure: Configure, tmp_path: Path) -> None:
     wanted = []
     for share in (0.0, 1.0):
-        config = configure(under("training", steps=1, distillation=share, seed=3))
+        config = configure(under("training", steps=1, depths_from=0, distillation=share, seed=3))
         pretraining = Pretraining(config, tmp_path / f"work{share}")
-        with patch("torch.nn.functional.mse_loss", wraps=torch.nn.functional.mse_loss) as loss:
+        with patch("learngenes.training.pretrain.F.mse_loss", wraps=F.mse_loss) as loss:
             pretraining.run()
-        (full, target), (_, learned) = (call.args for call in loss.call_args_list[:2])
+        trained = [call.args for call in loss.call_args_list if not call.kwargs]
+        (full, target), (_, learned) = trained
         expected = target if share == 0 else full
         torch.testing.assert_close(learned, expected)
         wanted.append(learned)

@@ -8,7 +8,6 @@ import torch
 from learngenes.config import Kind, Mode, Size
 from learngenes.family.family import Family
 from learngenes.model.factors import DenseLayers, Scales
-from learngenes.model.sigma import interpolated
 from learngenes.training.refine import RefinementConfig, refine
 from learngenes.training.retrain import Retrained, RetrainingConfig, retrain
 from learngenes.training.tuning import Enough, OnProgress, Pause, Progress
@@ -22,7 +21,7 @@ CONFIG = RefinementConfig(
 
 @pytest.fixture
 def start(family: Family) -> Scales:
-    return interpolated(family.scales, SIZE).requires_grad_(False)
+    return family.scales_of(SIZE).requires_grad_(False)
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ def test_only_a_smaller_model_learns_from_the_full_size(
 ) -> None:
     asked = Mock(wraps=family.assemble)
     monkeypatch.setattr(Family, "assemble", asked)
-    refine(family, interpolated(family.scales, family.full_size), CONFIG)
+    refine(family, family.scales_of(family.full_size), CONFIG)
     assert asked.call_count == 0
     refine(family, start, CONFIG)
     assert [call.args[0] for call in asked.call_args_list] == [family.scales]

@@ -7,7 +7,6 @@ from learngenes.config import Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family
 from learngenes.model.factors import Scales
-from learngenes.model.sigma import interpolated
 from learngenes.training.retrain import RetrainingConfig, retrain
 from learngenes.training.tuning import Progress, split_heldout
 
@@ -16,7 +15,7 @@ SIZE = Size(depth=3, rank=24)
 
 @pytest.fixture
 def start(family: Family) -> Scales:
-    return interpolated(family.scales, SIZE)
+    return family.scales_of(SIZE)
 
 
 def test_only_the_models_own_parameters_learn(family: Family, start: Scales) -> None:

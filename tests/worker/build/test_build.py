@@ -4,17 +4,21 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from learngenes.family.family import save_family, write_quality
 from learngenes.training.retrain import retrain
 from learngenes.training.tuning import Progress
 from registry.errors import ArtifactError
 from registry.records import ModelStatus
 from tests.support.builds import build, verify_here
-from tests.support.records import revision_name
+from tests.support.devices import keep_profile, made_up_profile
+from tests.support.records import queued_model, revision_name
+from tests.support.sizing import SIZES, quality_table
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping, told
 from worker.artifacts import OWN_FILE, load_own
 from worker.housekeeping import Patience
@@ -53,6 +57,29 @@ def test_a_queued_model_becomes_ready(runtime: Runtime, make_model: MakeModel) -
     order = ["queued", "assembling", "retraining", "verifying", "ready"]
     assert list(dict.fromkeys(statuses(runtime, model_id))) == order
     assert not runtime.repository.models.leased(model_id)
+
+
+def test_a_prepared_size_is_only_measured(runtime: Runtime, families_dir: Path) -> None:
+    family = runtime.family("tiny")
+    manifest = family.manifest.model_dump(exclude={"schema_version", "sha256"})
+    manifest["layer_order"] = (0, 1, 2, 3)
+    parts = (family.genes, family.stem, family.depths, family.limited_data)
+    save_family(families_dir / "tiny", manifest, *parts)
+    write_quality(families_dir / "tiny", quality_table(SIZES))
+    begun = Runtime.start(runtime.settings)
+    keep_profile(begun.repository, made_up_profile(begun.family("tiny")))
+    full = begun.repository.models.create(
+        queued_model(device_class=begun.device_class, depth=4, rank=48)
+    ).id
+    record = build(begun, full, retrain=None)
+    assert (record.status, record.revision) == ("ready", 1)
+    order = ["queued", "assembling", "verifying", "ready"]
+    assert list(dict.fromkeys(statuses(begun, full))) == order
+    less = begun.repository.models.create(
+        queued_model(device_class=begun.device_class, depth=4, rank=24)
+    ).id
+    assert build(begun, less).status == "ready"
+    assert "retraining" in statuses(begun, less)
 
 
 def test_revision_zero_is_published_before_retraining(

@@ -7,7 +7,6 @@ from safetensors import SafetensorError
 
 from learngenes.config import DType, Mode, Size
 from learngenes.family.family import Family
-from learngenes.model.sigma import interpolated
 from learngenes.sizing.budget import Workload
 from learngenes.sizing.cost import Execution, memory_bytes
 from registry.errors import StorageFull
@@ -95,7 +94,7 @@ def test_the_process_is_given_the_models_own_scales(
     answer = '{"cost": {"memory_bytes": 1, "process_memory_bytes": 2, "latency_seconds": 3, '
     answer += '"latency_p95_seconds": 4}, "latency_runs": 5}'
     process_that(f"echo '{answer}'")
-    scales = interpolated(family.scales, Size(depth=2, rank=8))
+    scales = family.scales_of(Size(depth=2, rank=8))
     measurement = verify(specimen, scales)
     assert dataclasses.astuple(measurement) == ((1, 2, 3, 4), 5)
     sent = Specimen.model_validate_json((tmp_path / "request").read_text())

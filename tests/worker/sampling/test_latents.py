@@ -13,7 +13,7 @@ from learngenes.data.latents import LatentDecoder, LatentEncoder, read_autoencod
 from learngenes.device import with_threads
 from learngenes.family.family import Family, load_family, save_family, write_quality
 from learngenes.sizing.cost import decoding_bytes
-from learngenes.training.pretrain import FactorisedDiT
+from learngenes.training.network import FactorisedDiT
 from registry.datasets import IMAGES_FILE, Dataset, Datasets
 from registry.errors import StorageFull
 from registry.store import ArtifactStore, served_name
@@ -35,12 +35,14 @@ def families_dir(tmp_path: Path, limited_data: LabelledImages) -> Path:
     autoencoder().save_pretrained(tmp_path / "vae")
     network, encoder, decoder = read_autoencoder(tmp_path / "vae", LATENTS)
     torch.manual_seed(0)
-    made = FactorisedDiT(network)
+    made = FactorisedDiT(network, (network.depth,))
     made.stem.decoder = decoder
     torch.nn.init.normal_(made.stem.final.weight, std=0.2)
     manifest = untrained_manifest(NAME, network, limited_data.class_names)
     data, directory = encoder.encoded(limited_data), tmp_path / "families" / NAME
-    save_family(directory, manifest, made.genes, made.stem, made.scales, data, encoder)
+    save_family(
+        directory, manifest, made.genes, made.stem, {network.depth: made.scales}, data, encoder
+    )
     write_quality(directory, quality_table(SIZES))
     return directory.parent
 

@@ -1,0 +1,1 @@
+"""How quickly a family is trained, beside the commit before it was made quick."""
