@@ -23,7 +23,7 @@ import structlog
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -173,7 +173,7 @@ class Pretraining:
 
     def advance(self) -> float:
         """Train one step; gives its loss. Raises TrainingError where that is not a number."""
-        if self.step == self.config.training.depths_from_step:
+        if self.step == self.config.training.depths_from_step and self._smaller_depths:
             self._begin_depths()
         loss = self._train_step()
         if not math.isfinite(loss):
@@ -217,7 +217,7 @@ class Pretraining:
                 taught = self.teacher(noisy, timesteps, labels).float()
             target = torch.lerp(target, taught, training.distillation)
         full = self.config.network.depth
-        if self.step < training.depths_from_step:
+        if self.step < training.depths_from_step or not self._smaller_depths:
             loss, _ = backward(full, target)
         else:
             with self.accelerator.no_sync(self.prepared):  # the second sends both gradients
@@ -231,14 +231,19 @@ class Pretraining:
         self.ema.update_parameters(self.model)
         return loss.item()
 
+    @property
+    def _smaller_depths(self) -> list[int]:
+        full = self.config.network.depth
+        return [depth for depth in self.config.sizes.depths if depth < full]
+
     def _drawn_depth(self, generator: torch.Generator) -> int:
-        smaller = [depth for depth in self.config.sizes.depths if depth < self.config.network.depth]
-        chances = torch.tensor([1 / depth for depth in smaller])
-        return smaller[int(torch.multinomial(chances, 1, generator=generator))]
+        """A smaller depth; the smallest, which have most to learn, the most often."""
+        chances = torch.tensor([1 / depth for depth in self._smaller_depths])
+        return self._smaller_depths[int(torch.multinomial(chances, 1, generator=generator))]
 
     def _begin_depths(self) -> None:
         """Find the order in which layers leave, and let each smaller depth begin from it."""
-        chosen = self.images.balanced(ORDER_IMAGES)
+        chosen = self.images.balanced(max(ORDER_IMAGES, self.config.network.num_classes))
         images, labels = chosen.normalised(), chosen.labels
         device, average = self.accelerator.device, self.average
 
@@ -252,7 +257,8 @@ class Pretraining:
             with self.accelerator.autocast():
                 return heldout_loss(predicted, self.process, images.to(device), labels.to(device))
 
-        order = greedy_order(self.config.network.depth, loss)
+        found = torch.tensor(greedy_order(self.config.network.depth, loss), device=device)
+        order = broadcast(found).tolist()  # sums may differ in their last bits
         for model in (self.model, average):
             model.begin_depths(order)
 
@@ -260,7 +266,7 @@ class Pretraining:
         """Held-out loss of the averaged network at the largest, a middle and the smallest depth."""
         depths, full = self.config.sizes.depths, self.config.network.depth
         watched = [full]
-        if self.step > self.config.training.depths_from_step:
+        if self._smaller_depths and self.step > self.config.training.depths_from_step:
             watched += [self.config.sizes.middle.depth, depths[0]]
         return {
             f"L{depth}": self.heldout_loss_of(functools.partial(self.ema, depth=depth))

@@ -201,6 +201,8 @@ def test_in_the_last_steps_a_drawn_depth_is_trained_beside_the_full_one(
     assert set(asked[21::2]) == {2, 3}
     config = configure(under("training", depths_from=1, steps=4))
     assert depths_of_steps(config, tmp_path / "none") == [3] * 4
+    alone = configure({"sizes.depths": [3], "training.steps": 4})
+    assert depths_of_steps(alone, tmp_path / "alone") == [3] * 4
 
 
 def test_each_depth_is_kept_with_a_sigma_of_its_own(config_file: Path, tmp_path: Path) -> None:
