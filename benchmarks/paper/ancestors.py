@@ -129,12 +129,11 @@ class Ancestors:
         depths = (config.network.depth,) if earlier else config.sizes.depths
         network = FactorisedDiT(config.network, depths).eval().requires_grad_(False)
         network.load_state_dict(_of_all_depths(tensors) if earlier else tensors)
-        order = network.layer_order
         manifest = {
             **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
             "schema_version": SCHEMA_VERSION,
             "sha256": dict.fromkeys(FINGERPRINTED, file_sha256(path)),
-            "layer_order": () if min(order) < 0 else order,
+            "layer_order": network.layer_order,
             "class_names": DATA.class_names,
             "licence": DATA.licence,
             "trained_steps": config.training.steps,
@@ -143,7 +142,7 @@ class Ancestors:
             FamilyManifest.model_validate(manifest),
             network.genes,
             network.stem,
-            {int(depth): network.scales_of(int(depth)) for depth in network.depths},
+            network.trained_depths,
             self.splits.limited,
             quality=None,
         )

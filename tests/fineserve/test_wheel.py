@@ -21,7 +21,7 @@ def test_the_wheel_has_the_families_and_the_page(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"fineserve/families/{family}/family.json" for family in FAMILIES} <= names
     assert {"service/web/index.html", "service/web/vendor/preact.js", "fineserve/py.typed"} <= names
-    assert not [name for name in names if "prepare" in name or name.startswith("tests")]
+    assert not [name for name in names if "families/prepare" in name or name.startswith("tests")]
 
 
 def test_families_of_this_folder_go_before_those_installed(
