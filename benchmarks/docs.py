@@ -13,6 +13,7 @@ from benchmarks.paper import tables as paper
 from benchmarks.parts import REPOSITORY, RESULTS, Table
 from benchmarks.serving import report as serving
 from benchmarks.sizing import report as sizing
+from benchmarks.training import report as training
 from benchmarks.trust import report as trust
 
 PAGES = [REPOSITORY / page for page in ("README.md", "docs/results.md", "docs/paper.md")]
@@ -24,6 +25,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "budgets": ("sizing", sizing.budgets),
     "serving": ("serving", serving.serving),
     "serving_aims": ("serving", serving.serving_aims),
+    "training": ("training", training.training),
     "operate": ("operate", operate.operate),
     "interop": ("interop", interop.interop),
     "trust_faults": ("trust", trust.faults),

@@ -33,6 +33,8 @@ WHOLE_IMAGES = 288_000
 """Images of a whole training of `fashion`."""
 ROUNDS, DEPTHS_FROM_ROUND = 10, 7
 ONE_DEPTH_IMAGES = 3_840
+EMA_DECAY = 0.99
+"""That of whole trainings would remember the beginning of one that is so short."""
 WARM_UP_STEPS = 3
 REPETITIONS = 10
 
@@ -91,8 +93,18 @@ def measure() -> Figures:
     depths_from = (share * (IMAGES // BATCH) + WARM_UP_STEPS) / steps
     training = shipped.training.model_copy(update={"batch_size": BATCH, "depths_from": depths_from})
     config = shipped.model_copy(update={"training": training})
-    then = {"form": "any-size", "batch_size": BEFORE_BATCH, "steps": IMAGES // BEFORE_BATCH}
-    now = {"batch_size": BATCH, "steps": steps, "depths_from": depths_from}
+    then = {
+        "form": "any-size",
+        "batch_size": BEFORE_BATCH,
+        "steps": IMAGES // BEFORE_BATCH,
+        "ema_decay": EMA_DECAY,
+    }
+    now = {
+        "batch_size": BATCH,
+        "steps": steps,
+        "depths_from": depths_from,
+        "ema_decay": EMA_DECAY,
+    }
     stages: list[float] = []
     with (
         trainer(baseline.checkout(), config, **then) as old,
