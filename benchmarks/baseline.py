@@ -14,17 +14,8 @@ def checkout(commit: str = COMMIT) -> Path:
     """Work tree of `commit` under var/."""
     directory = REPOSITORY / "var" / "baseline" / commit
     if not directory.exists():
-        words = [
-            "git",
-            "-C",
-            str(REPOSITORY),
-            "worktree",
-            "add",
-            "--detach",
-            str(directory),
-            commit,
-        ]
-        subprocess.run(words, check=True, capture_output=True)
+        words = ["git", "worktree", "add", "--detach", str(directory), commit]
+        subprocess.run(words, cwd=REPOSITORY, check=True, capture_output=True)
     return directory
 
 

@@ -5,6 +5,7 @@ the form that was shipped before, of which an ancestor is kept.
 """
 
 import dataclasses
+import json
 import statistics
 import time
 from functools import cache
@@ -18,7 +19,7 @@ from benchmarks.paper.methods import first_stage, second_stage, written_out
 from benchmarks.paper.run import make_lab
 from benchmarks.paper.setting import DATA, REFERENCE
 from benchmarks.paper.training import denoising_loss
-from benchmarks.parts import REPOSITORY, Figures, say
+from benchmarks.parts import REPOSITORY, RESULTS, Figures, say
 from learngenes.config import Size, SizeSpace
 from learngenes.family.family import Family, load_family
 from learngenes.model.dense import DenseDiT
@@ -67,10 +68,7 @@ def _pruned(ancestors: Ancestors) -> DenseDiT:
 
 
 def form() -> Figures:
-    import json
-
-    kept = REPOSITORY / "benchmarks" / "results" / "form.json"
-    beside = json.loads(kept.read_text())["parts"]["rivals"]
+    beside = json.loads((RESULTS / "form.json").read_text())["parts"]["rivals"]
     seeds = {seed: _of_seed(seed) for seed in SEEDS}
 
     def mean(what: str, depth: int) -> float:

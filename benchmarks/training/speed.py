@@ -22,8 +22,8 @@ from torch import Tensor
 from benchmarks import baseline
 from benchmarks.parts import REPOSITORY, Figures, say
 from learngenes.config import Kind
+from learngenes.stepping.arithmetic import BLOCK_KINDS
 from learngenes.training.config import PretrainingConfig
-from learngenes.training.network import BLOCK_KINDS
 
 CONFIG = REPOSITORY / "families" / "fashion" / "config.toml"
 BATCH, BEFORE_BATCH = 64, 32

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from learngenes.files import replaced
 
 
+class CheckpointError(ValueError):
+    """A checkpoint is of another network, or of an earlier release."""
+
+
 def write(
     path: Path,
     figures: Mapping[str, float],
@@ -37,10 +41,15 @@ def write(
 def read(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
 ) -> dict[str, float]:
-    """Fill in what was written; returns its figures, none where there is no file."""
+    """Fill in what was written; returns its figures, none where there is no file.
+
+    Raises CheckpointError, with nothing filled in, where its parameters are not those of `model`.
+    """
     if not path.exists():
         return {}
     tensors = load_file(path)
+    if _under(tensors, "model.").keys() != model.state_dict().keys():
+        raise CheckpointError(f"{path} has other parameters than this network: remove it")
     model.load_state_dict(_under(tensors, "model."))
     if average is not None:
         average.load_state_dict(_under(tensors, "average."))

@@ -18,13 +18,12 @@ from learngenes.config import Kind, NetworkConfig
 from learngenes.model.dit import Stem, block
 from learngenes.model.factors import Layer, Learngenes, Scales
 from learngenes.model.sigma import reference_scales, remaining, subset
+from learngenes.stepping.arithmetic import BLOCK_KINDS
 
 log = structlog.get_logger()
 
 MOST_COMPILED = 32
 """Most compilations of one function: W is written for some numbers of layers."""
-BLOCK_KINDS = (Kind.QKV, Kind.O, Kind.IN, Kind.OUT)
-"""Kinds that a block multiplies tokens with; adaLN's depend on the image alone."""
 
 
 def written(u: Tensor, sigma: Tensor, v: Tensor) -> Tensor:

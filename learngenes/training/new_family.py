@@ -1,10 +1,12 @@
 """A new family: train by a configuration, sample a grid, write the files."""
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -58,10 +60,10 @@ def write_family(
         save_family(directory, manifest, network.genes, network.stem, depths, limited, encoder)
 
     save(network.trained_depths)
-    if config.training.preparation_steps:
-        family = load_family(directory).to(pretraining.accelerator.device)
-        save(_prepared(family, pretraining))
     family = load_family(directory)
+    if config.training.preparation_steps:
+        depths = _prepared(family.to(pretraining.accelerator.device), pretraining)
+        family = dataclasses.replace(family, depths=depths).to(torch.device("cpu"))
     _sample_grid(family).save(directory / "samples.png", optimize=True)
     save(family.depths)
 

@@ -214,6 +214,6 @@ class Tuning:
         if (file := self.checkpoint_file) is not None:
             try:
                 return checkpoint.read(file, self.model, self.optimizer, self.best)
-            except SafetensorError as error:
+            except (SafetensorError, checkpoint.CheckpointError) as error:
                 log.warning("beginning anew", unreadable=str(file), error=str(error))
         return {}

@@ -1,7 +1,9 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from learngenes.config import Size
 from learngenes.data.labelled import LabelledImages
@@ -76,3 +78,13 @@ def test_no_class_is_judged_by_its_last_image(limited_data: LabelledImages) -> N
     assert (len(train), len(held)) == (3, 1)
     _, held = split_heldout(limited_data, 7)
     assert len(held) == 7
+
+
+def test_a_checkpoint_of_an_earlier_release_is_begun_anew(
+    family: Family, start: Scales, tmp_path: Path
+) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    earlier = {"model.sigma.qkv.0": torch.ones(24), "average.sigma.qkv.0": torch.ones(24)}
+    save_file(earlier, file, metadata={"step": "3"})
+    result = retrain(family, start, RetrainingConfig(steps=5), checkpoint_file=file)
+    assert result.steps == 5
