@@ -193,21 +193,37 @@ class Mode(StrEnum):
     MATERIALISED = "materialised"
 
 
+GROUP = 32
+"""Neighbouring inputs of one output that share a scale, in a matrix of few bits."""
+
+
 class DType(StrEnum):
     """How the matrices of the blocks (U and V, or W) are stored.
 
     All else, activations included, is float32, unless the device computes natively in
-    bfloat16: then a bfloat16 or int8 model is all bfloat16 but those matrices.
+    bfloat16: then a model that is not float32 is all bfloat16 but those matrices.
     """
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
+    INT4 = "int4"
+    INT3 = "int3"
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a rounded weight; None for floats."""
+        return {DType.INT8: 8, DType.INT4: 4, DType.INT3: 3}.get(self)
+
+    @property
+    def needs_healing(self) -> bool:
+        """Whether rounding to so few bits costs quality that a Sigma of its own brings back."""
+        return self.bits is not None and self.bits < 8
 
 
 def executable(mode: Mode, dtype: DType) -> bool:
-    """Whether a model can run so: int8 is for U and V, W is never stored in it."""
-    return not (mode is Mode.MATERIALISED and dtype is DType.INT8)
+    """Whether a model can run so: W is too coarse in three bits."""
+    return not (mode is Mode.MATERIALISED and dtype is DType.INT3)
 
 
 class Size(Frozen):

@@ -11,7 +11,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-from benchmarks.paper.ancestors import AVERAGE_DECAY, WARMUP_STEPS, Ancestors
+from benchmarks.paper.ancestors import WARMUP_STEPS, Ancestors
 from benchmarks.paper.depth import learning_rates
 from benchmarks.paper.judge import Judge
 from benchmarks.paper.lab import Lab
@@ -28,7 +28,7 @@ from learngenes.training.new_family import write_family
 from learngenes.training.pretrain import Pretraining
 
 SETTING = dataclasses.replace(REFERENCE, samples=2000)
-NETWORK = REFERENCE.network.model_copy(update={"rank": 4 * REFERENCE.network.width})
+NETWORK = REFERENCE.network.model_copy(update={"rank": 8 * REFERENCE.network.width})
 DEPTHS = (12, 10, 8, 6, 4, 3, 2)
 JUDGED_BY_FD = (12, 8, 4)
 SEEDS = (0, 1, 2)
@@ -128,7 +128,7 @@ def _config(seed: int) -> PretrainingConfig:
             warmup_steps=WARMUP_STEPS,
             learning_rate=rate,
             sigma_learning_rate=3 * rate,
-            ema_decay=AVERAGE_DECAY,
+            healing_steps=0,
             seed=seed,
         ),
     )

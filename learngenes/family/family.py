@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from pydantic import NonNegativeInt, ValidationError
@@ -30,7 +32,11 @@ QUALITY = "quality.json"
 PREVIEWS_FILE = "previews.png"
 ENCODER = "encoder"
 TENSOR_FILES = ("learngenes", "stem", "scales", "limited_data")
+SCALES_NAME = re.compile(r"(?:(?P<how>[a-z]+\.[a-z0-9]+)\.)?(?P<depth>\d+)\.(?P<parameter>.+)")
 FINGERPRINTED = ("learngenes.safetensors", "stem.safetensors")
+
+Precision = tuple[Mode, DType]
+"""Mode of a model in few bits, and their number."""
 
 
 class FamilyError(ValueError):
@@ -68,34 +74,46 @@ class Family:
     """None until `fineserve calibrate` has measured it."""
     encoder: LatentEncoder | None = None
     """Encoder of a family of latents; it stays on the CPU."""
+    healed: Mapping[Precision, Mapping[int, Scales]] = field(default_factory=dict)
+    """Sigma of each depth that was trained with the matrices in few bits."""
 
     @property
     def scales(self) -> Scales:
         """Sigma of the full size."""
         return self.depths[self.full_size.depth]
 
-    def is_prepared(self, size: Size) -> bool:
-        """Whether Sigma of `size` was trained with the family, so that nothing is left to learn."""
-        whole = size.rank == self.full_size.rank
-        return whole and size.depth in self.depths and bool(self.manifest.layer_order)
+    def is_prepared(
+        self, size: Size, mode: Mode = Mode.FACTORED, dtype: DType = DType.FLOAT32
+    ) -> bool:
+        """Whether Sigma was trained for this with the family, so that nothing is left to learn.
 
-    def scales_of(self, size: Size) -> Scales:
-        """Sigma that a model of `size` begins with, of its own memory.
+        Eight bits are as good as sixteen, fewer need a Sigma of their own.
+        """
+        depths = self.healed.get((mode, dtype), {}) if dtype.needs_healing else self.depths
+        whole = size.rank == self.full_size.rank
+        return whole and size.depth in depths and bool(self.manifest.layer_order)
+
+    def scales_of(
+        self, size: Size, mode: Mode = Mode.FACTORED, dtype: DType = DType.FLOAT32
+    ) -> Scales:
+        """Sigma that a model begins with, of its own memory.
 
         What was prepared for its depth; else of the next larger prepared depth, without the layers
         that leave next; in older families interpolated. At a smaller rank the longest components
-        are kept, which come first. Raises ValueError for what is larger than the full size.
+        are kept, which come first. In few bits what was healed for them, if anything was. Raises
+        ValueError for what is larger than the full size.
         """
         order = self.manifest.layer_order
         if not order:
             return interpolated(self.scales, size)
-        larger = [depth for depth in self.depths if depth >= size.depth]
+        depths = self.healed.get((mode, dtype), self.depths)
+        larger = [depth for depth in depths if depth >= size.depth]
         if not larger:
             raise ValueError(f"depth {size.depth} is more than the {self.full_size.depth} layers")
         nearest = min(larger)
         kept = remaining(order, nearest)
         layers = [kept.index(layer) for layer in remaining(order, size.depth)]
-        return subset(self.depths[nearest], layers, size.rank)
+        return subset(depths[nearest], layers, size.rank)
 
     def assemble(self, own: Own, mode: Mode, dtype: DType = DType.FLOAT32) -> DiT:
         """A model ready to sample, from this family and the model's own parameters."""
@@ -121,7 +139,8 @@ class Family:
 
     def to(self, device: torch.device) -> "Family":
         """Move the networks in place; the limited data stay where they are."""
-        for module in (self.genes, self.stem, *self.depths.values()):
+        healed = (own for depths in self.healed.values() for own in depths.values())
+        for module in (self.genes, self.stem, *self.depths.values(), *healed):
             module.to(device)
         return self
 
@@ -157,6 +176,7 @@ def save_family(
     depths: Mapping[int, Scales],
     limited_data: LabelledImages,
     encoder: LatentEncoder | None = None,
+    healed: Mapping[Precision, Mapping[int, Scales]] = MappingProxyType({}),
 ) -> FamilyManifest:
     """Write a family. `manifest` holds FamilyManifest's fields but the version and the hashes.
 
@@ -169,13 +189,11 @@ def save_family(
     tensors: dict[str, dict[str, Tensor]] = {
         "learngenes": genes.state_dict(),
         "stem": stem.state_dict(),
-        "scales": {
-            f"{depth}.{name}": tensor
-            for depth, scales in depths.items()
-            for name, tensor in scales.stacked().items()
-        },
+        "scales": _named(depths),
         "limited_data": {"images": limited_data.images, "labels": limited_data.labels},
     }
+    for (mode, dtype), owns in healed.items():
+        tensors["scales"] |= _named(owns, f"{mode}.{dtype}.")
     if encoder is not None:
         tensors[ENCODER] = encoder.state_dict()
     for name, group in tensors.items():
@@ -209,30 +227,51 @@ def load_family(directory: Path) -> Family:
     try:
         genes.load_state_dict(tensors["learngenes"], assign=True)
         stem.load_state_dict(tensors["stem"])
-        depths = _depths(tensors["scales"], manifest)
+        depths, healed = _scales(tensors["scales"], manifest)
         if encoder is not None:
             encoder.load_state_dict(tensors[ENCODER])
         data = tensors["limited_data"]
         limited = LabelledImages(data["images"], data["labels"], manifest.class_names)
     except (RuntimeError, KeyError) as error:
         raise FamilyError(f"{directory}: tensors do not fit {MANIFEST}: {error}") from error
-    for module in (genes, stem, *depths.values()):
+    all_healed = (own for owns in healed.values() for own in owns.values())
+    for module in (genes, stem, *depths.values(), *all_healed):
         module.requires_grad_(False)
     quality = read_quality(directory, manifest)
-    return Family(manifest, genes, stem.eval(), depths, limited, quality, encoder)
+    return Family(manifest, genes, stem.eval(), depths, limited, quality, encoder, healed)
 
 
-def _depths(tensors: Mapping[str, Tensor], manifest: FamilyManifest) -> dict[int, Scales]:
-    """Prepared Sigma by depth. Raises KeyError when a tensor is missing."""
+def _named(depths: Mapping[int, Scales], prefix: str = "") -> dict[str, Tensor]:
+    """Sigma of each depth, by name on disk."""
+    return {
+        f"{prefix}{depth}.{name}": tensor
+        for depth, scales in depths.items()
+        for name, tensor in scales.stacked().items()
+    }
+
+
+def _scales(
+    tensors: Mapping[str, Tensor], manifest: FamilyManifest
+) -> tuple[dict[int, Scales], dict[Precision, dict[int, Scales]]]:
+    """Prepared Sigma by depth, and healed ones. Raises KeyError when a tensor is missing."""
     if manifest.schema_version == 1:  # of the full size alone
-        return {manifest.network.depth: Scales.from_stacked(tensors)}
-    by_depth: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        return {manifest.network.depth: Scales.from_stacked(tensors)}, {}
+    stacked: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
-        depth, _, rest = name.partition(".")
-        by_depth[int(depth)][rest] = tensor
-    if manifest.network.depth not in by_depth:
+        if (parts := SCALES_NAME.fullmatch(name)) is None:
+            raise KeyError(f"scales have a tensor {name!r}")
+        stacked[parts["how"] or "", int(parts["depth"])][parts["parameter"]] = tensor
+    depths: dict[int, Scales] = {}
+    healed: dict[Precision, dict[int, Scales]] = defaultdict(dict)
+    for (how, depth), own in sorted(stacked.items()):
+        if how:
+            mode, dtype = how.split(".")
+            healed[Mode(mode), DType(dtype)][depth] = Scales.from_stacked(own)
+        else:
+            depths[depth] = Scales.from_stacked(own)
+    if manifest.network.depth not in depths:
         raise KeyError(f"no Sigma for depth {manifest.network.depth}")
-    return {depth: Scales.from_stacked(stacked) for depth, stacked in sorted(by_depth.items())}
+    return depths, dict(healed)
 
 
 def read_manifest(directory: Path) -> FamilyManifest:

@@ -66,6 +66,13 @@ def _made_up_quality(sizes: SizeSpace) -> QualityTable:
         ranks=sizes.ranks,
         unretrained=losses,
         retrained=losses,
-        dtype_loss_ratios={DType.FLOAT32: 1.0, DType.BFLOAT16: 1.0001, DType.INT8: 1.001},
+        dtype_loss_ratios={
+            DType.FLOAT32: 1.0,
+            DType.BFLOAT16: 1.0001,
+            DType.INT8: 1.001,
+            DType.INT4: 1.01,
+            DType.INT3: 1.05,
+        },
+        materialised_loss_ratios={DType.INT8: 1.001, DType.INT4: 1.03},
         source="a formula, not a measurement: the weights are random",
     )

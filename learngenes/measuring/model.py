@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from learngenes.config import DiffusionConfig, Scheduler
 from learngenes.device import peak_bytes, process_peak_bytes, synchronise
@@ -27,14 +27,8 @@ class Measurement:
 
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers; those that layers share count once."""
-    tensors = [plain for t in (*model.parameters(), *model.buffers()) for plain in _plain(t)]
-    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
-
-
-def _plain(tensor: Tensor) -> list[Tensor]:
-    if not hasattr(tensor, "__tensor_flatten__"):  # it is not quantised
-        return [tensor]
-    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    tensors = (*model.parameters(), *model.buffers())
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
 def run(

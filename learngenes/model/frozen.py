@@ -1,7 +1,7 @@
 """Frozen layers in each mode and dtype, of which a model that is served alone is made."""
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,41 +10,59 @@ from torch import Tensor, nn
 from learngenes.config import DType, Kind, Mode, executable
 from learngenes.device import release_memory
 from learngenes.model.factors import DenseLayers, Learngenes, Own, materialise
+from learngenes.model.rounded import Rounded
+
+Stored = Tensor | Rounded
+"""A matrix as a model of some dtype keeps it."""
 
 
-def factored_linear(x: Tensor, u: Tensor, sigma: Tensor, vt: Tensor, bias: Tensor) -> Tensor:
+def factored_linear(x: Tensor, u: Stored, sigma: Tensor, vt: Stored, bias: Tensor) -> Tensor:
     """((x V) * sigma) U^T + b without forming W; x: (..., n), vt = V^T: (r, n) -> (..., m)."""
-    return F.linear(F.linear(x, _as(vt, x)).mul_(sigma), _as(u, x), bias)
+    return F.linear(F.linear(x, unpacked(vt, x.dtype)).mul_(sigma), unpacked(u, x.dtype), bias)
 
 
-def _as(weight: Tensor, x: Tensor) -> Tensor:
-    # an int8 weight says that it has that dtype already: torchao casts it inside the product
-    return weight if weight.dtype == x.dtype else weight.to(x.dtype)
+def unpacked(matrix: Stored, dtype: torch.dtype) -> Tensor:
+    """A stored matrix as it is multiplied with; the same memory where it is in `dtype`."""
+    return matrix.unpacked(dtype) if isinstance(matrix, Rounded) else matrix.to(dtype)
+
+
+def _held(matrix: Stored) -> nn.Parameter | Rounded:
+    if isinstance(matrix, Rounded):
+        return matrix
+    return nn.Parameter(matrix, requires_grad=False)
 
 
 class FactoredLinear(nn.Module):
     """A linear layer in `factored` mode; u (m, r), vt (r, n) belong to every layer of a kind."""
 
-    def __init__(self, u: Tensor, sigma: Tensor, vt: Tensor, bias: Tensor) -> None:
+    def __init__(self, u: Stored, sigma: Tensor, vt: Stored, bias: Tensor) -> None:
         super().__init__()
-        self.u, self.sigma, self.vt, self.bias = (
-            nn.Parameter(t, requires_grad=False) for t in (u, sigma, vt, bias)
-        )
+        self.u, self.vt = _held(u), _held(vt)
+        self.sigma, self.bias = (nn.Parameter(t, requires_grad=False) for t in (sigma, bias))
 
     def forward(self, x: Tensor) -> Tensor:
         return factored_linear(x, self.u, self.sigma, self.vt, self.bias)
+
+    def written(self) -> Tensor:
+        """W (m, n) that the product amounts to."""
+        u, vt = (unpacked(factor, torch.float32) for factor in (self.u, self.vt))
+        return materialise(u, self.sigma, vt.T)
 
 
 class MaterialisedLinear(nn.Module):
     """A linear layer in `materialised` mode: W (m, n) kept dense."""
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Stored, bias: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = _held(weight)
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, _as(self.weight, x), self.bias)
+        return F.linear(x, unpacked(self.weight, x.dtype), self.bias)
+
+    def written(self) -> Tensor:
+        """W (m, n) that is multiplied with."""
+        return unpacked(self.weight, torch.float32)
 
 
 @torch.no_grad()
@@ -54,10 +72,10 @@ def serving_layers(
     """Frozen layers in `mode`, sharing one copy of the U, V prefix when factored.
 
     Matrices are stored in `dtype`, Sigma and biases in `compute`. Raises ValueError for a
-    materialised model in int8, and for dense layers that are not materialised.
+    materialised model in int3, and for dense layers that are not materialised.
     """
     if not executable(mode, dtype):
-        raise ValueError("int8 is for factored models: W is never stored in it")
+        raise ValueError("int3 is for factored models: W is never stored in it")
     if isinstance(own, DenseLayers):
         if mode is not Mode.MATERIALISED:
             raise ValueError("a refined model has no factors: its mode is materialised")
@@ -65,8 +83,8 @@ def serving_layers(
         return
     u, v = ({kind: side[kind][:, : own.rank] for kind in Kind} for side in (genes.u, genes.v))
     if mode is Mode.FACTORED:
-        stored_u = {kind: stored(u[kind], dtype, compute) for kind in Kind}
-        stored_vt = {kind: stored(v[kind].T, dtype, compute) for kind in Kind}
+        stored_u = {kind: stored(u[kind], dtype) for kind in Kind}
+        stored_vt = {kind: stored(v[kind].T, dtype) for kind in Kind}
     for layer in own.layers():
         modules: dict[str, nn.Module] = {}
         for kind in Kind:
@@ -75,7 +93,7 @@ def serving_layers(
                 modules[kind] = FactoredLinear(stored_u[kind], sigma, stored_vt[kind], bias)
             else:
                 weight = materialise(u[kind], layer.sigma[kind], v[kind])
-                modules[kind] = MaterialisedLinear(stored(weight, dtype, compute), bias)
+                modules[kind] = MaterialisedLinear(stored(weight, dtype), bias)
         release_memory(u[Kind.QKV].device)  # else the holes between kept matrices stay
         yield nn.ModuleDict(modules)
 
@@ -85,7 +103,7 @@ def _dense_layers(own: DenseLayers, dtype: DType, compute: torch.dtype) -> Itera
         yield nn.ModuleDict(
             {
                 kind: MaterialisedLinear(
-                    stored(own.weight[kind][index], dtype, compute),
+                    stored(own.weight[kind][index], dtype),
                     own.bias[kind][index].to(compute),
                 )
                 for kind in Kind
@@ -93,13 +111,22 @@ def _dense_layers(own: DenseLayers, dtype: DType, compute: torch.dtype) -> Itera
         )
 
 
-def stored(matrix: Tensor, dtype: DType, compute: torch.dtype) -> Tensor:
-    """A matrix as a model of `dtype` keeps it."""
-    if dtype is DType.INT8:
-        for chatty in ("torchao", "torch.utils._pytree"):  # of kernels for other devices
-            logging.getLogger(chatty).setLevel(logging.ERROR)
-        from torchao.quantization import Int8Tensor, PerRow  # a second to import
+def as_served(genes: Learngenes, own: Own, mode: Mode, dtype: DType) -> Own:
+    """What computes in float32 what `own` does in few bits; `own` itself where there are none."""
+    if dtype.bits is None:
+        return own
+    layers = [
+        cast(Mapping[Kind, FactoredLinear | MaterialisedLinear], layer)
+        for layer in serving_layers(genes, own, mode, dtype, torch.float32)
+    ]
+    weights = [
+        {kind: (layer[kind].written(), layer[kind].bias) for kind in Kind} for layer in layers
+    ]
+    return DenseLayers.of(weights, own.classes)
 
-        quantised: Tensor = Int8Tensor.from_hp(matrix.to(compute).contiguous(), PerRow())
-        return quantised
+
+def stored(matrix: Tensor, dtype: DType) -> Stored:
+    """A matrix as a model of `dtype` keeps it."""
+    if dtype.bits is not None:
+        return Rounded(matrix, dtype.bits)
     return matrix.to(torch.bfloat16 if dtype is DType.BFLOAT16 else torch.float32).contiguous()

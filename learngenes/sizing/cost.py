@@ -10,16 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learngenes.config import TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
+from learngenes.config import GROUP, TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
 from learngenes.sizing.budget import Workload
 
 Ints = NDArray[np.int64]
 
 BYTES_PER_FLOAT32 = 4
 TILE_ROWS, TILE_INPUTS, TILE_OUTPUTS = 256, 1024, 64
-MATRIX_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2, DType.INT8: 1}
-INT8_ROW_BYTES = 5
-"""Bytes of the float32 scale and int8 zero point that torchao keeps for each row of a matrix."""
+FLOAT_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2}
 SCHEDULE_BYTES = 7 * 1000 * BYTES_PER_FLOAT32
 """Bytes of the thousand-step tables that a diffusers scheduler keeps."""
 
@@ -54,10 +52,30 @@ class Execution:
         sums = np.minimum(rows * columns, TILE_ROWS * width) * BYTES_PER_FLOAT32
         return np.asarray(packed + sums + 2048)
 
-    def cast_bytes(self, elements: Ints | int) -> Ints | int:
+    def cast_bytes(self, rows: Ints | int, inputs: Ints | int) -> Ints | int:
         """Bytes of a stored matrix cast to the compute dtype, alive for one product."""
-        cast = self.dtype is DType.INT8 or MATRIX_BYTES[self.dtype] != self.compute_bytes
-        return elements * self.compute_bytes if cast else 0
+        if self.dtype.bits is not None:
+            return rows * -(-inputs // GROUP) * GROUP * self.compute_bytes
+        cast = FLOAT_BYTES[self.dtype] != self.compute_bytes
+        return rows * inputs * self.compute_bytes if cast else 0
+
+    def unpacking_bytes(self, rows: Ints | int, inputs: Ints | int) -> Ints | int:
+        """Bytes beside the cast while it is made: codes that share a byte, one to a byte."""
+        if self.dtype.bits is None:
+            return 0
+        groups = rows * -(-inputs // GROUP)
+        return groups * (self.compute_bytes if self.dtype.bits == 8 else GROUP)
+
+    def matrix_bytes(self, rows: Ints | int, inputs: Ints | int) -> Ints | int:
+        """Bytes of a stored matrix (rows, inputs), with the scales of its groups."""
+        if self.dtype.bits is not None:
+            return rounded_bytes(rows, inputs, self.dtype.bits)
+        return rows * inputs * FLOAT_BYTES[self.dtype]
+
+
+def rounded_bytes(rows: Ints | int, inputs: Ints | int, bits: int) -> Ints | int:
+    """Bytes of a matrix (rows, inputs) in few bits: whole groups, each with a bfloat16 scale."""
+    return rows * -(-inputs // GROUP) * (GROUP * bits // 8 + 2)
 
 
 def learngene_parameters(network: NetworkConfig, rank: Ints | int) -> Ints | int:
@@ -105,14 +123,15 @@ def weight_bytes(
     network: NetworkConfig, depth: Ints | int, rank: Ints | int, execution: Execution
 ) -> Ints | int:
     """Bytes of all parameters of a model served alone."""
-    stored, compute = MATRIX_BYTES[execution.dtype], execution.compute_bytes
+    compute = execution.compute_bytes
+    shapes = [kind.shape(network.width) for kind in Kind]
     stem = stem_parameters(network) * compute + decoder_bytes(network)
     if execution.mode is Mode.MATERIALISED:
-        biases = depth * _biases(network) * compute
-        return stem + dense_parameters(network, depth) * stored + biases
-    factors = learngene_parameters(network, rank) * stored
-    if execution.dtype is DType.INT8:
-        factors = factors + INT8_ROW_BYTES * (_biases(network) + len(Kind) * rank)
+        layer = _biases(network) * compute + sum(execution.matrix_bytes(*s) for s in shapes)
+        return stem + depth * layer
+    factors: Ints | int = 0
+    for m, n in shapes:
+        factors = factors + execution.matrix_bytes(m, rank) + execution.matrix_bytes(rank, n)
     return stem + factors + scale_parameters(network, depth, rank) * compute
 
 
@@ -174,22 +193,21 @@ def process_bytes(memory: Ints | int, shared: Ints | int, base_bytes: int) -> In
 def _product_bytes(
     network: NetworkConfig, kind: Kind, rows: int, rank: Ints | int, execution: Execution
 ) -> Ints | int:
-    """Most bytes that one linear layer holds beside its input: casts, x V and the output.
-
-    torchao's int8 product holds the cast matrix and the output, then the output twice.
-    """
+    """Most bytes that one linear layer holds beside its input: casts, x V and the output."""
     m, n = kind.shape(network.width)
     e = execution.compute_bytes
     out = rows * m * e
     if execution.mode is Mode.MATERIALISED:
-        return out + execution.cast_bytes(m * n) + execution.scratch_bytes(rows, n, m)
+        multiplied = out + execution.scratch_bytes(rows, n, m)
+        return execution.cast_bytes(m, n) + np.maximum(multiplied, execution.unpacking_bytes(m, n))
     reduced = rows * rank * e
-    first = execution.cast_bytes(rank * n) + execution.scratch_bytes(rows, n, rank)
-    second = execution.cast_bytes(m * rank) + execution.scratch_bytes(rows, rank, m)
-    if execution.dtype is DType.INT8:
-        first, second = np.maximum(first, reduced), np.maximum(second, out)
-        second = second + INT8_ROW_BYTES * m  # its scales, cast
-    return np.maximum(reduced + first, reduced + out + second)
+    first = execution.cast_bytes(rank, n) + np.maximum(
+        reduced + execution.scratch_bytes(rows, n, rank), execution.unpacking_bytes(rank, n)
+    )
+    second = execution.cast_bytes(m, rank) + np.maximum(
+        out + execution.scratch_bytes(rows, rank, m), execution.unpacking_bytes(m, rank)
+    )
+    return np.maximum(first, reduced + second)
 
 
 def _biases(network: NetworkConfig) -> int:

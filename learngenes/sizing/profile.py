@@ -19,7 +19,7 @@ from learngenes.sizing.budget import Cost, Workload
 from learngenes.sizing.cost import Execution, Ints
 from learngenes.sizing.quality import Floats
 
-PROFILE_VERSION: Literal[1] = 1
+PROFILE_VERSION: Literal[2] = 2
 LEAST_DRIFT_WEIGHT = 0.1
 """Weight of a measurement in the speed correction when there were many before it."""
 MOST_DRIFT = 4.0
@@ -47,7 +47,7 @@ class DeviceProfile(Frozen):
     layer), the last two piecewise linear in rows, the layer's also in rank.
     """
 
-    version: Literal[1] = PROFILE_VERSION
+    version: Literal[2] = PROFILE_VERSION
     device_class: str
     torch_version: str
     family: str

@@ -1,12 +1,13 @@
 """Quality of a size: a family's measured losses, interpolated so that more is never worse."""
 
+import math
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from learngenes.config import Ascending, DType, Frozen
+from learngenes.config import Ascending, DType, Frozen, Mode
 
 Row = tuple[PositiveFloat, ...]
 Floats = NDArray[np.float64]
@@ -22,7 +23,10 @@ class QualityTable(Frozen):
     retrained: tuple[Row, ...]
     """The same after Sigma retraining; the solver uses these."""
     dtype_loss_ratios: dict[DType, PositiveFloat]
-    """Ratio of the loss with matrices stored in a dtype to that in float32."""
+    """Ratio of the loss with matrices stored in a dtype, U and V where it is few bits, to that in
+    float32."""
+    materialised_loss_ratios: dict[DType, PositiveFloat] = Field(default_factory=dict)
+    """The same with W stored in few bits; none in older families, which then have no such sizes."""
     source: str
     """Note on how it was measured, or that it was not."""
 
@@ -36,6 +40,12 @@ class QualityTable(Frozen):
         if DType.FLOAT32 not in self.dtype_loss_ratios:
             raise ValueError("dtype_loss_ratios must have float32")
         return self
+
+    def loss_ratio(self, mode: Mode, dtype: DType) -> float:
+        """Loss in an execution, over that in float32; infinite where nobody has measured it."""
+        rounded = mode is Mode.MATERIALISED and dtype.bits is not None
+        ratios = self.materialised_loss_ratios if rounded else self.dtype_loss_ratios
+        return ratios.get(dtype, math.inf)
 
     def qualities(self, depths: Floats, ranks: Floats, loss_ratios: Floats) -> Floats:
         """Qualities of many sizes at once, in (0, 1]: the family's best loss over theirs.

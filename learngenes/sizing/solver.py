@@ -85,7 +85,7 @@ class Candidates:
             memory.append(needed + profile.memory_overhead_bytes)
             shared.append(shared_bytes(network, ranks, execution))
             latency.append(profile.latency_seconds(depths, ranks, execution, workload))
-        ratios = [quality.dtype_loss_ratios.get(e.dtype, math.inf) for e in executions]
+        ratios = [quality.loss_ratio(e.mode, e.dtype) for e in executions]
         every_depth, every_rank = (np.tile(a, len(executions)) for a in (depths, ranks))
         seconds = np.concatenate(latency)
         bytes_, base_bytes = np.concatenate(memory), profile.process_base_bytes
@@ -156,7 +156,8 @@ def _allowed(candidates: Candidates, constraints: Constraints) -> Bools:
     mode, dtype = constraints.mode, constraints.dtype
     if mode and dtype and not executable(mode, dtype):
         raise Impossible(
-            "dtype int8 is for mode factored: a materialised weight is never stored in it"
+            f"dtype {dtype} is for mode factored: a weight that is written out would be too "
+            "coarse; choose int4, or leave mode out"
         )
     modes, dtypes = (
         np.array([getattr(e, name) for e in candidates.executions])[candidates.execution]

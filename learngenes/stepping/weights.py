@@ -9,16 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learngenes.config import DType, Kind, NetworkConfig
+from learngenes.config import DType, Kind, Mode, NetworkConfig
 from learngenes.device import compute_dtype
 from learngenes.family.family import Family
+from learngenes.model.dense import materialised
 from learngenes.model.dit import sinusoidal_timesteps
 from learngenes.model.factors import CLASSES, DenseLayers, Own, Scales, materialise
-from learngenes.model.frozen import stored
+from learngenes.model.frozen import stored, unpacked
 from learngenes.stepping.arithmetic import BLOCK_KINDS
 
 SPARE_RANKS = 8
 """Ranks that no model has: compiled kernels would tell a prefix from the whole."""
+
+
+def kept(own: Own, family: Family, mode: Mode, dtype: DType) -> Own:
+    """A model's own parameters as the engine keeps them: W that are rounded are always there."""
+    if isinstance(own, Scales) and mode is Mode.MATERIALISED and dtype.bits is not None:
+        return DenseLayers.of(materialised(family.genes, own), own.classes)
+    return own
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
@@ -28,8 +36,8 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
 class SharedWeights:
     """Weights that all models of a family in one dtype share.
 
-    The rank matters for int8 alone, whose scales are those of one rank prefix. Its matrices are
-    kept in what is computed in, like all others: they are shared by every model.
+    The rank matters in few bits alone, whose groups are those of one rank prefix. Their matrices
+    are kept in what is computed in, like all others: they are shared by every model.
     """
 
     def __init__(self, family: Family, dtype: DType, rank: int | None = None) -> None:
@@ -51,13 +59,12 @@ class SharedWeights:
     def _factors(self, kind: Kind, rank: int) -> tuple[Tensor, Tensor]:
         """Factors V (n, r) and U^T (r, m), zero beyond `rank`, so that all have the same shape."""
         genes = self.family.genes
-        u = stored(genes.u[kind].detach()[:, :rank], self.dtype, self.compute)
-        vt = stored(genes.v[kind].detach()[:, :rank].T, self.dtype, self.compute)
-        if self.dtype is DType.INT8:
-            u, vt = u.dequantize(), vt.dequantize()
+        u, vt = (
+            unpacked(stored(factor, self.dtype), self.compute)
+            for factor in (genes.u[kind].detach()[:, :rank], genes.v[kind].detach()[:, :rank].T)
+        )
         beyond = (0, 0, 0, self.network.rank + SPARE_RANKS - rank)
-        ut = F.pad(u.to(self.compute).T, beyond)
-        return F.pad(vt.to(self.compute), beyond).T.contiguous(), ut.contiguous()
+        return F.pad(vt, beyond).T.contiguous(), F.pad(u.T, beyond).contiguous()
 
     @property
     def nbytes(self) -> int:
@@ -158,10 +165,10 @@ class FactoredWeights(ModelWeights):
         for index, kind in enumerate(BLOCK_KINDS):
             u, v = (side[kind].detach()[:, : self.rank] for side in (genes.u, genes.v))
             layers = [
-                stored(materialise(u, sigma, v), shared.dtype, shared.compute)
+                unpacked(stored(materialise(u, sigma, v), shared.dtype), shared.compute)
                 for sigma in self.sigma[:, index].float()
             ]
-            written.append(torch.stack([w.T.to(shared.compute) for w in layers]))
+            written.append(torch.stack([w.T for w in layers]))
         self.materialised = tuple(written)
 
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
@@ -187,8 +194,8 @@ class DenseWeights(ModelWeights):
 
     def _stored(self, own: DenseLayers, kind: Kind) -> Tensor:
         """W of one kind (L, m, n), rounded to the dtype that it is stored in."""
-        weight = own.weight[kind].to(self.shared.device)
-        return stored(weight, self.shared.dtype, self.shared.compute).to(self.shared.compute)
+        layers = (stored(w.to(self.shared.device), self.shared.dtype) for w in own.weight[kind])
+        return torch.stack([unpacked(w, self.shared.compute) for w in layers])
 
     def modulations(self, timesteps: Tensor, class_label: int) -> Tensor:
         conditioning = self._conditioning(timesteps, class_label)

@@ -18,7 +18,7 @@ class DataConfig(Frozen):
 
 class TrainingConfig(Frozen):
     steps: PositiveInt
-    depths_from: float = Field(0.7, ge=0, le=1)
+    depths_from: float = Field(0.6, ge=0, le=1)
     """Share of the steps after which smaller depths are trained, too; 1 trains none."""
     batch_size: PositiveInt = 128
     learning_rate: PositiveFloat = 5e-3
@@ -27,7 +27,9 @@ class TrainingConfig(Frozen):
     factor_learning_rate: PositiveFloat = 0.03
     """Learning rate of Muon for U and V."""
     warmup_steps: PositiveInt = 200
-    ema_decay: float = Field(0.999, ge=0, lt=1)
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """Decay of the averaged weights, which are the family's; learning rates fall to zero, so that
+    a long average would only lag behind."""
     clip_norm: PositiveFloat = 1.0
     null_class_probability: float = Field(0.1, ge=0, le=1)
     distillation: float = Field(1.0, ge=0, le=1)
@@ -35,6 +37,8 @@ class TrainingConfig(Frozen):
     every size does; the rest is the data's."""
     preparation_steps: NonNegativeInt = 600
     """Steps in which, in the end, Sigma of each smaller depth is trained alone."""
+    healing_steps: NonNegativeInt = 300
+    """Steps in which Sigma of each depth is then trained with matrices in few bits."""
     compiled: bool = True
     """Whether blocks are compiled, which takes half a minute and halves the time of a step."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"

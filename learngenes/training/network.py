@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from learngenes.config import Kind, NetworkConfig
 from learngenes.model.dit import Stem, block
 from learngenes.model.factors import Layer, Learngenes, Scales
+from learngenes.model.rounded import straight_through
 from learngenes.model.sigma import reference_scales, remaining, subset
 from learngenes.stepping.arithmetic import BLOCK_KINDS
 
@@ -87,22 +88,29 @@ def predict(
     scales: Scales,
     noisy: tuple[Tensor, Tensor, Tensor],
     parts: Parts = PLAIN,
+    weight_bits: int | None = None,
 ) -> Tensor:
     """Prediction (N, C, H, W) for images (N, C, H, W), timesteps and class labels (N,).
 
-    Differentiable in all parameters; at the rank of `scales`.
+    Differentiable in all parameters; at the rank of `scales`; with every W rounded to
+    `weight_bits`, if there are any.
     """
     h, conditioning = stem.embed(*noisy)
     factors = {k: (genes.u[k][:, : scales.rank], genes.v[k][:, : scales.rank]) for k in Kind}
 
-    def weights(kind: Kind) -> tuple[Tensor, ...]:
+    def weights(kind: Kind) -> Tensor:
         u, v = factors[kind]
-        return parts.written(u, scales.sigma[kind], v).unbind(0)
+        exact = parts.written(u, scales.sigma[kind], v)
+        return exact if weight_bits is None else straight_through(exact, weight_bits)
 
-    u, v = factors[Kind.ADALN]  # factor by factor: there are few rows
-    reduced = F.linear(conditioning, v.T) * scales.sigma[Kind.ADALN][:, None]  # (L, N, r)
-    modulations = F.linear(reduced, u) + scales.bias[Kind.ADALN][:, None]  # (L, N, 6D)
-    layers = zip(*(weights(kind) for kind in BLOCK_KINDS), strict=True)
+    if weight_bits is None:  # factor by factor: there are few rows
+        u, v = factors[Kind.ADALN]
+        reduced = F.linear(conditioning, v.T) * scales.sigma[Kind.ADALN][:, None]  # (L, N, r)
+        modulations = F.linear(reduced, u)
+    else:
+        modulations = conditioning @ weights(Kind.ADALN).mT
+    modulations = modulations + scales.bias[Kind.ADALN][:, None]  # (L, N, 6D)
+    layers = zip(*(weights(kind).unbind(0) for kind in BLOCK_KINDS), strict=True)
     biases = zip(*(scales.bias[kind].unbind(0) for kind in BLOCK_KINDS), strict=True)
     for own in zip(modulations.unbind(0), layers, biases, strict=True):
         h = parts.block(h, *own, stem.config.num_attention_heads)

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from learngenes.config import Mode
 from learngenes.data.images import grid
-from learngenes.family.family import Family, load_family, save_family
+from learngenes.family.family import Family, Precision, load_family, save_family
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import sample
 from learngenes.training.config import PretrainingConfig
 from learngenes.training.network import FactorisedDiT
-from learngenes.training.prepare import PREPARATION, prepare
+from learngenes.training.prepare import HEALED, PREPARATION, heal, prepare
 from learngenes.training.pretrain import LOG, Pretraining
 
 GRID_CLASSES = 10
@@ -55,30 +55,40 @@ def write_family(
     manifest["layer_order"] = network.layer_order
     limited = images.balanced(config.data.limited_images)
 
-    def save(depths: Mapping[int, Scales]) -> None:
-        encoder = pretraining.encoder
-        save_family(directory, manifest, network.genes, network.stem, depths, limited, encoder)
+    def save(
+        depths: Mapping[int, Scales], healed: Mapping[Precision, Mapping[int, Scales]]
+    ) -> None:
+        encoder, genes, stem = pretraining.encoder, network.genes, network.stem
+        save_family(directory, manifest, genes, stem, depths, limited, encoder, healed)
 
-    save(network.trained_depths)
-    family = load_family(directory)
-    if config.training.preparation_steps:
-        depths = _prepared(family.to(pretraining.accelerator.device), pretraining)
-        family = dataclasses.replace(family, depths=depths).to(torch.device("cpu"))
+    save(network.trained_depths, {})
+    family = _prepared(load_family(directory), pretraining)
     _sample_grid(family).save(directory / "samples.png", optimize=True)
-    save(family.depths)
+    save(family.depths, family.healed)
 
 
-def _prepared(family: Family, pretraining: Pretraining) -> dict[int, Scales]:
-    steps = pretraining.config.training.preparation_steps
-    preparation = PREPARATION.model_copy(update={"steps": steps})
-    with tqdm(total=steps * (len(family.depths) - 1), unit="step") as bar:
+def _prepared(family: Family, pretraining: Pretraining) -> Family:
+    """The family with Sigma of each depth trained alone, and healed for few bits."""
+    training, depths = pretraining.config.training, len(family.depths)
+    stages = training.preparation_steps, training.healing_steps
+    configs = [PREPARATION.model_copy(update={"steps": steps}) for steps in stages]
+    data, work = pretraining.images, pretraining.directory
+    total = stages[0] * (depths - 1) + stages[1] * depths * len(HEALED)
+    family = family.to(pretraining.accelerator.device)
+    with tqdm(total=total, unit="step") as bar:
 
-        def show(depth: int, _: int, loss: float) -> None:
-            bar.set_description(f"Sigma of depth {depth}", refresh=False)
+        def show(name: str, _: int, loss: float) -> None:
+            bar.set_description(f"Sigma of {name}", refresh=False)
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
 
-        return prepare(family, pretraining.images, pretraining.directory, preparation, show)
+        if training.preparation_steps:
+            owns = prepare(family, data, work, configs[0], show)
+            family = dataclasses.replace(family, depths=owns)
+        if training.healing_steps:
+            healed = heal(family, data, work, configs[1], show)
+            family = dataclasses.replace(family, healed=healed)
+    return family.to(torch.device("cpu"))
 
 
 def _sample_grid(family: Family) -> Image.Image:

@@ -78,9 +78,8 @@ def optimizer_of(network: FactorisedDiT, config: TrainingConfig) -> Muon:
 
 
 def learning_rate_share(config: TrainingConfig, step: int) -> float:
-    """Share of the learning rates: linear warm-up, then a cosine to zero."""
-    warmup = min(1.0, (step + 1) / config.warmup_steps)
-    return warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    """Share of the learning rates: a linear warm-up, then a linear fall to zero."""
+    return min(1.0, (step + 1) / config.warmup_steps) * (1 - step / config.steps)
 
 
 class Pretraining:

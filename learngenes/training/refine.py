@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
+from torch.func import functional_call
 
+from learngenes.config import DType
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
 from learngenes.family.family import Family
 from learngenes.model.dense import DenseDiT, materialised
 from learngenes.model.factors import DenseLayers, Scales
+from learngenes.model.rounded import straight_through
 from learngenes.training.tuning import OnProgress, Tuned, Tuning, TuningConfig, teacher_of
 
 
@@ -32,23 +35,37 @@ def refine(
     on_progress: OnProgress | None = None,
     checkpoint_file: Path | None = None,
     data: LabelledImages | None = None,
+    dtype: DType = DType.FLOAT32,
 ) -> Refined:
     """Train all W and biases of a model of `scales` for `max_seconds`; its stem stays frozen.
 
-    A smaller model than the family's full size learns half from what that predicts. Stops when
-    the held-out loss stops falling, and where `on_progress` raises Enough; the best layers are
-    kept, those of `scales` if nothing was better. A run that was killed goes on from
-    `checkpoint_file`, where it is kept now and then and whenever `on_progress` raises Pause.
+    A lesser model than the family's full size learns half from what that predicts. In few bits
+    every W is rounded as it is served; what is kept are the W before rounding. Stops when the
+    held-out loss stops falling, and where `on_progress` raises Enough; the best layers are kept,
+    those of `scales` if nothing was better. A run that was killed goes on from `checkpoint_file`,
+    where it is kept now and then and whenever `on_progress` raises Pause.
     """
     model = DenseDiT(family.stem_of(scales), materialised(family.genes, scales))
 
     def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
         with training_precision(x.device):
-            prediction: Tensor = model(x, timesteps, class_labels)
+            inputs = (x, timesteps, class_labels)
+            prediction: Tensor = functional_call(model, _as_served(model, dtype), inputs)
         return prediction.float()
 
-    teacher = teacher_of(family, scales)
+    teacher = teacher_of(family, scales, dtype)
     data = data or family.limited_data
     tuning = Tuning(family, model.layers, predict, config, data, teacher, checkpoint_file)
     tuned = tuning.run(on_progress)
     return Refined(**vars(tuned), layers=DenseLayers.of(model.weights(), scales.classes))
+
+
+def _as_served(model: DenseDiT, dtype: DType) -> dict[str, Tensor]:
+    """Every W of the layers, rounded; nothing where they are floats."""
+    if (bits := dtype.bits) is None:
+        return {}
+    return {
+        f"layers.{name}": straight_through(weight, bits)
+        for name, weight in model.layers.named_parameters()
+        if name.endswith(".weight")
+    }

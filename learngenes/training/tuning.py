@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 
-from learngenes.config import Frozen, Mode, Size
+from learngenes.config import DType, Frozen, Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
 from learngenes.family.family import Family
@@ -96,10 +96,11 @@ def split_heldout(data: LabelledImages, most: int) -> tuple[LabelledImages, Labe
     return data.subset(order[~torch.isin(order, taken)]), data.subset(taken)
 
 
-def teacher_of(family: Family, scales: Scales) -> Predict | None:
-    """The full size, of which a smaller model learns half; None where it knows other classes."""
+def teacher_of(family: Family, scales: Scales, dtype: DType) -> Predict | None:
+    """The full size, of which a lesser model learns half; None where it knows other classes."""
     size = Size(depth=scales.depth, rank=scales.rank)
-    if size == family.full_size or scales.classes is not None:
+    full = size == family.full_size and dtype.bits is None
+    if full or scales.classes is not None:
         return None
     return family.assemble(family.scales, Mode.MATERIALISED)
 

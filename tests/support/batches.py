@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from learngenes.config import DType, Mode, Scheduler, Size
+from learngenes.config import Mode, Scheduler, Size
 from learngenes.family.family import Family
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import initial_noise
 from learngenes.stepping.batch import Batch, Part, Stack, Tables
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.schedules import schedule
-from learngenes.stepping.weights import FactoredWeights, ModelWeights, SharedWeights
+from learngenes.stepping.weights import FactoredWeights, ModelWeights, SharedWeights, kept
 
 
 def other_scales(family: Family, size: Size, seed: int) -> Scales:
@@ -28,8 +28,9 @@ def other_scales(family: Family, size: Size, seed: int) -> Scales:
 
 
 def weights(shared: SharedWeights, scales: Scales, mode: Mode) -> ModelWeights:
-    model = FactoredWeights(shared, scales)
-    if mode is Mode.MATERIALISED:
+    own = kept(scales, shared.family, mode, shared.dtype)
+    model = ModelWeights.of(shared, own)
+    if mode is Mode.MATERIALISED and isinstance(model, FactoredWeights):
         model.materialise()
     return model
 
@@ -37,12 +38,12 @@ def weights(shared: SharedWeights, scales: Scales, mode: Mode) -> ModelWeights:
 def random_models(
     shared: SharedWeights, count: int, generator: random.Random, modes: Sequence[Mode] = tuple(Mode)
 ) -> list[ModelWeights]:
-    """Models of the family's own depths and any rank; int8's scales are those of one."""
-    family, int8 = shared.family, shared.dtype is DType.INT8
+    """Models of the family's own depths and any rank; in few bits groups are those of one."""
+    family, few = shared.family, shared.dtype.bits is not None
     models = []
     for seed in range(count):
-        mode = Mode.FACTORED if int8 else generator.choice(modes)
-        rank = shared.network.rank if int8 else generator.randint(1, shared.network.rank)
+        mode = Mode.FACTORED if few else generator.choice(modes)
+        rank = shared.network.rank if few else generator.randint(1, shared.network.rank)
         size = Size(depth=generator.choice(family.manifest.sizes.depths), rank=rank)
         models.append(weights(shared, other_scales(family, size, seed), mode))
     return models

@@ -207,6 +207,6 @@ def reference(family: Family, model: Model, request: SampleRequest) -> np.ndarra
 
 def random_model(generator: random.Random) -> Model:
     dtype = generator.choice(list(DType))
-    mode = Mode.FACTORED if dtype is DType.INT8 else generator.choice(list(Mode))
-    rank = generator.randint(2, 48)  # torchao cannot quantise one column
+    mode = Mode.FACTORED if dtype is DType.INT3 else generator.choice(list(Mode))
+    rank = generator.randint(2, 48)
     return Model(generator.randrange(10), generator.choice((2, 3, 4)), rank, mode, dtype)

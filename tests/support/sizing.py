@@ -22,7 +22,13 @@ NETWORK = NetworkConfig(
 SIZES = SizeSpace(depths=(2, 3, 4), ranks=(8, 24, 48))
 """Sizes of the family `tiny`."""
 EXECUTIONS = [(mode, dtype) for mode in Mode for dtype in DType if executable(mode, dtype)]
-SLOWDOWN = {DType.FLOAT32: 1.0, DType.BFLOAT16: 1.3, DType.INT8: 1.7}
+SLOWDOWN = {
+    DType.FLOAT32: 1.0,
+    DType.BFLOAT16: 1.3,
+    DType.INT8: 1.7,
+    DType.INT4: 1.8,
+    DType.INT3: 1.9,
+}
 ROWS = (1, 4, 16)
 SECONDS_PER_PRODUCT = 1e-11
 BLOCK_SECONDS = 1e-4
@@ -57,7 +63,14 @@ def quality_table(sizes: SizeSpace, **changes: Any) -> QualityTable:
         ranks=sizes.ranks,
         unretrained=tuple(tuple(1.1 * loss for loss in row) for row in losses),
         retrained=losses,
-        dtype_loss_ratios={DType.FLOAT32: 1.0, DType.BFLOAT16: 1.001, DType.INT8: 1.01},
+        dtype_loss_ratios={
+            DType.FLOAT32: 1.0,
+            DType.BFLOAT16: 1.001,
+            DType.INT8: 1.01,
+            DType.INT4: 1.02,
+            DType.INT3: 1.05,
+        },
+        materialised_loss_ratios={DType.INT8: 1.01, DType.INT4: 1.04},
         source="made up",
     )
     return table.model_copy(update=changes)

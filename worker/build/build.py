@@ -20,7 +20,7 @@ from redis import RedisError
 from safetensors.torch import save as save_tensors
 
 from fineserve.wire import DEFAULT_TASK
-from learngenes.config import Size
+from learngenes.config import DType, Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import release_memory
 from learngenes.measuring.model import Measurement
@@ -155,7 +155,7 @@ class _Build:
         """Retrain what was not prepared, and measure, until a budget is kept, smaller each time."""
         scales = self._begun()
         while True:
-            if self.data is not None or not self.family.is_prepared(self._size):
+            if self.data is not None or not self.family.is_prepared(*self._variant):
                 self._change(status=ModelStatus.RETRAINING)
                 with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
                     scales = self._retrain(scales)
@@ -180,7 +180,7 @@ class _Build:
 
     def _begun(self) -> Scales:
         """Sigma that the present plan begins with."""
-        scales = self.family.scales_of(self._size)
+        scales = self.family.scales_of(*self._variant)
         if self._num_classes is None:
             return scales
         return self.family.for_task(scales, self._num_classes)
@@ -194,6 +194,11 @@ class _Build:
     @property
     def _size(self) -> Size:
         return Size(depth=self.record.plan.depth, rank=self.record.plan.rank)
+
+    @property
+    def _variant(self) -> tuple[Size, Mode, DType]:
+        """What a Sigma is prepared for."""
+        return self._size, self.record.plan.mode, self.record.plan.dtype
 
     @property
     def _unretrained_revision(self) -> int:
@@ -245,6 +250,7 @@ class _Build:
                 UntilEnough(self.tools.pace, max_seconds, self._on_progress, self._others_wait),
                 self._checkpoint_file(self._retrained_revision + 1),
                 data=self.data,
+                dtype=self.record.plan.dtype,
             )
             figures = _figures(refined)
             log.info("refined", model=self.record.id, **figures)
@@ -284,6 +290,8 @@ class _Build:
             self._on_progress,
             data=self.data,
             checkpoint_file=self._checkpoint_file(self._retrained_revision),
+            mode=self.record.plan.mode,
+            dtype=self.record.plan.dtype,
         )
         metrics.RETRAINING_LOSS.labels("before").observe(retrained.initial_heldout_loss)
         metrics.RETRAINING_LOSS.labels("after").observe(retrained.heldout_loss)

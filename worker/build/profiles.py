@@ -80,7 +80,7 @@ def process_base_bytes(
 ) -> int:
     """Bytes of a process that serves from the family in `directory`, beside its model.
 
-    They are those of a model in int8, which needs the most libraries and room to be made.
+    They are those of a model in few bits, which needs the most room to be made.
     """
     manifest = family.manifest
     size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[-1])

@@ -15,6 +15,7 @@ from learngenes.formats.diffusers import PIPELINE_NULL_CLASS, export_model
 from learngenes.formats.native import save_model
 from learngenes.formats.onnx import export_in_process
 from learngenes.model.factors import Own
+from learngenes.model.frozen import as_served
 from registry.errors import StorageFull
 from registry.records import ModelRecord
 from registry.repository import Reason
@@ -146,6 +147,8 @@ def _export(runtime: Runtime, record: ModelRecord, form: ExportFormat) -> None:
 def _write(
     form: ExportFormat, directory: Path, record: ModelRecord, family: Family, own: Own
 ) -> None:
+    if form in (ExportFormat.DIFFUSERS, ExportFormat.ONNX):  # in float32, bits unpacked
+        own = as_served(family.genes, own, record.plan.mode, record.plan.dtype)
     if form is ExportFormat.DIFFUSERS:
         export_model(family, own, directory, record.class_names or ())
     elif form is ExportFormat.ONNX:

@@ -177,8 +177,8 @@ class Residency:
         return any(key in pool.models for pool in self._pools.values())
 
     def pool(self, family: Family, dtype: DType, rank: int) -> Pool:
-        """Pool of a model; models in int8 share by rank, since scales are those of a prefix."""
-        own_rank = rank if dtype is DType.INT8 else None
+        """Pool of a model; in few bits models share by rank, since groups are those of a prefix."""
+        own_rank = None if dtype.bits is None else rank
         key = (family.fingerprint, dtype, own_rank)
         if key not in self._pools:
             shared = SharedWeights(family, dtype, own_rank)

@@ -16,6 +16,7 @@ import structlog
 
 from learngenes.data.images import as_picture, encode_png
 from learngenes.device import capacity_bytes
+from learngenes.stepping.weights import kept
 from registry import metrics
 from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
@@ -108,7 +109,12 @@ class Sampling:
             rank=model.plan.rank,
             mode=model.plan.mode,
             dtype=model.plan.dtype,
-            load=lambda: load_own(self.runtime.store, family, artifact),
+            load=lambda: kept(
+                load_own(self.runtime.store, family, artifact),
+                family,
+                model.plan.mode,
+                model.plan.dtype,
+            ),
             class_labels=record.class_labels,
             seeds=record.seeds,
             num_inference_steps=record.num_inference_steps,

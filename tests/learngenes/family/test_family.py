@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from learngenes.config import Size
+from learngenes.config import DType, Mode, Size
 from learngenes.family.family import (
     Family,
     FamilyError,
@@ -162,6 +162,40 @@ def test_what_is_not_prepared_begins_from_the_nearest_that_is(prepared: Family) 
     torch.testing.assert_close(one["bias.o"], full["bias.o"][[1]])
     with pytest.raises(ValueError, match="depth 5 is more than the 4 layers"):
         prepared.scales_of(Size(depth=5, rank=48))
+
+
+def test_what_was_healed_comes_back_and_is_begun_with(directory: Path, prepared: Family) -> None:
+    healed = prepared.scales_of(Size(depth=2, rank=48))
+    for sigma in healed.sigma.values():
+        sigma.data.fill_(2)
+    four = Mode.FACTORED, DType.INT4
+    manifest = prepared.manifest.model_dump(exclude={"schema_version", "sha256"})
+    parts = prepared.genes, prepared.stem, prepared.depths, prepared.limited_data
+    save_family(directory, manifest, *parts, healed={four: {2: healed}})
+    family = load_family(directory)
+    small, full = Size(depth=2, rank=48), family.full_size
+    assert (family.scales_of(small, *four).sigma["o"] == 2).all()
+    assert (family.scales_of(Size(depth=2, rank=24), *four).sigma["o"] == 2).all()
+    assert family.is_prepared(small, *four)
+    others = [
+        (full, *four),  # nobody has healed it
+        (small, Mode.FACTORED, DType.INT3),
+        (small, Mode.MATERIALISED, DType.INT4),
+        (Size(depth=2, rank=24), *four),
+    ]
+    assert [family.is_prepared(*other) for other in others] == [False] * 4
+    eight = small, Mode.FACTORED, DType.INT8  # as good as sixteen
+    assert family.is_prepared(*eight)
+    for size, mode, dtype in (eight, (small, Mode.FACTORED, DType.INT3)):
+        assert (family.scales_of(size, mode, dtype).sigma["o"] == 1).all()
+
+
+def test_scales_of_another_name_are_refused(directory: Path, prepared: Family) -> None:
+    names = save({**prepared.scales.stacked(), "L4/sigma.o": torch.zeros(1)})
+    replace(directory / "scales.safetensors", names)
+    rewrite(directory)
+    with pytest.raises(FamilyError, match="tensors do not fit"):
+        load_family(directory)
 
 
 def test_a_family_of_an_earlier_release_loads(directory: Path, family: Family) -> None:

@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from learngenes.config import DType, Mode, Scheduler
 from learngenes.family.family import Family
@@ -43,12 +42,10 @@ def test_what_layers_share_counts_once(family: Family, model: DiT) -> None:
 
 
 def test_a_quantised_matrix_counts_as_its_parts(family: Family) -> None:
-    """A byte for each number; a float32 scale and a zero point of a byte for each row."""
+    """A byte for each number of two groups of 32, the second padded, and a scale for each group."""
     int8 = family.assemble(family.scales, Mode.FACTORED, DType.INT8)
-    for name, (m, n) in {"qkv.u": (96, 48), "out.vt": (48, 128)}.items():
-        layer = torch.nn.Module()
-        layer.register_parameter("weight", int8.layers[0].get_parameter(name))
-        assert parameter_bytes(layer) == m * n + 5 * m
+    for name, (m, groups) in {"qkv.u": (96, 2), "out.vt": (48, 4)}.items():
+        assert parameter_bytes(int8.layers[0].get_submodule(name)) == m * groups * (32 + 2)
 
 
 @pytest.mark.parametrize("scheduler", Scheduler)

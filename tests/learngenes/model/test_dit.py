@@ -4,6 +4,10 @@ import torch
 from learngenes.config import DType, Mode, NetworkConfig, Size
 from learngenes.family.family import Family
 from learngenes.formats.diffusers import diffusers_state, to_diffusers
+from learngenes.model import dit
+from learngenes.model.factors import DenseLayers
+from learngenes.model.frozen import as_served
+from tests.support.sizing import EXECUTIONS
 
 SIZES = [Size(depth=2, rank=16), Size(depth=4, rank=48), Size(depth=7, rank=32)]
 
@@ -11,6 +15,7 @@ NARROW = [
     (Mode.FACTORED, DType.BFLOAT16),
     (Mode.FACTORED, DType.INT8),
     (Mode.MATERIALISED, DType.BFLOAT16),
+    (Mode.MATERIALISED, DType.INT8),
 ]
 
 
@@ -58,9 +63,28 @@ def test_only_matrices_are_stored_narrow_unless_the_device_computes_so(
     assert 0 < (narrow - wanted).norm() < 0.05 * wanted.norm()
 
 
-def test_a_written_out_weight_is_never_stored_in_int8(family: Family) -> None:
-    with pytest.raises(ValueError, match="int8 is for factored models"):
-        family.assemble(family.scales, Mode.MATERIALISED, DType.INT8)
+def test_a_written_out_weight_is_never_stored_in_int3(family: Family) -> None:
+    with pytest.raises(ValueError, match="int3 is for factored models"):
+        family.assemble(family.scales, Mode.MATERIALISED, DType.INT3)
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [(m, d) for m, d in EXECUTIONS if d.bits is not None])
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_what_few_bits_compute_can_be_written_in_floats(
+    family: Family, mode: Mode, dtype: DType, size: Size, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dit, "compute_dtype", lambda *_: torch.float32)
+    scales = family.scales_of(size)
+    served = family.assemble(scales, mode, dtype)(*inputs(family.manifest.network))
+    floats = as_served(family.genes, scales, mode, dtype)
+    assert isinstance(floats, DenseLayers)
+    written = family.assemble(floats, Mode.MATERIALISED)(*inputs(family.manifest.network))
+    torch.testing.assert_close(written, served)
+
+
+def test_floats_are_served_as_they_are(family: Family) -> None:
+    own = family.scales
+    assert as_served(family.genes, own, Mode.FACTORED, DType.BFLOAT16) is own
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])

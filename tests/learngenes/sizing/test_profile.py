@@ -49,7 +49,7 @@ def test_it_comes_back_from_json_as_it_was(profile: DeviceProfile) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "Input should be 1"),
+        ({"version": 1}, "Input should be 2"),
         ({"p95_ratio": 0.9}, "greater than or equal to 1"),
         ({"speed_correction": 0}, "greater than 0"),
         ({"flops": 1e12}, "Extra inputs"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from learngenes.config import DType, SizeSpace
+from learngenes.config import DType, Mode, SizeSpace
 from learngenes.sizing.quality import QualityTable
 from tests.support.sizing import quality_table
 
@@ -35,7 +35,7 @@ def quality(table: QualityTable, depth: float, rank: float, loss_ratio: float = 
         ({"unretrained": ((0.1, 0.1, 0.1),) * 2}, "must have 3 rows of 3 losses"),
         ({"retrained": ((0.1, 0.1, 0.0),) * 3}, "greater than 0"),
         ({"dtype_loss_ratios": {"bfloat16": 1.0}}, "must have float32"),
-        ({"dtype_loss_ratios": {"float32": 1.0, "int4": 1.0}}, "int8"),
+        ({"dtype_loss_ratios": {"float32": 1.0, "int2": 1.0}}, "int8"),
         ({"fid": 3.0}, "Extra inputs"),
     ],
 )
@@ -107,6 +107,15 @@ def test_beyond_the_grid_its_edge_holds(table: QualityTable) -> None:
     assert quality(table, 4, 1000) == quality(table, 4, 256)
     point = quality_table(SizeSpace(depths=(4,), ranks=(64,)))
     assert quality(point, 2, 16) == quality(point, 8, 256) == 1
+
+
+def test_a_rounded_weight_has_a_ratio_of_its_own(table: QualityTable) -> None:
+    assert table.loss_ratio(Mode.FACTORED, DType.INT4) == 1.02
+    assert table.loss_ratio(Mode.MATERIALISED, DType.INT4) == 1.04
+    assert table.loss_ratio(Mode.MATERIALISED, DType.BFLOAT16) == 1.001
+    earlier = table.model_dump(exclude={"materialised_loss_ratios"})
+    of_before = QualityTable.model_validate(earlier)
+    assert of_before.loss_ratio(Mode.MATERIALISED, DType.INT8) == math.inf
 
 
 def test_a_storage_that_loses_is_worth_less_and_none_is_worth_more(table: QualityTable) -> None:

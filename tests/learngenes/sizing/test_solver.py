@@ -1,6 +1,7 @@
 """The solver against brute force: plain loops over every candidate, written independently."""
 
 import itertools
+import math
 import random
 from dataclasses import replace
 from typing import NamedTuple
@@ -104,7 +105,7 @@ def draw(rng: random.Random) -> Case:
     table, profile = draw_table(rng), draw_profile(rng, sizes)
     candidates = Candidates.of(NETWORK, sizes, table, profile, draw_workload(rng))
     plans = candidates.plans([*range(len(candidates.depth))])
-    plans = [plan for plan in plans if plan.dtype in table.dtype_loss_ratios]
+    plans = [plan for plan in plans if table.loss_ratio(plan.mode, plan.dtype) < math.inf]
     return Case(plans, candidates, draw_constraints(rng, plans) if plans else Constraints())
 
 
@@ -115,7 +116,13 @@ def draw_table(rng: random.Random) -> QualityTable:
     for dtype in (DType.BFLOAT16, DType.INT8):
         if rng.random() < 0.2:
             del ratios[dtype]
-    return quality_table(grid, retrained=tuple(map(tuple, losses)), dtype_loss_ratios=ratios)
+    written = {dtype: ratio for dtype, ratio in ratios.items() if rng.random() < 0.8}
+    return quality_table(
+        grid,
+        retrained=tuple(map(tuple, losses)),
+        dtype_loss_ratios=ratios,
+        materialised_loss_ratios=written,
+    )
 
 
 def draw_profile(rng: random.Random, sizes: SizeSpace) -> DeviceProfile:
@@ -131,7 +138,7 @@ def draw_profile(rng: random.Random, sizes: SizeSpace) -> DeviceProfile:
                 for _ in (sizes.ranks if mode is Mode.FACTORED else "W")
             ),
         )
-        for mode, dtype in rng.sample(EXECUTIONS, rng.randint(1, 5))
+        for mode, dtype in rng.sample(EXECUTIONS, rng.randint(1, len(EXECUTIONS)))
     ]
     return device_profile(
         NETWORK,
@@ -229,7 +236,7 @@ def test_every_size_is_a_candidate_in_every_execution() -> None:
         bytes_ = memory_bytes(NETWORK, depth, rank, execution, workload) + 123
         shared = shared_bytes(NETWORK, rank, execution)
         seconds = float(profile.latency_seconds(depth, rank, execution, workload))
-        ratio = table.dtype_loss_ratios[execution.dtype]
+        ratio = table.loss_ratio(execution.mode, execution.dtype)
         assert (plan.depth, plan.rank, plan.n) == (depth, rank, 2)
         assert (plan.mode, plan.dtype) == (execution.mode, execution.dtype)
         assert plan.predicted.memory_bytes == bytes_
@@ -386,7 +393,7 @@ def test_people_state_gigabytes_and_milliseconds() -> None:
 @pytest.mark.parametrize(
     ("fixed", "message"),
     [
-        ({"mode": Mode.MATERIALISED, "dtype": DType.INT8}, "dtype int8 is for mode factored"),
+        ({"mode": Mode.MATERIALISED, "dtype": DType.INT3}, "dtype int3 is for mode factored"),
         ({"depth": 5}, "the family has no depth 5; choose one of 2, 3, 4"),
         ({"rank": 16}, "the family has no rank 16; choose one of 8, 24, 48"),
     ],
@@ -407,7 +414,8 @@ def test_an_execution_that_was_not_profiled_is_impossible() -> None:
 
 
 def test_storage_of_unknown_loss_is_impossible() -> None:
-    candidates = candidates_of(quality_table(SIZES, dtype_loss_ratios={DType.FLOAT32: 1.0}))
+    only = {"dtype_loss_ratios": {DType.FLOAT32: 1.0}, "materialised_loss_ratios": {}}
+    candidates = candidates_of(quality_table(SIZES, **only))
     assert {p.dtype for p in solve(candidates, Constraints()).front} == {DType.FLOAT32}
     with pytest.raises(Impossible, match="fix less"):
         solve(candidates, Constraints(dtype=DType.INT8))

@@ -1,10 +1,12 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
-from learngenes.config import DType, Size
+from learngenes.config import DType, Mode, Size, executable
 from learngenes.family.family import Family, load_family, write_quality
-from learngenes.training.calibrate import calibrate, dtype_loss_ratios, spread
+from learngenes.training.calibrate import calibrate, loss_ratios, spread
 from learngenes.training.retrain import RetrainingConfig, retrain
 
 CONFIG = RetrainingConfig(steps=4, heldout_every_steps=2)
@@ -48,12 +50,27 @@ def test_a_table_becomes_part_of_its_family_and_changes_no_weights(
     assert calibrated.fingerprint == family.fingerprint
 
 
-def test_storage_is_judged_by_its_worst_loss_over_float32s(family: Family) -> None:
+@pytest.mark.parametrize("mode", Mode)
+def test_storage_is_judged_by_its_worst_loss_over_float32s(family: Family, mode: Mode) -> None:
     small, large = (family.scales_of(size) for size in (Size(depth=2, rank=8), family.full_size))
-    each = [dtype_loss_ratios(family, [scales], heldout_images=20) for scales in (small, large)]
-    worst = dtype_loss_ratios(family, [small, large], heldout_images=20)
-    assert worst == {dtype: max(ratios[dtype] for ratios in each) for dtype in DType}
+    each = [loss_ratios(family, [scales], CONFIG, mode) for scales in (small, large)]
+    worst = loss_ratios(family, [small, large], CONFIG, mode)
+    executed = [dtype for dtype in DType if executable(mode, dtype)]
+    assert worst == {dtype: max(ratios[dtype] for ratios in each) for dtype in executed}
     assert worst[DType.FLOAT32] == 1
     for dtype in (DType.BFLOAT16, DType.INT8):
         assert worst[dtype] != 1
         assert worst[dtype] == pytest.approx(1, abs=0.05)
+
+
+def test_few_bits_are_judged_with_the_sigma_that_was_healed_for_them(family: Family) -> None:
+    healed, how = family.scales_of(family.full_size), (Mode.FACTORED, DType.INT4)
+    with torch.no_grad():
+        for bias in healed.bias.values():
+            bias.add_(3)
+    depth, order = family.full_size.depth, tuple(range(family.full_size.depth))
+    manifest = family.manifest.model_copy(update={"layer_order": order})
+    other = dataclasses.replace(family, manifest=manifest, healed={how: {depth: healed}})
+    before, after = (loss_ratios(f, [family.scales], CONFIG, how[0]) for f in (family, other))
+    assert after[DType.INT4] != pytest.approx(before[DType.INT4], rel=0.01)
+    assert after[DType.INT3] == before[DType.INT3]

@@ -5,12 +5,13 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from learngenes.config import Kind, Mode, Size
+from learngenes.config import DType, Kind, Mode, Size
 from learngenes.family.family import Family
+from learngenes.model.diffusion import heldout_loss, noise_process
 from learngenes.model.factors import DenseLayers, Scales
 from learngenes.training.refine import RefinementConfig, refine
 from learngenes.training.retrain import Retrained, RetrainingConfig, retrain
-from learngenes.training.tuning import Enough, OnProgress, Pause, Progress
+from learngenes.training.tuning import Enough, OnProgress, Pause, Progress, split_heldout
 from tests.learngenes.model.test_dit import inputs
 
 SIZE = Size(depth=3, rank=24)
@@ -122,3 +123,16 @@ def test_only_a_smaller_model_learns_from_the_full_size(
     assert asked.call_count == 0
     refine(family, start, CONFIG)
     assert [call.args[0] for call in asked.call_args_list] == [family.scales]
+
+
+def test_it_learns_with_rounded_weights_and_keeps_those_before(
+    family: Family, retrained: Retrained
+) -> None:
+    config = CONFIG.model_copy(update={"steps": 40})
+    refined = refine(family, retrained.scales, config, dtype=DType.INT4)
+    assert refined.heldout_loss < refined.initial_heldout_loss
+    _, held = split_heldout(family.limited_data, config.heldout_images)
+    served = family.assemble(refined.layers, Mode.MATERIALISED, DType.INT4)
+    process = noise_process(family.manifest.diffusion)
+    loss = heldout_loss(served, process, held.normalised(), held.labels)
+    assert loss == pytest.approx(refined.heldout_loss, rel=3e-3)

@@ -5,10 +5,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from learngenes.config import Size
+from learngenes.config import DType, Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family
+from learngenes.model.diffusion import heldout_loss, noise_process
 from learngenes.model.factors import Scales
+from learngenes.training.prepare import HEALED
 from learngenes.training.retrain import RetrainingConfig, retrain
 from learngenes.training.tuning import Progress, split_heldout
 
@@ -88,3 +90,17 @@ def test_a_checkpoint_of_an_earlier_release_is_begun_anew(
     save_file(earlier, file, metadata={"step": "3"})
     result = retrain(family, start, RetrainingConfig(steps=5), checkpoint_file=file)
     assert result.steps == 5
+
+
+@pytest.mark.parametrize(("mode", "dtype"), HEALED)
+def test_it_learns_with_the_matrices_as_they_are_served(
+    family: Family, start: Scales, mode: Mode, dtype: DType
+) -> None:
+    config = RetrainingConfig(steps=20, heldout_every_steps=5)
+    result = retrain(family, start, config, mode=mode, dtype=dtype)
+    assert result.heldout_loss < result.initial_heldout_loss
+    _, held = split_heldout(family.limited_data, config.heldout_images)
+    served = family.assemble(result.scales, mode, dtype)
+    process = noise_process(family.manifest.diffusion)
+    loss = heldout_loss(served, process, held.normalised(), held.labels)
+    assert loss == pytest.approx(result.heldout_loss, rel=3e-3)

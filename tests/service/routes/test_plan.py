@@ -226,7 +226,7 @@ WRONG_ALONE = {
         ('{"min_quality": 1}', "max_latency_ms"),
         ('{"mem_scope": "process"}', "max_mem_gb"),
         ('{"max_latency_ms": 800, "mem_scope": "process"}', "mem_scope"),
-        ('{"max_mem_gb": 1, "mode": "materialised", "dtype": "int8"}', "int8"),
+        ('{"max_mem_gb": 1, "mode": "materialised", "dtype": "int3"}', "int3"),
         ('{"max_mem_gb": 4, "family": "\\ud800"}', "family"),
         ('{"max_mem_gb": 4, "device_class": "\\ud800"}', "device_class"),
         ('{"max_latency_ms": 5e-324}', "no size fits"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 
+from learngenes.config import DType
 from learngenes.family.family import save_family, write_quality
 from learngenes.training.retrain import retrain
 from learngenes.training.tuning import Progress
@@ -80,6 +81,18 @@ def test_a_prepared_size_is_only_measured(runtime: Runtime, families_dir: Path) 
     ).id
     assert build(begun, less).status == "ready"
     assert "retraining" in statuses(begun, less)
+    few = begun.repository.models.create(
+        queued_model(device_class=begun.device_class, depth=4, rank=48, dtype="int4")
+    ).id
+    how: list[object] = []
+
+    def retrain_and_look(*args: Any, **more: Any) -> object:
+        how.extend((more["mode"], more["dtype"]))
+        return retrain(*args, **more)
+
+    assert build(begun, few, retrain=retrain_and_look).status == "ready"
+    assert "retraining" in statuses(begun, few), "four bits were not healed"
+    assert how == [begun.repository.models.get(few).plan.mode, DType.INT4]
 
 
 def test_revision_zero_is_published_before_retraining(

@@ -143,7 +143,8 @@ def test_the_process_is_what_a_model_in_int8_needs_beside_itself(
     assert (specimen.mode, specimen.dtype) == (Mode.FACTORED, DType.INT8)
     assert (specimen.depth, specimen.rank, specimen.own) == (2, 48, None)
     assert specimen.family == runtime.settings.families_dir / "tiny"
-    (execution,) = (e for e in profile.executions if e.dtype is DType.INT8)
+    int8 = (Mode.FACTORED, DType.INT8)
+    (execution,) = (e for e in profile.executions if (e.mode, e.dtype) == int8)
     network = family.manifest.network
     own = memory_bytes(network, 2, 48, execution, Workload(1, 1))
     shared = shared_bytes(network, 48, execution)
