@@ -76,13 +76,13 @@ class ModelRequest(PlanRequest):
     own, and its classes are what the model samples."""
     refine: RefineRequest | None = None
     """Train every weight further, after Σ: the model then shares none with its family, so its
-    mode is materialised."""
+    mode is materialised unless it is dense."""
 
     @model_validator(mode="after")
     def _refinable(self) -> Self:
         if self.refine and self.mode is Mode.FACTORED:
             raise ValueError("a refined model has no factors: leave mode out, or leave refine out")
-        if self.refine:
+        if self.refine and self.mode is None:
             self.mode = Mode.MATERIALISED
         return self
 

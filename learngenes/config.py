@@ -191,7 +191,16 @@ class Mode(StrEnum):
 
     FACTORED = "factored"
     MATERIALISED = "materialised"
+    DENSE = "dense"
+    """W as they were imported: executed as `materialised`, and shared with no other size."""
 
+    @property
+    def written_out(self) -> bool:
+        return self is not Mode.FACTORED
+
+
+SHARED_MODES = (Mode.FACTORED, Mode.MATERIALISED)
+"""Modes of sizes that share U and V."""
 
 GROUP = 32
 """Neighbouring inputs of one output that share a scale, in a matrix of few bits."""
@@ -223,7 +232,7 @@ class DType(StrEnum):
 
 def executable(mode: Mode, dtype: DType) -> bool:
     """Whether a model can run so: W is too coarse in three bits."""
-    return not (mode is Mode.MATERIALISED and dtype is DType.INT3)
+    return not (mode.written_out and dtype is DType.INT3)
 
 
 class Size(Frozen):

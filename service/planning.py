@@ -121,7 +121,7 @@ def solve_budget(
     candidates = Candidates.of(
         site.family.network.with_classes(num_classes),
         site.family.sizes,
-        site.quality,
+        site.quality if num_classes is None else site.quality.shared_alone,
         site.profile,
         request.workload,
     )

@@ -46,11 +46,18 @@ def _dataset_images(datasets: Datasets, dataset_id: str) -> LabelledImages:
 
 
 def load_own(store: ArtifactStore, family: Family, name: str) -> Own:
-    """A model's own parameters in an artifact, on the family's device. Raises ArtifactError."""
-    store.require_family(name, family.manifest.name, family.fingerprint)
+    """A model's own parameters in an artifact, on the family's device. Raises ArtifactError.
+
+    Layers that share no U and V outlive those: their stem has to be the same, and no more.
+    """
     content = store.read(name, OWN_FILE)
     try:
         own = own_from_stacked(load_tensors(content))
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"{name}/{OWN_FILE} is not a model's: {error}") from error
+    if not family.made(own, str(store.describe(name).get("family_fingerprint"))):
+        raise ArtifactError(
+            f"{name} was made for another version of the family {family.manifest.name}; make "
+            "another model"
+        )
     return own.to(family.stem.positions.device)

@@ -21,6 +21,7 @@ from benchmarks.paper.setting import DATA, REFERENCE
 from benchmarks.paper.training import denoising_loss
 from benchmarks.parts import REPOSITORY, RESULTS, Figures, say
 from learngenes.config import Size, SizeSpace
+from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family, load_family
 from learngenes.model.dense import DenseDiT
 from learngenes.training.config import PretrainingConfig, TrainingConfig
@@ -90,7 +91,7 @@ def form() -> Figures:
 
 def _of_seed(seed: int) -> Figures:
     started = time.monotonic()
-    family = _trained(seed)
+    family = trained(seed)
     seconds = round(time.monotonic() - started)
     models = {depth: _of_family(family, depth) for depth in DEPTHS}
     figures = {
@@ -103,14 +104,23 @@ def _of_seed(seed: int) -> Figures:
     return figures
 
 
-def _trained(seed: int) -> Family:
+def trained(seed: int) -> Family:
     """The family of a seed, trained unless it is there; a training that was killed goes on."""
-    directory, splits = WORK / f"seed-{seed}", lab().ancestors.splits
+    images = lab().ancestors.splits.training
+    return train(_config(seed), WORK / f"work-{seed}", WORK / f"seed-{seed}", images)
+
+
+def train(
+    config: PretrainingConfig, work: Path, directory: Path, images: LabelledImages | None = None
+) -> Family:
+    """Train a family, on other images than those of its data set where there are any."""
     if not (directory / "family.json").exists():
-        run = Pretraining(_config(seed), WORK / f"work-{seed}")
-        run.images = splits.training
+        run = Pretraining(config, work)
+        run.images = run.images if images is None else images
         network = run.run().cpu().eval().requires_grad_(False)
-        write_family(run, _written(_config(seed)), network, run.step, directory)
+        file = work / "as-given.json"
+        file.write_text(config.model_dump_json(indent=2))
+        write_family(run, file, network, run.step, directory)
     return load_family(directory)
 
 
@@ -132,12 +142,6 @@ def _config(seed: int) -> PretrainingConfig:
             seed=seed,
         ),
     )
-
-
-def _written(config: PretrainingConfig) -> Path:
-    file = WORK / "config.json"
-    file.write_text(config.model_dump_json(indent=2))
-    return file
 
 
 def _of_family(family: Family, depth: int) -> DenseDiT:

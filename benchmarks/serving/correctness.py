@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.parts import Figures, say
 from benchmarks.serving.engine import engine, request
 from benchmarks.serving.subjects import SEED, sizes
-from learngenes.config import DType, Mode, Scheduler
+from learngenes.config import SHARED_MODES, DType, Mode, Scheduler
 from learngenes.family.family import Family
 from worker.sampling.jobs import SampleRequest
 
@@ -48,7 +48,7 @@ def _random(loaded: Family, chance: random.Random) -> SampleRequest:
         loaded,
         sizes(MODELS)[number],
         number,
-        mode=Mode.FACTORED if dtype is DType.INT8 else list(Mode)[number % 2],
+        mode=Mode.FACTORED if dtype is DType.INT8 else SHARED_MODES[number % 2],
         dtype=dtype,
         labels=[chance.randrange(10) for _ in range(images)],
         seeds=[chance.randrange(10**6) for _ in range(images)],

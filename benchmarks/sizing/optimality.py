@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks.parts import Figures, say
-from learngenes.config import DType, Mode, NetworkConfig, SizeSpace, executable
+from learngenes.config import SHARED_MODES, DType, Mode, NetworkConfig, SizeSpace, executable
 from learngenes.sizing.budget import Constraints, Plan, Workload
 from learngenes.sizing.profile import DeviceProfile, LayerCost
 from learngenes.sizing.quality import QualityTable
@@ -132,7 +132,7 @@ def _profile(chance: random.Random, sizes: SizeSpace) -> DeviceProfile:
                 dtype=dtype,
                 seconds=tuple(seconds() for _ in (ranks if mode is Mode.FACTORED else ranks[:1])),
             )
-            for mode in Mode
+            for mode in SHARED_MODES
             for dtype in DType
             if executable(mode, dtype)
         ),
@@ -151,6 +151,6 @@ def _constraints(chance: random.Random, sizes: SizeSpace) -> Constraints:
         min_quality=maybe(chance.uniform(0.2, 1), 0.1),
         depth=maybe(chance.choice(sizes.depths), 0.15),
         rank=maybe(chance.choice(sizes.ranks), 0.15),
-        mode=maybe(chance.choice(list(Mode)), 0.15),
+        mode=maybe(chance.choice(SHARED_MODES), 0.15),
         dtype=maybe(chance.choice(list(DType)), 0.15),
     )

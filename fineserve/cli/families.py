@@ -142,16 +142,23 @@ def condense(
     config: FamilyConfig,
     work: Work,
     family: NewFamily,
+    import_only: Annotated[bool, typer.Option(help="stop once its own layers are there")] = False,
 ) -> None:
-    """Make a family from a DiT of diffusers: fit factors to its weights, then distil."""
+    """Make a family from a DiT of diffusers: import it, fit factors to its weights, distil.
+
+    Once it is imported, after minutes, it can be served by leaving layers out and in few bits.
+    """
     if importlib.util.find_spec("tensorly") is None:
         fail("TensorLy is missing: pip install 'fineserve[condense]'")
     from learngenes.training.condense import REPORT
     from learngenes.training.condense import condense as make
 
     with _refusals():
-        make(teacher, config, work, family)
-    typer.echo((family / REPORT).read_text())
+        make(teacher, config, work, family, import_only=import_only)
+    if import_only:
+        typer.echo(f"{family} is imported; without --import-only its shared sizes follow")
+    else:
+        typer.echo((family / REPORT).read_text())
 
 
 @contextlib.contextmanager

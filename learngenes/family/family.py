@@ -1,5 +1,6 @@
 """Families on disk: `family.json` with the SHA-256 of every file, and safetensors."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -20,7 +21,7 @@ from learngenes.data.labelled import LabelledImages
 from learngenes.data.latents import LatentEncoder
 from learngenes.files import write_file
 from learngenes.model.dit import DiT, Stem
-from learngenes.model.factors import CLASSES, Learngenes, Own, Scales
+from learngenes.model.factors import CLASSES, DenseLayers, Learngenes, Own, Scales
 from learngenes.model.sigma import interpolated, remaining, subset
 from learngenes.sizing.quality import QualityTable
 
@@ -31,6 +32,7 @@ MANIFEST = "family.json"
 QUALITY = "quality.json"
 PREVIEWS_FILE = "previews.png"
 ENCODER = "encoder"
+IMPORTED = "imported"
 TENSOR_FILES = ("learngenes", "stem", "scales", "limited_data")
 SCALES_NAME = re.compile(r"(?:(?P<how>[a-z]+\.[a-z0-9]+)\.)?(?P<depth>\d+)\.(?P<parameter>.+)")
 FINGERPRINTED = ("learngenes.safetensors", "stem.safetensors")
@@ -56,6 +58,8 @@ class FamilyManifest(Frozen):
     """Seed of everything random in the training; None in older families."""
     layer_order: tuple[NonNegativeInt, ...] = ()
     """Layers in the order in which they leave a smaller model; none in older families."""
+    imported_order: tuple[NonNegativeInt, ...] = ()
+    """The same of the imported network; none where there is none."""
     sha256: dict[str, str]
 
 
@@ -76,6 +80,8 @@ class Family:
     """Encoder of a family of latents; it stays on the CPU."""
     healed: Mapping[Precision, Mapping[int, Scales]] = field(default_factory=dict)
     """Sigma of each depth that was trained with the matrices in few bits."""
+    imported: DenseLayers | None = None
+    """Layers of the DiT that the family was made from, which share nothing."""
 
     @property
     def scales(self) -> Scales:
@@ -85,13 +91,35 @@ class Family:
     def is_prepared(
         self, size: Size, mode: Mode = Mode.FACTORED, dtype: DType = DType.FLOAT32
     ) -> bool:
-        """Whether Sigma was trained for this with the family, so that nothing is left to learn.
+        """Whether what a model begins with was trained for this, so that nothing is left to learn.
 
         Eight bits are as good as sixteen, fewer need a Sigma of their own.
         """
+        if mode is Mode.DENSE:
+            return size.depth == self.full_size.depth and not dtype.needs_healing
         depths = self.healed.get((mode, dtype), {}) if dtype.needs_healing else self.depths
         whole = size.rank == self.full_size.rank
         return whole and size.depth in depths and bool(self.manifest.layer_order)
+
+    def own_of(self, size: Size, mode: Mode, dtype: DType) -> Own:
+        """What a model begins with, of its own memory: Sigma, or layers of the imported DiT.
+
+        Raises ValueError where no DiT was imported, and for what is larger than the full size.
+        """
+        if mode is not Mode.DENSE:
+            return self.scales_of(size, mode, dtype)
+        if self.imported is None:
+            raise ValueError(
+                f"the family {self.manifest.name} has no imported layers: mode dense is for "
+                "families that `fineserve condense` has made; choose factored or materialised"
+            )
+        if size.depth > self.full_size.depth:
+            raise ValueError(f"depth {size.depth} is more than the {self.full_size.depth} layers")
+        return self.imported.subset(remaining(self.manifest.imported_order, size.depth))
+
+    def full_own(self, mode: Mode) -> Own:
+        """The largest model's own parameters, of which smaller ones learn."""
+        return self.imported if mode is Mode.DENSE and self.imported is not None else self.scales
 
     def scales_of(
         self, size: Size, mode: Mode = Mode.FACTORED, dtype: DType = DType.FLOAT32
@@ -138,16 +166,24 @@ class Family:
         return self.encoder.encoded(images, self.stem.positions.device, on_part)
 
     def to(self, device: torch.device) -> "Family":
-        """Move the networks in place; the limited data stay where they are."""
+        """This family with its networks moved, in place; the limited data stay where they are."""
         healed = (own for depths in self.healed.values() for own in depths.values())
         for module in (self.genes, self.stem, *self.depths.values(), *healed):
             module.to(device)
-        return self
+        if self.imported is None:
+            return self
+        return dataclasses.replace(self, imported=self.imported.to(device))
 
     @property
     def fingerprint(self) -> str:
         """Digest of the weights that a model's Sigma was made for."""
         return "-".join(self.manifest.sha256[file] for file in FINGERPRINTED)
+
+    def made(self, own: Own, fingerprint: str) -> bool:
+        """Whether `own` goes with this family, when it was made for one of that fingerprint."""
+        if isinstance(own, Scales):
+            return fingerprint == self.fingerprint
+        return fingerprint.endswith(f"-{self.manifest.sha256[FINGERPRINTED[-1]]}")
 
     @property
     def encoder_fingerprint(self) -> str | None:
@@ -177,6 +213,7 @@ def save_family(
     limited_data: LabelledImages,
     encoder: LatentEncoder | None = None,
     healed: Mapping[Precision, Mapping[int, Scales]] = MappingProxyType({}),
+    imported: DenseLayers | None = None,
 ) -> FamilyManifest:
     """Write a family. `manifest` holds FamilyManifest's fields but the version and the hashes.
 
@@ -196,6 +233,8 @@ def save_family(
         tensors["scales"] |= _named(owns, f"{mode}.{dtype}.")
     if encoder is not None:
         tensors[ENCODER] = encoder.state_dict()
+    if imported is not None:
+        tensors[IMPORTED] = imported.stacked()
     for name, group in tensors.items():
         contiguous = {key: tensor.contiguous().cpu() for key, tensor in group.items()}
         save_file(contiguous, directory / f"{name}.safetensors")
@@ -216,7 +255,7 @@ def load_family(directory: Path) -> Family:
     manifest = read_manifest(directory)
     _check_hashes(directory, manifest)
     latent = manifest.network.autoencoder is not None
-    files = (*TENSOR_FILES, ENCODER) if latent else TENSOR_FILES
+    files = [*TENSOR_FILES, *[ENCODER] * latent, *[IMPORTED] * bool(manifest.imported_order)]
     if missing := {f"{name}.safetensors" for name in files} - manifest.sha256.keys():
         raise FamilyError(f"{directory / MANIFEST} lists no hash for {', '.join(sorted(missing))}")
     tensors = {name: _read_tensors(directory / f"{name}.safetensors") for name in files}
@@ -230,6 +269,7 @@ def load_family(directory: Path) -> Family:
         depths, healed = _scales(tensors["scales"], manifest)
         if encoder is not None:
             encoder.load_state_dict(tensors[ENCODER])
+        imported = DenseLayers.from_stacked(tensors[IMPORTED]) if IMPORTED in tensors else None
         data = tensors["limited_data"]
         limited = LabelledImages(data["images"], data["labels"], manifest.class_names)
     except (RuntimeError, KeyError) as error:
@@ -238,7 +278,7 @@ def load_family(directory: Path) -> Family:
     for module in (genes, stem, *depths.values(), *all_healed):
         module.requires_grad_(False)
     quality = read_quality(directory, manifest)
-    return Family(manifest, genes, stem.eval(), depths, limited, quality, encoder, healed)
+    return Family(manifest, genes, stem.eval(), depths, limited, quality, encoder, healed, imported)
 
 
 def _named(depths: Mapping[int, Scales], prefix: str = "") -> dict[str, Tensor]:

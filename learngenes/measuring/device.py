@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from learngenes.config import DType, Mode, Size, executable
+from learngenes.config import SHARED_MODES, DType, Mode, Size, executable
 from learngenes.device import (
     decoded_together,
     device_class,
@@ -120,7 +120,7 @@ class _Profiling:
     def _points(self) -> list[_Point]:
         """Layers of each execution, at some ranks when it depends on the rank."""
         points = []
-        for mode, dtype in itertools.product(Mode, DType):
+        for mode, dtype in itertools.product(SHARED_MODES, DType):
             if executable(mode, dtype):
                 for rank in self.ranks if mode is Mode.FACTORED else self.ranks[-1:]:
                     model = self._model(self._layers_at_once(mode, dtype, rank), rank, mode, dtype)
@@ -210,6 +210,9 @@ class _Profiling:
         tail = min(max(float(np.quantile(tails, 0.95)), LEAST_P95_RATIO), MOST_P95_RATIO)
         extra = max(self._overhead_bytes(batch, rank) for batch in batches)
         self.on_progress(1, "done")
+        if self.family.imported is not None:  # executed as what is written out
+            written = [cost for cost in layers if cost.mode is Mode.MATERIALISED]
+            layers += [cost.model_copy(update={"mode": Mode.DENSE}) for cost in written]
         changes = {"layers": tuple(layers), "p95_ratio": tail, "memory_overhead_bytes": extra}
         return profile.model_copy(update=changes)
 

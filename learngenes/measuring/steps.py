@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from learngenes.config import Mode, Scheduler, Size
+from learngenes.config import SHARED_MODES, Scheduler, Size
 from learngenes.device import synchronise
 from learngenes.measuring.device import execution_on
 from learngenes.sizing.budget import Workload
@@ -106,7 +106,7 @@ def _row_bytes(shared: SharedWeights, rows: int) -> int:
     """Bytes of a row by sizing's cost model, in the mode that needs more; without decoding."""
     network, device = shared.network.model_copy(update={"autoencoder": None}), shared.device
     workload = Workload(n=rows, guided=False)
-    executions = (execution_on(device, mode, shared.dtype) for mode in Mode)
+    executions = (execution_on(device, mode, shared.dtype) for mode in SHARED_MODES)
     held = max(int(activation_bytes(network, network.rank, e, workload)) for e in executions)
     return -(-held // rows)
 

@@ -127,6 +127,22 @@ class DenseLayers:
     def depth(self) -> int:
         return len(self.bias[Kind.QKV])
 
+    def layers(self) -> list[dict[Kind, tuple[Tensor, Tensor]]]:
+        """W (m, n) and bias (m,) of each kind, layer by layer; inverse of `of`."""
+        return [
+            {kind: (self.weight[kind][i], self.bias[kind][i]) for kind in Kind}
+            for i in range(self.depth)
+        ]
+
+    def subset(self, layers: Sequence[int]) -> "DenseLayers":
+        """Some of the layers, of their own memory."""
+        kept = torch.tensor(layers)
+        return DenseLayers(
+            {kind: self.weight[kind][kept] for kind in Kind},
+            {kind: self.bias[kind][kept] for kind in Kind},
+            self.classes,
+        )
+
     def stacked(self) -> dict[str, Tensor]:
         """Tensors by flat name, as they are kept on disk."""
         return _flat(self.classes, weight=self.weight, bias=self.bias)

@@ -71,16 +71,18 @@ def serving_layers(
 ) -> Iterator[nn.ModuleDict]:
     """Frozen layers in `mode`, sharing one copy of the U, V prefix when factored.
 
-    Matrices are stored in `dtype`, Sigma and biases in `compute`. Raises ValueError for a
-    materialised model in int3, and for dense layers that are not materialised.
+    Matrices are stored in `dtype`, Sigma and biases in `compute`. Raises ValueError for W in
+    int3, and where `own` cannot be executed in that mode.
     """
     if not executable(mode, dtype):
         raise ValueError("int3 is for factored models: W is never stored in it")
     if isinstance(own, DenseLayers):
-        if mode is not Mode.MATERIALISED:
+        if mode is Mode.FACTORED:
             raise ValueError("a refined model has no factors: its mode is materialised")
         yield from _dense_layers(own, dtype, compute)
         return
+    if mode is Mode.DENSE:
+        raise ValueError("mode dense is for models of imported layers: these share U and V")
     u, v = ({kind: side[kind][:, : own.rank] for kind in Kind} for side in (genes.u, genes.v))
     if mode is Mode.FACTORED:
         stored_u = {kind: stored(u[kind], dtype) for kind in Kind}

@@ -126,7 +126,7 @@ def weight_bytes(
     compute = execution.compute_bytes
     shapes = [kind.shape(network.width) for kind in Kind]
     stem = stem_parameters(network) * compute + decoder_bytes(network)
-    if execution.mode is Mode.MATERIALISED:
+    if execution.mode.written_out:
         layer = _biases(network) * compute + sum(execution.matrix_bytes(*s) for s in shapes)
         return stem + depth * layer
     factors: Ints | int = 0
@@ -197,7 +197,7 @@ def _product_bytes(
     m, n = kind.shape(network.width)
     e = execution.compute_bytes
     out = rows * m * e
-    if execution.mode is Mode.MATERIALISED:
+    if execution.mode.written_out:
         multiplied = out + execution.scratch_bytes(rows, n, m)
         return execution.cast_bytes(m, n) + np.maximum(multiplied, execution.unpacking_bytes(m, n))
     reduced = rows * rank * e

@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from learngenes.config import Ascending, DType, Frozen, Mode
 
@@ -14,10 +14,13 @@ Floats = NDArray[np.float64]
 
 
 class QualityTable(Frozen):
-    """Held-out denoising losses over a grid of depth x rank, lower is better."""
+    """Held-out denoising losses over a grid of depth x rank, lower is better.
 
-    depths: Ascending
-    ranks: Ascending
+    The grid is empty while a family has nothing but the layers of the DiT that it was made from.
+    """
+
+    depths: Ascending | tuple[()]
+    ranks: Ascending | tuple[()]
     unretrained: tuple[Row, ...]
     """One row per depth, one column per rank."""
     retrained: tuple[Row, ...]
@@ -27,6 +30,10 @@ class QualityTable(Frozen):
     float32."""
     materialised_loss_ratios: dict[DType, PositiveFloat] = Field(default_factory=dict)
     """The same with W stored in few bits; none in older families, which then have no such sizes."""
+    imported: dict[PositiveInt, PositiveFloat] = Field(default_factory=dict)
+    """Loss by depth of sizes in mode dense, trained as a build does; none without an import."""
+    imported_loss_ratios: dict[DType, PositiveFloat] = Field(default_factory=dict)
+    """Ratio of an imported model's loss in a dtype to that in float32."""
     source: str
     """Note on how it was measured, or that it was not."""
 
@@ -37,7 +44,9 @@ class QualityTable(Frozen):
                 raise ValueError(
                     f"a table must have {len(self.depths)} rows of {len(self.ranks)} losses"
                 )
-        if DType.FLOAT32 not in self.dtype_loss_ratios:
+        if not self.depths and not self.imported:
+            raise ValueError("there must be a loss of some size")
+        if DType.FLOAT32 not in (self.dtype_loss_ratios or self.imported_loss_ratios):
             raise ValueError("dtype_loss_ratios must have float32")
         return self
 
@@ -45,7 +54,14 @@ class QualityTable(Frozen):
         """Loss in an execution, over that in float32; infinite where nobody has measured it."""
         rounded = mode is Mode.MATERIALISED and dtype.bits is not None
         ratios = self.materialised_loss_ratios if rounded else self.dtype_loss_ratios
+        if mode is Mode.DENSE:
+            ratios = self.imported_loss_ratios
         return ratios.get(dtype, math.inf)
+
+    @property
+    def shared_alone(self) -> Self:
+        """This table without sizes of imported layers."""
+        return self.model_copy(update={"imported": {}, "imported_loss_ratios": {}})
 
     def qualities(self, depths: Floats, ranks: Floats, loss_ratios: Floats) -> Floats:
         """Qualities of many sizes at once, in (0, 1]: the family's best loss over theirs.
@@ -53,8 +69,9 @@ class QualityTable(Frozen):
         Between the points of the grid the loss is bilinear in depth and log rank, after each
         was replaced by the least loss of any size that is no larger. Outside, the edge holds.
         """
-        losses = np.array(self.retrained)
-        losses = np.minimum.accumulate(np.minimum.accumulate(losses, axis=0), axis=1)
+        if not self.depths:
+            return np.zeros(len(depths))
+        losses = self._falling
         by_rank = np.stack(
             [np.interp(np.log(ranks), np.log(self.ranks), row) for row in losses]
         )  # (grid depths, sizes)
@@ -65,4 +82,23 @@ class QualityTable(Frozen):
         weight = position - low
         below = by_rank[low, columns]
         loss = below + (by_rank[high, columns] - below) * weight  # exact where it is flat
-        return np.asarray(losses[-1, -1] / (loss * np.maximum(1, loss_ratios)))
+        return self._best / np.asarray(loss * np.maximum(1, loss_ratios))
+
+    def imported_qualities(self, depths: Floats, loss_ratio: float) -> Floats:
+        """The same of sizes in mode dense, between the depths that were measured."""
+        if not (known := sorted(self.imported)):
+            return np.zeros(len(depths))
+        falling = np.minimum.accumulate([self.imported[depth] for depth in known])
+        loss = np.interp(depths, known, falling)
+        return self._best / np.asarray(loss * np.maximum(1, loss_ratio))
+
+    @property
+    def _falling(self) -> Floats:
+        """Least loss of any size that is no larger."""
+        losses = np.array(self.retrained)
+        return np.minimum.accumulate(np.minimum.accumulate(losses, axis=0), axis=1)
+
+    @property
+    def _best(self) -> float:
+        shared = [float(self._falling[-1, -1])] if self.depths else []
+        return min([*shared, *self.imported.values()])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learngenes.config import NetworkConfig, SizeSpace, executable
+from learngenes.config import Mode, NetworkConfig, SizeSpace, executable
 from learngenes.sizing.budget import (
     BudgetName,
     Constraints,
@@ -77,29 +77,41 @@ class Candidates:
         profile: DeviceProfile,
         workload: Workload,
     ) -> "Candidates":
-        depths, ranks = (a.ravel() for a in np.meshgrid(sizes.depths, sizes.ranks, indexing="ij"))
+        grid = [a.ravel() for a in np.meshgrid(sizes.depths, sizes.ranks, indexing="ij")]
+        imported = np.array([depth for depth in sizes.depths if quality.imported], dtype=np.int64)
         executions = tuple(profile.executions)
-        memory, latency, shared = [], [], []
-        for execution in executions:
+        columns: list[tuple[Ints, ...]] = []
+        measures: list[tuple[Floats, ...]] = []
+        for index, execution in enumerate(executions):
+            ratio = quality.loss_ratio(execution.mode, execution.dtype)
+            depths, ranks = grid
+            if execution.mode is Mode.DENSE:
+                depths, ranks = imported, np.full_like(imported, network.width)
+                worth = quality.imported_qualities(imported.astype(np.float64), ratio)
+            else:
+                worth = quality.qualities(depths, ranks, np.full(len(depths), ratio))
             needed = memory_bytes(network, depths, ranks, execution, workload)
-            memory.append(needed + profile.memory_overhead_bytes)
-            shared.append(shared_bytes(network, ranks, execution))
-            latency.append(profile.latency_seconds(depths, ranks, execution, workload))
-        ratios = [quality.loss_ratio(e.mode, e.dtype) for e in executions]
-        every_depth, every_rank = (np.tile(a, len(executions)) for a in (depths, ranks))
-        seconds = np.concatenate(latency)
-        bytes_, base_bytes = np.concatenate(memory), profile.process_base_bytes
+            shared = shared_bytes(network, ranks, execution)
+            indices = np.full_like(depths, index)
+            needed = needed + profile.memory_overhead_bytes
+            columns.append((indices, depths, ranks, np.asarray(needed), np.asarray(shared)))
+            measures.append((profile.latency_seconds(depths, ranks, execution, workload), worth))
+        which, every_depth, every_rank, bytes_, of_family = map(
+            np.concatenate, zip(*columns, strict=True)
+        )
+        seconds, worths = map(np.concatenate, zip(*measures, strict=True))
+        base_bytes = profile.process_base_bytes
         return cls(
             workload=workload,
             executions=executions,
-            execution=np.repeat(np.arange(len(executions)), len(depths)),
+            execution=which,
             depth=every_depth,
             rank=every_rank,
             memory=bytes_,
-            process=np.asarray(process_bytes(bytes_, np.concatenate(shared), base_bytes)),
+            process=np.asarray(process_bytes(bytes_, of_family, base_bytes)),
             latency=seconds,
             p95=seconds * profile.p95_ratio,
-            quality=quality.qualities(every_depth, every_rank, np.repeat(ratios, len(depths))),
+            quality=worths,
         )
 
     def scoped_memory(self, scope: MemoryScope) -> Ints:

@@ -3,14 +3,18 @@
 import operator
 from collections.abc import Callable, Sequence
 
-from learngenes.config import DType, Mode, Size, executable
+from learngenes.config import SHARED_MODES, DType, Mode, Size, executable
 from learngenes.family.family import Family
 from learngenes.model.diffusion import heldout_loss, noise_process
-from learngenes.model.factors import Scales
+from learngenes.model.factors import DenseLayers, Own, Scales
 from learngenes.sizing.quality import QualityTable
+from learngenes.training.refine import Refined, RefinementConfig, refine
 from learngenes.training.retrain import Retrained, RetrainingConfig, retrain
 from learngenes.training.tuning import split_heldout
 
+FLOAT = DType.FLOAT32
+MOST_LAYER_SECONDS = 60.0
+"""Most seconds in which layers are trained for one loss; a build takes as long by default."""
 OnSize = Callable[[int, int, Size, float, float], None]
 """Callback with (sizes done, in all, the size, its loss unretrained, its loss retrained)."""
 
@@ -26,54 +30,96 @@ def spread(values: Sequence[int], points: int) -> tuple[int, ...]:
 def calibrate(
     family: Family, config: RetrainingConfig, points: int = 4, on_size: OnSize = lambda *_: None
 ) -> QualityTable:
-    """Losses over a grid of at most `points` depths and ranks, each size retrained."""
-    sizes = family.manifest.sizes
+    """Losses over a grid of at most `points` depths and ranks, each size retrained.
+
+    Imported layers at as many depths, trained as long; nothing shared where nothing is fitted.
+    """
+    sizes, width = family.manifest.sizes, family.manifest.network.width
     depths, ranks = (spread(v, points) for v in (sizes.depths, sizes.ranks))
+    shared = [
+        [Size(depth=depth, rank=rank) for rank in ranks]
+        for depth in depths
+        if family.manifest.trained_steps
+    ]
+    imported = [Size(depth=depth, rank=width) for depth in depths if family.imported is not None]
+    losses: list[Retrained | Refined] = []
+
+    def told(size: Size, result: Retrained | Refined) -> None:
+        losses.append(result)
+        of = sum(map(len, shared)) + len(imported)
+        on_size(len(losses), of, size, result.initial_heldout_loss, result.heldout_loss)
+
     results: list[list[Retrained]] = []
-    for depth in depths:
+    for row in shared:
         results.append([])
-        for size in (Size(depth=depth, rank=rank) for rank in ranks):
+        for size in row:
             result = retrain(family, family.scales_of(size), config)
             results[-1].append(result)
-            done, of = sum(map(len, results)), len(depths) * len(ranks)
-            on_size(done, of, size, result.initial_heldout_loss, result.heldout_loss)
-    corners = [results[-1][0].scales, results[-1][-1].scales]
-    ratios = {mode: loss_ratios(family, corners, config, mode) for mode in Mode}
-    few = {d: ratio for d, ratio in ratios[Mode.MATERIALISED].items() if d.bits is not None}
+            told(size, result)
+    by_depth: dict[int, float] = {}
+    for size in imported:
+        refined = _trained_layers(family, family.own_of(size, Mode.DENSE, FLOAT), config)
+        by_depth[size.depth] = refined.heldout_loss
+        told(size, refined)
+    ratios: dict[Mode, dict[DType, float]] = {mode: {} for mode in Mode}
+    if results:
+        corners = [results[-1][0].scales, results[-1][-1].scales]
+        for mode in SHARED_MODES:
+            ratios[mode] = loss_ratios(family, corners, config, mode)
+    if family.imported is not None:
+        ratios[Mode.DENSE] = loss_ratios(family, [family.imported], config, Mode.DENSE)
+    written = ratios[Mode.MATERIALISED].items()
     return QualityTable(
-        depths=depths,
-        ranks=ranks,
+        depths=depths if results else (),
+        ranks=ranks if results else (),
         unretrained=tuple(tuple(r.initial_heldout_loss for r in row) for row in results),
         retrained=tuple(tuple(r.heldout_loss for r in row) for row in results),
         dtype_loss_ratios=ratios[Mode.FACTORED],
-        materialised_loss_ratios=few,
+        materialised_loss_ratios={d: ratio for d, ratio in written if d.bits is not None},
+        imported=by_depth,
+        imported_loss_ratios=ratios[Mode.DENSE],
         source=f"held-out denoising loss, {config.steps} steps of Sigma retraining",
     )
 
 
+def _trained_layers(
+    family: Family, own: Own, config: RetrainingConfig, dtype: DType = FLOAT
+) -> Refined:
+    """Layers trained as a build trains them, for as long as Sigma would be."""
+    whole = own.depth == family.full_size.depth and dtype.bits is None
+    seconds = 0.0 if whole else min(config.max_seconds, MOST_LAYER_SECONDS)
+    brief = RefinementConfig(
+        steps=config.steps, max_seconds=seconds or 1, patience=config.patience if seconds else 0
+    )
+    return refine(family, own, brief, mode=Mode.DENSE, dtype=dtype)
+
+
 def loss_ratios(
-    family: Family, models: Sequence[Scales], config: RetrainingConfig, mode: Mode
+    family: Family, models: Sequence[Own], config: RetrainingConfig, mode: Mode
 ) -> dict[DType, float]:
     """Worst ratio among `models` of each dtype's held-out loss to float32's, in a mode.
 
-    In few bits a model has the Sigma that was healed for them, or is retrained as it would be.
+    In few bits a model has the Sigma that was healed for them, or is trained as it would be.
     """
     _, held = split_heldout(family.limited_data, config.heldout_images)
     device = family.stem.positions.device
     images, labels = held.normalised().to(device), held.labels.to(device)
     process = noise_process(family.manifest.diffusion)
 
-    def loss(scales: Scales, dtype: DType) -> float:
-        size = Size(depth=scales.depth, rank=scales.rank)
-        if dtype.needs_healing and family.is_prepared(size, mode, dtype):
-            scales = family.scales_of(size, mode, dtype)
-        elif dtype.needs_healing:
-            begun = Scales.from_stacked(scales.stacked())
-            scales = retrain(family, begun, config, mode=mode, dtype=dtype).scales
-        model = family.assemble(scales, mode, dtype)
-        return heldout_loss(model, process, images, labels)
+    def healed(own: Own, dtype: DType) -> Own:
+        if isinstance(own, DenseLayers):
+            return _trained_layers(family, own, config, dtype).layers
+        size = Size(depth=own.depth, rank=own.rank)
+        if family.is_prepared(size, mode, dtype):
+            return family.scales_of(size, mode, dtype)
+        begun = Scales.from_stacked(own.stacked())
+        return retrain(family, begun, config, mode=mode, dtype=dtype).scales
+
+    def loss(own: Own, dtype: DType) -> float:
+        served = healed(own, dtype) if dtype.needs_healing else own
+        return heldout_loss(family.assemble(served, mode, dtype), process, images, labels)
 
     dtypes = [dtype for dtype in DType if executable(mode, dtype)]
-    losses = {dtype: [loss(scales, dtype) for scales in models] for dtype in dtypes}
-    exact = losses[DType.FLOAT32]
+    losses = {dtype: [loss(own, dtype) for own in models] for dtype in dtypes}
+    exact = losses[FLOAT]
     return {dtype: max(map(operator.truediv, losses[dtype], exact)) for dtype in dtypes}

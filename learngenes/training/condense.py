@@ -1,4 +1,4 @@
-"""Condensation of a trained DiT: a CP fit of its stacked weights, then distillation.
+"""Condensation of a trained DiT: its import, a CP fit of its stacked weights, distillation.
 
 The layers' W of a kind, stacked (L, m, n), with U and V that all layers share and a diagonal for
 each, are a canonical polyadic decomposition: W[l] = sum over r of sigma[l, r] u_r v_r^T
@@ -25,12 +25,13 @@ from learngenes.data import labelled
 from learngenes.data.images import DataError
 from learngenes.data.latents import digest
 from learngenes.device import default_device
-from learngenes.family.family import MANIFEST, Family, load_family, save_family
+from learngenes.family.family import MANIFEST, Family, load_family, save_family, write_quality
 from learngenes.files import replaced
 from learngenes.formats.teacher import Teacher, TeacherError, read_teacher
 from learngenes.model.dense import DenseDiT
 from learngenes.model.factors import Learngenes, Scales
 from learngenes.training.config import CondensationConfig, PretrainingConfig
+from learngenes.training.imported import import_dense
 from learngenes.training.new_family import write_family
 from learngenes.training.pretrain import LOG, Pretraining
 
@@ -169,9 +170,12 @@ def fit_all(
     return genes, Scales(sigma, bias), errors
 
 
-def condense(source: str, config_file: Path, work: Path, directory: Path) -> Family:
-    """Fit, distil (or go on with either in `work`) and write the family to `directory`.
+def condense(
+    source: str, config_file: Path, work: Path, directory: Path, *, import_only: bool = False
+) -> Family:
+    """Import, then fit and distil (or go on with any in `work`) and write to `directory`.
 
+    Once it is imported, after minutes, the family can be served; shared sizes come at the end.
     Raises ConfigError, TeacherError, DataError and TrainingError.
     """
     config = CondensationConfig.read(config_file)
@@ -187,24 +191,49 @@ def condense(source: str, config_file: Path, work: Path, directory: Path) -> Fam
     teacher = teacher.with_classes(images.class_names)
     pretraining = distillation(config, teacher)
     work /= _digest(teacher, config)
-    fitted = work / "fitted"
     processes = PartialState()
-    if processes.is_main_process and not (fitted / MANIFEST).exists():
+    if processes.is_main_process:
         limited = images.balanced(config.data.limited_images)
+        if teacher.encoder is not None:
+            limited = teacher.encoder.encoded(limited, default_device())
+        family = _imported(teacher, limited, pretraining, config, directory)
+    processes.wait_for_everyone()
+    if import_only:
+        return load_family(directory)
+    fitted = work / "fitted"
+    if processes.is_main_process and not (fitted / MANIFEST).exists():
         write_fitted(teacher, limited, pretraining, config.fit_iterations, fitted)
     processes.wait_for_everyone()
     run = Pretraining(pretraining, work, fitted, teacher.network)
     network = run.run().eval().requires_grad_(False)
     if run.accelerator.is_main_process:
-        directory.mkdir(parents=True, exist_ok=True)
         figures = json.loads((fitted / REPORT).read_text())
         figures |= {"heldout_loss": run.heldout_losses(), "steps": run.step}
         figures["teacher_heldout_loss"] = run.heldout_loss_of(teacher.network)
         network.cpu()
         (directory / REPORT).write_text(json.dumps(figures, indent=2) + "\n")
-        write_family(run, config_file, network, run.step, directory)
+        order = family.manifest.imported_order
+        write_family(run, config_file, network, run.step, directory, order)
+        if family.quality is not None:  # until all is calibrated, what was imported is served on
+            write_quality(directory, family.quality)
     run.accelerator.wait_for_everyone()
     return load_family(directory)
+
+
+def _imported(
+    teacher: Teacher,
+    limited: labelled.LabelledImages,
+    pretraining: PretrainingConfig,
+    config: CondensationConfig,
+    directory: Path,
+) -> Family:
+    """The family as it was imported before into `directory`, or else imported now."""
+    if (directory / MANIFEST).exists():
+        family = load_family(directory)
+        if family.imported is not None and family.quality is not None:
+            return family
+    seconds = config.calibration_seconds
+    return import_dense(teacher, limited, pretraining, config.order_images, seconds, directory)
 
 
 def distillation(config: CondensationConfig, teacher: Teacher) -> PretrainingConfig:
@@ -216,6 +245,11 @@ def distillation(config: CondensationConfig, teacher: Teacher) -> PretrainingCon
         )
     shared = config.model_dump(include={"name", "data", "sizes", "training"})
     network = teacher.network.config.model_copy(update={"rank": config.rank})
+    if config.sizes.depths[-1] > network.depth:
+        raise TeacherError(
+            f"the teacher has {network.depth} layers, and sizes.depths go up to "
+            f"{config.sizes.depths[-1]}: leave the larger ones out"
+        )
     return PretrainingConfig(
         **shared, autoencoder=teacher.autoencoder, network=network, diffusion=diffusion
     )
@@ -234,13 +268,11 @@ def write_fitted(
     directory: Path,
 ) -> None:
     """Write a family whose learngenes are fitted to the teacher and not yet trained."""
-    fits, encoder = directory.parent / "fits", teacher.encoder
+    fits = directory.parent / "fits"
     genes, scales, errors = fit_all(teacher.network, config.network, iterations, fits)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / LOG).write_text(json.dumps({"step": 0, "images": 0}) + "\n")
     (directory / REPORT).write_text(json.dumps({"fit_error": errors}) + "\n")
-    if encoder is not None:
-        limited = encoder.encoded(limited, default_device())
     manifest = config.manifest(limited.class_names, trained_steps=0)
     owns = {scales.depth: scales}
-    save_family(directory, manifest, genes, teacher.network.stem, owns, limited, encoder)
+    save_family(directory, manifest, genes, teacher.network.stem, owns, limited, teacher.encoder)

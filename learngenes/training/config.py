@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from learngenes.config import Configuration, DiffusionConfig, Frozen, NetworkConfig, SizeSpace
 
@@ -94,6 +101,10 @@ class CondensationConfig(_NewFamilyConfig):
     diffusion: DiffusionConfig | None = None
     """Noise process; needed where the teacher has no scheduler beside it."""
     fit_iterations: PositiveInt = 100
+    order_images: PositiveInt = 500
+    """Images on which the order is found in which the teacher's layers leave."""
+    calibration_seconds: NonNegativeFloat = 60
+    """Seconds in which each calibrated size of the teacher's layers is trained."""
 
     @model_validator(mode="after")
     def _ranks_are_there(self) -> Self:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from learngenes.model.factors import Scales
 from learngenes.model.sampling import sample
 from learngenes.training.config import PretrainingConfig
 from learngenes.training.network import FactorisedDiT
-from learngenes.training.prepare import HEALED, PREPARATION, heal, prepare
+from learngenes.training.prepare import HEALED, HEALING, PREPARATION, heal, prepare
 from learngenes.training.pretrain import LOG, Pretraining
 
 GRID_CLASSES = 10
@@ -43,8 +43,12 @@ def write_family(
     network: FactorisedDiT,
     trained_steps: int,
     directory: Path,
+    imported_order: Sequence[int] = (),
 ) -> None:
-    """Prepare each depth, and write network, limited data, configuration, log and sample grid."""
+    """Prepare each depth, and write network, limited data, configuration, log and sample grid.
+
+    `imported_order` is that of imported layers, which are in `directory` already.
+    """
     config, images = pretraining.config, pretraining.images
     network.order_components()
     directory.mkdir(parents=True, exist_ok=True)
@@ -53,6 +57,7 @@ def write_family(
     shutil.copy(pretraining.directory / LOG, directory / LOG)
     manifest = config.manifest(images.class_names, trained_steps)
     manifest["layer_order"] = network.layer_order
+    manifest["imported_order"] = imported_order
     limited = images.balanced(config.data.limited_images)
 
     def save(
@@ -71,7 +76,10 @@ def _prepared(family: Family, pretraining: Pretraining) -> Family:
     """The family with Sigma of each depth trained alone, and healed for few bits."""
     training, depths = pretraining.config.training, len(family.depths)
     stages = training.preparation_steps, training.healing_steps
-    configs = [PREPARATION.model_copy(update={"steps": steps}) for steps in stages]
+    preparation, healing = (
+        config.model_copy(update={"steps": steps})
+        for config, steps in zip((PREPARATION, HEALING), stages, strict=True)
+    )
     data, work = pretraining.images, pretraining.directory
     total = stages[0] * (depths - 1) + stages[1] * depths * len(HEALED)
     family = family.to(pretraining.accelerator.device)
@@ -83,10 +91,10 @@ def _prepared(family: Family, pretraining: Pretraining) -> Family:
             bar.update()
 
         if training.preparation_steps:
-            owns = prepare(family, data, work, configs[0], show)
+            owns = prepare(family, data, work, preparation, show)
             family = dataclasses.replace(family, depths=owns)
         if training.healing_steps:
-            healed = heal(family, data, work, configs[1], show)
+            healed = heal(family, data, work, healing, show)
             family = dataclasses.replace(family, healed=healed)
     return family.to(torch.device("cpu"))
 

@@ -21,6 +21,7 @@ from learngenes.training.tuning import Progress
 PREPARATION = RetrainingConfig(
     steps=600, batch_size=32, learning_rate=1e-2, max_seconds=float("inf"), patience=12
 )
+HEALING = PREPARATION.model_copy(update={"steps": 300})
 HEALED: tuple[Precision, ...] = (
     (Mode.FACTORED, DType.INT4),
     (Mode.FACTORED, DType.INT3),

@@ -92,7 +92,10 @@ class Pretraining:
         start: Path | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
-        """Go on with the family `start`, learn from `teacher`. Raises FamilyError and DataError."""
+        """Go on with the family `start`; learn from `teacher`, of which the stem is kept as it is.
+
+        Raises FamilyError and DataError.
+        """
         self.config, self.directory, self.before = config, directory, Before()
         directory.mkdir(parents=True, exist_ok=True)
         precision = config.training.mixed_precision
@@ -113,6 +116,7 @@ class Pretraining:
             self.model.parts = compiled_parts()
         if self.encoder is not None:
             self.model.stem.decoder = decoder
+        self.model.stem.requires_grad_(teacher is None)
         self.ema = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay)
         ).to(self.accelerator.device)

@@ -6,12 +6,12 @@ from pathlib import Path
 from torch import Tensor
 from torch.func import functional_call
 
-from learngenes.config import DType
+from learngenes.config import DType, Mode
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
 from learngenes.family.family import Family
 from learngenes.model.dense import DenseDiT, materialised
-from learngenes.model.factors import DenseLayers, Scales
+from learngenes.model.factors import DenseLayers, Own
 from learngenes.model.rounded import straight_through
 from learngenes.training.tuning import OnProgress, Tuned, Tuning, TuningConfig, teacher_of
 
@@ -30,22 +30,24 @@ class Refined(Tuned):
 
 def refine(
     family: Family,
-    scales: Scales,
+    own: Own,
     config: RefinementConfig,
     on_progress: OnProgress | None = None,
     checkpoint_file: Path | None = None,
     data: LabelledImages | None = None,
+    mode: Mode = Mode.MATERIALISED,
     dtype: DType = DType.FLOAT32,
 ) -> Refined:
-    """Train all W and biases of a model of `scales` for `max_seconds`; its stem stays frozen.
+    """Train all W and biases of a model, of Sigma or of layers; its stem stays frozen.
 
     A lesser model than the family's full size learns half from what that predicts. In few bits
     every W is rounded as it is served; what is kept are the W before rounding. Stops when the
     held-out loss stops falling, and where `on_progress` raises Enough; the best layers are kept,
-    those of `scales` if nothing was better. A run that was killed goes on from `checkpoint_file`,
+    those of `own` if nothing was better. A run that was killed goes on from `checkpoint_file`,
     where it is kept now and then and whenever `on_progress` raises Pause.
     """
-    model = DenseDiT(family.stem_of(scales), materialised(family.genes, scales))
+    layers = own.layers() if isinstance(own, DenseLayers) else materialised(family.genes, own)
+    model = DenseDiT(family.stem_of(own), layers)
 
     def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
         with training_precision(x.device):
@@ -53,11 +55,11 @@ def refine(
             prediction: Tensor = functional_call(model, _as_served(model, dtype), inputs)
         return prediction.float()
 
-    teacher = teacher_of(family, scales, dtype)
+    teacher = teacher_of(family, own, mode, dtype)
     data = data or family.limited_data
     tuning = Tuning(family, model.layers, predict, config, data, teacher, checkpoint_file)
     tuned = tuning.run(on_progress)
-    return Refined(**vars(tuned), layers=DenseLayers.of(model.weights(), scales.classes))
+    return Refined(**vars(tuned), layers=DenseLayers.of(model.weights(), own.classes))
 
 
 def _as_served(model: DenseDiT, dtype: DType) -> dict[str, Tensor]:

@@ -64,6 +64,6 @@ def retrain(
             return network.predict(stem, genes, scales, noisy, weight_bits=weight_bits).float()
 
     data = data or family.limited_data
-    teacher = teacher_of(family, scales, dtype)
+    teacher = teacher_of(family, scales, mode, dtype)
     tuning = Tuning(family, scales, predict, config, data, teacher, checkpoint_file)
     return Retrained(**vars(tuning.run(on_progress)), scales=scales)

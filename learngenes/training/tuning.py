@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 
-from learngenes.config import DType, Frozen, Mode, Size
+from learngenes.config import DType, Frozen, Mode
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
 from learngenes.family.family import Family
@@ -24,7 +24,7 @@ from learngenes.model.diffusion import (
     step_generator,
     training_batch,
 )
-from learngenes.model.factors import Scales
+from learngenes.model.factors import Own, Scales
 from learngenes.training import checkpoint
 
 log = structlog.get_logger()
@@ -96,13 +96,14 @@ def split_heldout(data: LabelledImages, most: int) -> tuple[LabelledImages, Labe
     return data.subset(order[~torch.isin(order, taken)]), data.subset(taken)
 
 
-def teacher_of(family: Family, scales: Scales, dtype: DType) -> Predict | None:
+def teacher_of(family: Family, own: Own, mode: Mode, dtype: DType) -> Predict | None:
     """The full size, of which a lesser model learns half; None where it knows other classes."""
-    size = Size(depth=scales.depth, rank=scales.rank)
-    full = size == family.full_size and dtype.bits is None
-    if full or scales.classes is not None:
+    full = family.full_own(mode)
+    same_rank = not isinstance(own, Scales) or own.rank == family.full_size.rank
+    whole = own.depth == full.depth and same_rank and dtype.bits is None
+    if whole or own.classes is not None:
         return None
-    return family.assemble(family.scales, Mode.MATERIALISED)
+    return family.assemble(full, mode if mode.written_out else Mode.MATERIALISED)
 
 
 class Tuning:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from learngenes.config import Mode, Scheduler, Size
+from learngenes.config import SHARED_MODES, Mode, Scheduler, Size
 from learngenes.family.family import Family
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import initial_noise
@@ -36,7 +36,10 @@ def weights(shared: SharedWeights, scales: Scales, mode: Mode) -> ModelWeights:
 
 
 def random_models(
-    shared: SharedWeights, count: int, generator: random.Random, modes: Sequence[Mode] = tuple(Mode)
+    shared: SharedWeights,
+    count: int,
+    generator: random.Random,
+    modes: Sequence[Mode] = SHARED_MODES,
 ) -> list[ModelWeights]:
     """Models of the family's own depths and any rank; in few bits groups are those of one."""
     family, few = shared.family, shared.dtype.bits is not None

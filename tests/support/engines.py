@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from learngenes.config import DType, Mode, Size
+from learngenes.config import SHARED_MODES, DType, Mode, Size
 from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts
 from learngenes.model.factors import Scales
@@ -207,6 +207,6 @@ def reference(family: Family, model: Model, request: SampleRequest) -> np.ndarra
 
 def random_model(generator: random.Random) -> Model:
     dtype = generator.choice(list(DType))
-    mode = Mode.FACTORED if dtype is DType.INT3 else generator.choice(list(Mode))
+    mode = Mode.FACTORED if dtype is DType.INT3 else generator.choice(SHARED_MODES)
     rank = generator.randint(2, 48)
     return Model(generator.randrange(10), generator.choice((2, 3, 4)), rank, mode, dtype)

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from learngenes.config import DiffusionConfig, DType, Mode, NetworkConfig, SizeSpace, executable
+from learngenes.config import (
+    SHARED_MODES,
+    DiffusionConfig,
+    DType,
+    Mode,
+    NetworkConfig,
+    SizeSpace,
+    executable,
+)
 from learngenes.sizing.cost import Execution, dense_parameters, learngene_parameters
 from learngenes.sizing.profile import DeviceProfile, LayerCost
 from learngenes.sizing.quality import QualityTable
@@ -21,7 +29,7 @@ NETWORK = NetworkConfig(
 )
 SIZES = SizeSpace(depths=(2, 3, 4), ranks=(8, 24, 48))
 """Sizes of the family `tiny`."""
-EXECUTIONS = [(mode, dtype) for mode in Mode for dtype in DType if executable(mode, dtype)]
+EXECUTIONS = [(mode, dtype) for mode in SHARED_MODES for dtype in DType if executable(mode, dtype)]
 SLOWDOWN = {
     DType.FLOAT32: 1.0,
     DType.BFLOAT16: 1.3,
@@ -113,3 +121,10 @@ def device_profile(network: NetworkConfig, sizes: SizeSpace, **changes: Any) -> 
         p95_ratio=1.2,
     )
     return profile.model_copy(update=changes)
+
+
+def with_imported(profile: DeviceProfile) -> DeviceProfile:
+    """The same device with imported layers, which are executed as what is written out."""
+    written = [cost for cost in profile.layers if cost.mode is Mode.MATERIALISED]
+    dense = [cost.model_copy(update={"mode": Mode.DENSE}) for cost in written]
+    return profile.model_copy(update={"layers": (*profile.layers, *dense)})

@@ -24,7 +24,7 @@ from learngenes.config import DType, Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import release_memory
 from learngenes.measuring.model import Measurement
-from learngenes.model.factors import Own, Scales
+from learngenes.model.factors import DenseLayers, Own
 from learngenes.sizing.budget import Cost, Plan, Verified
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, solve
@@ -125,10 +125,10 @@ class _Build:
                 self._replan()
                 self._publish_unretrained(self._begun())
         served: dict[str, object] = {}
-        scales = self._served_retrained()
-        if scales is None:
-            scales, measured = self._fit()
-            served = {**self._store(self._retrained_revision, scales), "measured": measured}
+        own = self._served_retrained()
+        if own is None:
+            own, measured = self._fit()
+            served = {**self._store(self._retrained_revision, own), "measured": measured}
         if self.record.refine is not None:
             again = not served
             self._change(status=ModelStatus.REFINING, **served)
@@ -136,7 +136,7 @@ class _Build:
                 self._tell("refined", error="it was interrupted too often")
             else:
                 with metrics.timed(metrics.BUILD_PHASE.labels("refining")):
-                    served = self._refine(scales)
+                    served = self._refine(own)
         self._finish({"status": ModelStatus.READY, "ready_at": now(), **served})
 
     def _finish(self, changes: dict[str, object]) -> None:
@@ -151,25 +151,25 @@ class _Build:
                 keep_if_ready(store, models.get(self.record.id))
             raise
 
-    def _fit(self) -> tuple[Scales, Cost]:
+    def _fit(self) -> tuple[Own, Cost]:
         """Retrain what was not prepared, and measure, until a budget is kept, smaller each time."""
-        scales = self._begun()
+        own = self._begun()
         while True:
             if self.data is not None or not self.family.is_prepared(*self._variant):
                 self._change(status=ModelStatus.RETRAINING)
                 with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
-                    scales = self._retrain(scales)
-            measured, over = self._verify(scales)
+                    own = self._retrain(own)
+            measured, over = self._verify(own)
             if not over:
-                return scales, measured
+                return own, measured
             budget, tried = self.record.budget, len(self.record.over_budget)
             plan = step_down(
                 self.record.plan, budget, measured, tried, self._candidates(self.profile)
             )
             log.info("stepping down", model=self.record.id, over=over, plan=plan)
-            scales = self._replace(plan, measured)
+            own = self._replace(plan, measured)
 
-    def _replace(self, plan: Plan, measured: Cost) -> Scales:
+    def _replace(self, plan: Plan, measured: Cost) -> Own:
         """Begin again with a smaller plan; its first revision and the record change at once."""
         tried = Verified(plan=self.record.plan, measured=measured)
         over_budget = [*self.record.over_budget, tried]
@@ -178,17 +178,16 @@ class _Build:
         self._publish_unretrained(smaller, plan=plan, over_budget=over_budget)
         return smaller
 
-    def _begun(self) -> Scales:
-        """Sigma that the present plan begins with."""
-        scales = self.family.scales_of(*self._variant)
+    def _begun(self) -> Own:
+        """What the present plan begins with."""
         if self._num_classes is None:
-            return scales
-        return self.family.for_task(scales, self._num_classes)
+            return self.family.own_of(*self._variant)
+        return self.family.for_task(self.family.scales_of(*self._variant), self._num_classes)
 
-    def _publish_unretrained(self, scales: Scales, **changes: Any) -> None:
-        """Publish the Sigma begun with, unless its classes are new and nothing is learned yet."""
+    def _publish_unretrained(self, own: Own, **changes: Any) -> None:
+        """Publish what is begun with, unless its classes are new and nothing is learned yet."""
         if self._num_classes is None:
-            changes |= self._store(self._unretrained_revision, scales)
+            changes |= self._store(self._unretrained_revision, own)
         self._change(**changes)
 
     @property
@@ -226,30 +225,29 @@ class _Build:
             self._tell("replanned", before=self.record.plan, plan=plan, reason=reason)
         self._change(plan=plan)
 
-    def _served_retrained(self) -> Scales | None:
-        """Retrained Sigma that an earlier attempt has published, to be refined."""
+    def _served_retrained(self) -> Own | None:
+        """What was retrained, that an earlier attempt has published, to be refined."""
         if self.record.revision != self._retrained_revision:
             return None
         try:
-            own = load_own(self.runtime.store, self.family, served_name(self.record))
+            return load_own(self.runtime.store, self.family, served_name(self.record))
         except ArtifactError:  # corrupt, or made for another version of the family
             self.runtime.store.delete(served_name(self.record))
             return None
-        assert isinstance(own, Scales)
-        return own
 
-    def _refine(self, scales: Scales) -> dict[str, object]:
+    def _refine(self, own: Own) -> dict[str, object]:
         """Changes that serve the refined revision; none where it is not better or failed."""
         assert self.record.refine is not None
         try:
             max_seconds = self.record.refine.max_seconds
             refined = self.tools.refine(
                 self.family,
-                scales,
+                own,
                 RefinementConfig(max_seconds=max_seconds),
                 UntilEnough(self.tools.pace, max_seconds, self._on_progress, self._others_wait),
                 self._checkpoint_file(self._retrained_revision + 1),
                 data=self.data,
+                mode=self.record.plan.mode,
                 dtype=self.record.plan.dtype,
             )
             figures = _figures(refined)
@@ -278,14 +276,27 @@ class _Build:
             for other in models.active()
         )
 
-    def _retrain(self, scales: Scales) -> Scales:
+    def _retrain(self, own: Own) -> Own:
+        """Train Sigma, or every W of imported layers, which have none."""
         settings = self.runtime.settings
+        if isinstance(own, DenseLayers):
+            refined = self.tools.refine(
+                self.family,
+                own,
+                RefinementConfig(max_seconds=settings.retraining_max_seconds),
+                self._on_progress,
+                self._checkpoint_file(self._retrained_revision),
+                mode=self.record.plan.mode,
+                dtype=self.record.plan.dtype,
+            )
+            self._retrained(refined)
+            return refined.layers
         config = RetrainingConfig(steps=settings.retraining_steps)
         if self.data is not None:
             config = TASK_RETRAINING.model_copy(update={"steps": settings.task_retraining_steps})
         retrained = self.tools.retrain(
             self.family,
-            scales,
+            own,
             config.model_copy(update={"max_seconds": settings.retraining_max_seconds}),
             self._on_progress,
             data=self.data,
@@ -293,10 +304,13 @@ class _Build:
             mode=self.record.plan.mode,
             dtype=self.record.plan.dtype,
         )
-        metrics.RETRAINING_LOSS.labels("before").observe(retrained.initial_heldout_loss)
-        metrics.RETRAINING_LOSS.labels("after").observe(retrained.heldout_loss)
-        log.info("retrained", model=self.record.id, **_figures(retrained))
+        self._retrained(retrained)
         return retrained.scales
+
+    def _retrained(self, tuned: Retrained | Refined) -> None:
+        metrics.RETRAINING_LOSS.labels("before").observe(tuned.initial_heldout_loss)
+        metrics.RETRAINING_LOSS.labels("after").observe(tuned.heldout_loss)
+        log.info("retrained", model=self.record.id, **_figures(tuned))
 
     def _verify(self, own: Own) -> tuple[Cost, list[str]]:
         """Measured cost, and the fields of the budget that it exceeds."""

@@ -113,7 +113,8 @@ def candidates(
     network = manifest.network.with_classes(num_classes)
     if family.quality is None:
         raise Impossible(f"the family {manifest.name} is not calibrated")
-    return Candidates.of(network, manifest.sizes, family.quality, profile, workload)
+    quality = family.quality if num_classes is None else family.quality.shared_alone
+    return Candidates.of(network, manifest.sizes, quality, profile, workload)
 
 
 def correct_profile(

@@ -107,7 +107,7 @@ def main() -> None:
         own = own_from_stacked(load_file(specimen.own)).to(default_device())
     else:
         size = Size(depth=specimen.depth, rank=specimen.rank)
-        own = family.scales_of(size, specimen.mode, specimen.dtype)
+        own = family.own_of(size, specimen.mode, specimen.dtype)
     model = family.assemble(own, specimen.mode, specimen.dtype)
     release_memory(default_device())  # of what was only stored in another dtype
     measurement = measure(model, family.manifest.diffusion, specimen.workload, specimen.max_seconds)

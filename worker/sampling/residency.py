@@ -178,7 +178,7 @@ class Residency:
 
     def pool(self, family: Family, dtype: DType, rank: int) -> Pool:
         """Pool of a model; in few bits models share by rank, since groups are those of a prefix."""
-        own_rank = None if dtype.bits is None else rank
+        own_rank = None if dtype.bits is None else min(rank, family.full_size.rank)
         key = (family.fingerprint, dtype, own_rank)
         if key not in self._pools:
             shared = SharedWeights(family, dtype, own_rank)

@@ -1,6 +1,6 @@
 import pytest
 
-from learngenes.config import DType, Mode
+from learngenes.config import SHARED_MODES, DType, Mode
 from learngenes.device import peak_bytes
 from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts, measure_step_costs, seconds_a_step
@@ -77,7 +77,7 @@ def test_steps_do_not_run_out_where_some_batches_are_much_faster(shared: SharedW
     assert set(costs.factored_ratio.values()) == {50}
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", SHARED_MODES)
 def test_rows_take_about_what_is_said(shared: SharedWeights, mode: Mode) -> None:
     costs = measure_step_costs(shared, Kernels(), 16, max_seconds=1000)
     desk = Desk(shared)

@@ -27,7 +27,7 @@ def quality(table: QualityTable, depth: float, rank: float, loss_ratio: float = 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depths": ()}, "ascending and without repeats"),
+        ({"depths": ()}, "must have 0 rows of 3 losses"),
         ({"depths": (2, 8, 4)}, "ascending and without repeats"),
         ({"ranks": (16, 16, 64)}, "ascending and without repeats"),
         ({"depths": (2, 4)}, "must have 2 rows of 3 losses"),
@@ -107,6 +107,36 @@ def test_beyond_the_grid_its_edge_holds(table: QualityTable) -> None:
     assert quality(table, 4, 1000) == quality(table, 4, 256)
     point = quality_table(SizeSpace(depths=(4,), ranks=(64,)))
     assert quality(point, 2, 16) == quality(point, 8, 256) == 1
+
+
+def test_imported_layers_are_measured_beside_what_is_shared() -> None:
+    only = QualityTable.model_validate(
+        {
+            **dict.fromkeys(("depths", "ranks", "unretrained", "retrained"), ()),
+            "dtype_loss_ratios": {},
+            "source": "made up",
+            "imported": {2: 0.4, 6: 0.2},
+            "imported_loss_ratios": {"float32": 1.0},
+        }
+    )
+    depths = np.array([2.0, 4.0, 6.0])
+    assert only.imported_qualities(depths, 1).tolist() == pytest.approx([0.5, 2 / 3, 1])
+    assert not only.qualities(depths, depths, np.ones(3)).any()
+    assert only.loss_ratio(Mode.DENSE, DType.FLOAT32) == 1
+    assert only.loss_ratio(Mode.FACTORED, DType.FLOAT32) == math.inf
+    assert not only.shared_alone.imported_qualities(depths, 1).any()
+
+
+def test_the_best_of_both_is_what_quality_is_a_share_of(table: QualityTable) -> None:
+    least = float(np.min(table.retrained))
+    with_better = table.model_copy(update={"imported": {4: least / 2}})
+    assert quality(with_better, 8, 256) == pytest.approx(quality(table, 8, 256) / 2)
+
+
+def test_a_table_of_nothing_is_refused() -> None:
+    nothing = dict.fromkeys(("depths", "ranks", "unretrained", "retrained"), ())
+    with pytest.raises(ValidationError, match="a loss of some size"):
+        QualityTable.model_validate({**nothing, "dtype_loss_ratios": {}, "source": "made up"})
 
 
 def test_a_rounded_weight_has_a_ratio_of_its_own(table: QualityTable) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learngenes.config import DType, Mode, Scheduler, Size
+from learngenes.config import SHARED_MODES, DType, Mode, Scheduler, Size
 from learngenes.data.latents import to_pixels
 from learngenes.family.family import Family
 from learngenes.model.dense import materialised
@@ -60,7 +60,7 @@ def assert_as_if_alone(
 
 
 def assert_random_neighbours_make_no_difference(
-    desk: Desk, seed: int, models: int, parts: int, modes: Sequence[Mode] = tuple(Mode)
+    desk: Desk, seed: int, models: int, parts: int, modes: Sequence[Mode] = SHARED_MODES
 ) -> None:
     generator = random.Random(seed)
     chosen = random_models(desk.shared, models, generator, modes)
@@ -118,7 +118,7 @@ def test_an_int8_image_does_not_depend_on_what_runs_beside_it(family: Family) ->
         assert_random_neighbours_make_no_difference(desk, seed, models=4, parts=8)
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", SHARED_MODES)
 @pytest.mark.parametrize(("models", "parts"), [(1, 6), (5, 8)])
 def test_requests_of_one_mode_do_not_disturb_each_other(
     desk: Desk, mode: Mode, models: int, parts: int
@@ -127,7 +127,7 @@ def test_requests_of_one_mode_do_not_disturb_each_other(
         assert_random_neighbours_make_no_difference(desk, seed, models, parts, [mode])
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", SHARED_MODES)
 def test_one_deep_model_among_shallow_ones_is_as_if_alone(desk: Desk, mode: Mode) -> None:
     """Its last layers run for its own rows only."""
     models = [desk.model(mode, depth, seed=i) for i, depth in enumerate((2, 4, 2, 3, 2))]
@@ -142,7 +142,7 @@ def test_factored_models_of_different_ranks_do_not_change_each_other(floats: Des
 
 
 def test_a_materialised_model_beside_a_factored_one_is_as_if_alone(desk: Desk) -> None:
-    parts = [desk.part(desk.model(mode, depth=3), LABELS, SEEDS) for mode in Mode]
+    parts = [desk.part(desk.model(mode, depth=3), LABELS, SEEDS) for mode in SHARED_MODES]
     assert_as_if_alone(parts, desk, random.Random(0))
     assert (to_pixels(parts[0].x).int() - to_pixels(parts[1].x).int()).abs().float().mean() <= 3
 
@@ -249,7 +249,7 @@ def test_a_step_that_fails_changes_nothing(floats: Desk, kernel: str, lanes: Lan
         raise OutOfMemory
 
     first_step = range({"finish": 1}.get(kernel, 2 * lanes.count))
-    parts = [floats.part(floats.model(mode), LABELS, SEEDS) for mode in Mode]
+    parts = [floats.part(floats.model(mode), LABELS, SEEDS) for mode in SHARED_MODES]
     expected = [floats.alone(part) for part in parts]
     batch = floats.batch(parts, replace(Kernels(lanes=lanes), **{kernel: fails_in_its_second_step}))
     batch.step()
@@ -402,7 +402,9 @@ def test_compiled_kernels_give_the_same_images_and_are_compiled_once(
     generator, desk, shared = random.Random(0), floats, floats.shared
     kernels = replace(Kernels.compiled(shared.device), lanes=lanes)
     sizes = [*itertools.product((2, 7, 24, 48), (2, 3, 4))]
-    models = {mode: [desk.model(mode, d, seed=r, rank=r) for r, d in sizes] for mode in Mode}
+    models = {
+        mode: [desk.model(mode, d, seed=r, rank=r) for r, d in sizes] for mode in SHARED_MODES
+    }
     every = [*models[Mode.FACTORED], *models[Mode.MATERIALISED]]
 
     def parts(chosen: Sequence[ModelWeights], images: int, guidance_scale: float) -> list[Part]:
@@ -414,7 +416,7 @@ def test_compiled_kernels_give_the_same_images_and_are_compiled_once(
 
     batches = [
         parts(chosen, images, guidance_scale)
-        for mode in Mode
+        for mode in SHARED_MODES
         for chosen in ([models[mode][0]], [models[mode][-1]], models[mode][:3], models[mode])
         for images in (1, 2, 5)
         for guidance_scale in (1.0, 2.0)
@@ -446,7 +448,7 @@ def test_a_refined_model_beside_others_is_as_if_alone(floats: Desk) -> None:
     layers = DenseLayers.of(materialised(family.genes, scales))
     images = floats.alone(floats.part(floats.model(Mode.MATERIALISED), [0, 3], [1, 2]))
     refined = floats.part(ModelWeights.of(floats.shared, layers), [0, 3], [1, 2])
-    models = [floats.model(mode, depth, seed=9) for mode in Mode for depth in (2, 4)]
+    models = [floats.model(mode, depth, seed=9) for mode in SHARED_MODES for depth in (2, 4)]
     others = [floats.random_part(model, generator) for model in models]
     run_at_random([refined, *others], floats, generator)
     torch.testing.assert_close(refined.x, images)

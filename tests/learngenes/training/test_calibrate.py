@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learngenes.config import DType, Mode, Size, executable
+from learngenes.config import SHARED_MODES, DType, Mode, Size, executable
 from learngenes.family.family import Family, load_family, write_quality
 from learngenes.training.calibrate import calibrate, loss_ratios, spread
 from learngenes.training.retrain import RetrainingConfig, retrain
@@ -50,7 +50,7 @@ def test_a_table_becomes_part_of_its_family_and_changes_no_weights(
     assert calibrated.fingerprint == family.fingerprint
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", SHARED_MODES)
 def test_storage_is_judged_by_its_worst_loss_over_float32s(family: Family, mode: Mode) -> None:
     small, large = (family.scales_of(size) for size in (Size(depth=2, rank=8), family.full_size))
     each = [loss_ratios(family, [scales], CONFIG, mode) for scales in (small, large)]

@@ -10,15 +10,22 @@ import torch
 from typer.testing import CliRunner
 
 from fineserve.cli.main import cli
-from learngenes.config import Kind
+from learngenes.config import DType, Kind, Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import export_model
 from learngenes.formats.teacher import read_teacher
+from learngenes.model.factors import DenseLayers
+from learngenes.sizing.budget import Constraints, Workload
+from learngenes.sizing.solver import Candidates, Impossible, solve
+from learngenes.training.calibrate import calibrate
 from learngenes.training.condense import _first_guess, fit, fit_all
 from learngenes.training.config import CondensationConfig
+from learngenes.training.retrain import RetrainingConfig
+from tests.learngenes.model.test_dit import inputs
 from tests.support.commands import run
 from tests.support.failures import raising
+from tests.support.sizing import device_profile, with_imported
 from tests.support.trainings import Settings, image_folder, under, write_config
 
 CONFIG = {
@@ -31,6 +38,7 @@ CONFIG = {
         steps=4,
         compiled=False,
         preparation_steps=2,
+        healing_steps=1,
         batch_size=8,
         warmup_steps=2,
         ema_decay=0.1,
@@ -120,6 +128,81 @@ def test_a_family_computes_what_its_teacher_did(teacher: Path, images: Path) -> 
     assert len(made.limited_data) == 40
 
 
+def imported(teacher: Path, images: Path, out: str) -> Family:
+    run(*words_for(teacher, config_file(images), out), "--import-only")
+    return load_family(images.parent / out)
+
+
+def test_an_import_is_the_teacher_itself(teacher: Path, images: Path) -> None:
+    made = imported(teacher, images, "family")
+    dense = read_teacher(str(teacher)).with_classes(made.manifest.class_names).network
+    own = made.own_of(made.full_size, Mode.DENSE, DType.FLOAT32)
+    given = inputs(made.manifest.network)
+    served = made.assemble(own, Mode.DENSE)(*given)
+    torch.testing.assert_close(served, dense(*given), rtol=0, atol=1e-5)
+    assert made.is_prepared(made.full_size, Mode.DENSE)
+    assert not made.is_prepared(made.full_size, Mode.DENSE, DType.INT4)
+    assert not made.is_prepared(made.full_size)
+
+    order = made.manifest.imported_order
+    assert sorted(order) == [0, 1, 2, 3]
+    smaller = made.own_of(Size(depth=2, rank=32), Mode.DENSE, DType.FLOAT32)
+    assert isinstance(smaller, DenseLayers)
+    kept = [dense.weights()[layer] for layer in sorted(order[2:])]
+    for layer, theirs in zip(smaller.layers(), kept, strict=True):
+        assert all(torch.equal(layer[kind][0], theirs[kind][0]) for kind in Kind)
+    with pytest.raises(ValueError, match="depth 5 is more than the 4 layers"):
+        made.own_of(Size(depth=5, rank=32), Mode.DENSE, DType.FLOAT32)
+
+
+def test_what_shares_nothing_is_planned_by_itself(teacher: Path, images: Path) -> None:
+    made = imported(teacher, images, "family")
+    table = made.quality
+    assert table is not None
+    assert (table.depths, table.dtype_loss_ratios) == ((), {})
+    assert sorted(table.imported) == [2, 3, 4]
+    network, sizes = made.manifest.network, made.manifest.sizes
+    profile = with_imported(device_profile(network, sizes))
+    candidates = Candidates.of(network, sizes, table, profile, Workload())
+    front = solve(candidates, Constraints()).front
+    assert {plan.mode for plan in front} == {Mode.DENSE}
+    assert {plan.rank for plan in front} == {32}
+    assert max(plan.quality for plan in front) == 1
+    with pytest.raises(Impossible, match="fix less"):
+        solve(candidates, Constraints(mode=Mode.FACTORED))
+    of_tasks = Candidates.of(network, sizes, table.shared_alone, profile, Workload())
+    with pytest.raises(Impossible):
+        solve(of_tasks, Constraints())
+
+
+def test_what_was_imported_is_served_while_the_shared_part_follows(
+    teacher: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = imported(teacher, images, "family")
+    monkeypatch.setattr("learngenes.training.condense.import_dense", None)  # not a second time
+    after = condensed(teacher, images, "family")
+    assert after.quality == before.quality
+    assert after.manifest.imported_order == before.manifest.imported_order
+    assert after.imported is not None
+    assert before.imported is not None
+    torch.testing.assert_close(after.imported.stacked(), before.imported.stacked())
+    torch.testing.assert_close(after.stem.state_dict(), before.stem.state_dict(), rtol=0, atol=0)
+    assert after.made(after.imported, before.fingerprint), "its models outlive new U and V"
+    assert not after.made(after.scales, before.fingerprint)
+    table = calibrate(after, RetrainingConfig(steps=2), points=2)
+    assert (table.depths, sorted(table.imported)) == ((2, 4), [2, 4])
+    assert table.loss_ratio(Mode.DENSE, DType.INT8) != table.loss_ratio(
+        Mode.MATERIALISED, DType.INT8
+    )
+
+
+def test_a_family_without_imported_layers_says_so(family: Family) -> None:
+    with pytest.raises(ValueError, match="no imported layers"):
+        family.own_of(family.full_size, Mode.DENSE, DType.FLOAT32)
+    with pytest.raises(ValueError, match="mode dense is for models of imported layers"):
+        family.assemble(family.scales, Mode.DENSE)
+
+
 def test_distillation_goes_on_where_it_was_killed(
     teacher: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +229,8 @@ def test_what_cannot_be_condensed_says_why(teacher: Path, images: Path) -> None:
     stated: Settings = {"diffusion.prediction_type": "epsilon"}
     assert CondensationConfig.read(config_file(images, stated)).diffusion is not None
     assert "sizes.ranks go up to 48, the network's rank is 4" in refusal(teacher, {"rank": 4})
+    deep: Settings = {**stated, "sizes.depths": [2, 9]}
+    assert "the teacher has 4 layers, and sizes.depths go up to 9" in refusal(teacher, deep)
     assert "network: Extra inputs" in refusal(teacher, more="[network]")
     assert "is not TOML" in refusal(teacher, more="=")
     shutil.rmtree(images / "test")

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from learngenes.config import DType, Mode, Size
+from learngenes.config import SHARED_MODES, DType, Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family
 from learngenes.formats.diffusers import to_diffusers
@@ -75,7 +75,7 @@ def test_retraining_learns_the_classes_and_leaves_the_family_as_it_was(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", SHARED_MODES)
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_batch_knows_the_classes_of_each_model(
     family: Family, own: Scales, task: LabelledImages, mode: Mode, dense: bool

@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 import redis
+import torch
 
-from learngenes.config import DType
+from learngenes.config import DType, Kind, Mode
 from learngenes.family.family import save_family, write_quality
+from learngenes.model.dense import materialised
+from learngenes.model.factors import DenseLayers
 from learngenes.training.retrain import retrain
 from learngenes.training.tuning import Progress
 from registry.errors import ArtifactError
-from registry.records import ModelStatus
+from registry.records import ModelRecord, ModelStatus
+from registry.store import served_name
 from tests.support.builds import build, verify_here
 from tests.support.devices import keep_profile, made_up_profile
 from tests.support.records import queued_model, revision_name
-from tests.support.sizing import SIZES, quality_table
+from tests.support.sizing import SIZES, quality_table, with_imported
 from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping, told
 from worker.artifacts import OWN_FILE, load_own
 from worker.housekeeping import Patience
@@ -93,6 +97,45 @@ def test_a_prepared_size_is_only_measured(runtime: Runtime, families_dir: Path) 
     assert build(begun, few, retrain=retrain_and_look).status == "ready"
     assert "retraining" in statuses(begun, few), "four bits were not healed"
     assert how == [begun.repository.models.get(few).plan.mode, DType.INT4]
+
+
+def test_imported_layers_are_left_out_and_trained(runtime: Runtime, families_dir: Path) -> None:
+    family = runtime.family("tiny")
+    manifest = family.manifest.model_dump(exclude={"schema_version", "sha256"})
+    manifest["imported_order"] = (2, 1, 3, 0)
+    layers = DenseLayers.of(materialised(family.genes, family.scales))
+    parts = (family.genes, family.stem, family.depths, family.limited_data)
+    save_family(families_dir / "tiny", manifest, *parts, imported=layers)
+    ratios = {DType.FLOAT32: 1.0, DType.INT4: 1.1}
+    losses = {"imported": {2: 0.3, 4: 0.2}, "imported_loss_ratios": ratios}
+    write_quality(families_dir / "tiny", quality_table(SIZES, **losses))
+    settings = runtime.settings.model_copy(update={"retraining_max_seconds": 2.0})
+    begun = Runtime.start(settings)
+    profile = made_up_profile(begun.family("tiny"))
+    keep_profile(begun.repository, with_imported(profile))
+
+    def made(**fixed: object) -> ModelRecord:
+        model = queued_model(device_class=begun.device_class, mode="dense", **fixed)
+        return build(begun, begun.repository.models.create(model).id)
+
+    full = made(depth=4, dtype="float32")
+    assert (full.status, full.plan.mode, full.plan.rank) == ("ready", Mode.DENSE, 32)
+    assert "retraining" not in statuses(begun, full.id)
+    own = load_own(begun.store, begun.family("tiny"), served_name(full))
+    assert isinstance(own, DenseLayers)
+    torch.testing.assert_close(own.stacked(), layers.stacked())
+    half = made(depth=2, dtype="float32")
+    assert "retraining" in statuses(begun, half.id)
+    fewer = load_own(begun.store, begun.family("tiny"), served_name(half))
+    assert isinstance(fewer, DenseLayers)
+    left = layers.subset((0, 3))
+    assert (fewer.weight[Kind.QKV] - left.weight[Kind.QKV]).abs().max() < 0.1
+    assert not torch.equal(fewer.weight[Kind.QKV], left.weight[Kind.QKV])
+    four_bits = made(depth=4, dtype="int4")
+    assert "retraining" in statuses(begun, four_bits.id)
+    assert four_bits.measured is not None
+    assert full.measured is not None
+    assert four_bits.measured.memory_bytes < full.measured.memory_bytes
 
 
 def test_revision_zero_is_published_before_retraining(

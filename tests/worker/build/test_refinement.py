@@ -37,12 +37,10 @@ def refinable(runtime: Runtime) -> ModelRecord:
     return runtime.repository.models.create(record.replace(refine=Refinement(max_seconds=600)))
 
 
-def briefly(
-    family: Family, scales: Scales, config: RefinementConfig, *rest: Any, **more: Any
-) -> Refined:
+def briefly(family: Family, own: Own, config: RefinementConfig, *rest: Any, **more: Any) -> Refined:
     """A refinement of 30 steps."""
     brief = config.model_copy(update={"steps": 30, "learning_rate": 1e-3})
-    return refine(family, scales, brief, *rest, **more)
+    return refine(family, own, brief, *rest, **more)
 
 
 def build(runtime: Runtime, model_id: str, **tools: Any) -> ModelRecord:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from learngenes.config import DType, Mode, Scheduler
+from learngenes.config import SHARED_MODES, DType, Mode, Scheduler
 from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts, measure_step_costs
 from learngenes.model.factors import Scales
@@ -72,7 +72,7 @@ def test_requests_that_come_and_go_together_get_the_images_they_get_alone(
     assert wrong == []
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", SHARED_MODES)
 @pytest.mark.parametrize("scheduler", Scheduler)
 def test_images_are_those_of_the_models_own_network(
     engine: GatedEngine, mode: Mode, scheduler: Scheduler
@@ -107,7 +107,7 @@ def test_hundreds_of_models_share_a_device_that_has_room_for_some(engine: GatedE
     generator = random.Random(0)
     models = [
         Model(seed, generator.choice((2, 3, 4)), generator.choice((8, 24, 48)), mode)
-        for seed, mode in ((seed, generator.choice(list(Mode))) for seed in range(300))
+        for seed, mode in ((seed, generator.choice(SHARED_MODES)) for seed in range(300))
     ]
     room_for(engine, 2_000_000)  # their Sigma are 2 MB, their W 22
     asked = generator.sample(models, 300) + generator.choices(models, k=60)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from learngenes.config import DType, Mode
+from learngenes.config import SHARED_MODES, DType, Mode
 from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts
 from learngenes.model.factors import Scales
@@ -71,7 +71,7 @@ def test_it_knows_for_how_long_nothing_has_moved(engine: GatedEngine) -> None:
         assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", SHARED_MODES)
 def test_a_model_of_no_numbers_fails_and_its_neighbours_do_not(
     engine: GatedEngine, mode: Mode
 ) -> None:
