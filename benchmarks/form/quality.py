@@ -51,10 +51,10 @@ def rivals() -> Figures:
     shipped = ancestors.fine("any-size")
     depths = {depth: _of_family(shipped, depth) for depth in DEPTHS}
     figures = {
-        "dense": _judged(ancestors.dense()),
-        "pruned": _judged(_pruned(ancestors)),
+        "dense": judged(ancestors.dense()),
+        "pruned": judged(_pruned(ancestors)),
         "shipped_losses": {depth: _loss(model) for depth, model in depths.items()},
-        "shipped": _judged(depths[SETTING.network.depth]),
+        "shipped": judged(depths[SETTING.network.depth]),
         "floor_fd": lab().judge.floor(),
     }
     say("rivals", **figures)
@@ -96,7 +96,7 @@ def _of_seed(seed: int) -> Figures:
     models = {depth: _of_family(family, depth) for depth in DEPTHS}
     figures = {
         "losses": {depth: _loss(model) for depth, model in models.items()},
-        "fds": {depth: _judged(models[depth])["fd"] for depth in JUDGED_BY_FD},
+        "fds": {depth: judged(models[depth])["fd"] for depth in JUDGED_BY_FD},
         "layer_order": family.manifest.layer_order,
         "seconds": seconds,
     }
@@ -114,7 +114,7 @@ def train(
     config: PretrainingConfig, work: Path, directory: Path, images: LabelledImages | None = None
 ) -> Family:
     """Train a family, on other images than those of its data set where there are any."""
-    if not (directory / "family.json").exists():
+    if not (directory / "samples.png").exists():  # written once depths are prepared
         run = Pretraining(config, work)
         run.images = run.images if images is None else images
         network = run.run().cpu().eval().requires_grad_(False)
@@ -153,5 +153,5 @@ def _loss(model: DenseDiT) -> float:
     return round(denoising_loss(model, lab().ancestors.splits.heldout, SETTING), 5)
 
 
-def _judged(model: DenseDiT) -> Figures:
+def judged(model: DenseDiT) -> Figures:
     return dict(lab().judge(model.eval().requires_grad_(False)))
