@@ -1,9 +1,14 @@
 """`python -m benchmarks.form [PART …]`: benchmarks/results/form.json."""
 
-from benchmarks.form import mix, quality
+from benchmarks.form import mix, quality, unprepared
 from benchmarks.parts import run
 
-PARTS = {"rivals": quality.rivals, "form": quality.form, "mix": mix.measure}
+PARTS = {
+    "rivals": quality.rivals,
+    "form": quality.form,
+    "unprepared": unprepared.measure,
+    "mix": mix.measure,
+}
 SUMMARY = {
     "form": (
         "full_loss_over_dense",
@@ -13,6 +18,7 @@ SUMMARY = {
         "full_fd",
         "dense_fd",
     ),
+    "unprepared": ("unprepared_loss_over_prepared", "unprepared_seconds"),
     "mix": ("mix20_over_7f885ee", "resident_20_over_1"),
 }
 

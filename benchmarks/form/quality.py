@@ -53,7 +53,7 @@ def rivals() -> Figures:
     figures = {
         "dense": judged(ancestors.dense()),
         "pruned": judged(_pruned(ancestors)),
-        "shipped_losses": {depth: _loss(model) for depth, model in depths.items()},
+        "shipped_losses": {depth: loss_of(model) for depth, model in depths.items()},
         "shipped": judged(depths[SETTING.network.depth]),
         "floor_fd": lab().judge.floor(),
     }
@@ -95,7 +95,7 @@ def _of_seed(seed: int) -> Figures:
     seconds = round(time.monotonic() - started)
     models = {depth: _of_family(family, depth) for depth in DEPTHS}
     figures = {
-        "losses": {depth: _loss(model) for depth, model in models.items()},
+        "losses": {depth: loss_of(model) for depth, model in models.items()},
         "fds": {depth: judged(models[depth])["fd"] for depth in JUDGED_BY_FD},
         "layer_order": family.manifest.layer_order,
         "seconds": seconds,
@@ -149,7 +149,7 @@ def _of_family(family: Family, depth: int) -> DenseDiT:
     return written_out(family, family.scales_of(size))
 
 
-def _loss(model: DenseDiT) -> float:
+def loss_of(model: DenseDiT) -> float:
     return round(denoising_loss(model, lab().ancestors.splits.heldout, SETTING), 5)
 
 

@@ -5,7 +5,7 @@ Each part's figures are kept in benchmarks/results/sizing.json as soon as it has
 """
 
 from benchmarks.parts import run
-from benchmarks.sizing import cases, dit_xl, kernel_cap, optimality, speed
+from benchmarks.sizing import cases, dit_xl, kernel_cap, kinds, optimality, speed
 
 PARTS = {
     "optimality": optimality.measure,
@@ -13,6 +13,7 @@ PARTS = {
     "dit_xl": dit_xl.measure,
     "kernel_cap": kernel_cap.measure,
     "cases": cases.measure,
+    "kinds": kinds.measure,
 }
 SUMMARY = {
     "cases": (
@@ -26,6 +27,7 @@ SUMMARY = {
     "dit_xl": ("dit_xl_dense_bf16_bytes", "dit_xl_factored_bytes"),
     "speed": ("solve_p99_seconds", "plan_http_p99_seconds"),
     "optimality": ("bruteforce_beaten",),
+    "kinds": ("kinds_budgets", "kinds_over"),
 }
 
 if __name__ == "__main__":

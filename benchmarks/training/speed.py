@@ -27,6 +27,8 @@ from learngenes.training.config import PretrainingConfig
 
 CONFIG = REPOSITORY / "families" / "fashion" / "config.toml"
 BATCH, BEFORE_BATCH = 64, 32
+WARM_UP_IMAGES = 6_400
+"""Images of the learning rates' warm-up, in both."""
 IMAGES = 38_400
 """Images that each is trained on, in ROUNDS parts; small depths begin with one of them."""
 WHOLE_IMAGES = 288_000
@@ -97,12 +99,14 @@ def measure() -> Figures:
         "form": "any-size",
         "batch_size": BEFORE_BATCH,
         "steps": IMAGES // BEFORE_BATCH,
+        "warmup_steps": WARM_UP_IMAGES // BEFORE_BATCH,
         "ema_decay": EMA_DECAY,
     }
     now = {
         "batch_size": BATCH,
         "steps": steps,
         "depths_from": depths_from,
+        "warmup_steps": WARM_UP_IMAGES // BATCH,
         "ema_decay": EMA_DECAY,
     }
     stages: list[float] = []
