@@ -14,7 +14,7 @@ TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-training bench-form bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock clean
+.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-training bench-form bench-healing bench-import bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -78,8 +78,16 @@ bench-training: $(INSTALLED_DEV) $(FASHION_MNIST)  ## images a second of a train
 	$(BIN)/python -m benchmarks.training $(PARTS)
 	$(BIN)/python -m benchmarks.docs
 
-bench-form: $(INSTALLED_DEV) $(FASHION_MNIST)  ## the form of the factors, three seeds, beside its rivals; an hour
+bench-form: $(INSTALLED_DEV) $(FASHION_MNIST)  ## the form of the factors, three seeds, beside its rivals; two hours
 	$(BIN)/python -m benchmarks.form $(PARTS)
+	$(BIN)/python -m benchmarks.docs
+
+bench-healing: $(INSTALLED_DEV) $(FASHION_MNIST) $(EMOJI)  ## factors in few bits, healed and beside rivals; an hour
+	$(BIN)/python -m benchmarks.healing $(PARTS)
+	$(BIN)/python -m benchmarks.docs
+
+bench-import: $(INSTALLED_DEV) $(FASHION_MNIST)  ## a DiT imported, half its depth, DiT-XL/2; an hour
+	$(BIN)/python -m benchmarks.importing $(PARTS)
 	$(BIN)/python -m benchmarks.docs
 
 compose-test: $(INSTALLED_DEV) $(DOCKERD)  ## the images, and the whole stack through the main job

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks import summary
+from benchmarks.form import report as form
 from benchmarks.interop import report as interop
 from benchmarks.main_job import report as main_job
 from benchmarks.operate import report as operate
@@ -26,6 +27,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "serving": ("serving", serving.serving),
     "serving_aims": ("serving", serving.serving_aims),
     "training": ("training", training.training),
+    "form": ("form", form.form),
+    "healing": ("healing", form.healing),
+    "importing": ("importing", form.importing),
     "operate": ("operate", operate.operate),
     "interop": ("interop", interop.interop),
     "trust_faults": ("trust", trust.faults),

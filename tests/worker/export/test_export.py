@@ -12,19 +12,25 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiTTransformer2DModel
 from PIL import Image
 
 from benchmarks.interop.exports import PLAIN_DIFFUSERS
 from fineserve.wire import ExportFormat
+from learngenes.config import DType, Mode
 from learngenes.data.latents import to_pixels
+from learngenes.formats.diffusers import PIPELINE_NULL_CLASS
 from learngenes.formats.native import load_model
 from learngenes.formats.onnx import INPUTS
+from learngenes.model import dit
 from learngenes.model.sampling import initial_noise, sample
 from registry.records import GenerationRecord
-from registry.store import EXPORT_FILE, export_name, generation_name, image_file
+from registry.store import EXPORT_FILE, export_name, generation_name, image_file, served_name
+from tests.learngenes.model.test_dit import inputs
 from tests.support.builds import build
+from tests.support.sizing import EXECUTIONS
 from tests.worker.conftest import MakeGeneration, MakeModel
+from worker.artifacts import load_own
 from worker.export.export import export
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
@@ -51,7 +57,7 @@ def served(
     """Builds a model in float32, and samples images, (N, H, W, C) of small integers."""
 
     def serve(**size: int) -> tuple[GenerationRecord, np.ndarray]:
-        model = make_model(budget={"max_mem_gb": 1, "dtype": "float32", **size})
+        model = make_model(dtype="float32", **size)
         generation = make_generation(build(runtime, model.id).id)
         sampler.generate(generation.id)
         files = [
@@ -81,6 +87,32 @@ def test_plain_diffusers_samples_the_same_images(
     )
     theirs = to_pixels(torch.from_numpy(np.load(out))).permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [(m, d) for m, d in EXECUTIONS if d.bits is not None])
+def test_few_bits_are_exported_as_they_are_served(
+    runtime: Runtime,
+    make_model: MakeModel,
+    tmp_path: Path,
+    mode: Mode,
+    dtype: DType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unpacked: diffusers computes in float32 what this network does, which is made to here."""
+    monkeypatch.setattr(dit, "compute_dtype", lambda *_: torch.float32)
+    record = build(runtime, make_model(mode=mode, dtype=dtype, depth=3).id)
+    directory = unpacked(runtime, record.id, tmp_path)
+    theirs = DiTTransformer2DModel.from_pretrained(directory, subfolder="transformer").eval()
+    family = runtime.family("tiny")
+    own = load_own(runtime.store, family, served_name(record))
+    assert (record.plan.mode, record.plan.dtype) == (mode, dtype)
+    x, timesteps, labels = inputs(family.manifest.network)
+    ours = family.assemble(own, mode, dtype)(x, timesteps, labels)
+    null = len(family.manifest.class_names)
+    theirs_labels = torch.where(labels == null, PIPELINE_NULL_CLASS, labels)
+    with torch.no_grad():
+        expected = theirs(x, timesteps, theirs_labels).sample
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
 def test_onnx_runtime_samples_the_same_images(

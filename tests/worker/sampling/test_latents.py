@@ -150,7 +150,7 @@ def test_a_preview_is_an_image(engine: GatedEngine) -> None:
 def test_a_model_of_latents_is_built_and_keeps_its_budget(
     runtime: Runtime, make_model: MakeModel
 ) -> None:
-    model = make_model(family=NAME, budget={"max_mem_gb": 0.001})
+    model = make_model(family=NAME, max_mem_gb=0.001)
     build(runtime, model.id)
     record = runtime.repository.models.get(model.id)
     assert record.status == "ready", record.error
