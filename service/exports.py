@@ -8,6 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from kombu.exceptions import OperationalError
 
 from fineserve.wire import ExportFormat
+from learngenes.config import Mode
 from registry.errors import ArtifactError
 from registry.queue import EXPORT_TASK
 from registry.records import ModelRecord
@@ -68,7 +69,8 @@ def _ask(state: State, record: ModelRecord, form: ExportFormat) -> None:
     require_worker(state, record)
     family = require_family(state, record)
     try:
-        state.store.require_family(served_name(record), family.name, family.fingerprint)
+        if record.plan.mode is not Mode.DENSE:  # imported layers outlive U and V
+            state.store.require_family(served_name(record), family.name, family.fingerprint)
     except ArtifactError as error:
         raise Problem(410, "model-gone", str(error)) from error
     if state.repository.once(export_name(record, form), ASK_AGAIN_SECONDS):

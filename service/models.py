@@ -1,6 +1,7 @@
 """Models at a caller's word: accepted from a budget, cancelled, deleted."""
 
 from fineserve.wire import DEFAULT_TASK, ModelRequest, Refinement
+from learngenes.config import Mode
 from registry.datasets import Dataset
 from registry.queue import BUILD_TASK
 from registry.records import ModelRecord, ModelStatus
@@ -23,6 +24,8 @@ def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelReco
     if dataset is not None:
         request = request.model_copy(update={"family": dataset.family})
     site = choose_site(state, request, live=True)
+    if request.refine and not site.quality.depths:  # it has nothing but imported layers
+        request = request.model_copy(update={"mode": Mode.DENSE})
     class_names = None if dataset is None else dataset.class_names
     solution = solve_budget(state, request, site, len(class_names) if class_names else None)
     model_id = ModelRecord.new_id()

@@ -77,7 +77,8 @@ def previews(
             bar.total = total
             bar.update(done - bar.n)
 
-        file = write_previews(loaded, family, on_size)
+        with _refusals():
+            file = write_previews(loaded, family, on_size)
     typer.echo(f"{file} is written")
 
 

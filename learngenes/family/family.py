@@ -1,6 +1,5 @@
 """Families on disk: `family.json` with the SHA-256 of every file, and safetensors."""
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -25,9 +24,9 @@ from learngenes.model.factors import CLASSES, DenseLayers, Learngenes, Own, Scal
 from learngenes.model.sigma import interpolated, remaining, subset
 from learngenes.sizing.quality import QualityTable
 
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, SCHEMA_VERSION)
-"""1 has Sigma of the full size alone."""
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
+"""1 has Sigma of the full size alone, 2 nothing for few bits and nothing imported."""
 MANIFEST = "family.json"
 QUALITY = "quality.json"
 PREVIEWS_FILE = "previews.png"
@@ -115,11 +114,14 @@ class Family:
             )
         if size.depth > self.full_size.depth:
             raise ValueError(f"depth {size.depth} is more than the {self.full_size.depth} layers")
-        return self.imported.subset(remaining(self.manifest.imported_order, size.depth))
+        kept = remaining(self.manifest.imported_order, size.depth)
+        return self.imported.subset(kept).to(self.stem.positions.device)
 
     def full_own(self, mode: Mode) -> Own:
         """The largest model's own parameters, of which smaller ones learn."""
-        return self.imported if mode is Mode.DENSE and self.imported is not None else self.scales
+        if mode is not Mode.DENSE or self.imported is None:
+            return self.scales
+        return self.imported.to(self.stem.positions.device)
 
     def scales_of(
         self, size: Size, mode: Mode = Mode.FACTORED, dtype: DType = DType.FLOAT32
@@ -166,13 +168,11 @@ class Family:
         return self.encoder.encoded(images, self.stem.positions.device, on_part)
 
     def to(self, device: torch.device) -> "Family":
-        """This family with its networks moved, in place; the limited data stay where they are."""
+        """Move the networks in place; data and imported layers stay where they are."""
         healed = (own for depths in self.healed.values() for own in depths.values())
         for module in (self.genes, self.stem, *self.depths.values(), *healed):
             module.to(device)
-        if self.imported is None:
-            return self
-        return dataclasses.replace(self, imported=self.imported.to(device))
+        return self
 
     @property
     def fingerprint(self) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from learngenes.config import Mode, Size
 from learngenes.data.images import grid
-from learngenes.family.family import PREVIEWS_FILE, Family
+from learngenes.family.family import PREVIEWS_FILE, Family, FamilyError
 from learngenes.model.sampling import sample
 
 ROWS = 32
@@ -20,8 +20,10 @@ def write_previews(
     """Write previews.png: a row for each depth and rank, one class in each column.
 
     A class has the same seed at every size: its own number. `on_size` is called with
-    (sizes done, in all).
+    (sizes done, in all). Raises FamilyError where nothing shared is trained.
     """
+    if family.imported is not None and not family.manifest.trained_steps:
+        raise FamilyError(f"{directory} shares nothing yet: previews come once it is distilled")
     space = family.manifest.sizes
     sizes = [Size(depth=depth, rank=rank) for depth in space.depths for rank in space.ranks]
     labels = list(range(len(family.manifest.class_names)))

@@ -99,8 +99,9 @@ def load_model(directory: Path, family: Family | None = None, device: torch.devi
     """
     manifest = _read_manifest(directory)
     tensors = {name: _read(directory, name, digest) for name, digest in manifest.sha256.items()}
+    own = _own(directory, tensors[OWN])
     if STEM not in tensors:
-        if family is None or family.fingerprint != manifest.family_fingerprint:
+        if family is None or not family.made(own, manifest.family_fingerprint):
             raise ModelError(
                 f"{directory} is what is a model's own alone: load the family {manifest.family} "
                 f"(learngenes {manifest.family_fingerprint[:12]}) and give it, or export the model "
@@ -108,7 +109,6 @@ def load_model(directory: Path, family: Family | None = None, device: torch.devi
             )
         stem, genes = family.stem, family.genes
     try:
-        own = own_from_stacked(tensors[OWN])
         if STEM in tensors:
             stem = Stem(manifest.network)
             stem.load_state_dict(tensors[STEM])
@@ -124,6 +124,13 @@ def load_model(directory: Path, family: Family | None = None, device: torch.devi
         return Model(manifest, DiT(stem, genes, own, manifest.mode, manifest.dtype))
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"{directory}: tensors do not fit {MANIFEST}: {error}") from error
+
+
+def _own(directory: Path, tensors: Mapping[str, Tensor]) -> Own:
+    try:
+        return own_from_stacked(tensors)
+    except KeyError as error:
+        raise ModelError(f"{directory / OWN} is not a model's: {error}") from error
 
 
 def _read_manifest(directory: Path) -> ModelManifest:

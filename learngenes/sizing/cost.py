@@ -64,7 +64,7 @@ class Execution:
         if self.dtype.bits is None:
             return 0
         groups = rows * -(-inputs // GROUP)
-        return groups * (self.compute_bytes if self.dtype.bits == 8 else GROUP)
+        return groups * (self.compute_bytes + (0 if self.dtype.bits == 8 else GROUP))
 
     def matrix_bytes(self, rows: Ints | int, inputs: Ints | int) -> Ints | int:
         """Bytes of a stored matrix (rows, inputs), with the scales of its groups."""
@@ -188,6 +188,13 @@ def memory_bytes(
 def process_bytes(memory: Ints | int, shared: Ints | int, base_bytes: int) -> Ints | int:
     """Bytes of a process that serves one model; its allocator keeps up to a 20th more."""
     return memory + memory // 20 + base_bytes - shared
+
+
+def loading_bytes(network: NetworkConfig, depth: Ints | int, execution: Execution) -> Ints | int:
+    """Bytes of imported layers in float32, of which a process makes what it stores."""
+    if execution.mode is not Mode.DENSE or execution.dtype is DType.FLOAT32:
+        return 0 * depth
+    return dense_parameters(network, depth) * BYTES_PER_FLOAT32
 
 
 def _product_bytes(

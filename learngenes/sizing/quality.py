@@ -63,6 +63,13 @@ class QualityTable(Frozen):
         """This table without sizes of imported layers."""
         return self.model_copy(update={"imported": {}, "imported_loss_ratios": {}})
 
+    @property
+    def imported_alone(self) -> Self:
+        """This table without sizes that share U and V."""
+        nothing = dict.fromkeys(("depths", "ranks", "unretrained", "retrained"), ())
+        unknown: dict[str, object] = {"dtype_loss_ratios": {}, "materialised_loss_ratios": {}}
+        return self.model_copy(update={**nothing, **unknown})
+
     def qualities(self, depths: Floats, ranks: Floats, loss_ratios: Floats) -> Floats:
         """Qualities of many sizes at once, in (0, 1]: the family's best loss over theirs.
 

@@ -17,7 +17,14 @@ from learngenes.sizing.budget import (
     Slack,
     Workload,
 )
-from learngenes.sizing.cost import Execution, Ints, memory_bytes, process_bytes, shared_bytes
+from learngenes.sizing.cost import (
+    Execution,
+    Ints,
+    loading_bytes,
+    memory_bytes,
+    process_bytes,
+    shared_bytes,
+)
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.quality import Floats, QualityTable
 
@@ -92,6 +99,7 @@ class Candidates:
                 worth = quality.qualities(depths, ranks, np.full(len(depths), ratio))
             needed = memory_bytes(network, depths, ranks, execution, workload)
             shared = shared_bytes(network, ranks, execution)
+            shared = np.asarray(shared - loading_bytes(network, depths, execution))
             indices = np.full_like(depths, index)
             needed = needed + profile.memory_overhead_bytes
             columns.append((indices, depths, ranks, np.asarray(needed), np.asarray(shared)))

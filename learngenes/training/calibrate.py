@@ -39,7 +39,7 @@ def calibrate(
     shared = [
         [Size(depth=depth, rank=rank) for rank in ranks]
         for depth in depths
-        if family.manifest.trained_steps
+        if family.manifest.trained_steps or family.imported is None
     ]
     imported = [Size(depth=depth, rank=width) for depth in depths if family.imported is not None]
     losses: list[Retrained | Refined] = []
@@ -67,7 +67,8 @@ def calibrate(
         for mode in SHARED_MODES:
             ratios[mode] = loss_ratios(family, corners, config, mode)
     if family.imported is not None:
-        ratios[Mode.DENSE] = loss_ratios(family, [family.imported], config, Mode.DENSE)
+        full = family.full_own(Mode.DENSE)
+        ratios[Mode.DENSE] = loss_ratios(family, [full], config, Mode.DENSE)
     written = ratios[Mode.MATERIALISED].items()
     return QualityTable(
         depths=depths if results else (),
@@ -85,7 +86,7 @@ def calibrate(
 def _trained_layers(
     family: Family, own: Own, config: RetrainingConfig, dtype: DType = FLOAT
 ) -> Refined:
-    """Layers trained as a build trains them, for as long as Sigma would be."""
+    """Layers trained as in a build, but for as many steps as Sigma and a minute at most."""
     whole = own.depth == family.full_size.depth and dtype.bits is None
     seconds = 0.0 if whole else min(config.max_seconds, MOST_LAYER_SECONDS)
     brief = RefinementConfig(

@@ -7,6 +7,7 @@ each, are a canonical polyadic decomposition: W[l] = sum over r of sigma[l, r] u
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,14 @@ from learngenes.data import labelled
 from learngenes.data.images import DataError
 from learngenes.data.latents import digest
 from learngenes.device import default_device
-from learngenes.family.family import MANIFEST, Family, load_family, save_family, write_quality
+from learngenes.family.family import (
+    IMPORTED,
+    MANIFEST,
+    Family,
+    load_family,
+    save_family,
+    write_quality,
+)
 from learngenes.files import replaced
 from learngenes.formats.teacher import Teacher, TeacherError, read_teacher
 from learngenes.model.dense import DenseDiT
@@ -36,6 +44,9 @@ from learngenes.training.new_family import write_family
 from learngenes.training.pretrain import LOG, Pretraining
 
 REPORT = "condensation.json"
+IMPORT_OF = "import.sha256"
+"""File with the digest of what was imported."""
+IMPORT_FILES = (IMPORT_OF, f"{IMPORTED}.safetensors")
 RIDGE = 0.1
 """Ridge of a factor's normal equations, relative to the first guess's V.
 
@@ -211,11 +222,16 @@ def condense(
         figures |= {"heldout_loss": run.heldout_losses(), "steps": run.step}
         figures["teacher_heldout_loss"] = run.heldout_loss_of(teacher.network)
         network.cpu()
-        (directory / REPORT).write_text(json.dumps(figures, indent=2) + "\n")
+        made = work / "made"
+        made.mkdir(exist_ok=True)
+        (made / REPORT).write_text(json.dumps(figures, indent=2) + "\n")
+        for file in IMPORT_FILES:
+            shutil.copyfile(directory / file, made / file)
         order = family.manifest.imported_order
-        write_family(run, config_file, network, run.step, directory, order)
-        if family.quality is not None:  # until all is calibrated, what was imported is served on
-            write_quality(directory, family.quality)
+        write_family(run, config_file, network, run.step, made, order)
+        assert family.quality is not None
+        write_quality(made, family.quality.imported_alone)  # until all is calibrated
+        _put(made, directory)
     run.accelerator.wait_for_everyone()
     return load_family(directory)
 
@@ -228,12 +244,28 @@ def _imported(
     directory: Path,
 ) -> Family:
     """The family as it was imported before into `directory`, or else imported now."""
-    if (directory / MANIFEST).exists():
+    settings = f"{config.sizes} {config.data} {config.order_images} {config.calibration_seconds}"
+    made_of = digest(settings, teacher.network.state_dict().values())
+    file = directory / IMPORT_OF
+    if (directory / MANIFEST).exists() and file.exists() and file.read_text() == made_of:
         family = load_family(directory)
-        if family.imported is not None and family.quality is not None:
+        if family.quality is not None:
             return family
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(made_of)
     seconds = config.calibration_seconds
     return import_dense(teacher, limited, pretraining, config.order_images, seconds, directory)
+
+
+def _put(made: Path, directory: Path) -> None:
+    """Put a family where another one is, which is served until that moment."""
+    new, old = (directory.with_name(f".{directory.name}.{which}") for which in ("new", "old"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(made, new)
+    directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old)
 
 
 def distillation(config: CondensationConfig, teacher: Teacher) -> PretrainingConfig:

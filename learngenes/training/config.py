@@ -43,7 +43,7 @@ class TrainingConfig(Frozen):
     """Share of the full size's prediction in what a drawn size learns, or of a teacher's in what
     every size does; the rest is the data's."""
     preparation_steps: NonNegativeInt = 600
-    """Steps in which, in the end, Sigma of each smaller depth is trained alone."""
+    """Steps in which, in the end, Sigma of each depth is trained alone."""
     healing_steps: NonNegativeInt = 300
     """Steps in which Sigma of each depth is then trained with matrices in few bits."""
     compiled: bool = True

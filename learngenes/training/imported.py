@@ -43,7 +43,8 @@ def import_dense(
     in a family of latents.
     """
     layers = DenseLayers.of(teacher.network.weights())
-    order = layer_order(teacher, config, limited.balanced(max(order_images, 1)))
+    drawn = torch.randperm(len(limited), generator=torch.Generator().manual_seed(0))
+    order = layer_order(teacher, config, limited.subset(drawn[:order_images]))
     directory.mkdir(parents=True, exist_ok=True)
     (directory / LOG).write_text(json.dumps({"step": 0, "images": 0}) + "\n")
     manifest = config.manifest(limited.class_names, trained_steps=0)

@@ -81,7 +81,7 @@ def _prepared(family: Family, pretraining: Pretraining) -> Family:
         for config, steps in zip((PREPARATION, HEALING), stages, strict=True)
     )
     data, work = pretraining.images, pretraining.directory
-    total = stages[0] * (depths - 1) + stages[1] * depths * len(HEALED)
+    total = stages[0] * depths + stages[1] * depths * len(HEALED)
     family = family.to(pretraining.accelerator.device)
     with tqdm(total=total, unit="step") as bar:
 

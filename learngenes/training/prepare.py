@@ -21,6 +21,8 @@ from learngenes.training.tuning import Progress
 PREPARATION = RetrainingConfig(
     steps=600, batch_size=32, learning_rate=1e-2, max_seconds=float("inf"), patience=12
 )
+FULL_SIZE_SHARE = 0.2
+"""Share of the learning rate with which Sigma of the full size is trained alone."""
 HEALING = PREPARATION.model_copy(update={"steps": 300})
 HEALED: tuple[Precision, ...] = (
     (Mode.FACTORED, DType.INT4),
@@ -38,16 +40,22 @@ def prepare(
     config: RetrainingConfig = PREPARATION,
     on_progress: OnProgress = lambda *_: None,
 ) -> dict[int, Scales]:
-    """Sigma of each depth, trained on `data`; that of the full size is as it was.
+    """Sigma of each depth, trained on `data`; gently that of the full size, which has learned most.
 
     What was prepared before is read from `work`, and a depth that was interrupted goes on from
     there.
     """
-    full = family.full_size.depth
+    gentle = config.model_copy(update={"learning_rate": FULL_SIZE_SHARE * config.learning_rate})
     return {
-        depth: begun
-        if depth == full
-        else _trained(begun, str(depth), family, data, work, config, on_progress)
+        depth: _trained(
+            begun,
+            str(depth),
+            family,
+            data,
+            work,
+            gentle if depth == family.full_size.depth else config,
+            on_progress,
+        )
         for depth, begun in family.depths.items()
     }
 
@@ -56,7 +64,7 @@ def heal(
     family: Family,
     data: LabelledImages,
     work: Path,
-    config: RetrainingConfig = PREPARATION,
+    config: RetrainingConfig = HEALING,
     on_progress: OnProgress = lambda *_: None,
 ) -> dict[Precision, dict[int, Scales]]:
     """Sigma of each depth, the full one too, trained on `data` with the matrices in few bits."""

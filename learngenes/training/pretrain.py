@@ -53,6 +53,8 @@ log = structlog.get_logger()
 LOG = "log.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
+PREPARED = "prepar*-*.safetensors"
+"""Files of Sigma that are trained after U and V."""
 
 
 ORDER_IMAGES = 500
@@ -122,6 +124,9 @@ class Pretraining:
         ).to(self.accelerator.device)
         self.optimizer = optimizer_of(self.model, config.training)
         self._resume()
+        if not self.step:
+            for stale in directory.glob(PREPARED):  # of other U and V
+                stale.unlink()
         if start and not self.step:
             self._begin_from(start)
         self.prepared, self.prepared_optimizer = self.accelerator.prepare(

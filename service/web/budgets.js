@@ -55,7 +55,8 @@ export function Budgets({ id, families }) {
     ? scale(front.map((p) => p.predicted.latency_p95_seconds))(positions.latency)
     : 0;
   const budget = { max_mem_gb: memory / 1e9, max_latency_ms: latency * 1000, family: everything?.family };
-  if (refinement) budget.mode = "materialised"; // a refined model has no factors
+  // a refined model has no factors
+  if (refinement) budget.mode = front.every((p) => p.mode === "dense") ? "dense" : "materialised";
 
   useEffect(() => {
     if (!front.length) return;
@@ -136,7 +137,7 @@ export function Budgets({ id, families }) {
           y=${{ title: "quality, of the best", format: (v) => v.toFixed(3) }}
           series=${[{ label: "keeps the budget" }, { label: "does not", faint: true }, { label: "the plan", ring: true }]}
           data=${chartData(front, kept, plan)} />
-        ${plan && family && !task && html`<${Samples} family=${family} plan=${plan} />`}
+        ${plan && plan.mode !== "dense" && family && !task && html`<${Samples} family=${family} plan=${plan} />`}
       </section>
     </div>
     <details>
@@ -164,7 +165,7 @@ function chartData(front, kept, plan) {
   ];
 }
 
-// Row of the family's sheet of previews: every class at this size, not retrained.
+// Row of the family's sheet of previews: every class at a size that shares U and V, not retrained.
 function Samples({ family, plan }) {
   const { depths, ranks } = family.sizes;
   const row = depths.indexOf(plan.depth) * ranks.length + ranks.indexOf(plan.rank);

@@ -14,7 +14,8 @@ export function seconds(value) {
   return value < 1 ? `${(value * 1000).toFixed(0)} ms` : `${value.toPrecision(3)} s`;
 }
 
-export const size = (plan) => `depth ${plan.depth}, rank ${plan.rank}`;
+export const size = (plan) =>
+  plan.mode === "dense" ? `depth ${plan.depth}, dense` : `depth ${plan.depth}, rank ${plan.rank}`;
 export const moment = (text) => new Date(text).toLocaleTimeString();
 export const png = (b64) => `data:image/png;base64,${b64}`;
 

@@ -67,7 +67,7 @@ timesteps is the caller's:
     (prediction,) = session.run(
         None, {"sample": x, "timestep": timesteps, "class_labels": labels}
     )  # float32 (N, C, H, W), int64 (N,), int64 (N,) -> float32 (N, C, H, W)"""
-NATIVE_USAGE = """It holds U and V of its rank, Sigma and the stem:
+NATIVE_USAGE = """It holds all that is its own, the stem, and U and V of its rank if it has factors:
 
     from pathlib import Path
 

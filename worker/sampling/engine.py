@@ -254,7 +254,9 @@ class Engine:
 
     def _take_in(self, job: Job) -> None:
         request = job.request
-        pool = self.residency.pool(request.family, request.dtype, request.rank)
+        full = request.family.full_size.rank  # what is written out has no factors in few bits
+        rank = request.rank if request.mode is Mode.FACTORED else full
+        pool = self.residency.pool(request.family, request.dtype, rank)
         costs = self.costs[_cost_key(pool.shared)]
         target = request.target_seconds
         if target is None:

@@ -32,6 +32,7 @@ CONFIG = {
     "name": "condensed",
     "rank": 48,
     "fit_iterations": 30,
+    "calibration_seconds": 0.2,
     **under("sizes", depths=[2, 3, 4], ranks=[8, 48]),
     **under(
         "training",
@@ -194,6 +195,29 @@ def test_what_was_imported_is_served_while_the_shared_part_follows(
     assert table.loss_ratio(Mode.DENSE, DType.INT8) != table.loss_ratio(
         Mode.MATERIALISED, DType.INT8
     )
+
+
+def test_another_teacher_or_other_sizes_are_imported_anew(
+    family: Family, teacher: Path, images: Path
+) -> None:
+    first = imported(teacher, images, "family")
+    fewer = config_file(images, {"sizes.depths": [2, 4]})
+    run(*words_for(teacher, fewer, "family"), "--import-only")
+    assert load_family(images.parent / "family").manifest.sizes.depths == (2, 4)
+    with torch.no_grad():
+        family.scales.sigma[Kind.QKV].mul_(2)
+    export_model(family, family.scales, teacher)
+    second = imported(teacher, images, "family")
+    assert first.imported is not None
+    assert second.imported is not None
+    assert not torch.equal(second.imported.weight[Kind.QKV], first.imported.weight[Kind.QKV])
+    assert torch.equal(second.imported.weight[Kind.O], first.imported.weight[Kind.O])
+
+
+def test_what_shares_nothing_yet_has_no_previews(teacher: Path, images: Path) -> None:
+    imported(teacher, images, "family")
+    refusal = run("previews", str(images.parent / "family"), exit_code=1).stderr
+    assert "shares nothing yet" in refusal
 
 
 def test_a_family_without_imported_layers_says_so(family: Family) -> None:

@@ -107,6 +107,20 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(configure: Configure, tmp_pa
     torch.testing.assert_close(resumed.run().state_dict(), whole.state_dict())
 
 
+def test_a_training_that_begins_anew_forgets_what_was_prepared(
+    configure: Configure, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    stale = work / "prepared-2.safetensors"
+    stale.write_bytes(b"of other U and V")
+    run_killed_after(6, Pretraining(configure(), work))
+    assert not stale.exists()
+    stale.write_bytes(b"of these")
+    Pretraining(configure(), work)
+    assert stale.exists()
+
+
 def test_a_family_in_place_of_another_has_nothing_of_it(config_file: Path, tmp_path: Path) -> None:
     (tmp_path / "family").mkdir()
     for stale in ("quality.json", "previews.png"):
