@@ -1,7 +1,7 @@
 """The dense ancestor of the paper's tables, imported; half its layers, after five minutes more.
 
 Beside it: pruned to the same depth, greedily by what chooses, and everything fine-tuned on the data
-for as long, at the best of several learning rates. Both by the training that a build has.
+by AdamW for as long, at the best of several learning rates, as the paper's tables have it.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from learngenes.training.tuning import Tuning
 WORK = REPOSITORY / "var" / "importing"
 SECONDS = 300.0
 LEARNING_RATES = (1e-3, 3e-3)
-"""The rival has the better of them; ours has the first, a build's."""
+"""The rival has the better of them; ours is trained as in a build."""
 CONFIG = """
 name = "imported"
 rank = {rank}

@@ -13,14 +13,19 @@ from learngenes.family.family import Family
 from learngenes.model.dense import DenseDiT, materialised
 from learngenes.model.factors import DenseLayers, Own
 from learngenes.model.rounded import straight_through
+from learngenes.training.muon import Muon
 from learngenes.training.tuning import OnProgress, Tuned, Tuning, TuningConfig, teacher_of
 
 
 class RefinementConfig(TuningConfig):
     steps: int = 10**9
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     patience: int = 10
+
+
+MATRIX_RATE = 3.0
+"""Learning rate of Muon for W, relative to AdamW's for biases."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,11 @@ def refine(
 
     teacher = teacher_of(family, own, mode, dtype)
     data = data or family.limited_data
-    tuning = Tuning(family, model.layers, predict, config, data, teacher, checkpoint_file)
+    model.to(family.stem.positions.device)
+    optimizer = _optimizer(model)
+    tuning = Tuning(
+        family, model.layers, predict, config, data, teacher, checkpoint_file, optimizer
+    )
     tuned = tuning.run(on_progress)
     return Refined(**vars(tuned), layers=DenseLayers.of(model.weights(), own.classes))
 
@@ -71,3 +80,15 @@ def _as_served(model: DenseDiT, dtype: DType) -> dict[str, Tensor]:
         for name, weight in model.layers.named_parameters()
         if name.endswith(".weight")
     }
+
+
+def _optimizer(model: DenseDiT) -> Muon:
+    biases, weights = (
+        [p for name, p in model.layers.named_parameters() if name.endswith(kind)]
+        for kind in (".bias", ".weight")
+    )
+    groups: list[dict[str, object]] = [
+        {"params": biases},
+        {"params": weights, "rate": MATRIX_RATE, "orthogonal": True},
+    ]
+    return Muon(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)

@@ -116,8 +116,12 @@ class Tuning:
         data: LabelledImages,
         teacher: Predict | None = None,
         checkpoint_file: Path | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """Train all of `model`, by which `predict` predicts, in place, half from `teacher`."""
+        """Train all of `model`, by which `predict` predicts, in place, half from `teacher`.
+
+        By AdamW, or `optimizer`, whose groups may have a `rate`, relative to the learning rate.
+        """
         self.family, self.model, self.predict, self.config = family, model, predict, config
         self.teacher, self.checkpoint_file = teacher, checkpoint_file
         self.device = family.stem.positions.device
@@ -126,7 +130,9 @@ class Tuning:
         self.train, held = split_heldout(data, config.heldout_images)
         self.held_images = held.normalised().to(self.device)
         self.held_labels = held.labels.to(self.device)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+        self.optimizer = optimizer or torch.optim.AdamW(
+            model.parameters(), lr=0.0, weight_decay=0.0
+        )
         self.best = copy.deepcopy(model)
 
     def run(self, on_progress: OnProgress | None) -> Tuned:
@@ -194,7 +200,7 @@ class Tuning:
                 taught = self.teacher(noisy, timesteps, labels).float()
             target = torch.lerp(target, taught, 0.5)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("rate", 1.0)
         loss = F.mse_loss(self.predict(noisy, timesteps, labels), target)
         loss.backward()
         self.optimizer.step()
