@@ -20,6 +20,9 @@ def summary(results: dict[str, Figures]) -> Table:
     peak = serving["gemm_peak_share"]
     lost = [trust[what] for what in ("lost", "duplicated", "corrupt")]
     wins, cells = paper["table1_wins"], paper["table1_rows"]
+    form, gap = results["form"]["summary"], results["healing"]["summary"]["healed_4bit_gap"]
+    full, fourth = form["full_loss_over_dense"], form["l4_loss_over_shipped"]
+    half = results["importing"]["summary"]["half_depth_fd_over_pruned"]
     condensed, pruned = interop["condense_half_depth_fd"], interop["prune_half_depth_fd"]
     return rows(
         f"""| aim | measured | by
@@ -48,6 +51,14 @@ def summary(results: dict[str, Figures]) -> Table:
             | {_judged(" · ".join(map(str, lost)), not any(lost))} | `make bench-trust`
         the paper's comparison at equal cost: FINE is the best in | most \
             | {_judged(f"{wins} of {cells} cells", 2 * wins > cells)} | `make paper`
+        held-out loss of the full size, over a dense network's | ≤ 1.03 \
+            | {_judged(f"{full:.3f}", full <= 1.03)} | `make bench-form`
+        … of a third of its layers, over what was shipped before | ≤ 0.96 \
+            | {_judged(f"{fourth:.3f}", fourth <= 0.96)} | `make bench-form`
+        U and V in 4 bits, Σ healed: held-out loss lost | ≤ 0.002 \
+            | {_judged(f"{gap:.4f}", gap <= 0.002)} | `make bench-healing`
+        an imported DiT at half its depth after five minutes: FD over pruned | ≤ 1 \
+            | {_judged(f"{half:.2f}", half <= 1)} | `make bench-import`
         a DiT condensed to half its depth: FD (pruned) | ≤ pruned \
             | {_judged(f"{condensed:.0f} ({pruned:.0f})", condensed <= pruned)} \
             | `make bench-interop`"""
