@@ -52,7 +52,8 @@ def healing(result: Figures) -> Table:
 
 
 def importing(result: Figures) -> Table:
-    half, xl = result["parts"]["half"], result["parts"]["dit_xl"]
+    half, xl = result["parts"]["half"], result["parts"].get("dit_xl", {})
+    peak = f"{xl['peak_gb']} of {xl['of_machine_gb']}" if xl else "not measured"
     judged = "\n".join(
         f"{name} | {figures['loss']:.4f} | {figures['fd']:.0f}"
         for name, figures in half["judged"].items()
@@ -62,6 +63,5 @@ def importing(result: Figures) -> Table:
         {judged}
         largest difference of the import from diffusers' | {half["import_full_max_abs_diff"]:.1e} |
         seconds of the import, ordered and calibrated | {half["import_seconds"]} |
-        a DiT-XL/2 of random weights: most memory, GB of {xl["of_machine_gb"]} \
-            | {xl["peak_gb"]} |"""
+        a DiT-XL/2 of random weights: most memory, GB | {peak} |"""
     )

@@ -81,8 +81,9 @@ def _write_teacher(directory: Path) -> None:
         sample_size=32,
         patch_size=2,
     )
-    for block in network.transformer_blocks:  # one embedder, as DiT is trained
-        block.norm1.emb = network.transformer_blocks[0].norm1.emb
+    first = network.transformer_blocks[0].norm1.emb
+    for block in network.transformer_blocks:  # each has a copy of one embedder, as DiT is trained
+        block.norm1.emb.load_state_dict(first.state_dict())
     network.save_pretrained(directory / "transformer")
     DDPMScheduler().save_pretrained(directory / "scheduler")
 

@@ -35,8 +35,9 @@ WHOLE_IMAGES = 288_000
 """Images of a whole training of `fashion`."""
 ROUNDS, DEPTHS_FROM_ROUND = 10, 7
 ONE_DEPTH_IMAGES = 3_840
-EMA_DECAY = 0.99
-"""That of whole trainings would remember the beginning of one that is so short."""
+AVERAGE_IMAGES = 3_200
+"""Images that the averaged weights reach back, in both; those of the shipped configuration before
+would remember the beginning of a training that is so short."""
 WARM_UP_STEPS = 3
 REPETITIONS = 10
 
@@ -100,14 +101,14 @@ def measure() -> Figures:
         "batch_size": BEFORE_BATCH,
         "steps": IMAGES // BEFORE_BATCH,
         "warmup_steps": WARM_UP_IMAGES // BEFORE_BATCH,
-        "ema_decay": EMA_DECAY,
+        "ema_decay": 1 - BEFORE_BATCH / AVERAGE_IMAGES,
     }
     now = {
         "batch_size": BATCH,
         "steps": steps,
         "depths_from": depths_from,
         "warmup_steps": WARM_UP_IMAGES // BATCH,
-        "ema_decay": EMA_DECAY,
+        "ema_decay": 1 - BATCH / AVERAGE_IMAGES,
     }
     stages: list[float] = []
     with (
