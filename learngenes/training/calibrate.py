@@ -88,11 +88,23 @@ def _trained_layers(
 ) -> Refined:
     """Layers trained as in a build, but for as many steps as Sigma and a minute at most."""
     whole = own.depth == family.full_size.depth and dtype.bits is None
-    seconds = 0.0 if whole else min(config.max_seconds, MOST_LAYER_SECONDS)
-    brief = RefinementConfig(
-        steps=config.steps, max_seconds=seconds or 1, patience=config.patience if seconds else 0
-    )
+    seconds = min(config.max_seconds, MOST_LAYER_SECONDS)
+    if whole or not seconds:
+        loss = _heldout_loss(family, own, Mode.DENSE, dtype, config)
+        assert isinstance(own, DenseLayers)
+        return Refined(loss, loss, steps=0, seconds=0.0, layers=own)
+    brief = RefinementConfig(steps=config.steps, max_seconds=seconds, patience=config.patience)
     return refine(family, own, brief, mode=Mode.DENSE, dtype=dtype)
+
+
+def _heldout_loss(
+    family: Family, own: Own, mode: Mode, dtype: DType, config: RetrainingConfig
+) -> float:
+    _, held = split_heldout(family.limited_data, config.heldout_images)
+    device = family.stem.positions.device
+    images, labels = held.normalised().to(device), held.labels.to(device)
+    process = noise_process(family.manifest.diffusion)
+    return heldout_loss(family.assemble(own, mode, dtype), process, images, labels)
 
 
 def loss_ratios(
@@ -102,10 +114,6 @@ def loss_ratios(
 
     In few bits a model has the Sigma that was healed for them, or is trained as it would be.
     """
-    _, held = split_heldout(family.limited_data, config.heldout_images)
-    device = family.stem.positions.device
-    images, labels = held.normalised().to(device), held.labels.to(device)
-    process = noise_process(family.manifest.diffusion)
 
     def healed(own: Own, dtype: DType) -> Own:
         if isinstance(own, DenseLayers):
@@ -118,7 +126,7 @@ def loss_ratios(
 
     def loss(own: Own, dtype: DType) -> float:
         served = healed(own, dtype) if dtype.needs_healing else own
-        return heldout_loss(family.assemble(served, mode, dtype), process, images, labels)
+        return _heldout_loss(family, served, mode, dtype, config)
 
     dtypes = [dtype for dtype in DType if executable(mode, dtype)]
     losses = {dtype: [loss(own, dtype) for own in models] for dtype in dtypes}
