@@ -49,7 +49,7 @@ def test_only_narrow_storage_on_a_device_made_for_it_is_computed_in_bfloat16(
     assert native_bfloat16(CPU) == native
     assert packing_threads(CPU) == (1 if native else 0)
     narrow = torch.bfloat16 if native else torch.float32
-    assert [compute_dtype(dtype, CPU) for dtype in DType] == [torch.float32, narrow, narrow]
+    assert [compute_dtype(dtype, CPU) for dtype in DType] == [torch.float32, *[narrow] * 4]
 
 
 @pytest.mark.slow

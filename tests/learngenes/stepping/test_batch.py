@@ -159,7 +159,7 @@ def test_unequal_numbers_of_rows_of_several_models(desk: Desk) -> None:
 
 def test_a_model_of_numbers_that_are_not_finite_spoils_its_own_images_only(desk: Desk) -> None:
     parts = []
-    for i, mode in enumerate([*Mode, *Mode]):
+    for i, mode in enumerate([*SHARED_MODES, *SHARED_MODES]):
         scales = other_scales(desk.shared.family, Size(depth=3, rank=24), i)
         if i % 2:
             with torch.no_grad():
