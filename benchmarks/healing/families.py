@@ -5,6 +5,7 @@ from collections.abc import Callable
 from benchmarks.form import quality
 from benchmarks.parts import REPOSITORY
 from learngenes.config import NetworkConfig, SizeSpace
+from learngenes.data import labelled
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family
 from learngenes.training.config import DataConfig, PretrainingConfig, TrainingConfig
@@ -27,7 +28,7 @@ def fashion() -> tuple[Family, LabelledImages, LabelledImages]:
 
 
 def emoji() -> tuple[Family, LabelledImages, LabelledImages]:
-    """Smaller images than those of the family that is shipped, in as many steps."""
+    """Emoji at the width of the paper's setting, in half as many steps."""
     width = 64
     config = PretrainingConfig(
         name="emoji-small",
@@ -50,8 +51,6 @@ def emoji() -> tuple[Family, LabelledImages, LabelledImages]:
 
 
 def _images() -> tuple[LabelledImages, LabelledImages]:
-    from learngenes.data import labelled
-
     train = labelled.load(EMOJI.path, "train", EMOJI.class_names, 32)
     test = labelled.load(EMOJI.path, "test", EMOJI.class_names, 32)
     return train, test.balanced(EMOJI.heldout_images)

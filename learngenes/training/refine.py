@@ -63,7 +63,7 @@ def refine(
     teacher = teacher_of(family, own, mode, dtype)
     data = data or family.limited_data
     model.to(family.stem.positions.device)
-    optimizer = _optimizer(model)
+    optimizer = optimizer_of(model)
     tuning = Tuning(
         family, model.layers, predict, config, data, teacher, checkpoint_file, optimizer
     )
@@ -82,7 +82,8 @@ def _as_served(model: DenseDiT, dtype: DType) -> dict[str, Tensor]:
     }
 
 
-def _optimizer(model: DenseDiT) -> Muon:
+def optimizer_of(model: DenseDiT) -> Muon:
+    """Muon for W, AdamW for biases."""
     biases, weights = (
         [p for name, p in model.layers.named_parameters() if name.endswith(kind)]
         for kind in (".bias", ".weight")
