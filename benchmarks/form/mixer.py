@@ -3,10 +3,13 @@
 import json
 import sys
 
+import structlog
+
 from benchmarks.serving import engine, subjects
 
 
 def main(clients: int, seconds: float) -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with engine.engine() as (started, loaded):
         mix = enumerate(subjects.sizes(subjects.MIX))
         requests = [engine.request(loaded, size, number) for number, size in mix]
