@@ -27,7 +27,7 @@ from learngenes.model.dense import DenseDiT
 from learngenes.model.factors import DenseLayers
 from learngenes.training.condense import condense
 from learngenes.training.refine import RefinementConfig, optimizer_of, refine
-from learngenes.training.tuning import Tuning
+from learngenes.training.tuning import Tuned, Tuning
 
 WORK = REPOSITORY / "var" / "importing"
 SECONDS = 300.0
@@ -70,6 +70,7 @@ def measure() -> Figures:
         f"imported, L{half}, as left": begun,
         f"imported, L{half}": _network(family, refined.layers),
     }
+    models[f"imported, L{half}, not taught"] = _alone(family, own)
     for rate in LEARNING_RATES:
         models[f"pruned, L{half}, AdamW at {rate}"] = _pruned(family, half, rate)
     models[f"pruned, L{half}, as in a build"] = _pruned(family, half, None)
@@ -121,30 +122,40 @@ def _difference(family: Family, teacher: Path) -> float:
     return float((ours(x, timesteps, labels) - theirs(x, timesteps, labels).sample).abs().max())
 
 
-def _pruned(family: Family, depth: int, rate: float | None) -> DenseDiT:
-    """Pruned greedily, then everything trained on the data for as long.
+def _alone(family: Family, own: object) -> DenseDiT:
+    """The same layers, trained as a build does, but on the data alone."""
+    assert isinstance(own, DenseLayers)
+    model = DenseDiT(family.stem, own.layers())
+    tuned = _tuned(family, model, None)
+    say("not taught", loss=tuned.heldout_loss, steps=tuned.steps)
+    return model
 
-    By AdamW at a learning rate, or None: the layers as a build trains them.
+
+def _pruned(family: Family, depth: int, rate: float | None) -> DenseDiT:
+    """Pruned greedily, then trained on the data for as long.
+
+    Everything by AdamW at a learning rate, or None: the layers as a build trains them.
     """
     ancestors = quality.lab().ancestors
     model = pruned(ancestors.dense(), ancestors, depth)
+    tuned = _tuned(family, model, rate)
+    say("pruned", rate=rate, loss=tuned.heldout_loss, steps=tuned.steps)
+    return model
 
+
+def _tuned(family: Family, model: DenseDiT, rate: float | None) -> Tuned:
     def predict(x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
         with training_precision(x.device):
             prediction: Tensor = model(x, timesteps, class_labels)
         return prediction.float()
 
     brief = RefinementConfig(max_seconds=SECONDS, patience=10**6)
-    data = ancestors.splits.training
+    data = quality.lab().ancestors.splits.training
     if rate is None:
         own = optimizer_of(model)
-        tuning = Tuning(family, model.layers, predict, brief, data, optimizer=own)
-    else:
-        brief = brief.model_copy(update={"learning_rate": rate})
-        tuning = Tuning(family, model, predict, brief, data)
-    tuned = tuning.run(None)
-    say("pruned", rate=rate, loss=tuned.heldout_loss, steps=tuned.steps)
-    return model
+        return Tuning(family, model.layers, predict, brief, data, optimizer=own).run(None)
+    brief = brief.model_copy(update={"learning_rate": rate})
+    return Tuning(family, model, predict, brief, data).run(None)
 
 
 def _network(family: Family, own: object) -> DenseDiT:

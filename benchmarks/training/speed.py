@@ -7,6 +7,7 @@ full size and a drawn size; `one depth` is what either commit takes for the full
 import contextlib
 import functools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from benchmarks import baseline
 from benchmarks.parts import REPOSITORY, Figures, say
 from learngenes.config import Kind
 from learngenes.stepping.arithmetic import BLOCK_KINDS
-from learngenes.training.config import PretrainingConfig
+from learngenes.training.config import PretrainingConfig, TrainingConfig
 
 CONFIG = REPOSITORY / "families" / "fashion" / "config.toml"
 BATCH, BEFORE_BATCH = 64, 32
+RATES = ("learning_rate", "sigma_learning_rate", "factor_learning_rate")
 WARM_UP_IMAGES = 6_400
 """Images of the learning rates' warm-up, in both."""
 IMAGES = 38_400
@@ -109,6 +111,7 @@ def measure() -> Figures:
         "depths_from": depths_from,
         "warmup_steps": WARM_UP_IMAGES // BATCH,
         "ema_decay": 1 - BATCH / AVERAGE_IMAGES,
+        **_rates(config.training),
     }
     stages: list[float] = []
     with (
@@ -149,6 +152,12 @@ def measure() -> Figures:
         "heldout_loss": losses,
         "batch_size": {"before": BEFORE_BATCH, "now": BATCH},
     }
+
+
+def _rates(training: TrainingConfig) -> Figures:
+    """Learning rates of larger batches: by the square root, as Adam's (arXiv 2205.10287)."""
+    factor = math.sqrt(BATCH / BEFORE_BATCH)
+    return {rate: factor * getattr(training, rate) for rate in RATES}
 
 
 def _of_one_depth(config: PretrainingConfig, then: Figures, now: Figures) -> tuple[float, float]:

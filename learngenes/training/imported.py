@@ -86,7 +86,7 @@ def layer_order(
             with torch.no_grad(), training_precision(device):
                 return heldout_loss(predict, process, x, labels)
 
-        return greedy_order(depth, loss)
+        return greedy_order(depth, loss, spread=True)
 
 
 def _no_scales(config: PretrainingConfig, depth: int) -> Scales:

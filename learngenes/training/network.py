@@ -5,6 +5,8 @@ kind, forward and backward. N images, T tokens, D width, L layers.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,18 +119,35 @@ def predict(
     return stem.finish(h, conditioning)
 
 
-def greedy_order(depth: int, loss: Callable[[Sequence[int]], float]) -> tuple[int, ...]:
+def greedy_order(
+    depth: int, loss: Callable[[Sequence[int]], float], *, spread: bool = False
+) -> tuple[int, ...]:
     """Layers in the order in which they leave: the next is the one whose absence costs least.
 
     `loss` is that of a model of the layers that it is given. As pruning by depth looks for what can
-    go (BK-SDM, arXiv 2305.15798).
+    go (BK-SDM, arXiv 2305.15798). With `spread` the first and the last stay, and what stays is
+    never further apart than it would be if it were spread evenly: such models cost more at first,
+    and learn more when every W is trained.
     """
     kept, left = list(range(depth)), []
     while len(kept) > 1:
-        least = min(kept, key=lambda layer: loss([other for other in kept if other != layer]))
+
+        def without(layer: int) -> list[int]:
+            return [other for other in kept if other != layer]
+
+        may = [layer for layer in kept if not spread or _spread(without(layer), depth)]
+        least = min(may or kept, key=lambda layer: loss(without(layer)))
         kept.remove(least)
         left.append(least)
     return (*left, *kept)
+
+
+def _spread(kept: Sequence[int], depth: int) -> bool:
+    if len(kept) < 2:
+        return True
+    widest = max(after - before for before, after in itertools.pairwise(kept))
+    even = math.ceil((depth - 1) / (len(kept) - 1))
+    return (kept[0], kept[-1]) == (0, depth - 1) and widest <= even
 
 
 class FactorisedDiT(nn.Module):

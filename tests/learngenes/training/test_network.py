@@ -1,4 +1,6 @@
 import functools
+import itertools
+from collections.abc import Sequence
 from unittest.mock import patch
 
 import pytest
@@ -74,6 +76,19 @@ def test_the_layer_that_costs_least_leaves_first() -> None:
     cost = (5.0, 1.0, 7.0, 3.0)
     order = greedy_order(4, lambda kept: -sum(cost[layer] for layer in kept))
     assert order == (1, 3, 0, 2)
+
+
+def test_what_stays_may_have_to_be_spread() -> None:
+    def cheap_in_the_middle(kept: Sequence[int]) -> float:
+        return -sum(abs(layer - 4) for layer in kept)
+
+    assert greedy_order(8, cheap_in_the_middle)[:4] == (4, 3, 5, 2)
+    order = greedy_order(8, cheap_in_the_middle, spread=True)
+    assert sorted(order) == list(range(8))
+    for left, widest in ((1, 2), (3, 2), (4, 3), (5, 4)):
+        kept = sorted(order[left:])
+        assert (kept[0], kept[-1]) == (0, 7)
+        assert max(b - a for a, b in itertools.pairwise(kept)) <= widest
 
 
 def test_a_smaller_depth_begins_with_the_layers_that_it_keeps(
