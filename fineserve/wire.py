@@ -235,6 +235,9 @@ class WorkerResponse(Answer):
     families: list[str]
     gauges: dict[str, float]
     """Values by the names that /metrics gives them."""
+    problem: str = ""
+    """What keeps the worker from working as it should, uncompiled kernels for instance; empty
+    where nothing does."""
 
 
 class CallerResponse(BaseModel):

@@ -8,27 +8,20 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
-import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from learngenes.config import DType
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 M_ARENA_MAX = -8
 """Parameter number in glibc's malloc.h."""
 MOST_ARENAS = 2
 MOST_LANES = 2
 """Most lanes: a guided image has two rows, so that all cores work for a single one."""
-MOST_COMPILED = 256
-"""Most compilations of one function, one for each family and dtype; torch's own limit is 8, and
-kept per thread."""
 
 
 def default_device() -> torch.device:
@@ -102,28 +95,37 @@ def _processor() -> str:
     return platform.machine()
 
 
-def compiled(function: Callable[P, R], device: torch.device, threads: int) -> Callable[P, R]:
-    """`function` through torch.compile, at its first call; on CUDA as a graph per number of rows.
+def compile_ahead(
+    function: Callable[..., object], arguments: tuple[object, ...], threads: int, file: Path
+) -> None:
+    """Compile `function` for arguments like these, of any size where they are `varying`.
 
-    On a CPU it uses `threads` threads and releases Python's lock, so that lanes run side by side.
-    dynamo's cache is not reordered by use: two lanes search it at the same time, and one would
-    miss the entry that the other moves to the front.
+    Writes what `load_compiled` reads; what belongs to it stays in TORCHINDUCTOR_CACHE_DIR. On a
+    CPU it uses `threads` threads and releases Python's lock, so that lanes run side by side.
     """
-    how: dict[str, Any] = {"recompile_limit": MOST_COMPILED}
-    if device.type == "cuda":
-        how["mode"] = "reduce-overhead"
-    else:
-        torch._C._dynamo.eval_frame._set_lru_cache(False)  # type: ignore[attr-defined]
-        how["options"] = {"cpp_wrapper": True, "cpp.threads": threads}
-    made: Callable[P, R] = torch.compile(function, **how)
+    how: dict[str, Any] = {"cpp_wrapper": True, "cpp.threads": threads}
+    if default_device().type == "cuda":
+        how = {"triton.cudagraphs": True}
+    made = torch.compile(function, fullgraph=True, options=how)
+    made.aot_compile((arguments, {})).save_compiled_function(str(file))  # type: ignore[attr-defined]
+
+
+def load_compiled(file: Path) -> Callable[..., Any]:
+    """What `compile_ahead` wrote, which is code: the file must be one's own.
+
+    It takes any size, one included, of what was `varying`, and no other argument is checked:
+    a guard for each call would cost as much as a small kernel.
+    """
+    with file.open("rb") as opened:
+        made = torch.compiler.load_compiled_function(opened)
+    made.disable_guard_check()  # type: ignore[attr-defined]
     return made
 
 
 def varying(tensor: Tensor, dims: Iterable[int]) -> Tensor:
     """Mark dimensions that differ from call to call, so that one kernel serves every size."""
     for dim in dims:
-        if tensor.shape[dim] > 1:
-            torch._dynamo.mark_dynamic(tensor, dim)
+        torch._dynamo.mark_dynamic(tensor, dim)
     return tensor
 
 
@@ -136,14 +138,6 @@ def begin_step(device: torch.device) -> None:
 def kept(tensor: Tensor) -> Tensor:
     """A compiled function's output, safe to use in later steps."""
     return tensor.clone() if tensor.device.type == "cuda" else tensor
-
-
-def never_compile() -> contextlib.AbstractContextManager[object]:
-    """Run uncompiled whatever is not compiled by now: a request never waits for a compiler."""
-    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance(
-        "eager_on_recompile"
-    )
-    return stance
 
 
 def padded(rows: int, device: torch.device) -> int:

@@ -51,6 +51,7 @@ IMAGES = _counter("images_total", "Images made, by depth of their model.", "dept
 STEP = _histogram("engine_step_seconds", "Time of one step of a whole batch.", STEP_SECONDS)
 BATCH_ROWS = _histogram("engine_batch_rows", "Rows in a batch, at each composition.", SIZES)
 BATCH_MODELS = _histogram("engine_batch_models", "Models in a batch, at each composition.", SIZES)
+COMPILE = _histogram("engine_compile_seconds", "Time to compile one graph.", LONG_SECONDS)
 LOOKUPS = _counter("engine_lookups_total", "Cache lookups, by outcome.", "cache", "outcome")
 EVICTIONS = _counter("engine_evictions_total", "Entries evicted for want of memory.", "what")
 
@@ -76,6 +77,7 @@ WORKER_GAUGES = {
     "engine_models": "Models that the sampling engine has on its device.",
     "engine_running": "Parts of requests that take part in the present steps.",
     "engine_waiting": "Parts of requests that wait for room or their turn.",
+    "engine_compiled": "Share of what the sampling engine uses that runs compiled.",
     "process_resident_bytes": "Resident memory of a worker.",
 }
 """Names and meanings of the gauges in each worker's heartbeat."""

@@ -185,6 +185,8 @@ class WorkerRecord(BaseModel):
     families: list[str]
     gauges: dict[str, float] = {}
     """Values by the names in registry.metrics.WORKER_GAUGES."""
+    problem: str = ""
+    """What keeps the worker from working as it should; empty where nothing does."""
 
     @property
     def name(self) -> str:

@@ -107,7 +107,10 @@ class Settings(BaseSettings):
     """Memory, in 10^9 bytes, that the sampling engine may hold; by default 90 % of a GPU's, half of
     a CPU's. Too much, and the kernel kills the worker."""
     compile: bool = True
-    """Whether a sampling worker compiles its kernels at its first start, which takes minutes."""
+    """Whether a sampling worker has its kernels compiled while it serves without them."""
+    kernels_dir: Path | None = None
+    """Directory of compiled kernels, which later starts load and all sampling workers of a host
+    share; by default `kernels` in `var_dir`. They are code: it is for one user alone."""
 
     max_attempts: PositiveInt = 3
     """Most attempts at one record whose worker died; the last one runs alone."""
@@ -154,6 +157,10 @@ class Settings(BaseSettings):
     @property
     def resolved_keys_file(self) -> Path:
         return self.keys_file or self.var_dir / "keys.json"
+
+    @property
+    def resolved_kernels_dir(self) -> Path:
+        return (self.kernels_dir or self.var_dir / "kernels").resolve()
 
     @property
     def resolved_store_dir(self) -> Path:

@@ -1,17 +1,24 @@
-"""`python -m worker build` or `sample` runs a worker for one queue; `verify` measures a model."""
+"""`python -m worker build` or `sample` runs a worker for one queue.
 
-import os
+`verify` measures a model and `compile DIRECTORY` compiles a graph, for workers.
+"""
+
 import sys
+from pathlib import Path
 
 from learngenes.device import default_device, device_class, share_arenas
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE, queue_name
 from registry.settings import get_settings
 from worker.app import app
 from worker.build.verify import main as verify
+from worker.sampling.compiler import main as compile_graph
 
 
 def main() -> None:
     commands = (BUILD_QUEUE, SAMPLE_QUEUE, "verify")
+    if sys.argv[1:2] == ["compile"] and len(sys.argv) == 3:
+        compile_graph(Path(sys.argv[2]))
+        return
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(f"usage: python -m worker {{{'|'.join(commands)}}}")
     command = sys.argv[1]
@@ -20,7 +27,6 @@ def main() -> None:
         return
     settings = get_settings()
     threads = settings.max_concurrent_generations if command == SAMPLE_QUEUE else 1
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.var_dir.resolve() / "kernels"))
     share_arenas()
     app.worker_main(
         [

@@ -66,16 +66,15 @@ class Worker:
         self.runtime.announce_families()
         self._publish_previews()
         if SAMPLE_QUEUE in queues:
-            with self.runtime.device_alone():
-                self.sampler = self._sampling(self.runtime)
-            engine = self.sampler.engine
+            self.sampler = self._sampling(self.runtime)
             Housekeeping(
                 self.runtime,
                 repository.generations,
                 SAMPLE_QUEUE,
                 SAMPLE_TASK,
-                engine.watch.stuck_seconds,
-                lambda: engine.gauges,
+                self.sampler.engine.watch.stuck_seconds,
+                lambda: self.sampler.gauges,
+                lambda: self.sampler.compiler.problem,
             ).start()
         if BUILD_QUEUE in queues:
             restore(self.runtime.store, repository.models)

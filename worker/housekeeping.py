@@ -56,12 +56,14 @@ class Housekeeping(Generic[R]):
         task: str,
         stuck_seconds: Callable[[], float],
         gauges: Callable[[], dict[str, float]] = dict,
+        problem: Callable[[], str] = str,
         patience: Patience = PATIENCE,
     ) -> None:
         """`stuck_seconds` gives how long work has not moved, `gauges` what a heartbeat tells
-        besides; see registry.metrics.WORKER_GAUGES."""
+        besides; see registry.metrics.WORKER_GAUGES. `problem` is what operators are to know."""
         self._runtime, self._records, self._queue, self._task = runtime, records, queue, task
         self._stuck_seconds, self._gauges, self._patience = stuck_seconds, gauges, patience
+        self._problem = problem
         self._period_seconds = runtime.settings.lease_seconds / 3
 
     def start(self) -> None:
@@ -104,6 +106,7 @@ class Housekeeping(Generic[R]):
             torch_version=torch.__version__,
             families=sorted(runtime.families),
             gauges={**self._gauges(), "process_resident_bytes": process_resident_bytes()},
+            problem=self._problem(),
         )
         runtime.repository.heartbeat(beat, 3 * self._period_seconds)
         runtime.announce_families()

@@ -82,8 +82,12 @@ class Runtime:
         return self.families[name]
 
     def device_alone(self) -> AbstractContextManager[None]:
-        """Have the device alone: measuring and compiling wait for each other."""
+        """Have the device alone: those who measure wait for each other."""
         return self.leases.alone(f"device:{self.device_class}")
+
+    def device_first(self) -> AbstractContextManager[bool]:
+        """Whether nobody has the device alone; if so, nobody will meanwhile."""
+        return self.leases.first(f"device:{self.device_class}")
 
     def announce_families(self) -> None:
         for family in self.announced:

@@ -1,5 +1,6 @@
 """The engine of this process, with models made on the spot: no server, no broker."""
 
+import os
 import random
 import threading
 import time
@@ -8,15 +9,28 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from benchmarks.parts import REPOSITORY
 from benchmarks.serving.subjects import STEPS
 from benchmarks.serving.subjects import family as fashion
 from learngenes.config import DType, Mode, Scheduler, Size
-from learngenes.device import with_threads
+from learngenes.device import compute_dtype, with_threads
 from learngenes.family.family import Family
+from learngenes.stepping.kernels import CompiledGraphs, Kernels, graphs
+from learngenes.stepping.lanes import Lanes
 from worker.sampling.engine import Engine
 from worker.sampling.jobs import SampleRequest
 
 BUDGET_BYTES = 4 * 10**9
+
+
+def compiled_kernels(loaded: Family, dtype: DType, lanes: Lanes) -> Kernels:
+    """Kernels of a family, compiled in this process where no worker did before."""
+    compiled = CompiledGraphs(REPOSITORY / "var" / "kernels")
+    os.environ.update(compiled.environment)
+    wanted = graphs(loaded.manifest.network, dtype)
+    for graph in wanted:
+        compiled.compile(graph)
+    return compiled.load(wanted, lanes)
 
 
 @contextmanager
@@ -28,6 +42,9 @@ def engine(
         loaded = family or fashion()
     started = Engine([loaded], budget_bytes)
     started.start()
+    for dtype in (DType.BFLOAT16, DType.FLOAT32):
+        compute = compute_dtype(dtype, loaded.stem.positions.device)
+        started.use(loaded, compute, compiled_kernels(loaded, dtype, started.lanes))
     try:
         yield started, loaded
     finally:

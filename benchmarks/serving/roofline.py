@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.parts import Figures, say
+from benchmarks.serving.engine import compiled_kernels
 from benchmarks.serving.subjects import family
 from learngenes.config import DType, NetworkConfig, SizeSpace
 from learngenes.device import with_threads
@@ -25,6 +26,7 @@ from learngenes.measuring.steps import batch_of, full_depth_model
 from learngenes.stepping import arithmetic
 from learngenes.stepping.arithmetic import BLOCK_KINDS
 from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.lanes import Lanes
 from learngenes.stepping.weights import SharedWeights
 
 ROWS = 64
@@ -68,11 +70,10 @@ def measure() -> Figures:
 @torch.inference_mode()
 def _of(loaded: Family, dtype: DType) -> Figures:
     shared = SharedWeights(loaded, dtype)
-    kernels = Kernels.compiled(shared.device)
-    lanes = kernels.lanes
+    lanes = Lanes.of(shared.device)
+    kernels = compiled_kernels(loaded, dtype, lanes)
     products = _products(shared, ROWS // lanes.count)
     with with_threads(lanes.threads):
-        kernels.warm_up(shared)
         model = full_depth_model(shared, shared.network.rank, materialised=True)
         batch = batch_of([model], ROWS, kernels)
         at_best = [functools.partial(lanes.run, [product] * lanes.count) for product, _ in products]

@@ -224,6 +224,19 @@ DEVICE = (
         "Ready to be sampled from at once.",
     ),
     Panel(
+        "Compiled",
+        "percentunit",
+        {"{{worker}}": "fineserve_engine_compiled"},
+        "Share of what the engine uses that runs compiled: some minutes after a first start "
+        "all. If it stays below, /status says why.",
+    ),
+    Panel(
+        "Seconds to compile a graph, median",
+        "s",
+        {"p50": quantile(0.5, "engine_compile_seconds")},
+        "Beside serving, at the first start after another torch or arithmetic.",
+    ),
+    Panel(
         "Resident memory of workers",
         "bytes",
         {"{{worker}}": "fineserve_process_resident_bytes"},

@@ -1,6 +1,6 @@
 // Health of the service at a glance: whether it is ready, its load, its last failures.
 import { html } from "./vendor/preact.js";
-import { Figures, Problem, State, bytes, moment } from "./parts.js";
+import { Figures, Problem, State, bytes, moment, share } from "./parts.js";
 
 export function Health({ live }) {
   const { status } = live;
@@ -25,12 +25,13 @@ export function Health({ live }) {
     <div class="overflow-auto" tabindex="0" role="region" aria-label="Workers"><table>
       <thead><tr><th scope="col">queue</th><th scope="col">process</th><th scope="col">device</th>
         <th scope="col">models there</th><th scope="col">device memory, held · budget</th>
-        <th scope="col">running · waiting</th><th scope="col">resident</th></tr></thead>
-      <tbody>${status.workers.map(({ queue, name, device_class, gauges }) => html`<tr key=${name}>
-        <th scope="row">${queue}</th><td>${name}</td><td>${device_class}</td>
+        <th scope="col">running · waiting</th><th scope="col">compiled</th><th scope="col">resident</th></tr></thead>
+      <tbody>${status.workers.map(({ queue, name, device_class, gauges, problem }) => html`<tr key=${name}>
+        <th scope="row">${queue}</th><td>${name}${problem && html`<br /><small>${problem}</small>`}</td><td>${device_class}</td>
         <td>${gauges.engine_models ?? "–"}</td>
         <td>${bytes(gauges.device_held_bytes)} · ${bytes(gauges.device_budget_bytes)}</td>
         <td>${gauges.engine_running ?? "–"} · ${gauges.engine_waiting ?? "–"}</td>
+        <td>${share(gauges.engine_compiled)}</td>
         <td>${bytes(gauges.process_resident_bytes)}</td>
       </tr>`)}</tbody>
     </table></div>

@@ -14,6 +14,8 @@ export function seconds(value) {
   return value < 1 ? `${(value * 1000).toFixed(0)} ms` : `${value.toPrecision(3)} s`;
 }
 
+export const share = (value) => (value === undefined ? "–" : `${Math.round(100 * value)} %`);
+
 export const size = (plan) =>
   plan.mode === "dense" ? `depth ${plan.depth}, dense` : `depth ${plan.depth}, rank ${plan.rank}`;
 export const moment = (text) => new Date(text).toLocaleTimeString();

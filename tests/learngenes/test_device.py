@@ -2,17 +2,13 @@ import ctypes
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import Tensor
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 from learngenes.config import DType
 from learngenes.device import (
     attention,
-    compiled,
     compute_dtype,
     default_device,
     device_class,
@@ -50,19 +46,6 @@ def test_only_narrow_storage_on_a_device_made_for_it_is_computed_in_bfloat16(
     assert packing_threads(CPU) == (1 if native else 0)
     narrow = torch.bfloat16 if native else torch.float32
     assert [compute_dtype(dtype, CPU) for dtype in DType] == [torch.float32, *[narrow] * 4]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-def test_all_kernels_of_a_function_are_compiled_in_whichever_thread() -> None:
-    def named(x: Tensor, name: str) -> Tensor:
-        return x + len(name)
-
-    function, x = compiled(named, CPU, 1), torch.zeros(3)
-    names = ["x" * length for length in range(1, 11)]
-    with ThreadPoolExecutor(1) as other:
-        other.submit(lambda: [function(x, name) for name in names]).result()
-    assert len(_debug_get_cache_entry_list(named.__code__)) == len(names)
 
 
 def test_the_peak_is_the_most_that_was_alive_at_once() -> None:

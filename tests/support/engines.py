@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -26,7 +27,7 @@ SECONDS = 60.0
 AMPLE = 50_000_000
 
 
-def made_up_costs(*_: object) -> StepCosts:
+def made_up_costs(*_: object, **__: object) -> StepCosts:
     """W is always faster, so that a model's mode is the one that is asked for."""
     return StepCosts((1, 64), (0.001, 0.01), FULL_ROWS, 40_000, {48: 2.0})
 
@@ -93,6 +94,13 @@ class GatedBatch(Batch):
         super().step()
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    ends = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+
+
 def room_for(engine: Engine, extra: int) -> None:
     """So many bytes more than it has now, which is what an idle engine needs."""
     engine.residency.budget_bytes = engine.residency.nbytes + extra
@@ -136,9 +144,11 @@ class GatedEngine(Engine):
     def __init__(self, family: Family, **changes: Any) -> None:
         self.family, self.gate = family, Gate()
         options = {"measure_steps": made_up_costs, "compose": self.gate.compose, **changes}
-        super().__init__([family], AMPLE, compile_kernels=False, **options)
+        super().__init__([family], AMPLE, **options)
 
     def __enter__(self) -> Self:
+        for dtype in (DType.FLOAT32, DType.BFLOAT16):  # else a test's first model brings them
+            self.residency.pool(self.family, dtype, 24)
         self.start()
         return self
 

@@ -11,21 +11,21 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import structlog
 import torch
 from torch import Tensor
 
-from learngenes.config import DType, Mode
+from learngenes.config import Mode
 from learngenes.device import (
     decoded_together,
-    never_compile,
     release_memory,
     synchronise,
     with_threads,
 )
 from learngenes.family.family import Family
-from learngenes.measuring.steps import StepCosts, measure_step_costs
+from learngenes.measuring.steps import StepCosts, measure_step_costs, seconds_a_step
 from learngenes.model.dit import Stem
 from learngenes.model.sampling import initial_noise
 from learngenes.sizing.cost import decoder_bytes, decoding_bytes
@@ -45,6 +45,7 @@ from worker.sampling.jobs import (
     Preview,
     SampleRequest,
 )
+from worker.sampling.kept_costs import KeptStepCosts
 from worker.sampling.residency import OutOfRoom, Pool, Residency
 from worker.sampling.turns import BatchLimits, choose
 
@@ -52,6 +53,17 @@ log = structlog.get_logger()
 
 QUANTUM_STEPS = 8
 """Steps after which it is decided again who runs, when there are more than fit."""
+FIRST_SECONDS = 0.5
+"""Seconds, about, in which the steps of a family are measured when somebody waits for them."""
+IDLE_SECONDS = 2.0
+"""Seconds without a request after which they are measured as they should be."""
+
+Key = tuple[str, torch.dtype]
+"""A family's fingerprint, and what it computes in."""
+
+
+class Wanted(Exception):
+    """Somebody came while the engine was measuring, which can wait."""
 
 
 class Engine:
@@ -64,24 +76,30 @@ class Engine:
         *,
         max_rows: int = 64,
         latency_target_ratio: float = 2.0,
-        compile_kernels: bool = True,
-        measure_steps: Callable[[SharedWeights, Kernels, int], StepCosts] = measure_step_costs,
+        measure_steps: Callable[..., StepCosts] = measure_step_costs,
+        kept_costs: KeptStepCosts | None = None,
+        alone: Callable[[], AbstractContextManager[bool]] = lambda: contextlib.nullcontext(True),
         compose: Callable[[Sequence[Part], Tables, Stack, Kernels], Batch] = Batch,
     ) -> None:
-        """`measure_steps` measures the steps of a family in one dtype, up to a number of rows."""
+        """`measure_steps` measures the steps of a family in one dtype, up to a number of rows.
+
+        It does when the device is idle, if `alone` says that nobody else measures or compiles.
+        """
         self._families = list(families)
         self._device = self._families[0].stem.positions.device
         self._max_rows = max_rows
         self._measure_steps, self._compose_batch = measure_steps, compose
-        self._kernels = (
-            Kernels.compiled(self._device)
-            if compile_kernels
-            else Kernels(lanes=Lanes.of(self._device))
-        )
+        self._kept_costs, self._alone = kept_costs, alone
+        self.lanes = Lanes.of(self._device)
+        self._kernels: dict[Key, Kernels] = {}
+        """Compiled kernels, by what uses them."""
+        self._arrived_kernels: dict[Key, Kernels] = {}
         self.residency = Residency(budget_bytes - self._decoders_bytes())
         self._latency_target_ratio = latency_target_ratio
-        self.costs: dict[tuple[str, torch.dtype], StepCosts] = {}
-        """Step costs by family and compute dtype; complete once the engine has started."""
+        self.costs: dict[Key, StepCosts] = {}
+        """Step costs of everything that was asked for."""
+        self._estimated: dict[Key, SharedWeights] = {}
+        """What was measured in a hurry, or by other kernels."""
         self.gauges: dict[str, float] = {}
         """Values of registry.metrics.WORKER_GAUGES at the last composition."""
         self._parts: list[JobPart] = []
@@ -96,7 +114,6 @@ class Engine:
         self._stopping = False
         self.watch = Watch()
         """Watch over steps, while there are any to do."""
-        self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def _decoders_bytes(self) -> int:
@@ -104,14 +121,10 @@ class Engine:
         networks = [family.manifest.network for family in self._families]
         held = sum(decoder_bytes(network) for network in networks)
         decoding = max(decoding_bytes(network, self._max_rows) for network in networks)
-        return held + self._kernels.lanes.count * decoding
+        return held + self.lanes.count * decoding
 
     def start(self) -> None:
-        """Compile and measure; ready when it returns. Raises EngineStopped when that fails."""
         self._thread.start()
-        self._ready.wait()
-        if self._stopping:
-            raise EngineStopped("the engine did not start; its log says why")
 
     def stop(self) -> None:
         """End the engine; requests under way get EngineStopped."""
@@ -138,6 +151,12 @@ class Engine:
             self._cancelled.append(job)
             self._changed.notify()
 
+    def use(self, family: Family, compute: torch.dtype, kernels: Kernels) -> None:
+        """Step a family by these kernels from the next step on."""
+        with self._changed:
+            self._arrived_kernels[family.fingerprint, compute] = kernels
+            self._changed.notify()
+
     def preview(self, job: Job, max_seconds: float = 1.0) -> Pixels | None:
         """First image (C, H, W) as the last step predicted it; None before the first step."""
         preview = Preview(job)
@@ -151,12 +170,9 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            with with_threads(self._kernels.lanes.threads), torch.inference_mode():
-                self._warm_up()
-                self._ready.set()
-                with never_compile():
-                    while self._turn():
-                        pass
+            with with_threads(self.lanes.threads), torch.inference_mode():
+                while self._turn():
+                    pass
         except Exception:
             log.exception("the engine broke")
         finally:
@@ -165,55 +181,27 @@ class Engine:
             ended = EngineStopped("the engine stopped")
             for job in {*self._arrived, *(part.job for part in self._parts)}:
                 job.fail(ended)
-            self._ready.set()
-            self._kernels.lanes.close()
-
-    def _warm_up(self) -> None:
-        for family in self._families:
-            for dtype in (DType.FLOAT32, DType.BFLOAT16):
-                shared = self.residency.pool(family, dtype, family.manifest.network.rank).shared
-                key = _cost_key(shared)
-                if key in self.costs:
-                    continue
-                started = time.monotonic()
-                self._compile(shared)
-                compiled = time.monotonic()
-                costs = self._measure_steps(shared, self._kernels, self._max_rows)
-                self.costs[key] = costs
-                log.info(
-                    "engine warmed up",
-                    family=family.manifest.name,
-                    compute=str(shared.compute),
-                    compile_seconds=round(compiled - started, 1),
-                    measure_seconds=round(time.monotonic() - compiled, 1),
-                    rows_per_second=[
-                        (rows, round(rows / seconds))
-                        for rows, seconds in zip(costs.rows, costs.seconds, strict=True)
-                    ],
-                    full_rows=costs.full_rows,
-                    row_bytes=costs.row_bytes,
-                )
-
-    def _compile(self, shared: SharedWeights) -> None:
-        try:
-            self._kernels.warm_up(shared)
-        except Exception as error:  # no compiler on this machine, most likely
-            log.warning("sampling uncompiled, which is slower", reason=str(error)[-300:])
-            self._kernels = Kernels(lanes=self._kernels.lanes)
+            self.lanes.close()
 
     def _turn(self) -> bool:
         """Let requests come and go, then step until one does; False at the end."""
         with self._changed:
-            while not (self._wanted or self._parts):
+            idle = False
+            while not (self._wanted or self._parts or idle):
                 self.watch.rest()
                 self.gauges = self._gauges()
-                self._changed.wait()
+                idle = not self._changed.wait(IDLE_SECONDS if self._estimated else None)
             self.watch.moved()
             if self._stopping:
                 return False
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
             previews, self._previews = self._previews, []
+            kernels, self._arrived_kernels = self._arrived_kernels, {}
+        if idle:
+            self._measure()
+        if kernels:
+            self._exchange(kernels)
         for job in arrived:
             with self._failing(job):
                 self._take_in(job)
@@ -241,7 +229,77 @@ class Engine:
 
     @property
     def _wanted(self) -> bool:
-        return bool(self._arrived or self._cancelled or self._previews or self._stopping)
+        arrived = self._arrived or self._arrived_kernels
+        return bool(arrived or self._cancelled or self._previews or self._stopping)
+
+    def _exchange(self, kernels: dict[Key, Kernels]) -> None:
+        """Go on by other kernels, whose steps are measured when there is time."""
+        self._dissolve()
+        self._kernels |= kernels
+        for pool in self.residency.pools:
+            if (key := _key(pool.shared)) in kernels and key in self.costs:
+                del self.costs[key]
+                self._costs(pool.shared)
+
+    def _kernels_of(self, shared: SharedWeights) -> Kernels:
+        return self._kernels.get(_key(shared)) or Kernels(lanes=self.lanes)
+
+    def _costs(self, shared: SharedWeights) -> StepCosts:
+        """Step costs as they are kept, or else measured in a hurry at first."""
+        key, kernels = _key(shared), self._kernels_of(shared)
+        if key not in self.costs:
+            costs = None
+            if self._kept_costs is not None:
+                costs = self._kept_costs.get(shared, kernels, self._max_rows)
+            if costs is None:
+                self._estimated[key] = shared
+                costs = self._measure_steps(shared, kernels, self._max_rows, FIRST_SECONDS)
+            self.costs[key] = costs
+        return self.costs[key]
+
+    def _measure(self) -> None:
+        """Measure steps that were measured in a hurry, unless somebody comes."""
+        key, shared = next(iter(self._estimated.items()))
+        kernels, started = self._kernels_of(shared), time.monotonic()
+        try:
+            with self._alone() as alone:
+                if not alone:
+                    return
+                costs = self._measure_steps(
+                    shared, kernels, self._max_rows, seconds_of=self._seconds_a_step
+                )
+        except Wanted:
+            return
+        except Exception:
+            log.exception("steps cannot be measured; what was measured in a hurry stays")
+            del self._estimated[key]
+            return
+        self.costs[key] = costs
+        del self._estimated[key]
+        if self._kept_costs is not None:
+            self._kept_costs.keep(shared, kernels, self._max_rows, costs)
+        log.info(
+            "steps measured",
+            family=shared.family.manifest.name,
+            compute=str(shared.compute),
+            compiled=kernels.are_compiled,
+            seconds=round(time.monotonic() - started, 1),
+            rows_per_second=[
+                (rows, round(rows / seconds))
+                for rows, seconds in zip(costs.rows, costs.seconds, strict=True)
+            ],
+            full_rows=costs.full_rows,
+            row_bytes=costs.row_bytes,
+        )
+
+    def _seconds_a_step(self, batch: Batch, steps: int) -> float:
+        seconds = 0.0
+        for _ in range(steps):
+            if self._wanted:
+                raise Wanted
+            self.watch.moved()
+            seconds += seconds_a_step(batch, 1)
+        return seconds / steps
 
     @contextlib.contextmanager
     def _failing(self, job: Job) -> Iterator[None]:
@@ -257,7 +315,7 @@ class Engine:
         full = request.family.full_size.rank  # what is written out has no factors in few bits
         rank = request.rank if request.mode is Mode.FACTORED else full
         pool = self.residency.pool(request.family, request.dtype, rank)
-        costs = self.costs[_cost_key(pool.shared)]
+        costs = self._costs(pool.shared)
         target = request.target_seconds
         if target is None:
             step_seconds = costs.step_seconds(max(request.rows, costs.full_rows))
@@ -290,7 +348,7 @@ class Engine:
         return steps if everybody else min(steps, QUANTUM_STEPS)
 
     def _limits(self, pool: Pool) -> BatchLimits:
-        costs = self.costs[_cost_key(pool.shared)]
+        costs = self._costs(pool.shared)
         free = self.residency.budget_bytes - self.residency.nbytes
         rows = min(costs.full_rows, pool.most_rows, free // costs.row_bytes)
         return BatchLimits(rows, costs.step_seconds)
@@ -298,13 +356,17 @@ class Engine:
     def _start_batch(self, parts: list[JobPart]) -> None:
         pool, states = parts[0].pool, [part.state for part in parts if part.state is not None]
         try:
-            batch = self._compose_batch(states, pool.tables, pool.stack, self._kernels)
+            batch = self._composed(states, pool)
             self._batches.append(batch)
             metrics.BATCH_ROWS.observe(sum(part.rows for part in parts))
             metrics.BATCH_MODELS.observe(len({state.model for state in states}))
         except Exception:
             log.exception("a batch could not be composed", rows=sum(part.rows for part in parts))
             self._isolate(parts)
+
+    def _composed(self, states: Sequence[Part], pool: Pool) -> Batch:
+        kernels = self._kernels_of(pool.shared)
+        return self._compose_batch(states, pool.tables, pool.stack, kernels)
 
     def _begin(self, part: JobPart) -> bool:
         """Whether a part has all it needs on the device."""
@@ -354,7 +416,7 @@ class Engine:
     def _model(self, part: JobPart) -> ModelWeights:
         request, pool = part.job.request, part.pool
         in_use = {other.state.model for other in self._parts if other.state is not None}
-        costs = self.costs[_cost_key(pool.shared)]
+        costs = self._costs(pool.shared)
         written_out = request.mode is Mode.MATERIALISED and not costs.prefers_factored(request.rank)
         model = self.residency.model(
             pool,
@@ -394,8 +456,7 @@ class Engine:
         for part in [part for part in parts if part in self._parts]:
             assert part.state is not None
             try:
-                pool = part.pool
-                alone = self._compose_batch([part.state], pool.tables, pool.stack, self._kernels)
+                alone = self._composed([part.state], part.pool)
                 alone.step()
                 alone.settle()
             except Exception as error:
@@ -458,7 +519,7 @@ class Engine:
         if at_once:
             return torch.cat([pixels(few) for few in x.split(at_once)])
         runs = [functools.partial(pixels, few) for few in x.split(decoded_together(self._device))]
-        return torch.cat(self._kernels.lanes.run(runs))
+        return torch.cat(self.lanes.run(runs))
 
     def _dissolve(self) -> None:
         """Give all images back to their parts, and count the rows of their owners."""
@@ -485,5 +546,5 @@ class Engine:
         part.modulations = []
 
 
-def _cost_key(shared: SharedWeights) -> tuple[str, torch.dtype]:
+def _key(shared: SharedWeights) -> Key:
     return shared.family.fingerprint, shared.compute

@@ -168,6 +168,10 @@ class Residency:
         return sum(pool.nbytes for pool in self._pools.values())
 
     @property
+    def pools(self) -> list[Pool]:
+        return list(self._pools.values())
+
+    @property
     def models(self) -> int:
         """Number of models on the device."""
         return sum(len(pool.models) for pool in self._pools.values())

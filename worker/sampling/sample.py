@@ -5,7 +5,6 @@ Many of these tasks wait in one process; the engine steps what they asked for to
 
 import base64
 import contextlib
-import functools
 import gc
 import json
 import os
@@ -24,9 +23,10 @@ from registry.store import generation_name, image_file, served_name
 from worker.artifacts import load_own
 from worker.attempts import Reporter, attempt
 from worker.runtime import Runtime
+from worker.sampling.compiler import Compiler
 from worker.sampling.engine import Engine
 from worker.sampling.jobs import EngineStopped, Job, SampleRequest
-from worker.sampling.kept_costs import kept_step_costs
+from worker.sampling.kept_costs import KeptStepCosts
 
 log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ SWITCH_SECONDS = 0.0005
 
 class Sampling:
     def __init__(self, runtime: Runtime) -> None:
-        """Start the engine, which takes half a minute, or three when it has to compile."""
+        """Start the engine, which serves at once, and soon by compiled kernels."""
         self.runtime = runtime
         settings = runtime.settings
         budget_bytes = capacity_bytes(runtime.device)
@@ -50,13 +50,36 @@ class Sampling:
             budget_bytes,
             max_rows=settings.max_batch_rows,
             latency_target_ratio=settings.latency_target_ratio,
-            compile_kernels=settings.compile,
-            measure_steps=functools.partial(kept_step_costs, runtime),
+            kept_costs=KeptStepCosts(runtime),
+            alone=self._alone,
         )
+        default = settings.default_family
+        families = sorted(runtime.families.values(), key=lambda f: f.manifest.name != default)
+        self.compiler = Compiler(self.engine, families, settings.resolved_kernels_dir)
         sys.setswitchinterval(SWITCH_SECONDS)
         self.engine.start()
         gc.collect()
-        gc.freeze()  # else each full collection walks all that torch and its compiler have made
+        gc.freeze()  # else each full collection walks all that torch has made
+        if settings.compile:
+            self.compiler.start()
+
+    def stop(self) -> None:
+        self.compiler.stop()
+        self.engine.stop()
+
+    @property
+    def gauges(self) -> dict[str, float]:
+        """Values of registry.metrics.WORKER_GAUGES."""
+        return {**self.engine.gauges, **self.compiler.gauges}
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether nobody else measures, or compiles, on this class of device."""
+        if self.compiler.busy:
+            yield False
+            return
+        with self.runtime.device_first() as first:
+            yield first
 
     def generate(self, generation_id: str) -> None:
         """Make the images of a queued generation.

@@ -2,6 +2,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from learngenes.model.factors import DenseLayers
 from learngenes.model.sampling import sample
 from learngenes.stepping import arithmetic
 from learngenes.stepping.batch import Part, Stack
-from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.kernels import CompiledGraphs, Kernels, graphs
 from learngenes.stepping.lanes import Lanes
 from learngenes.stepping.weights import ModelWeights, SharedWeights
 from tests.support.batches import Desk, other_scales, random_models, weights
@@ -396,11 +397,16 @@ def test_what_a_model_says_that_it_takes_is_what_it_takes(desk: Desk) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("lanes", LANES[:2])
 @torch.inference_mode()
-def test_compiled_kernels_give_the_same_images_and_are_compiled_once(
-    floats: Desk, lanes: Lanes
+def test_compiled_kernels_give_the_same_images(
+    desk: Desk, lanes: Lanes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator, desk, shared = random.Random(0), floats, floats.shared
-    kernels = replace(Kernels.compiled(shared.device), lanes=lanes)
+    generator, shared = random.Random(0), desk.shared
+    compiled, wanted = CompiledGraphs(tmp_path), graphs(shared.network, shared.dtype)
+    for name, value in compiled.environment.items():
+        monkeypatch.setenv(name, value)
+    for graph in wanted:
+        compiled.compile(graph)
+    kernels = compiled.load(wanted, lanes)
     sizes = [*itertools.product((2, 7, 24, 48), (2, 3, 4))]
     models = {
         mode: [desk.model(mode, d, seed=r, rank=r) for r, d in sizes] for mode in SHARED_MODES
@@ -427,16 +433,15 @@ def test_compiled_kernels_give_the_same_images_and_are_compiled_once(
         for _ in range(3)
     ]
     expected = [[to_pixels(desk.alone(part)).int() for part in batch] for batch in batches]
-    kernels.warm_up(shared)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        alone = [[desk.alone(part, kernels) for part in batch] for batch in batches]
-        for batch in batches:
-            while unfinished := [part for part in batch if not part.finished]:
-                desk.run(unfinished, kernels=kernels)
+    alone = [[desk.alone(part, kernels) for part in batch] for batch in batches]
+    for batch in batches:
+        while unfinished := [part for part in batch if not part.finished]:
+            desk.run(unfinished, kernels=kernels)
     for batch, images, compiled_alone in zip(batches, expected, alone, strict=True):
         for part, image, x in zip(batch, images, compiled_alone, strict=True):
             assert torch.equal(part.x, x)
-            assert (to_pixels(part.x).int() - image).abs().max() <= 1
+            off = (to_pixels(part.x).int() - image).abs().float()
+            assert off.max() <= (1 if shared.compute == torch.float32 else 16), off.max()
 
 
 # Refined models

@@ -2,15 +2,20 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from learngenes.config import SHARED_MODES, DType, Mode, Scheduler
+from learngenes.config import SHARED_MODES, Mode, Scheduler
 from learngenes.family.family import Family
-from learngenes.measuring.steps import StepCosts, measure_step_costs
+from learngenes.measuring.steps import SecondsOf, StepCosts, batch_of, full_depth_model
 from learngenes.model.factors import Scales
+from learngenes.stepping import arithmetic
+from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.weights import SharedWeights
 from tests.support.engines import (
     FULL_ROWS,
     SECONDS,
@@ -23,6 +28,7 @@ from tests.support.engines import (
     room_for,
     same,
     undisturbed,
+    wait_until,
 )
 from worker.sampling.jobs import EngineStopped
 
@@ -99,7 +105,7 @@ def test_more_images_than_fit_in_a_batch_come_whole_and_in_order(
 
 def test_one_image_may_be_larger_than_a_batch(family: Family) -> None:
     costs = StepCosts((1,), (0.001,), 1, 1, {48: 2.0})
-    with GatedEngine(family, measure_steps=lambda *_: costs) as engine:
+    with GatedEngine(family, measure_steps=lambda *_, **__: costs) as engine:
         assert len(alone(engine, engine.ask(images=3))) == 3
 
 
@@ -273,7 +279,7 @@ def test_a_full_batch_is_late_for_nobody_but_those_with_a_target(
     family: Family, target_seconds: float | None, images: int
 ) -> None:
     costs = StepCosts((4, 16), (1.0, 20.0), 16, 1, {48: 2.0})  # three steps of 8 rows: 22 s
-    with GatedEngine(family, measure_steps=lambda *_: costs) as engine:
+    with GatedEngine(family, measure_steps=lambda *_, **__: costs) as engine:
         asked = (engine.ask(Model(seed), target_seconds=target_seconds) for seed in range(4))
         jobs = engine.hold(*asked)
         engine.gate.allow(2)
@@ -282,12 +288,113 @@ def test_a_full_batch_is_late_for_nobody_but_those_with_a_target(
         assert all(len(images_of(job)) == 2 for job in jobs)
 
 
-def test_what_a_step_costs_is_measured_for_every_dtype_before_it_is_ready(family: Family) -> None:
-    with GatedEngine(family, max_rows=4, measure_steps=measure_step_costs) as engine:
-        assert {key[0] for key in engine.costs} == {family.fingerprint}
-        assert torch.float32 in {key[1] for key in engine.costs}
-        assert all(costs.rows[-1] <= 4 for costs in engine.costs.values())
-        assert len(alone(engine, engine.ask(Model(dtype=DType.BFLOAT16)))) == 2
+def costs_of(seconds: float) -> StepCosts:
+    return StepCosts((1, 64), (seconds, seconds), 4, 1, {48: 2.0})
+
+
+class Measuring:
+    """In place of measuring: quick or thorough, and as long as steps are wanted."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.may_end = threading.Event()
+        self.thorough = 0
+
+    def __call__(
+        self,
+        shared: SharedWeights,
+        kernels: Kernels,
+        max_rows: int,
+        max_seconds: float = 5.0,
+        seconds_of: SecondsOf | None = None,
+    ) -> StepCosts:
+        if seconds_of is None:
+            return costs_of(10)
+        model = full_depth_model(shared, 24, materialised=True)
+        batch = batch_of([model], 1, kernels)
+        self.begun.set()
+        while not self.may_end.is_set():
+            seconds_of(batch, 1)
+            batch = batch_of([model], 1, kernels)
+        self.thorough += 1
+        return costs_of(1)
+
+
+@pytest.fixture
+def measuring(monkeypatch: pytest.MonkeyPatch) -> Measuring:
+    monkeypatch.setattr("worker.sampling.engine.IDLE_SECONDS", 0.05)
+    return Measuring()
+
+
+def test_what_a_step_costs_is_measured_in_a_hurry_and_again_when_nobody_waits(
+    family: Family, measuring: Measuring
+) -> None:
+    with GatedEngine(family, measure_steps=measuring) as engine:
+        assert engine.costs == {}
+        images_of(engine.begin())
+        key = family.fingerprint, torch.float32
+        assert engine.costs == {key: costs_of(10)}
+        assert measuring.begun.wait(SECONDS)
+        assert len(images_of(engine.begin())) == 2  # who comes meanwhile does not wait
+        assert engine.costs == {key: costs_of(10)}
+        measuring.may_end.set()
+        wait_until(lambda: engine.costs == {key: costs_of(1)})
+    assert measuring.thorough == 1
+
+
+def test_nothing_is_measured_while_another_has_the_device(
+    family: Family, measuring: Measuring
+) -> None:
+    free, asked = threading.Event(), threading.Semaphore(0)
+
+    def alone() -> AbstractContextManager[bool]:
+        asked.release()
+        return nullcontext(free.is_set())
+
+    measuring.may_end.set()
+    with GatedEngine(family, measure_steps=measuring, alone=alone) as engine:
+        images_of(engine.begin())
+        for _ in range(3):
+            assert asked.acquire(timeout=SECONDS)
+        assert measuring.thorough == 0
+        free.set()
+        wait_until(lambda: measuring.thorough == 1)
+
+
+def test_what_cannot_be_measured_is_served_all_the_same(
+    family: Family, measuring: Measuring
+) -> None:
+    tried = threading.Event()
+
+    def broken(*arguments: Any, seconds_of: SecondsOf | None = None) -> StepCosts:
+        if seconds_of is None:
+            return costs_of(10)
+        tried.set()
+        raise MemoryError
+
+    with GatedEngine(family, measure_steps=broken) as engine:
+        images_of(engine.begin())
+        assert tried.wait(SECONDS)
+        assert len(images_of(engine.begin())) == 2
+
+
+def test_other_kernels_take_over_between_two_steps(engine: GatedEngine) -> None:
+    calls = 0
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return arithmetic.embed(*arguments)
+
+    expected = alone(engine, engine.ask(num_inference_steps=6))
+    (job,) = engine.hold(engine.ask(num_inference_steps=6))
+    engine.gate.allow(2)
+    kernels = Kernels(embed=counted, lanes=engine.lanes)
+    engine.use(engine.family, torch.float32, kernels)
+    engine.gate.allow(1)
+    engine.gate.open()
+    assert same(images_of(job), expected)
+    assert 1 <= calls <= 4
 
 
 def test_progress_ends_at_its_end(engine: GatedEngine) -> None:

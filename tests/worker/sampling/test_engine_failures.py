@@ -1,7 +1,7 @@
 """What an engine does about what cannot be done."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,21 +12,17 @@ from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts
 from learngenes.model.factors import Scales
 from learngenes.stepping.batch import Part
-from learngenes.stepping.kernels import Kernels
 from tests.support.engines import (
-    AMPLE,
     SECONDS,
     GatedEngine,
     Model,
     alone,
-    ask,
     images_of,
     made_up_costs,
     room_for,
     same,
     undisturbed,
 )
-from worker.sampling.engine import Engine
 from worker.sampling.jobs import EngineStopped, NotFinite
 
 
@@ -201,29 +197,18 @@ def test_a_request_of_too_many_steps_fails_alone(engine: GatedEngine) -> None:
     assert len(images_of(good)) == 2
 
 
-def test_an_engine_that_cannot_begin_says_so(family: Family) -> None:
-    def broken(*_: object) -> StepCosts:
-        raise Lost
+def test_a_request_whose_steps_cannot_be_measured_fails_alone(family: Family) -> None:
+    outcomes: Iterator[StepCosts | Lost] = iter([Lost(), made_up_costs()])
 
-    engine = GatedEngine(family, measure_steps=broken)
-    with pytest.raises(EngineStopped, match="did not start"):
-        engine.start()
-    with pytest.raises(EngineStopped):
-        engine.begin()
+    def measured(*_: object, **__: object) -> StepCosts:
+        if isinstance(outcome := next(outcomes), Lost):
+            raise outcome
+        return outcome
 
-
-def test_without_a_compiler_it_runs_uncompiled(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Uncompilable(Kernels):
-        def warm_up(self, shared: object) -> None:
-            raise Lost("no C++ compiler")
-
-    monkeypatch.setattr(Kernels, "compiled", lambda device: Uncompilable())
-    engine = Engine([family], AMPLE, measure_steps=made_up_costs)
-    engine.start()
-    assert len(alone(engine, ask(family))) == 2
-    engine.stop()
+    with GatedEngine(family, measure_steps=measured) as engine:
+        with pytest.raises(Lost):
+            images_of(engine.begin())
+        assert len(images_of(engine.begin())) == 2
 
 
 def test_a_batch_of_another_dtype_that_cannot_be_composed_does_not_end_the_engine(

@@ -1,4 +1,5 @@
 import pytest
+from redis import RedisError
 
 from learngenes.config import DType
 from learngenes.family.family import Family
@@ -7,7 +8,7 @@ from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.weights import SharedWeights
 from registry.settings import Settings
 from worker.runtime import Runtime
-from worker.sampling.kept_costs import kept_step_costs
+from worker.sampling.kept_costs import KeptStepCosts
 
 
 @pytest.fixture
@@ -20,49 +21,32 @@ def shared(family: Family) -> SharedWeights:
     return SharedWeights(family, DType.FLOAT32)
 
 
-class Measuring:
-    """In place of measuring: each time what is unlike the others."""
-
-    def __init__(self) -> None:
-        self.costs: list[StepCosts] = []
-
-    def __call__(self, *_: object) -> StepCosts:
-        slower = 0.1 * (1 + len(self.costs))
-        self.costs.append(StepCosts((2, 4), (0.1, slower), 4, 1000, {8: 0.5, 48: 1.25}))
-        return self.costs[-1]
-
-
-@pytest.fixture
-def measuring() -> Measuring:
-    return Measuring()
+COSTS = StepCosts((2, 4), (0.1, 0.2), 4, 1000, {8: 0.5, 48: 1.25})
+OTHERS = StepCosts((2, 4), (0.1, 0.3), 4, 1000, {8: 0.5, 48: 1.25})
 
 
 def test_steps_are_measured_once_for_all_starts(
-    runtime: Runtime, settings: Settings, shared: SharedWeights, measuring: Measuring
+    runtime: Runtime, settings: Settings, shared: SharedWeights
 ) -> None:
-    first = kept_step_costs(runtime, shared, Kernels(), 64, measuring)
-    again = kept_step_costs(Runtime.start(settings), shared, Kernels(), 64, measuring)
-    assert measuring.costs == [first]
-    assert again == first
+    assert KeptStepCosts(runtime).get(shared, Kernels(), 64) is None
+    KeptStepCosts(runtime).keep(shared, Kernels(), 64, COSTS)
+    assert KeptStepCosts(Runtime.start(settings)).get(shared, Kernels(), 64) == COSTS
 
 
-def test_each_dtype_has_costs_of_its_own(
-    runtime: Runtime, family: Family, measuring: Measuring
-) -> None:
-    for dtype in (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT32, DType.BFLOAT16):
-        kept_step_costs(runtime, SharedWeights(family, dtype), Kernels(), 64, measuring)
-    assert len(measuring.costs) == 2
+def test_each_dtype_has_costs_of_its_own(runtime: Runtime, family: Family) -> None:
+    kept, dtypes = KeptStepCosts(runtime), (DType.FLOAT32, DType.BFLOAT16)
+    for dtype, costs in zip(dtypes, (COSTS, OTHERS), strict=True):
+        kept.keep(SharedWeights(family, dtype), Kernels(), 64, costs)
+    found = [kept.get(SharedWeights(family, dtype), Kernels(), 64) for dtype in dtypes]
+    assert found == [COSTS, OTHERS]
 
 
 @pytest.mark.parametrize("changed", ["max_rows", "torch", "compiled", "family"])
 def test_what_they_depend_on_has_them_measured_again(
-    runtime: Runtime,
-    shared: SharedWeights,
-    measuring: Measuring,
-    monkeypatch: pytest.MonkeyPatch,
-    changed: str,
+    runtime: Runtime, shared: SharedWeights, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    kept_step_costs(runtime, shared, Kernels(), 64, measuring)
+    kept = KeptStepCosts(runtime)
+    kept.keep(shared, Kernels(), 64, COSTS)
     kernels, max_rows = Kernels(), 64
     match changed:
         case "max_rows":
@@ -73,14 +57,26 @@ def test_what_they_depend_on_has_them_measured_again(
             kernels = Kernels(embed=lambda *_: pytest.fail("only measured"))
         case "family":
             monkeypatch.setattr(Family, "fingerprint", "another")
-    assert kept_step_costs(runtime, shared, kernels, max_rows, measuring) == measuring.costs[1]
-    assert kept_step_costs(runtime, shared, kernels, max_rows, measuring) == measuring.costs[1]
-    assert len(measuring.costs) == 2
+    assert kept.get(shared, kernels, max_rows) is None
+    kept.keep(shared, kernels, max_rows, OTHERS)
+    assert kept.get(shared, kernels, max_rows) == OTHERS
 
 
 def test_those_of_another_release_are_measured_again(
-    runtime: Runtime, shared: SharedWeights, measuring: Measuring
+    runtime: Runtime, shared: SharedWeights
 ) -> None:
     of = runtime.device_class, shared.family.manifest.name, str(shared.compute)
     runtime.repository.keep_step_costs(*of, '{"costs": {}}')
-    assert kept_step_costs(runtime, shared, Kernels(), 64, measuring) == measuring.costs[0]
+    assert KeptStepCosts(runtime).get(shared, Kernels(), 64) is None
+
+
+def test_without_redis_they_are_measured_again(
+    runtime: Runtime, shared: SharedWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> str:
+        raise RedisError
+
+    for method in ("step_costs", "keep_step_costs"):
+        monkeypatch.setattr(runtime.repository, method, away)
+    KeptStepCosts(runtime).keep(shared, Kernels(), 64, COSTS)
+    assert KeptStepCosts(runtime).get(shared, Kernels(), 64) is None
