@@ -57,7 +57,7 @@ def summary(results: dict[str, Figures]) -> Table:
             | {_judged(f"{fourth:.3f}", fourth <= 0.96)} | `make bench-form`
         U and V in 4 bits, Σ healed: held-out loss lost | ≤ 0.002 \
             | {_judged(f"{gap:.4f}", gap <= 0.002)} | `make bench-healing`
-        an imported DiT at half its depth after five minutes: FD over pruned, by AdamW | ≤ 1 \
+        an imported DiT at half its depth after five minutes: FD over pruned, at its best | ≤ 1 \
             | {_judged(f"{half:.2f}", half <= 1)} | `make bench-import`
         a DiT condensed to half its depth: FD (pruned) | ≤ pruned \
             | {_judged(f"{condensed:.0f} ({pruned:.0f})", condensed <= pruned)} \

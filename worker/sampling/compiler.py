@@ -14,17 +14,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import structlog
 import torch
+from redis import RedisError
 
 from learngenes.config import DType
 from learngenes.device import compute_dtype
 from learngenes.family.family import Family
 from learngenes.stepping.kernels import CompiledGraphs, Graph, NotOurs, graphs
 from registry import metrics
+from worker.leases import Stopping
 from worker.sampling.engine import Engine
 
 log = structlog.get_logger()
@@ -42,10 +45,6 @@ class CannotCompile(Exception):
     """A graph cannot be compiled; the message, which operators see, says why."""
 
 
-class _Stopping(Exception):
-    pass
-
-
 class Compiler:
     """Has what the engine uses compiled, one family and dtype after the other."""
 
@@ -55,12 +54,16 @@ class Compiler:
         families: Sequence[Family],
         directory: Path,
         *,
+        alone: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
         command: Sequence[str] = (sys.executable, "-m", "worker", "compile"),
         graph_seconds: float = GRAPH_SECONDS,
     ) -> None:
-        """`families`: the most wanted first. `command` compiles the graph on its stdin."""
+        """`families`: the most wanted first. `command` compiles the graph on its stdin.
+
+        Nobody measures while `alone` is held; it may raise Stopping.
+        """
         self._engine, self._families, self._directory = engine, families, directory
-        self._command, self._graph_seconds = command, graph_seconds
+        self._alone, self._command, self._graph_seconds = alone, command, graph_seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
         self._done: set[Key] = set()
@@ -102,11 +105,12 @@ class Compiler:
                 for family, dtype in self._wanted():
                     if self._key(family, dtype) not in self._done:
                         self.busy = True
-                        self._provide(compiled, family, dtype)
+                        with contextlib.suppress(RedisError):  # it will be back
+                            self._provide(compiled, family, dtype)
                         break
                 else:
                     self.busy = False
-        except _Stopping:
+        except Stopping:
             pass
         except (CannotCompile, NotOurs, OSError) as error:
             self._give_up(str(error))
@@ -148,7 +152,7 @@ class Compiler:
         """Have what is missing compiled; returns the number of graphs."""
         missing = compiled.missing(wanted)
         for graph in missing:
-            with metrics.timed(metrics.COMPILE):
+            with self._alone(), metrics.timed(metrics.COMPILE):
                 self._in_process(compiled, graph)
         return len(missing)
 
@@ -170,7 +174,7 @@ class Compiler:
                 while process.poll() is None:
                     if self._stopping.wait(POLL_SECONDS):
                         process.kill()
-                        raise _Stopping
+                        raise Stopping
                     if time.monotonic() > deadline:
                         process.kill()
                         seconds = round(self._graph_seconds)

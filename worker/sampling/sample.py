@@ -55,7 +55,9 @@ class Sampling:
         )
         default = settings.default_family
         families = sorted(runtime.families.values(), key=lambda f: f.manifest.name != default)
-        self.compiler = Compiler(self.engine, families, settings.resolved_kernels_dir)
+        self.compiler = Compiler(
+            self.engine, families, settings.resolved_kernels_dir, alone=runtime.device_alone
+        )
         sys.setswitchinterval(SWITCH_SECONDS)
         self.engine.start()
         gc.collect()

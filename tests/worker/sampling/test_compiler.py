@@ -4,15 +4,18 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from redis import RedisError
 
 from learngenes.config import DType
 from learngenes.family.family import Family
 from learngenes.stepping import arithmetic, kernels
-from tests.support.engines import GatedEngine, Model, images_of, wait_until
+from tests.support.engines import SECONDS, GatedEngine, Model, images_of, wait_until
 from worker.sampling.compiler import Compiler
 
 WRITES = """
@@ -47,7 +50,7 @@ def make_compiler(
     monkeypatch.setattr(kernels, "load_compiled", loaded)
     made = []
 
-    def make(code: str = WRITES, graph_seconds: float = 60.0) -> Compiler:
+    def make(code: str = WRITES, graph_seconds: float = 60.0, **options: Any) -> Compiler:
         command = (sys.executable, "-c", code)
         compiler = Compiler(
             engine,
@@ -55,6 +58,7 @@ def make_compiler(
             tmp_path / "kernels",
             command=command,
             graph_seconds=graph_seconds,
+            **options,
         )
         made.append(compiler)
         compiler.start()
@@ -93,6 +97,38 @@ def test_a_dtype_is_compiled_once_it_is_used(
     wait_until(lambda: (engine.family.fingerprint, torch.float32) in engine._kernels)
     assert {name.split("-")[1] for name in compiled(tmp_path)} >= {"float32"}
     assert before <= len(compiled(tmp_path)) <= 8
+
+
+def test_nothing_is_compiled_while_another_measures(
+    make_compiler: MakeCompiler, tmp_path: Path
+) -> None:
+    measuring, asked = threading.Lock(), threading.Event()
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        asked.set()
+        with measuring:
+            yield
+
+    with measuring:
+        compiler = make_compiler(alone=alone)
+        assert asked.wait(SECONDS)
+        assert compiler.gauges["engine_compiled"] == 0
+        assert compiled(tmp_path) == []
+    wait_until(lambda: compiler.gauges["engine_compiled"] == 1)
+
+
+def test_a_broker_that_is_away_for_a_while_does_not_end_it(make_compiler: MakeCompiler) -> None:
+    away = iter([True, True])
+
+    def alone() -> AbstractContextManager[None]:
+        if next(away, False):
+            raise RedisError
+        return nullcontext()
+
+    compiler = make_compiler(alone=alone)
+    wait_until(lambda: compiler.gauges["engine_compiled"] == 1)
+    assert compiler.problem == ""
 
 
 def test_a_later_start_compiles_nothing(make_compiler: MakeCompiler, tmp_path: Path) -> None:
