@@ -231,10 +231,10 @@ DEVICE = (
         "all. If it stays below, /status says why.",
     ),
     Panel(
-        "Seconds to compile a graph, median",
-        "s",
-        {"p50": quantile(0.5, "engine_compile_seconds")},
-        "Beside serving, at the first start after another torch or arithmetic.",
+        "Share of the time spent compiling",
+        "percentunit",
+        {"compiling": rate("engine_compile_seconds_sum")},
+        "Beside serving, at the first start after another torch or arithmetic; then 0.",
     ),
     Panel(
         "Resident memory of workers",
