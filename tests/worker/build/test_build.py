@@ -109,7 +109,7 @@ def test_imported_layers_are_left_out_and_trained(runtime: Runtime, families_dir
     ratios = {DType.FLOAT32: 1.0, DType.INT4: 1.1}
     losses = {"imported": {2: 0.3, 4: 0.2}, "imported_loss_ratios": ratios}
     write_quality(families_dir / "tiny", quality_table(SIZES, **losses))
-    settings = runtime.settings.model_copy(update={"retraining_max_seconds": 2.0})
+    settings = runtime.settings.model_copy(update={"retraining_max_seconds": 0.1})
     begun = Runtime.start(settings)
     profile = made_up_profile(begun.family("tiny"))
     keep_profile(begun.repository, with_imported(profile))
