@@ -36,8 +36,6 @@ from learngenes.stepping.lanes import Lanes
 from learngenes.stepping.schedules import COLUMNS
 
 FUNCTIONS = ("embed", "materialised_block", "factored_block", "finish")
-
-
 MANIFEST = "files.json"
 
 
@@ -98,9 +96,10 @@ class Graph(Frozen):
 
         floats = functools.partial(zeros, dtype=torch.float32)
         shapes = [kind.shape(d) for kind in BLOCK_KINDS]
+        patch = self.side // round(t**0.5)
+        values = self.channels * patch**2
         if self.function == "embed":
-            patch = self.side // round(t**0.5)
-            weight = zeros(self.channels * patch**2, d, dims=())
+            weight = zeros(values, d, dims=())
             constants = (floats(d, dims=()), floats(t, d, dims=()), patch)
             return floats(rows, *picture), weight, *constants
         if self.function == "materialised_block":
@@ -121,8 +120,6 @@ class Graph(Frozen):
                 zeros(rows, 9 * d),
                 self.heads,
             )
-        patch = self.side // round(t**0.5)
-        values = self.channels * patch**2
         return (
             zeros(rows, t, d),
             varying(torch.zeros(rows, 6 * d, dtype=dtype, device=device)[:, : 2 * d], (0,)),

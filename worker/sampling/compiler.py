@@ -28,7 +28,7 @@ from learngenes.family.family import Family
 from learngenes.stepping.kernels import CompiledGraphs, Graph, NotOurs, graphs
 from registry import metrics
 from worker.leases import Stopping
-from worker.sampling.engine import Engine
+from worker.sampling.engine import Engine, Key
 
 log = structlog.get_logger()
 
@@ -37,8 +37,6 @@ GRAPH_SECONDS = 600.0
 POLL_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1
 """Linux' prctl: the signal that a process gets when its parent ends."""
-
-Key = tuple[str, torch.dtype]
 
 
 class CannotCompile(Exception):

@@ -238,8 +238,12 @@ class Engine:
         self._kernels |= kernels
         for pool in self.residency.pools:
             if (key := _key(pool.shared)) in kernels and key in self.costs:
-                del self.costs[key]
-                self._costs(pool.shared)
+                before = self.costs.pop(key)
+                try:
+                    self._costs(pool.shared)
+                except Exception:  # what runs must not end with it
+                    log.exception("steps of other kernels cannot be measured")
+                    self.costs[key] = before
 
     def _kernels_of(self, shared: SharedWeights) -> Kernels:
         return self._kernels.get(_key(shared)) or Kernels(lanes=self.lanes)

@@ -65,10 +65,6 @@ class Sampling:
         if settings.compile:
             self.compiler.start()
 
-    def stop(self) -> None:
-        self.compiler.stop()
-        self.engine.stop()
-
     @property
     def gauges(self) -> dict[str, float]:
         """Values of registry.metrics.WORKER_GAUGES."""

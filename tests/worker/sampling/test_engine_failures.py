@@ -12,6 +12,7 @@ from learngenes.family.family import Family
 from learngenes.measuring.steps import StepCosts
 from learngenes.model.factors import Scales
 from learngenes.stepping.batch import Part
+from learngenes.stepping.kernels import Kernels
 from tests.support.engines import (
     SECONDS,
     GatedEngine,
@@ -209,6 +210,24 @@ def test_a_request_whose_steps_cannot_be_measured_fails_alone(family: Family) ->
         with pytest.raises(Lost):
             images_of(engine.begin())
         assert len(images_of(engine.begin())) == 2
+
+
+def test_other_kernels_whose_steps_cannot_be_measured_do_not_end_the_engine(
+    family: Family,
+) -> None:
+    outcomes: Iterator[StepCosts | Lost] = iter([made_up_costs(), Lost()])
+
+    def measured(*_: object, **__: object) -> StepCosts:
+        if isinstance(outcome := next(outcomes), Lost):
+            raise outcome
+        return outcome
+
+    with GatedEngine(family, measure_steps=measured) as engine:
+        images_of(engine.begin())
+        engine.use(family, torch.float32, Kernels(lanes=engine.lanes))
+        assert len(images_of(engine.begin())) == 2
+        assert list(engine.costs.values()) == [made_up_costs()]
+        assert next(outcomes, None) is None
 
 
 def test_a_batch_of_another_dtype_that_cannot_be_composed_does_not_end_the_engine(
