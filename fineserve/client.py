@@ -53,7 +53,7 @@ Record = TypeVar("Record", ModelResponse, GenerationResponse)
 
 FRUITLESS_SECONDS = 5.0
 """Seconds from which a stream without events is one in which nothing happened."""
-FINISHED = {"ready", "done", "failed", "cancelled", "deleted"}
+FINISHED = {"ready", "undertrained", "done", "failed", "cancelled", "deleted"}
 OnEvent = Callable[[str, dict[str, Any]], object]
 """Callback with the name and content of each event."""
 OnBytes = Callable[[int, int], object]
@@ -189,6 +189,10 @@ class AsyncClient:
     async def cancel_model(self, model_id: str) -> ModelResponse:
         """Stop a build; a model that is being refined keeps the best so far."""
         return _parsed(ModelResponse, await self._call("POST", f"/models/{model_id}/cancel"))
+
+    async def continue_model(self, model_id: str) -> ModelResponse:
+        """Train a model on that was not trained enough, for as long again."""
+        return _parsed(ModelResponse, await self._call("POST", f"/models/{model_id}/continue"))
 
     async def delete_model(self, model_id: str) -> None:
         """Delete a model and everything that it stored."""
@@ -398,6 +402,7 @@ class Client:
     model = _blocking(AsyncClient.model)
     wait = _blocking(AsyncClient.wait)
     cancel_model = _blocking(AsyncClient.cancel_model)
+    continue_model = _blocking(AsyncClient.continue_model)
     delete_model = _blocking(AsyncClient.delete_model)
     export = _blocking(AsyncClient.export)
     generate = _blocking(AsyncClient.generate)

@@ -3,6 +3,7 @@
 Everything it writes is below `FINESERVE_VAR_DIR` (./var).
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -14,8 +15,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import xmlrpc.client
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from supervisor.xmlrpc import SupervisorTransport
 
 from registry.metrics import MULTIPROCESS_VARIABLE
 from registry.settings import Settings
@@ -23,12 +28,16 @@ from registry.settings import Settings
 BIN = Path(sys.executable).parent
 MAX_SOCKET_PATH_BYTES = 100
 ENDED = {"EXITED", "FATAL"}
-READY_TIMEOUT_SECONDS = 600.0
+STILL_SECONDS = 120.0
+"""Seconds in which nothing moves, after which a start has failed."""
+BUSY_SECONDS = 5.0
+"""Seconds of processor time that count as a move: a start may be slow, and say nothing."""
 DOWN_TIMEOUT_SECONDS = 90.0
 MOST_FILES = 65_536
 """Open files that the API may have; a client that waits needs two."""
 MOST_RESTARTS = 1_000_000
 """Restarts, each a second later than the one before: a dependency may be away for long."""
+LOOK_SECONDS = 0.1
 FAILING_SECONDS = 30.0
 """Seconds of repeated ends after which a program is not going to start."""
 
@@ -61,7 +70,7 @@ def programs(settings: Settings) -> dict[str, str]:
     """Name and shell-quoted command of everything that supervisord keeps alive."""
     python = shlex.quote(sys.executable)
     commands = {
-        "build-worker": f"nice -n 10 {python} -m worker build",  # serving goes before building
+        "build-worker": f"{python} -m worker build",
         "sample-worker": f"{python} -m worker sample",
         "api": f"{python} -m service",
     }
@@ -117,7 +126,7 @@ command={command.replace("%", "%%")}
 priority={priority}
 autorestart=unexpected
 exitcodes={os.EX_CONFIG}
-startsecs=3
+startsecs=1
 startretries={MOST_RESTARTS}
 stopwaitsecs=60
 stopasgroup=false
@@ -157,34 +166,47 @@ class Embedded:
             raise EmbeddedError(
                 f"fineserve runs from {self.var} on another port; `fineserve down` first"
             )
-        self._control("start", "all")
+        for process in self._supervisor().getAllProcessInfo():
+            if process["statename"] in ENDED | {"STOPPED"}:
+                self._supervisor().startProcess(process["name"], False)
 
-    def wait_ready(self) -> Iterator[str]:
-        """Yield what is still missing until everything is ready. Raises EmbeddedError."""
-        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+    def wait_ready(self) -> Iterator[list[str]]:
+        """Yield what is still missing until everything is ready, now and then.
+
+        Raises EmbeddedError when a program does not start, or nothing has moved for STILL_SECONDS.
+        """
         failing: dict[str, float] = {}
-        while True:
-            ready, missing = self._readiness()
-            if ready:
-                return
+        moved, seen = time.monotonic(), None
+        while missing := self._missing():
             yield missing
-            now = time.monotonic()
-            states = dict(line.split()[:2] for line in self._control("status"))
-            for program, state in states.items():
+            now, processes = time.monotonic(), self._supervisor().getAllProcessInfo()
+            failed = []
+            for process in processes:
+                name, state = process["name"], process["statename"]
                 if state == "BACKOFF":
-                    failing.setdefault(program, now)
+                    failing.setdefault(name, now)
                 elif state == "RUNNING":
-                    failing.pop(program, None)
-            failed = [program for program, state in states.items() if state in ENDED]
-            failed += [p for p, since in failing.items() if now - since > FAILING_SECONDS]
-            if failed or time.monotonic() > deadline:
-                if not failed:
-                    raise EmbeddedError(f"still {missing}; see {self.var / 'logs'}")
-                name = failed[0]
-                log = self.var / "logs" / f"{name}.log"
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-                raise EmbeddedError(f"{name} does not start; the end of {log}:\n{tail}")
-            time.sleep(0.5)
+                    failing.pop(name, None)
+                if state in ENDED or now - failing.get(name, now) > FAILING_SECONDS:
+                    failed.append(name)
+            if failed:
+                raise EmbeddedError(f"{failed[0]} does not start; {self._last_words(failed[0])}")
+            busy = sum(_processor_seconds(process["pid"]) for process in processes)
+            state = missing, [p["pid"] for p in processes], busy // BUSY_SECONDS
+            if state != seen:
+                moved, seen = now, state
+            if now - moved > STILL_SECONDS:
+                stuck = "sample-worker" if "sample" in "".join(missing) else "build-worker"
+                raise EmbeddedError(
+                    f"waiting for {', '.join(missing)}, and nothing has moved for "
+                    f"{STILL_SECONDS:.0f} s; {self._last_words(stuck)}"
+                )
+            time.sleep(LOOK_SECONDS)
+
+    def _last_words(self, program: str) -> str:
+        log = self.var / "logs" / f"{program}.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return f"the end of {log}:\n" + "\n".join(lines[-5:])
 
     def stop(self) -> None:
         """Stop everything and wait until no process is left. Raises EmbeddedError."""
@@ -192,7 +214,7 @@ class Embedded:
             self._check_orphans()
             return
         pid = int((self.var / "supervisord.pid").read_text())
-        self._control("shutdown")
+        self._supervisor().shutdown()
         deadline = time.monotonic() + DOWN_TIMEOUT_SECONDS
         while _alive(pid):
             if time.monotonic() > deadline:
@@ -200,22 +222,23 @@ class Embedded:
             time.sleep(0.1)
 
     def running(self) -> bool:
-        if not self._config.exists():
+        try:
+            return bool(self._supervisor().getPID())
+        except (OSError, xmlrpc.client.Error):
             return False
-        pid = self._control("pid")
-        return bool(pid) and pid[0].isdigit()
 
     def logs(self) -> list[Path]:
         return sorted((self.var / "logs").glob("*.log"))
 
-    def _readiness(self) -> tuple[bool, str]:
+    def _missing(self) -> list[str]:
+        """What /readyz says is missing; empty when everything is ready."""
         try:
             with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):  # noqa: S310 - our own
-                return True, ""
+                return []
         except urllib.error.HTTPError as error:
-            return False, "waiting for " + ", ".join(json.load(error)["missing"])
+            return list(json.load(error)["missing"])
         except OSError:
-            return False, "waiting for the API"
+            return ["the API"]
 
     def _check_orphans(self) -> None:
         """Raise EmbeddedError when the supervisor is gone and its programs are not."""
@@ -238,15 +261,24 @@ class Embedded:
                     f"FINESERVE_PORT={self.settings.port + 1} fineserve up"
                 ) from error
 
-    def _control(self, *words: str) -> list[str]:
-        command = [str(BIN / "supervisorctl"), "-c", str(self._config), *words]
-        return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()  # noqa: S603, PLW1510
+    def _supervisor(self) -> Any:
+        """Supervisor's XML-RPC interface; what is asked of it may raise OSError."""
+        transport = SupervisorTransport(serverurl=f"unix://{self.var}/supervisor.sock")
+        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport).supervisor
 
 
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603, PLW1510
     if done.returncode:
         raise EmbeddedError(f"{command[0]} failed: {done.stderr or done.stdout}")
+
+
+def _processor_seconds(pid: int) -> float:
+    """Seconds for which a process has computed; 0 where it has ended."""
+    with contextlib.suppress(OSError):
+        times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _alive(pid: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from learngenes.config import Mode, NetworkConfig, Scheduler, SizeSpace
-from learngenes.sizing.budget import Budget, Cost, Plan, Slack, Verified
+from learngenes.sizing.budget import Budget, Cost, Plan, Slack, Training, Verified
 
 DEFAULT_TASK = "default"
 """Task of the family's own images; any other is a task's id."""
@@ -118,7 +118,12 @@ class ModelResponse(Answer):
     budget: Budget
     refine: Refinement | None
     plan: Plan
+    training: Training | None = None
+    """What was done for its Σ, and what ended that; None until then."""
     measured: Cost | None
+    disturbed: str = ""
+    """What disturbed the measurement of latency, which is not to be relied on then; empty for
+    nothing."""
     over_budget: list[Verified]
     error: str | None
     created_at: datetime
@@ -240,6 +245,22 @@ class WorkerResponse(Answer):
     where nothing does."""
 
 
+class ProfileResponse(BaseModel):
+    """What is known of a family's speed on a class of device."""
+
+    family: str
+    device_class: str
+    measured_at: datetime
+    estimated: bool
+    """Whether some latencies are estimates: the device was not idle yet."""
+    observations: int
+    """Number of models, measured as they are served, that correct it."""
+    speed_correction: float
+    """Ratio of what they took to what the device was measured to take."""
+    overhead_seconds: float
+    """Seconds of a request beside those that the device works for it."""
+
+
 class CallerResponse(BaseModel):
     key: str
     owner: str
@@ -262,6 +283,7 @@ class Status(BaseModel):
     """Reasons why /readyz says no; empty when it says yes."""
     families: list[str]
     workers: list[WorkerResponse]
+    profiles: list[ProfileResponse] = []
     queues: dict[str, int]
     """Number of messages in each queue that no worker has taken."""
     active_models: int

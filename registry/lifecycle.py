@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import redis
+from redis.exceptions import LockError
 from redis.lock import Lock
 
 from fineserve.wire import Failure
@@ -155,6 +156,13 @@ class Records(Generic[R]):
             yield from page.items
             offset = page.next_offset
 
+    def seconds(self, record_id: str) -> float:
+        """Seconds from a record's first event to its last, by the clock of Redis."""
+        stream = stream_key(self.name, record_id)
+        ends = (self._redis.xrange(stream, count=1), self._redis.xrevrange(stream, count=1))
+        first, last = (int(cast(list[Any], end)[0][0].split("-")[0]) for end in ends)
+        return (last - first) / 1000
+
     def count_active(self) -> int:
         """Number of unfinished records."""
         return int(self._redis.zcard(self._active))
@@ -224,14 +232,16 @@ class Records(Generic[R]):
         stream = stream_key(self.name, record_id)
         self._redis.xadd(stream, {"event": event, "data": data}, maxlen=MAX_EVENTS)
 
-    def claim(self, record_id: str, max_attempts: int, lease_seconds: float) -> Claim[R] | None:
-        """Begin work on a record: the next attempt, under a lease.
+    def claim(
+        self, record_id: str, max_attempts: int, lease_seconds: float, holder: str = ""
+    ) -> Claim[R] | None:
+        """Begin work on a record: the next attempt, under a lease of `holder`.
 
         None when there is nothing to do: the record is finished, or another worker has it. A
         record whose attempts are used up becomes `failed`.
         """
         lease = self._redis.lock(self._lease(record_id), lease_seconds, thread_local=False)
-        token = uuid.uuid4().hex
+        token = f"{holder} {uuid.uuid4().hex}"
         while (raw := self._raw(record_id)) is not None:
             before = self._type.model_validate_json(raw)
             if before.finished:
@@ -256,6 +266,16 @@ class Records(Generic[R]):
                     metrics.QUEUE_WAIT.labels(self.name).observe(waited_seconds)
                 return Claim(record, lease)
         return None
+
+    def end_leases(self, records: Sequence[R], is_dead: Callable[[str], bool]) -> None:
+        """End the leases of those of `records` whose holders are known to be dead."""
+        leases = self._many([self._lease(record.id) for record in records])
+        for record, token in zip(records, leases, strict=True):
+            if token is not None and is_dead(token.partition(" ")[0]):
+                lease = self._redis.lock(self._lease(record.id), thread_local=False)
+                lease.local.token = token.encode()
+                with contextlib.suppress(LockError):  # it has run out meanwhile
+                    lease.release()
 
     def leased(self, record_id: str) -> bool:
         return bool(self._redis.exists(self._lease(record_id)))
@@ -319,7 +339,7 @@ class Records(Generic[R]):
         if record.status == "failed":
             failure = Failure(kind=self.name, id=record.id, error=record.error or "", at=now())
             commands += _pushed(FAILURES, failure.model_dump_json(), MAX_FAILURES)
-        if isinstance(record, GenerationRecord) and record.status == "done":
+        if isinstance(record, GenerationRecord) and record.status == "done" and not record.timed:
             commands.append(("HINCRBY", IMAGES, record.model, str(len(record.seeds))))
         kept_seconds = self._ttl_seconds
         if record.status == "deleted":

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fineserve.wire import DEFAULT_TASK, Family, Refinement
 from learngenes.config import Scheduler
-from learngenes.sizing.budget import Budget, Cost, Plan, Verified
+from learngenes.sizing.budget import Budget, Cost, Plan, Training, Verified
 from learngenes.sizing.quality import QualityTable
 
 log = structlog.get_logger()
@@ -77,6 +77,7 @@ class ModelStatus(StrEnum):
     RETRAINING = "retraining"
     REFINING = "refining"
     VERIFYING = "verifying"
+    UNDERTRAINED = "undertrained"
     READY = "ready"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -89,14 +90,15 @@ class ModelRecord(Record):
     TRANSITIONS = {
         "queued": {"assembling"} | GIVEN_UP,
         "assembling": {"assembling", "retraining", "verifying", "refining"} | GIVEN_UP,
-        "retraining": {"assembling", "verifying"} | GIVEN_UP,
+        "retraining": {"assembling", "verifying", "undertrained"} | GIVEN_UP,
         "refining": {"assembling", "verifying", "ready"} | GIVEN_UP,
         "verifying": {"assembling", "retraining", "verifying", "refining", "ready"} | GIVEN_UP,
+        "undertrained": {"queued", "deleted"},
         "ready": {"deleted"},
         "failed": {"deleted"},
         "cancelled": {"deleted"},
     }
-    FINISHED = {"ready"} | GIVEN_UP
+    FINISHED = {"ready", "undertrained"} | GIVEN_UP
     STARTED = "assembling"
 
     name: str
@@ -115,7 +117,13 @@ class ModelRecord(Record):
     budget: Budget
     refine: Refinement | None = None
     plan: Plan
+    training: Training | None = None
+    """What was done for its Sigma; None until that is known, and in older records."""
+    continued: int = 0
+    """Number of times that training was given its time again."""
     measured: Cost | None = None
+    disturbed: str = ""
+    """What disturbed the measurement of latency, which is not to be relied on then."""
     over_budget: list[Verified] = []
     """Plans before `plan` that were measured to need too much."""
     ready_at: datetime | None = None
@@ -160,6 +168,8 @@ class GenerationRecord(Record):
     guidance_scale: float
     scheduler: Scheduler
     previews: bool = False
+    timed: bool = False
+    """Whether it is made only to be timed."""
     deadline: datetime | None = None
     """Time after which nobody wants the images any more."""
     started_at: datetime | None = None

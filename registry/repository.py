@@ -17,6 +17,7 @@ from registry.records import FamilyRecord, GenerationRecord, ModelRecord, Worker
 STORE = redis_key("store")
 DEVICE_SECONDS = 6 * 3600
 """Seconds that work waits for a worker of its class of device."""
+DISTURBANCE_SECONDS = 60
 FAMILY_SECONDS = 600
 """Seconds that a family is known after the last worker that held it."""
 
@@ -121,6 +122,14 @@ class Repository:
 
     def forget_step_costs(self, device_class: str, family: str) -> None:
         self._redis.delete(redis_key("step-costs", device_class, family))
+
+    def tell_disturbance(self, generation_id: str, what: str) -> None:
+        """Tell who times a generation what else used its device; empty for nothing."""
+        self._redis.set(redis_key("disturbance", generation_id), what, ex=DISTURBANCE_SECONDS)
+
+    def disturbance(self, generation_id: str) -> str | None:
+        """What was told of a generation; None while nothing is."""
+        return self._text(redis_key("disturbance", generation_id))
 
     def failures(self) -> list[Failure]:
         """Last failures, newest first."""

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     device_mem_gb: PositiveFloat | None = None
     """Memory, in 10^9 bytes, that the sampling engine may hold; by default 90 % of a GPU's, half of
     a CPU's. Too much, and the kernel kills the worker."""
+    idle_release_seconds: PositiveFloat | None = None
+    """Seconds without a request for a family after which its weights leave the device; the next
+    request loads them again, in about a second. By default they stay."""
     compile: bool = True
     """Whether a sampling worker has its kernels compiled while it serves without them."""
     kernels_dir: Path | None = None
@@ -126,14 +129,20 @@ class Settings(BaseSettings):
     """Seconds until images, exports and the records of generations are deleted."""
     profile_seconds: PositiveFloat = 30.0
     """Seconds, about, for which a worker measures its device for a family that is new to it."""
-    verify_seconds: PositiveFloat = 20.0
-    """Seconds after which no further batch is timed when a model is verified."""
+    verify_seconds: PositiveFloat = 5.0
+    """Seconds after which no further batch is timed when a model is verified; three times as many
+    where something else uses the device meanwhile."""
+    build_nice: Annotated[int, Field(ge=0, le=19)] = 10
+    """Niceness of a build worker once it has started: serving goes before building."""
     retraining_steps: PositiveInt = 300
     """Steps of retraining Σ on the family's own images."""
     task_retraining_steps: PositiveInt = 1000
     """Steps of retraining Σ on a task's images."""
+    task_least_steps: PositiveInt = 300
+    """Steps of them without which a model is not ready, unless its loss has stopped falling."""
     retraining_max_seconds: PositiveFloat = 60.0
-    """Seconds after which no step of retraining begins."""
+    """Seconds after which no step of retraining begins; on a task's images up to five times as
+    many, until `task_least_steps` are done."""
 
     @property
     def allowed_host_names(self) -> set[str]:

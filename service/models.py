@@ -9,7 +9,7 @@ from service.access import Caller, visible
 from service.deps import State
 from service.planning import choose_site, solve_budget
 from service.problems import Problem
-from service.submission import accept
+from service.submission import accept, enqueue
 
 
 def accept_model(
@@ -63,6 +63,25 @@ def cancelled(current: ModelRecord) -> dict[str, object]:
     if current.refine is not None and current.refinement_begun:
         return {"refine": current.refine.model_copy(update={"stopped": True})}
     return {"status": ModelStatus.CANCELLED}
+
+
+def continue_training(state: State, record: ModelRecord) -> ModelRecord:
+    """Give an undertrained model its time again; it goes on from its checkpoint. Raises Problem."""
+    if record.status != ModelStatus.UNDERTRAINED:
+        raise Problem(
+            409,
+            "not-undertrained",
+            f"model {record.id} is {record.status}; only one that is undertrained goes on",
+        )
+    record = state.repository.models.change(
+        record.id,
+        status=ModelStatus.QUEUED,
+        continued=record.continued + 1,
+        attempts=0,
+        error=None,
+    )
+    enqueue(state, BUILD_TASK, record)
+    return record
 
 
 def delete(state: State, record: ModelRecord) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fineserve.wire import PlanRequest
+from fineserve.wire import PlanRequest, ProfileResponse
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.quality import QualityTable
 from learngenes.sizing.solver import Candidates, Impossible, Infeasible, Solution, solve
@@ -80,8 +80,8 @@ def _profile(
     raw = repository.profile(device_class, family.name)
     if raw is None:
         raise unavailable(
-            f"the device has no profile for {family.name} yet; a build worker measures one when "
-            "it starts, in under a minute: retry then",
+            f"the device has no profile for {family.name} yet; a build worker estimates one when "
+            "it starts, in seconds: retry then",
             "no-profile",
         )
     profile = DeviceProfile.fitting(raw, family.fingerprint, torch_versions.get(device_class))
@@ -95,11 +95,40 @@ def _profile(
     return profile
 
 
+def profiles(repository: Repository, families: Sequence[FamilyRecord]) -> list[ProfileResponse]:
+    """Profiles of these families, on every class of device."""
+    found = []
+    for family in families:
+        for device_class in repository.profiled_classes(family.name):
+            raw = repository.profile(device_class, family.name)
+            if profile := DeviceProfile.fitting(raw, family.fingerprint, None):
+                found.append(
+                    ProfileResponse(
+                        family=family.name,
+                        device_class=device_class,
+                        measured_at=profile.measured_at,
+                        estimated=profile.estimated,
+                        observations=len(profile.observations),
+                        speed_correction=round(profile.speed_correction, 4),
+                        overhead_seconds=round(profile.overhead_seconds, 4),
+                    )
+                )
+    return found
+
+
 def missing_profiles(
-    repository: Repository, families: Sequence[FamilyRecord], workers: Sequence[WorkerRecord]
+    repository: Repository,
+    families: Sequence[FamilyRecord],
+    workers: Sequence[WorkerRecord],
+    default: str,
 ) -> list[str]:
-    """Calibrated families that a running build worker holds and has not profiled yet."""
+    """Calibrated families that a running build worker holds and has not profiled yet.
+
+    Only the default one counts where it is among them: the others follow within seconds.
+    """
     missing = set()
+    if any(family.name == default and family.quality for family in families):
+        families = [family for family in families if family.name == default]
     for worker in (worker for worker in workers if worker.queue == BUILD_QUEUE):
         for family in families:
             if family.quality is None or family.name not in worker.families:

@@ -15,7 +15,7 @@ from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE
 from registry.records import FamilyRecord, WorkerRecord
 from service.access import Caller
 from service.deps import State
-from service.planning import missing_profiles
+from service.planning import missing_profiles, profiles
 from service.submission import storage_shortage
 
 log = structlog.get_logger()
@@ -42,8 +42,10 @@ def _missing(
         *(f"a worker for the queue {queue!r}" for queue in WORKER_QUEUES if queue not in queues),
         *([] if families else ["a family"]),
         *(
-            f"a device profile for {family} (measured in under a minute)"
-            for family in missing_profiles(state.repository, families, workers)
+            f"a device profile for {family} (estimated in seconds)"
+            for family in missing_profiles(
+                state.repository, families, workers, state.settings.default_family
+            )
         ),
     ]
 
@@ -76,6 +78,7 @@ def _status(state: State, owner: str | None) -> Status:
         missing=_missing(state, families, workers),
         families=[family.name for family in families],
         workers=[WorkerResponse.model_validate(worker) for worker in workers],
+        profiles=profiles(repository, families),
         queues=waiting(state, workers),
         active_models=repository.models.count_active(),
         active_generations=repository.generations.count_active(),

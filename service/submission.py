@@ -47,11 +47,16 @@ def accept(
         require_storage(state)
         record = records.create(make(state, request, caller), key, body, room)
     if record.status == "queued":
-        try:  # a worker ignores what it has been told twice
-            state.queue.enqueue(task, record.id, record.device_class)
-        except (OperationalError, RedisError) as error:
-            log.warning("a record is left to housekeeping", record=record.id, error=str(error))
+        enqueue(state, task, record)
     return record
+
+
+def enqueue(state: State, task: str, record: ModelRecord | GenerationRecord) -> None:
+    """Tell workers of a record; where that fails, housekeeping does it later."""
+    try:  # a worker ignores what it has been told twice
+        state.queue.enqueue(task, record.id, record.device_class)
+    except (OperationalError, RedisError) as error:
+        log.warning("a record is left to housekeeping", record=record.id, error=str(error))
 
 
 def storage_shortage(state: State) -> str | None:

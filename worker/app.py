@@ -5,8 +5,10 @@ never touched before a fork. A build worker has one thread; the many of a sampli
 their requests to its engine and wait.
 """
 
+import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,9 @@ from prometheus_client import start_http_server
 from redis import RedisError
 
 from fineserve.wire import ExportFormat
+from learngenes.config import DiffusionConfig, Scheduler
 from learngenes.family.family import FamilyError
+from learngenes.stepping.schedules import schedule
 from registry import tracing
 from registry.logs import configure_logging
 from registry.metrics import registry as counted
@@ -33,10 +37,9 @@ from registry.settings import Settings, get_settings
 from registry.store import PREVIEWS_FILE, family_name
 from worker import broker
 from worker.build.build import build
-from worker.build.profiles import ensure_profile
+from worker.build.profiles import Profiler, ensure_profile
 from worker.build.restore import restore
 from worker.build.verify import VerificationError
-from worker.export.export import export
 from worker.housekeeping import Housekeeping
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
@@ -57,14 +60,13 @@ class Worker:
         profile: Callable[[Runtime, str], object] = ensure_profile,
         sampling: Callable[[Runtime], Sampling] = Sampling,
     ) -> None:
-        self.runtime = Runtime.start(settings)
+        self.runtime = Runtime.start(settings, at_once=False)
         self._profile, self._sampling = profile, sampling
 
     def serve(self, queues: set[str]) -> None:
-        """Announce the families, tend the queues in the background, profile before building."""
+        """Announce the families, tend the queues in the background, estimate before building."""
         repository = self.runtime.repository
         self.runtime.announce_families()
-        self._publish_previews()
         if SAMPLE_QUEUE in queues:
             self.sampler = self._sampling(self.runtime)
             Housekeeping(
@@ -85,10 +87,29 @@ class Worker:
                 BUILD_TASK,
                 self.runtime.watch.stuck_seconds,
             ).start()
-            for name, family in self.runtime.families.items():
-                if family.quality is not None:  # else nothing can be planned for it
-                    self._profile(self.runtime, name)
+            families, default = self.runtime.families, self.runtime.settings.default_family
+            first = default if default in families else next(iter(families))
+            if families[first].quality:  # else nothing can be planned for it
+                self._profile(self.runtime, first)
+            if SAMPLE_QUEUE not in queues:
+                os.nice(self.runtime.settings.build_nice)  # of this thread, and those to come
+            Profiler(self.runtime).start()  # and the others
+        threading.Thread(target=self._load_rest, name="families", daemon=True).start()
         log.info("worker ready", queues=sorted(queues), families=sorted(self.runtime.families))
+
+    def _load_rest(self) -> None:
+        """What the first image need not wait for: other families, diffusers, previews."""
+        schedule(DiffusionConfig(), Scheduler.DDIM, 1)
+        try:
+            self.runtime.load_rest()
+        except FamilyError as error:
+            log.critical("the worker cannot go on", reason=str(error))
+            os._exit(os.EX_CONFIG)  # a family does not heal by restarting
+        if hasattr(self, "sampler"):
+            self.sampler.take_families()
+        with contextlib.suppress(RedisError):  # housekeeping announces them again
+            self.runtime.announce_families()
+        self._publish_previews()
 
     def _publish_previews(self) -> None:
         """Put the families' previews into the store, since the service has no family files."""
@@ -122,6 +143,8 @@ class Process:
         build(self.worker.runtime, model_id)
 
     def _export(self, model_id: str, form: str) -> None:
+        from worker.export.export import export  # it takes a second to import
+
         export(self.worker.runtime, model_id, ExportFormat(form))
 
     def _sample(self, generation_id: str) -> None:

@@ -19,7 +19,7 @@ from registry.records import WorkerRecord, now
 from registry.repository import DEVICE_SECONDS
 from worker.attempts import LONG_WAIT_SECONDS, requeued_name
 from worker.build.restore import restore
-from worker.leases import R
+from worker.leases import R, is_dead
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -133,6 +133,7 @@ class Housekeeping(Generic[R]):
         limits = self._patience
         patience = limits.long_wait_seconds if waiting else limits.orphan_seconds
         requeued = 0
+        self._records.end_leases([r for r in ours if r.status != "queued"], is_dead)
         for record in self._records.unleased([r for r in ours if self._may_be_lost(r, patience)]):
             begun = record.status != "queued"
             once_in = min(patience, limits.lost_again_seconds) if begun else patience

@@ -5,10 +5,12 @@ that no accepted request is lost with a process.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
-from typing import TypeVar
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import redis
 from redis.exceptions import LockError
@@ -59,6 +61,42 @@ class Watch:
         return 0.0 if moved_at is None else time.monotonic() - moved_at
 
 
+class ProcessName(NamedTuple):
+    """Name of a process by which others can tell whether it lives."""
+
+    place: str
+    """Boot of the machine, and PID namespace."""
+    pid: int
+    started_at: str
+
+    @classmethod
+    def own(cls) -> "ProcessName":
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        pid = os.getpid()
+        return cls(f"{boot}/{Path('/proc/self/ns/pid').readlink()}", pid, _started_at(pid))
+
+    def __str__(self) -> str:
+        return f"{self.place}/{self.pid}/{self.started_at}"
+
+
+def is_dead(name: str) -> bool:
+    """Whether the process of a ProcessName has ended; False where this one cannot know."""
+    place, _, numbers = name.partition("]/")
+    if f"{place}]" != ProcessName.own().place:
+        return False
+    pid, _, started_at = numbers.partition("/")
+    return _started_at(int(pid)) != started_at
+
+
+def _started_at(pid: int) -> str:
+    """Start of a process, in ticks since boot; empty where there is none, or it has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state == "Z" else fields[18]
+
+
 class Leases:
     def __init__(
         self, repository: Repository, seconds: float, watch: Watch, stopping: threading.Event
@@ -79,7 +117,8 @@ class Leases:
         self, records: Records[R], record_id: str, most_attempts: int
     ) -> Iterator[R | None]:
         """Claim a record and keep the claim alive; None when there is nothing to do."""
-        claim = records.claim(record_id, most_attempts, self._seconds)
+        holder = str(ProcessName.own())
+        claim = records.claim(record_id, most_attempts, self._seconds, holder)
         if claim is None:
             yield None
             return

@@ -1,6 +1,5 @@
 """Runtime of a worker process: settings, Redis, store, queue, device and families."""
 
-import functools
 import os
 import socket
 import threading
@@ -31,6 +30,8 @@ class Runtime:
     families: dict[str, Family]
     directories: dict[str, Path]
     """Directory of each family."""
+    loaded: threading.Event = field(default_factory=threading.Event)
+    """Set once every family is loaded."""
     worker_id: str = field(
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     )
@@ -39,33 +40,56 @@ class Runtime:
     stopping: threading.Event = field(default_factory=threading.Event)
     watch: Watch = field(default_factory=Watch)
     """Watch over the one thread that builds."""
+    _waiting: list[Path] = field(default_factory=list)
+    """Directories of families that are not loaded yet."""
+    _announced: dict[str, FamilyRecord] = field(default_factory=dict)
     leases: Leases = field(init=False)
     device_class: str = field(init=False)
 
     @classmethod
-    def start(cls, settings: Settings) -> "Runtime":
-        """Load every family. Raises FamilyError when one is corrupt or there is none."""
-        device = default_device()
-        families, directories = {}, {}
-        with with_threads(1):
-            for path in sorted(settings.families_dir.glob("*/family.json")):
-                family = load_family(path.parent).to(device)
-                families[family.manifest.name] = family
-                directories[family.manifest.name] = path.parent.resolve()
-        if not families:
+    def start(cls, settings: Settings, *, at_once: bool = True) -> "Runtime":
+        """Load every family, or the default one, and `load_rest` later.
+
+        Raises FamilyError when one is corrupt or there is none.
+        """
+        directories = {
+            path.parent.name: path.parent.resolve()
+            for path in sorted(settings.families_dir.glob("*/family.json"))
+        }
+        if not directories:
             raise FamilyError(
                 f"no family in {settings.families_dir.resolve()}; set FINESERVE_FAMILIES_DIR"
             )
         client = connect(settings.resolved_redis_url)
-        return cls(
+        runtime = cls(
             settings=settings,
             repository=Repository(client, settings.image_ttl_seconds),
             store=ArtifactStore(settings.resolved_store_dir),
             queue=Queue(make_celery(settings), client),
-            device=device,
-            families=families,
-            directories=directories,
+            device=default_device(),
+            families={},
+            directories={},
         )
+        default = directories.pop(settings.default_family, None) or directories.popitem()[1]
+        runtime._load(default)
+        runtime._waiting = list(directories.values())
+        if at_once:
+            runtime.load_rest()
+        return runtime
+
+    def load_rest(self) -> None:
+        """Load the families that are not there yet. Raises FamilyError."""
+        while self._waiting:
+            self._load(self._waiting[0])
+            del self._waiting[0]
+        self.loaded.set()
+
+    def _load(self, directory: Path) -> None:
+        with with_threads(1):
+            family = load_family(directory).to(self.device)
+        name = family.manifest.name
+        self.directories = {**self.directories, name: directory}
+        self.families = {**self.families, name: family}  # others may be walking the one before
 
     def __post_init__(self) -> None:
         # now, since beside an engine a new thread counts fewer threads
@@ -74,6 +98,9 @@ class Runtime:
         self.leases = Leases(self.repository, seconds, self.watch, self.stopping)
 
     def family(self, name: str) -> Family:
+        """Family of a name, once it is loaded. Raises LookupError."""
+        if name not in self.families:
+            self.loaded.wait()
         if name not in self.families:
             raise LookupError(
                 f"this worker has no family {name!r} in {self.settings.families_dir}; "
@@ -90,21 +117,21 @@ class Runtime:
         return self.leases.first(f"device:{self.device_class}")
 
     def announce_families(self) -> None:
-        for family in self.announced:
-            self.repository.announce_family(family)
+        for name, family in self.families.items():
+            if name not in self._announced:
+                self._announced[name] = _announced(family)
+            self.repository.announce_family(self._announced[name])
 
-    @functools.cached_property
-    def announced(self) -> list[FamilyRecord]:
-        return [
-            FamilyRecord(
-                name=name,
-                network=family.manifest.network,
-                sizes=family.manifest.sizes,
-                class_names=list(family.manifest.class_names),
-                licence=family.manifest.licence,
-                trained_steps=family.manifest.trained_steps,
-                fingerprint=family.fingerprint,
-                quality=family.quality,
-            )
-            for name, family in self.families.items()
-        ]
+
+def _announced(family: Family) -> FamilyRecord:
+    manifest = family.manifest
+    return FamilyRecord(
+        name=manifest.name,
+        network=manifest.network,
+        sizes=manifest.sizes,
+        class_names=list(manifest.class_names),
+        licence=manifest.licence,
+        trained_steps=manifest.trained_steps,
+        fingerprint=family.fingerprint,
+        quality=family.quality,
+    )

@@ -7,6 +7,7 @@ breaks is broken here, while the worker would step down.
 
 import math
 import random
+from datetime import UTC, datetime
 
 import matplotlib as mpl
 import numpy as np
@@ -45,8 +46,10 @@ def measure() -> Figures:
             if len(measured) % REFERENCE_EVERY == 0:
                 noise.append(_reference_seconds())
                 say("the same size again:", seconds=f"{noise[-1]:.3f}")
-            result = subject.measure(plan, workload, MEASURED_SECONDS).cost
-            subject.profile = subject.profile.corrected(plan.predicted, result)
+            result = subject.measure(plan, workload, MEASURED_SECONDS)
+            subject.profile = subject.profile.corrected(
+                plan.predicted, result, subject.profile.overhead_seconds, datetime.now(UTC)
+            )
             case = {
                 "family": subject.name,
                 "size": describe(plan),
@@ -158,7 +161,7 @@ def _between(chance: random.Random, low: float, high: float) -> float:
 def _reference_seconds() -> float:
     """Seconds of one size, always the same: what differs is the machine."""
     plan = solve(fashion().candidates(REFERENCE), Constraints(mode=Mode.MATERIALISED)).plan
-    return fashion().measure(plan, REFERENCE, MEASURED_SECONDS).cost.latency_seconds
+    return fashion().measure(plan, REFERENCE, MEASURED_SECONDS).latency_seconds
 
 
 def _ratio(case: Figures, what: str) -> float:

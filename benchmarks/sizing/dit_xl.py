@@ -51,7 +51,7 @@ def measure() -> Figures:
 def _checked(plan: Plan, name: str) -> Figures:
     """A plan's bytes as predicted and as measured in a fresh process."""
     subject = dit_xl()
-    result = subject.measure(plan, WORKLOAD, max_seconds=0).cost
+    result = subject.measure(plan, WORKLOAD, max_seconds=0)
     execution = next(
         e for e in subject.profile.executions if (e.mode, e.dtype) == (plan.mode, plan.dtype)
     )

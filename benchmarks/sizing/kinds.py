@@ -28,7 +28,7 @@ RATIOS = {DType.FLOAT32: 1.0, DType.BFLOAT16: 1.001, DType.INT8: 1.002, DType.IN
 
 def measure() -> Figures:
     family = _family()
-    profile = measure_profile(family, process_base_bytes(family, DIRECTORY), max_seconds=20)
+    profile = measure_profile(family, process_base_bytes(family, DIRECTORY)[0], max_seconds=20)
     chance, over, unmet = random.Random(0), [], 0
     kinds: collections.Counter[str] = collections.Counter()
     shares: list[float] = []

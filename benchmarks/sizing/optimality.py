@@ -112,6 +112,7 @@ def _profile(chance: random.Random, sizes: SizeSpace) -> DeviceProfile:
     def seconds() -> tuple[float, ...]:
         return tuple(sorted(chance.uniform(1e-4, 1e-2) for _ in rows))
 
+    step_seconds = seconds()
     return DeviceProfile(
         device_class="random",
         torch_version="0",
@@ -122,14 +123,14 @@ def _profile(chance: random.Random, sizes: SizeSpace) -> DeviceProfile:
         packing_threads=chance.choice((0, 2)) if native else 0,
         process_base_bytes=chance.randrange(10**8),
         memory_overhead_bytes=chance.randrange(10**5),
-        rows=rows,
-        ranks=ranks,
         request_seconds=chance.uniform(0, 1e-3),
-        step_seconds=seconds(),
         layers=tuple(
             LayerCost(
                 mode=mode,
                 dtype=dtype,
+                rows=rows,
+                ranks=ranks if mode is Mode.FACTORED else ranks[:1],
+                step_seconds=step_seconds,
                 seconds=tuple(seconds() for _ in (ranks if mode is Mode.FACTORED else ranks[:1])),
             )
             for mode in SHARED_MODES

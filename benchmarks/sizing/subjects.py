@@ -1,22 +1,33 @@
 """What is sized: the shipped family, and one with the shapes of DiT-XL/2; each with its profile."""
 
+import dataclasses
 import functools
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.deployment import FAMILIES
 from benchmarks.parts import REPOSITORY, say
-from learngenes.device import default_device
+from learngenes.config import Size
+from learngenes.data.images import as_picture, encode_png
+from learngenes.device import capacity_bytes, default_device, with_threads
 from learngenes.family.family import Family, load_family
 from learngenes.family.synthetic import write_synthetic_family
 from learngenes.measuring.device import measure_profile
-from learngenes.measuring.model import Measurement
-from learngenes.sizing.budget import Plan, Workload
+from learngenes.sizing.budget import Cost, Plan, Workload
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates
+from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.lanes import Lanes
+from learngenes.stepping.weights import kept
 from worker.build.profiles import process_base_bytes
 from worker.build.verify import Specimen, verify
+from worker.sampling.engine import Engine
+from worker.sampling.jobs import SampleRequest
 
+LEAST_RUNS, MOST_RUNS = 5, 100
 DIT_XL = REPOSITORY / "var" / "benchmarks" / "families" / "dit-xl-2"
 
 
@@ -28,6 +39,13 @@ class Subject:
     family: Family
     profile: DeviceProfile
 
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """Uncompiled, like the profile: a benchmark waits for no compiler."""
+        engine = Engine([self.family], capacity_bytes(default_device()))
+        engine.start()
+        return engine
+
     @property
     def name(self) -> str:
         return self.family.manifest.name
@@ -37,7 +55,7 @@ class Subject:
         assert quality is not None
         return Candidates.of(manifest.network, manifest.sizes, quality, self.profile, workload)
 
-    def specimen(self, plan: Plan, workload: Workload, max_seconds: float) -> Specimen:
+    def specimen(self, plan: Plan, workload: Workload) -> Specimen:
         """What a build worker measures of a plan before its model is ready."""
         return Specimen(
             family=self.directory,
@@ -46,12 +64,44 @@ class Subject:
             mode=plan.mode,
             dtype=plan.dtype,
             workload=workload,
-            max_seconds=max_seconds,
         )
 
-    def measure(self, plan: Plan, workload: Workload, max_seconds: float) -> Measurement:
-        """Measure a plan in a fresh process."""
-        return verify(self.specimen(plan, workload, max_seconds))
+    def measure(self, plan: Plan, workload: Workload, max_seconds: float) -> Cost:
+        """Memory of a plan in a fresh process, seconds of the engine that serves."""
+        seconds: list[float] = []
+        self._seconds(plan, workload)
+        while len(seconds) < LEAST_RUNS or (
+            len(seconds) < MOST_RUNS and sum(seconds) < max_seconds
+        ):
+            seconds.append(self._seconds(plan, workload))
+        return dataclasses.replace(
+            verify(self.specimen(plan, workload)).cost,
+            latency_seconds=float(np.median(seconds)),
+            latency_p95_seconds=float(np.quantile(seconds, 0.95)),
+        )
+
+    def _seconds(self, plan: Plan, workload: Workload) -> float:
+        size = Size(depth=plan.depth, rank=plan.rank)
+        own = self.family.own_of(size, plan.mode, plan.dtype)
+        request = SampleRequest(
+            family=self.family,
+            model=describe(plan),
+            artifact="own",
+            rank=plan.rank,
+            mode=plan.mode,
+            dtype=plan.dtype,
+            load=lambda: kept(own, self.family, plan.mode, plan.dtype),
+            class_labels=[i % len(self.family.manifest.class_names) for i in range(workload.n)],
+            seeds=range(workload.n),
+            num_inference_steps=workload.num_inference_steps,
+            guidance_scale=2.0 if workload.guided else 1.0,
+        )
+        began = time.perf_counter()
+        job = self.engine.submit(request)
+        job.wait()
+        for image in job.images():
+            encode_png(as_picture(image))
+        return time.perf_counter() - began
 
 
 @functools.cache
@@ -68,7 +118,13 @@ def dit_xl() -> Subject:
 
 def _profiled(directory: Path) -> Subject:
     family = load_family(directory).to(default_device())
-    profile = measure_profile(family, process_base_bytes(family, directory), max_seconds=30)
+    lanes = Lanes.of(default_device())
+    base, _ = process_base_bytes(family, directory)
+    with with_threads(lanes.threads):
+        profile = measure_profile(
+            family, base, max_seconds=30, kernels_of=lambda _: Kernels(lanes=lanes)
+        )
+    profile = profile.model_copy(update={"request_seconds": 0.0})  # there is no queue here
     say(f"{family.manifest.name}: profiled, p95 ratio {profile.p95_ratio:.2f}")
     return Subject(directory, family, profile)
 

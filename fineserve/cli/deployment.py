@@ -4,9 +4,11 @@ What the server's packages bring is imported when it is asked for: the client ha
 """
 
 import os
+import time
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from fineserve.cli.options import AsJson, echo, fail
 from registry.settings import get_settings
@@ -22,14 +24,24 @@ def up() -> None:
     from fineserve.embedded import Embedded, EmbeddedError
     from registry.keys import Keys
 
-    embedded = Embedded(get_settings())
-    said = ""
+    embedded, began = Embedded(get_settings()), time.monotonic()
+
+    def done(what: str) -> None:
+        console.print(f"  [green]✓[/] {what:50} {time.monotonic() - began:5.1f} s", highlight=False)
+
+    console, still = Console(), list[str]()
     try:
-        embedded.start()
-        for missing in embedded.wait_ready():
-            if missing != said:
-                typer.echo(f"  {missing}")
-                said = missing
+        with console.status("starting") as line:
+            embedded.start()
+            done("programs are started")
+            for missing in embedded.wait_ready():
+                for what in still:
+                    if what not in missing:
+                        done(what)
+                still = missing
+                line.update(f"waiting for {', '.join(missing)} ({time.monotonic() - began:.0f} s)")
+            for what in still:
+                done(what)
     except EmbeddedError as error:
         fail(error)
     guarded = Keys(get_settings().resolved_keys_file).required

@@ -24,11 +24,18 @@ cli = typer.Typer()
 @cli.command()
 def profile(
     family: Annotated[str | None, typer.Option(help="by default every calibrated one")] = None,
+    reset: Annotated[
+        bool, typer.Option(help="only forget what was observed of models; measure nothing")
+    ] = False,
 ) -> None:
-    """Measure this device, and keep the result in Redis for the solver; under a minute a family."""
+    """Measure this device, and keep the result in Redis for the solver; a minute a family.
+
+    Workers do so by themselves when nobody asks for images.
+    """
     import redis
 
     from learngenes.family.family import FamilyError
+    from worker.build.profiles import forget_observations
     from worker.runtime import Runtime
 
     try:
@@ -36,7 +43,11 @@ def profile(
         runtime.announce_families()
         names = [family] if family else [n for n, f in runtime.families.items() if f.quality]
         for name in names:
-            _profile(runtime, name)
+            if reset:
+                before = forget_observations(runtime, name)
+                typer.echo(f"{name}: {before} observations are forgotten")
+            else:
+                _profile(runtime, name)
     except (FamilyError, LookupError) as error:
         fail(error)
     except redis.RedisError as error:
@@ -48,7 +59,7 @@ def profile(
 def _profile(runtime: "Runtime", family: str) -> None:
     from tqdm import tqdm
 
-    from worker.build.profiles import refresh_profile
+    from worker.build.profiles import Disturbed, refresh_profile
 
     with tqdm(total=1.0, bar_format="{desc:40} {percentage:3.0f}% |{bar}| {elapsed}") as bar:
 
@@ -56,8 +67,10 @@ def _profile(runtime: "Runtime", family: str) -> None:
             bar.set_description_str(f"{family}: {what}", refresh=False)
             bar.update(share - bar.n)
 
-        profile = refresh_profile(runtime, family, on_progress)
-    runtime.repository.forget_step_costs(runtime.device_class, family)
+        try:
+            profile = refresh_profile(runtime, family, on_progress)
+        except Disturbed as error:
+            fail(error)
     typer.echo(f"{family} on {profile.device_class}, torch {profile.torch_version}: stored")
 
 

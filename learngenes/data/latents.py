@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from learngenes.config import AutoencoderConfig, NetworkConfig
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import decoded_together, default_device, peak_bytes
 from learngenes.files import replaced
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 ENCODED_TOGETHER = 32
 DEFAULTS = {
@@ -45,8 +48,10 @@ def digest(stated: str, tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-def new_autoencoder(network: NetworkConfig) -> AutoencoderKL:
+def new_autoencoder(network: NetworkConfig) -> "AutoencoderKL":
     """diffusers' `AutoencoderKL` with random weights, in the shape that `network` names."""
+    from diffusers import AutoencoderKL  # seconds, which a family of images need not wait for
+
     config = network.autoencoder
     assert config is not None
     blocks = len(config.block_out_channels)
@@ -136,7 +141,9 @@ class LatentEncoder(nn.Module):
         return encoded
 
 
-def joined(network: NetworkConfig, encoder: LatentEncoder, decoder: LatentDecoder) -> AutoencoderKL:
+def joined(
+    network: NetworkConfig, encoder: LatentEncoder, decoder: LatentDecoder
+) -> "AutoencoderKL":
     """diffusers' `AutoencoderKL`, put together from its two halves."""
     whole = new_autoencoder(network)
     whole.load_state_dict({**encoder.state_dict(), **decoder.state_dict()})
@@ -150,6 +157,8 @@ def read_autoencoder(
 
     The network returned names the autoencoder's shape. Raises AutoencoderError.
     """
+    from diffusers import AutoencoderKL
+
     try:
         whole = AutoencoderKL.from_pretrained(directory)
     except (OSError, ValueError) as error:

@@ -1,67 +1,280 @@
-"""Measure the constants of `learngenes.sizing.profile` on this device, in under a minute."""
+"""Constants of `learngenes.sizing.profile`, measured on this device by the kernels that serve.
+
+A `ComputeTimes` has the seconds of a family's steps in one dtype of computing; a profile is made
+of those of every dtype, and of what a process needs.
+"""
 
 import itertools
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import numpy as np
 import torch
-from torch import nn
 
 from learngenes.config import SHARED_MODES, DType, Mode, Size, executable
+from learngenes.data.images import as_picture, encode_png
 from learngenes.device import (
+    compute_dtype,
     decoded_together,
     device_class,
     native_bfloat16,
     packing_threads,
-    synchronise,
+    with_threads,
 )
 from learngenes.family.family import Family
-from learngenes.measuring.model import memory, run
-from learngenes.model.dit import DiT
+from learngenes.measuring.model import memory
+from learngenes.measuring.steps import (
+    SecondsOf,
+    batch_of,
+    execution_on,
+    fastest_steps,
+    own_model,
+    seconds_a_step,
+)
 from learngenes.sizing.budget import Workload
-from learngenes.sizing.cost import Execution, memory_bytes
+from learngenes.sizing.cost import memory_bytes
 from learngenes.sizing.profile import DeviceProfile, LayerCost
+from learngenes.stepping.kernels import Kernels
+from learngenes.stepping.lanes import Lanes
+from learngenes.stepping.weights import ModelWeights, SharedWeights
 
 MAX_ROWS = 64
-LAYERS_SECONDS = 0.02
-"""About how long the layers that are timed together take."""
-ROUNDS = 5
-WHOLE_BATCHES = 12
-LEAST_WHOLE_BATCHES = 4
-WHOLE_BATCH_SECONDS = 0.4
-LEAST_P95_RATIO = 1.25
-MOST_P95_RATIO = 1.5
-MOST_CORRECTION = 2.0
-"""Largest correction that is taken for a property of the device, not a disturbance."""
+MOST_RANKS = 4
+REQUEST_SECONDS = 0.02
+"""Seconds of queue, store and pictures of a request, until some were observed."""
+HURRIED_ROWS = (2, 8)
+HURRIED_LAYERS = 3
+"""Depth, among those of a family, from which a hurried measurement takes what a layer costs."""
+PIXEL_ROUNDS = 3
 OnProgress = Callable[[float, str], None]
 """Callback with (share that is done, what is measured now)."""
 
 
-def execution_on(device: torch.device, mode: Mode, dtype: DType) -> Execution:
-    return Execution(mode, dtype, native_bfloat16(device), packing_threads(device))
+@dataclass(frozen=True)
+class ComputeTimes:
+    """Seconds of the steps of a family in one dtype of computing."""
+
+    rows: tuple[int, ...]
+    step: tuple[float, ...]
+    """Seconds of a step without its blocks, for each of `rows`."""
+    written_out: tuple[float, ...]
+    """Seconds of a block with its W written out, for each of `rows`."""
+    factored: dict[int, tuple[float, ...]]
+    """The same by factors, for each rank."""
+    image_seconds: float
+    """Seconds to decode the latents of one image among several, and to write its file."""
+    estimated: bool = False
 
 
-@dataclass
-class _Point:
-    """Layers of one execution and rank, and the seconds of one beside the stem, by rows."""
+def measure_times(
+    shared: SharedWeights,
+    kernels: Kernels,
+    max_rows: int = MAX_ROWS,
+    max_seconds: float = 10.0,
+    seconds_of: SecondsOf = seconds_a_step,
+) -> ComputeTimes:
+    """Measure steps of the deepest and of the shallowest model, of 2, 4, 8, … rows.
 
-    execution: Execution
-    model: DiT
-    seconds: dict[int, list[float]] = field(default_factory=dict)
+    Rows double until a quarter of the time is used up; everything is timed in rounds.
+    """
+    rows, began = [2], time.perf_counter()
+    deepest = own_model(shared, _ranks(shared)[-1], materialised=True)
+    while (more := 2 * rows[-1]) <= max_rows and time.perf_counter() - began < max_seconds / 4:
+        batch_of([deepest], more, kernels)
+        rows.append(more)
+    until = time.perf_counter() + max_seconds
+    depths = shared.family.manifest.sizes.depths
+    return _times(shared, kernels, rows, _ranks(shared), depths, until, seconds_of)
 
 
-@dataclass
-class _Batch:
-    """A batch as it is served, and the seconds that each run took."""
+def estimate_times(shared: SharedWeights, kernels: Kernels, max_seconds: float) -> ComputeTimes:
+    """The same of two numbers of rows and two ranks, in a hurry."""
+    ranks, until = _ranks(shared), time.perf_counter() + max_seconds
+    ends = list(dict.fromkeys((ranks[0], ranks[-1])))
+    depths = shared.family.manifest.sizes.depths[:HURRIED_LAYERS]
+    return _times(
+        shared, kernels, HURRIED_ROWS, ends, depths, until, seconds_a_step, estimated=True
+    )
 
-    execution: Execution
-    depth: int
-    workload: Workload
-    model: DiT
-    seconds: list[float] = field(default_factory=list)
+
+def _times(
+    shared: SharedWeights,
+    kernels: Kernels,
+    rows: Sequence[int],
+    ranks: Sequence[int],
+    depths: Sequence[int],
+    until: float,
+    seconds_of: SecondsOf,
+    *,
+    estimated: bool = False,
+) -> ComputeTimes:
+    deepest, shallowest = depths[-1], depths[0]
+    models: dict[str | int, ModelWeights] = {
+        "deep": own_model(shared, ranks[-1], materialised=True, depth=deepest),
+        "shallow": own_model(shared, ranks[-1], materialised=True, depth=shallowest),
+        **{rank: own_model(shared, rank, materialised=False, depth=deepest) for rank in ranks},
+    }
+    batches = {
+        (name, n): batch_of([model], n, kernels) for name, model in models.items() for n in rows
+    }
+    seconds = fastest_steps(batches, until, seconds_of)
+    written, step = [], []
+    factored: dict[int, list[float]] = {rank: [] for rank in ranks}
+    for n in rows:
+        deep, shallow = seconds["deep", n], seconds["shallow", n]
+        layer = (deep - shallow) / (deepest - shallowest) if deepest > shallowest else math.inf
+        written.append(min(max(layer, 0.0), deep / deepest))
+        step.append(deep - deepest * written[-1])
+        for rank in ranks:
+            factored[rank].append(max(0.0, seconds[rank, n] - step[-1]) / deepest)
+    return ComputeTimes(
+        rows=tuple(rows),
+        step=tuple(step),
+        written_out=tuple(written),
+        factored={rank: tuple(by_rows) for rank, by_rows in factored.items()},
+        image_seconds=_image_seconds(shared.family, kernels),
+        estimated=estimated,
+    )
+
+
+def _ranks(shared: SharedWeights) -> list[int]:
+    """Some ranks of the family, with both ends."""
+    ranks = shared.family.manifest.sizes.ranks
+    count = min(MOST_RANKS, len(ranks))
+    return sorted({ranks[round(i * (len(ranks) - 1) / max(1, count - 1))] for i in range(count)})
+
+
+def _image_seconds(family: Family, kernels: Kernels) -> float:
+    """Seconds of one image of as many as are decoded at the same time."""
+    network, stem = family.manifest.network, family.stem
+    together, lanes = decoded_together(stem.positions.device), kernels.lanes
+    picture = (network.in_channels, network.sample_size, network.sample_size)
+    x = torch.zeros(together, *picture, device=stem.positions.device)
+
+    def decode() -> None:
+        for image in stem.pixels(x):
+            encode_png(as_picture(image.cpu().numpy()))
+
+    rounds = []
+    with torch.inference_mode():
+        for _ in range(PIXEL_ROUNDS):
+            began = time.perf_counter()
+            lanes.run([decode] * lanes.count)
+            rounds.append(time.perf_counter() - began)
+    return min(rounds) / (together * lanes.count)
+
+
+def profile_of(
+    family: Family,
+    times: Mapping[torch.dtype, ComputeTimes],
+    process_base_bytes: int,
+    memory_overhead_bytes: int = 0,
+    *,
+    memory_estimated: bool = False,
+) -> DeviceProfile:
+    """Profile of this device from the times of every dtype that it computes in."""
+    device = family.stem.positions.device
+    return DeviceProfile(
+        device_class=device_class(device),
+        torch_version=torch.__version__,
+        family=family.manifest.name,
+        family_fingerprint=family.fingerprint,
+        measured_at=datetime.now(UTC),
+        native_bfloat16=native_bfloat16(device),
+        packing_threads=packing_threads(device),
+        process_base_bytes=process_base_bytes,
+        memory_overhead_bytes=memory_overhead_bytes,
+        memory_estimated=memory_estimated,
+        request_seconds=REQUEST_SECONDS,
+        image_seconds=max(each.image_seconds for each in times.values()),
+        layers=layer_costs(family, times),
+    )
+
+
+def layer_costs(family: Family, times: Mapping[torch.dtype, ComputeTimes]) -> tuple[LayerCost, ...]:
+    """Costs of every execution that computes in one of these dtypes."""
+    modes = [*SHARED_MODES, *([] if family.imported is None else [Mode.DENSE])]
+    return tuple(
+        _layer_cost(times[compute], mode, dtype)
+        for mode, dtype in itertools.product(modes, DType)
+        if executable(mode, dtype)
+        and (compute := compute_dtype(dtype, family.stem.positions.device)) in times
+    )
+
+
+def with_times(
+    profile: DeviceProfile, family: Family, times: Mapping[torch.dtype, ComputeTimes]
+) -> DeviceProfile:
+    """A profile with these times in place of what it had, and nothing observed beside them."""
+    fresh = {(cost.mode, cost.dtype): cost for cost in layer_costs(family, times)}
+    return profile.unlearned().model_copy(
+        update={
+            "layers": tuple(fresh.get((cost.mode, cost.dtype), cost) for cost in profile.layers),
+            "image_seconds": max(each.image_seconds for each in times.values()),
+            "measured_at": datetime.now(UTC),
+        }
+    )
+
+
+def _layer_cost(times: ComputeTimes, mode: Mode, dtype: DType) -> LayerCost:
+    by_rank = times.factored
+    if mode is Mode.DENSE:
+        by_rank = {1: times.written_out}
+    elif mode is Mode.MATERIALISED:  # the engine multiplies by factors where that is faster
+        by_rank = {
+            rank: min(seconds, times.written_out, key=lambda by_rows: by_rows[-1])
+            for rank, seconds in times.factored.items()
+        }
+    return LayerCost(
+        mode=mode,
+        dtype=dtype,
+        rows=times.rows,
+        ranks=tuple(sorted(by_rank)),
+        step_seconds=times.step,
+        seconds=tuple(by_rank[rank] for rank in sorted(by_rank)),
+        estimated=times.estimated,
+    )
+
+
+def computes(device: torch.device) -> dict[torch.dtype, DType]:
+    """Dtypes that a device computes in, each with one that models are stored in."""
+    return {compute_dtype(dtype, device): dtype for dtype in reversed(DType)}
+
+
+def overhead_bytes(family: Family, on_progress: OnProgress = lambda *_: None) -> int:
+    """Bytes of the allocator that a long batch or a short one needs beyond the prediction."""
+    device, network = family.stem.positions.device, family.manifest.network
+    sizes = family.manifest.sizes
+    size = Size(depth=sizes.depths[0], rank=sizes.middle.rank)
+    scales = family.scales_of(size)
+    workloads = [Workload(num_inference_steps=2)]
+    workloads += [Workload(n=n, guided=False) for n in (1, decoded_together(device))]
+    kinds = [each for each in itertools.product(SHARED_MODES, DType) if executable(*each)]
+    most = 0
+    for done, (mode, dtype) in enumerate(kinds):
+        on_progress(done / len(kinds), "memory")
+        model = family.assemble(scales, mode, dtype)
+        execution = execution_on(device, mode, dtype)
+        for workload in workloads:
+            held = memory(model, family.manifest.diffusion, workload)
+            predicted = memory_bytes(network, size.depth, size.rank, execution, workload)
+            most = max(most, held - int(predicted))
+    return most
+
+
+def estimate_profile(family: Family, process_base_bytes: int, max_seconds: float) -> DeviceProfile:
+    """A profile in a hurry, by uncompiled kernels and a guess of what a process needs."""
+    device, times = family.stem.positions.device, {}
+    wanted, lanes = computes(device), Lanes.of(device)
+    with with_threads(lanes.threads), torch.inference_mode():
+        for compute, dtype in wanted.items():
+            shared = SharedWeights(family, dtype)
+            seconds = max_seconds / len(wanted)
+            times[compute] = estimate_times(shared, Kernels(lanes=lanes), seconds)
+    lanes.close()
+    return profile_of(family, times, process_base_bytes, memory_estimated=True)
 
 
 def measure_profile(
@@ -69,188 +282,18 @@ def measure_profile(
     process_base_bytes: int,
     max_seconds: float = 40.0,
     on_progress: OnProgress = lambda *_: None,
+    kernels_of: Callable[[DType], Kernels] = lambda _: Kernels(),
 ) -> DeviceProfile:
-    """Time layers of every execution over ranks and rows, steps without layers, whole batches.
-
-    Rows double until the time is used up; everything is timed in rounds, so that a
-    disturbance meets all points alike, and medians count.
-    """
-    return _Profiling(family, max_seconds, on_progress).run(process_base_bytes)
-
-
-class _Profiling:
-    def __init__(self, family: Family, max_seconds: float, on_progress: OnProgress) -> None:
-        self.family, self.max_seconds, self.on_progress = family, max_seconds, on_progress
-        self.network, self.sizes = family.manifest.network, family.manifest.sizes
-        self.device = family.stem.positions.device
-        self.ranks = tuple(sorted({self.sizes.ranks[0], self.sizes.ranks[-1]}))
-        self.started = time.perf_counter()
-
-    @property
-    def elapsed_share(self) -> float:
-        return (time.perf_counter() - self.started) / self.max_seconds
-
-    def run(self, process_base_bytes: int) -> DeviceProfile:
-        points = self._points()
-        rows = [1]
-        last_share = self._time_layers(points, 1)
-        while rows[-1] < MAX_ROWS and self.elapsed_share + 2 * last_share < 0.7:
-            rows.append(2 * rows[-1])
-            last_share = self._time_layers(points, rows[-1])
-        request, image, steps = self._time_steps(points[0].model, rows)
-        profile = DeviceProfile(
-            device_class=device_class(self.device),
-            torch_version=torch.__version__,
-            family=self.family.manifest.name,
-            family_fingerprint=self.family.fingerprint,
-            measured_at=datetime.now(UTC),
-            native_bfloat16=native_bfloat16(self.device),
-            packing_threads=packing_threads(self.device),
-            process_base_bytes=process_base_bytes,
-            rows=tuple(rows),
-            ranks=self.ranks,
-            request_seconds=request,
-            image_seconds=image,
-            step_seconds=steps,
-            layers=self._layer_costs(points, rows),
-            p95_ratio=LEAST_P95_RATIO,
-        )
-        return self._with_whole_batches(profile)
-
-    def _points(self) -> list[_Point]:
-        """Layers of each execution, at some ranks when it depends on the rank."""
-        points = []
-        for mode, dtype in itertools.product(SHARED_MODES, DType):
-            if executable(mode, dtype):
-                for rank in self.ranks if mode is Mode.FACTORED else self.ranks[-1:]:
-                    model = self._model(self._layers_at_once(mode, dtype, rank), rank, mode, dtype)
-                    points.append(_Point(execution_on(self.device, mode, dtype), model))
-        return points
-
-    def _model(self, depth: int, rank: int, mode: Mode, dtype: DType) -> DiT:
-        scales = self.family.scales_of(Size(depth=depth, rank=rank))
-        return self.family.assemble(scales, mode, dtype)
-
-    def _layers_at_once(self, mode: Mode, dtype: DType, rank: int) -> int:
-        """Number of layers that take LAYERS_SECONDS; overhead and noise are divided by it."""
-        model = self._model(1, rank, mode, dtype)
-        self._forward(model, 1)
-        seconds = self._forward(model, 1)
-        return min(self.network.depth, max(1, round(LAYERS_SECONDS / seconds)))
-
-    def _forward(self, model: DiT, rows: int) -> float:
-        c = self.network
-        x = torch.zeros(rows, c.in_channels, c.sample_size, c.sample_size, device=self.device)
-        zeros = torch.zeros(rows, dtype=torch.long, device=self.device)
-        with torch.inference_mode():
-            started = time.perf_counter()
-            model(x, zeros, zeros)
-            synchronise(self.device)
-            return time.perf_counter() - started
-
-    def _time_layers(self, points: list[_Point], rows: int) -> float:
-        """Time all layers with `rows` rows; returns the share of the allowed time that it took."""
-        before = self.elapsed_share
-        self.on_progress(min(before, 1), f"layers, {rows} rows")
-        for point in points:
-            self._forward(point.model, rows)
-        for _ in range(ROUNDS):
-            for point in points:
-                whole = self._forward(point.model, rows)
-                layers, point.model.layers = point.model.layers, nn.ModuleList()
-                stem = self._forward(point.model, rows)
-                point.model.layers = layers
-                layer = max(0.0, whole - stem) / len(layers)
-                point.seconds.setdefault(rows, []).append(layer)
-        return self.elapsed_share - before
-
-    def _time_steps(self, model: DiT, rows: list[int]) -> tuple[float, float, tuple[float, ...]]:
-        """Seconds of a request without steps, of an image, and of a step of `rows` in the stem."""
-        diffusion = self.family.manifest.diffusion
-        layers, model.layers = model.layers, nn.ModuleList()
-        few, many = 2, 10
-        steps, requests = [], []
-        for n in rows:
-            workloads = (Workload(n, count, guided=False) for count in (few, many))
-            short, long = (
-                float(np.median([run(model, diffusion, workload) for _ in range(2 * ROUNDS)]))
-                for workload in workloads
+    """Measure a whole profile in this process; by default with uncompiled kernels."""
+    times, wanted = {}, computes(family.stem.positions.device)
+    with torch.inference_mode():
+        for done, (compute, dtype) in enumerate(wanted.items()):
+            on_progress(done / (len(wanted) + 1), f"steps in {dtype}")
+            shared = SharedWeights(family, dtype)
+            times[compute] = measure_times(
+                shared, kernels_of(dtype), MAX_ROWS, max_seconds / len(wanted)
             )
-            steps.append(max(0.0, long - short) / (many - few))
-            requests.append(max(0.0, short - few * steps[-1]))
-        model.layers = layers
-        if self.network.autoencoder is None:
-            return float(np.median(requests)), 0.0, tuple(steps)
-        image = max(0.0, requests[-1] - requests[0]) / max(1, rows[-1] - rows[0])
-        return max(0.0, requests[0] - image), image, tuple(steps)
-
-    def _layer_costs(self, points: list[_Point], rows: list[int]) -> tuple[LayerCost, ...]:
-        costs: dict[Execution, list[tuple[float, ...]]] = {}
-        for point in points:
-            medians = tuple(float(np.median(point.seconds[n])) for n in rows)
-            costs.setdefault(point.execution, []).append(medians)
-        return tuple(
-            LayerCost(mode=execution.mode, dtype=execution.dtype, seconds=tuple(by_rank))
-            for execution, by_rank in costs.items()
-        )
-
-    def _with_whole_batches(self, profile: DeviceProfile) -> DeviceProfile:
-        """`profile` corrected by whole batches: what the parts' sum misses, the tail, memory."""
-        rank = self.sizes.middle.rank
-        batches = [self._whole_batch(profile, e, rank) for e in profile.executions]
-        self._time_batches(batches)
-        self.on_progress(1, "memory")
-        layers, tails = [], []
-        for cost, batch in zip(profile.layers, batches, strict=True):
-            median = float(np.median(batch.seconds))
-            predicted = profile.latency_seconds(batch.depth, rank, batch.execution, batch.workload)
-            correction = float(np.clip(median / predicted, 1 / MOST_CORRECTION, MOST_CORRECTION))
-            layers.append(cost.model_copy(update={"correction": correction}))
-            tails += [seconds / median for seconds in batch.seconds]
-        tail = min(max(float(np.quantile(tails, 0.95)), LEAST_P95_RATIO), MOST_P95_RATIO)
-        extra = max(self._overhead_bytes(batch, rank) for batch in batches)
-        self.on_progress(1, "done")
-        if self.family.imported is not None:  # executed as what is written out
-            written = [cost for cost in layers if cost.mode is Mode.MATERIALISED]
-            layers += [cost.model_copy(update={"mode": Mode.DENSE}) for cost in written]
-        changes = {"layers": tuple(layers), "p95_ratio": tail, "memory_overhead_bytes": extra}
-        return profile.model_copy(update=changes)
-
-    def _time_batches(self, batches: list[_Batch]) -> None:
-        """Time all batches in rounds: the tail is that of the whole time, not of a moment."""
-        diffusion = self.family.manifest.diffusion
-        for batch in batches:
-            run(batch.model, diffusion, batch.workload)
-        for done in range(WHOLE_BATCHES):
-            self.on_progress(min(self.elapsed_share, 1), "whole batches")
-            if done >= LEAST_WHOLE_BATCHES and self.elapsed_share > 1:
-                return
-            for batch in batches:
-                batch.seconds.append(run(batch.model, diffusion, batch.workload))
-
-    def _overhead_bytes(self, batch: _Batch, rank: int) -> int:
-        """Bytes that a long batch or a short one needed beyond the prediction."""
-        short = [Workload(n=n, guided=False) for n in (1, decoded_together(self.device))]
-        missed = (
-            memory(batch.model, self.family.manifest.diffusion, workload)
-            - int(memory_bytes(self.network, batch.depth, rank, batch.execution, workload))
-            for workload in (batch.workload, *short)
-        )
-        return max(0, *missed)
-
-    def _whole_batch(self, profile: DeviceProfile, execution: Execution, rank: int) -> _Batch:
-        """The deepest model, and longest batch, that take about WHOLE_BATCH_SECONDS."""
-        deepest, middle = self.sizes.depths[-1], self.sizes.middle.depth
-        for depth, n, steps in (
-            (deepest, 4, 20),
-            (deepest, 4, 10),
-            (deepest, 4, 5),
-            (middle, 1, 2),
-        ):
-            workload = Workload(n=n, num_inference_steps=steps)
-            if profile.latency_seconds(depth, rank, execution, workload) < WHOLE_BATCH_SECONDS:
-                break
-        else:
-            depth, workload = self.sizes.depths[0], Workload(n=1, num_inference_steps=1)
-        model = self._model(depth, rank, execution.mode, execution.dtype)
-        return _Batch(execution, depth, workload, model)
+    on_progress(len(wanted) / (len(wanted) + 1), "memory")
+    extra = overhead_bytes(family)
+    on_progress(1, "done")
+    return profile_of(family, times, process_base_bytes, extra)

@@ -14,15 +14,18 @@ from learngenes.model.dit import DiT
 from learngenes.model.sampling import sample
 from learngenes.sizing.budget import Cost, Workload
 
-LATENCY_RUNS = 100
-MIN_LATENCY_RUNS = 5
+MOST_RUNS = 5
+RUNS_SECONDS = 1.0
+"""Seconds after which no further batch is run."""
 
 
 @dataclass(frozen=True)
 class Measurement:
     cost: Cost
-    """Memory by the scheduler that needs most; the process's since its start."""
-    latency_runs: int
+    """Memory by the scheduler that needs most; the process's since its start. Latency is that of
+    uncompiled batches in this process."""
+    overhead_bytes: int = 0
+    """Bytes that batches of the family need beyond the prediction."""
 
 
 def parameter_bytes(model: nn.Module) -> int:
@@ -64,20 +67,11 @@ def memory(model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload
     return parameter_bytes(model) + activations
 
 
-def measure(
-    model: DiT,
-    diffusion: DiffusionConfig,
-    workload: Workload,
-    max_seconds: float = 30.0,
-    least_runs: int = MIN_LATENCY_RUNS,
-) -> Measurement:
-    """Sample batches as `workload` says, measuring memory and seconds.
-
-    After `max_seconds` no batch beyond the `least_runs` first ones is timed.
-    """
+def measure(model: DiT, diffusion: DiffusionConfig, workload: Workload) -> Measurement:
+    """Run some batches as `workload` says, measuring memory and seconds."""
     run(model, diffusion, dataclasses.replace(workload, num_inference_steps=1))
-    seconds: list[float] = []
-    while len(seconds) < LATENCY_RUNS and (len(seconds) < least_runs or sum(seconds) < max_seconds):
+    seconds = [run(model, diffusion, workload)]
+    while len(seconds) < MOST_RUNS and sum(seconds) < RUNS_SECONDS:
         seconds.append(run(model, diffusion, workload))
     process_bytes = process_peak_bytes(model.stem.positions.device)  # the profiler takes some, too
     return Measurement(
@@ -86,6 +80,5 @@ def measure(
             process_memory_bytes=process_bytes,
             latency_seconds=float(np.median(seconds)),
             latency_p95_seconds=float(np.quantile(seconds, 0.95)),
-        ),
-        latency_runs=len(seconds),
+        )
     )

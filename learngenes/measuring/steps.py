@@ -2,17 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from learngenes.config import SHARED_MODES, Scheduler, Size
-from learngenes.device import synchronise
-from learngenes.measuring.device import execution_on
+from learngenes.config import SHARED_MODES, DType, Mode, Scheduler, Size
+from learngenes.device import native_bfloat16, packing_threads, synchronise
 from learngenes.sizing.budget import Workload
-from learngenes.sizing.cost import activation_bytes
+from learngenes.sizing.cost import Execution, activation_bytes
 from learngenes.stepping.batch import Batch, Part, Stack, Tables
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.schedules import schedule
@@ -25,6 +25,10 @@ MOST_STEPS = 2 + ROUNDS * STEPS_A_ROUND
 SATURATED = 0.97
 """A batch is full when it makes so much of the most rows a second that any batch makes. Rows that
 wait must be composed again and again, so what is called full too early costs more than it saves."""
+
+
+def execution_on(device: torch.device, mode: Mode, dtype: DType) -> Execution:
+    return Execution(mode, dtype, native_bfloat16(device), packing_threads(device))
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def seconds_a_step(batch: Batch, steps: int) -> float:
     return (time.perf_counter() - began) / steps
 
 
+K = TypeVar("K", bound=Hashable)
 SecondsOf = Callable[[Batch, int], float]
 """Seconds of one step of a batch, of so many that are run."""
 
@@ -76,12 +81,12 @@ def measure_step_costs(
 ) -> StepCosts:
     """Measure steps of 2, 4, 8, … rows, up to `max_rows` or until the time is used up."""
     ranks = shared.family.manifest.sizes.ranks
-    full = full_depth_model(shared, ranks[-1], materialised=True)
+    full = own_model(shared, ranks[-1], materialised=True)
     began = time.perf_counter()
     batches = {2: batch_of([full], 2, kernels)}
     while (rows := 2 * max(batches)) <= max_rows and time.perf_counter() - began < max_seconds / 2:
         batches[rows] = batch_of([full], rows, kernels)
-    seconds = _fastest_steps(batches, began + max_seconds / 2, seconds_of)
+    seconds = fastest_steps(batches, began + max_seconds / 2, seconds_of)
     speeds = {rows: rows / s for rows, s in seconds.items()}
     most = max(speeds.values())
     full_rows = next(rows for rows, speed in speeds.items() if speed >= SATURATED * most)
@@ -89,9 +94,9 @@ def measure_step_costs(
     for rank in dict.fromkeys((ranks[0], ranks[-1], *ranks)):  # between these two the rest must be
         if len(mixed) > 2 and time.perf_counter() - began > max_seconds:
             break
-        factored = full_depth_model(shared, rank, materialised=False)
+        factored = own_model(shared, rank, materialised=False)
         mixed[rank] = batch_of([full, factored], full_rows // 2, kernels)
-    taken = _fastest_steps(mixed, began + max_seconds, seconds_of)
+    taken = fastest_steps(mixed, began + max_seconds, seconds_of)
     materialised = taken.pop(0)
     return StepCosts(
         rows=tuple(seconds),
@@ -111,9 +116,11 @@ def _row_bytes(shared: SharedWeights, rows: int) -> int:
     return -(-held // rows)
 
 
-def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) -> ModelWeights:
-    """A model of full size with the family's own Sigma."""
-    depth = shared.family.manifest.sizes.depths[-1]
+def own_model(
+    shared: SharedWeights, rank: int, *, materialised: bool, depth: int | None = None
+) -> ModelWeights:
+    """A model with the family's own Sigma, by default of its greatest depth."""
+    depth = depth or shared.family.manifest.sizes.depths[-1]
     scales = shared.family.scales_of(Size(depth=depth, rank=rank))
     model = FactoredWeights(shared, scales)
     if materialised:
@@ -121,9 +128,9 @@ def full_depth_model(shared: SharedWeights, rank: int, *, materialised: bool) ->
     return model
 
 
-def _fastest_steps(
-    batches: Mapping[int, Batch], until: float, seconds_of: SecondsOf
-) -> dict[int, float]:
+def fastest_steps(
+    batches: Mapping[K, Batch], until: float, seconds_of: SecondsOf
+) -> dict[K, float]:
     """Seconds of a step of each, in rounds: a slow moment of the machine is nobody's alone."""
     once = {key: seconds_of(batch, 1) for key, batch in batches.items()}
     # a few short steps would slip in between what else the machine does, and seem the faster for it

@@ -1,19 +1,24 @@
 """The noise process of training, through diffusers' scheduler, and its loss."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from learngenes.config import DiffusionConfig
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Network: (noisy (N, C, H, W), timesteps (N,), class_labels (N,)) -> prediction (N, C, H, W)."""
 
 
-def noise_process(config: DiffusionConfig) -> DDPMScheduler:
+def noise_process(config: DiffusionConfig) -> "DDPMScheduler":
+    from diffusers import DDPMScheduler  # a second, which serving need not wait for
+
     return DDPMScheduler(**config.model_dump())
 
 
@@ -26,7 +31,7 @@ def step_generator(stream: int, step: int) -> torch.Generator:
 
 
 def training_batch(
-    process: DDPMScheduler, images: Tensor, generator: torch.Generator
+    process: "DDPMScheduler", images: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy images, their timesteps and the target, for clean `images` (N, C, H, W).
 
@@ -41,7 +46,7 @@ def training_batch(
 
 
 def _noised(
-    process: DDPMScheduler, images: Tensor, timesteps: Tensor, generator: torch.Generator
+    process: "DDPMScheduler", images: Tensor, timesteps: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     noise = torch.randn(images.shape, generator=generator).to(images.device)
     noisy = process.add_noise(images, noise, timesteps)
@@ -52,7 +57,11 @@ def _noised(
 
 @torch.no_grad()
 def heldout_loss(
-    predict: Predict, process: DDPMScheduler, images: Tensor, labels: Tensor, batch_size: int = 256
+    predict: Predict,
+    process: "DDPMScheduler",
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int = 256,
 ) -> float:
     """Mean squared error at fixed timesteps and noise: the cheap proxy for quality."""
     generator = torch.Generator().manual_seed(0)

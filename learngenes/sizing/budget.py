@@ -111,6 +111,10 @@ class Plan:
     predicted: Cost
     quality: float
     """Share of the family's best, which is 1."""
+    latency_estimated: bool = False
+    """Whether latency is an estimate: the device has not been measured idle yet."""
+    latency_range_seconds: tuple[float, float] | None = None
+    """Range in which the measured median lies for nine sizes of ten; None in older records."""
 
     @property
     def constraints(self) -> Constraints:
@@ -124,6 +128,19 @@ class Verified:
 
     plan: Plan
     measured: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What was done for a model's Sigma, or for its imported layers."""
+
+    steps: int
+    most_steps: int
+    seconds: float
+    stopped: str
+    """`prepared`: the family holds it; `converged`, `steps`, `time`: what ended it."""
+    heldout_loss_before: float | None = None
+    heldout_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

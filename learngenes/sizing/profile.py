@@ -1,6 +1,6 @@
 """Measured speed of a device for a family: everything that sizing cannot compute."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, Self
 
 import numpy as np
@@ -19,35 +19,72 @@ from learngenes.sizing.budget import Cost, Workload
 from learngenes.sizing.cost import Execution, Ints
 from learngenes.sizing.quality import Floats
 
-PROFILE_VERSION: Literal[2] = 2
-LEAST_DRIFT_WEIGHT = 0.1
-"""Weight of a measurement in the speed correction when there were many before it."""
-MOST_DRIFT = 4.0
+PROFILE_VERSION: Literal[3] = 3
+ESTIMATE_RATIO = 2.5
+"""Ratio within which, and whose inverse, nine of ten estimated latencies are right."""
+MEASURED_RATIO = 1.25
+"""The same where the device was measured."""
+MOST_OBSERVATIONS = 15
+OBSERVATION_DAYS = 7
+NEUTRAL_OBSERVATIONS = (1.0, 1.0)
+"""What is observed before anything is: one model, or two, change half of nothing."""
+MOST_CORRECTION = 2.0
 P95_STEP = 0.1
 P95_MISSES = 0.03
 """Share of measured 95th percentiles that p95_ratio settles to leave outside."""
 P95_RATIO_RANGE = (1.05, 2.0)
+FIRST_P95_RATIO = 1.25
+"""Ratio of the 95th percentile to the median until some were observed."""
 
 
 class LayerCost(Frozen):
-    """Seconds of one block in one execution, over a grid of rank x rows."""
+    """Seconds of one execution: of a step without its blocks, and of a block, over rank x rows."""
 
     mode: Mode
     dtype: DType
+    rows: tuple[PositiveInt, ...]
+    ranks: tuple[PositiveInt, ...]
+    """Ranks that were measured; one where the rank does not matter."""
+    step_seconds: tuple[NonNegativeFloat, ...]
+    """Seconds of a step without its blocks, for each number of rows."""
     seconds: tuple[tuple[NonNegativeFloat, ...], ...]
-    """One row per rank (a single one when materialised), one column per number of rows."""
-    correction: PositiveFloat = 1.0
-    """Ratio of whole batches to the sum of their parts."""
+    """Seconds of one block: one row per rank, one column per number of rows."""
+    estimated: bool = False
+    """Whether it was measured in a hurry, or by other kernels than those that serve."""
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        if len(self.seconds) != len(self.ranks) or {
+            len(row) for row in (self.step_seconds, *self.seconds)
+        } != {len(self.rows)}:
+            raise ValueError("there must be a row per rank, and a column per number of rows")
+        return self
+
+    def step(self, depth: Ints | int, rank: Ints | int, rows: int) -> Floats:
+        """Seconds of one step; vectorised over depth and rank."""
+        by_rank = [_linear(rows, self.rows, row) for row in self.seconds]
+        layer = np.interp(rank, self.ranks, by_rank) if len(by_rank) > 1 else by_rank[0]
+        return np.asarray(_linear(rows, self.rows, self.step_seconds) + depth * layer)
+
+
+class Observation(Frozen):
+    """A model that was served on an idle device, beside what the profile alone says of it."""
+
+    ratio: PositiveFloat
+    """Ratio of its seconds on the device to those of the profile without any correction."""
+    overhead_seconds: NonNegativeFloat
+    """Seconds of a request before and after: queue, pictures, store."""
+    at: datetime
 
 
 class DeviceProfile(Frozen):
     """Constants of one family on one class of device.
 
-    Latency of a batch is affine in depth: request + images x image + steps x (step + depth x
+    Latency of a batch is affine in depth: overhead + images x image + steps x (step + depth x
     layer), the last two piecewise linear in rows, the layer's also in rank.
     """
 
-    version: Literal[2] = PROFILE_VERSION
+    version: Literal[3] = PROFILE_VERSION
     device_class: str
     torch_version: str
     family: str
@@ -57,32 +94,19 @@ class DeviceProfile(Frozen):
     packing_threads: NonNegativeInt = 0
     process_base_bytes: NonNegativeInt
     """Bytes of a serving process without its one model: runtime, libraries, the family."""
+    memory_estimated: bool = False
+    """Whether process_base_bytes is a guess; a fresh process has not been measured yet."""
     memory_overhead_bytes: NonNegativeInt = 0
     """Bytes that the device's libraries take of the allocator beside the network's live set."""
-    rows: tuple[PositiveInt, ...]
-    ranks: tuple[PositiveInt, ...]
     request_seconds: NonNegativeFloat
+    """Overhead of a request until some were observed."""
     image_seconds: NonNegativeFloat = 0
-    """Seconds to decode the latents of one image."""
-    step_seconds: tuple[NonNegativeFloat, ...]
-    """Seconds of a step without its blocks, for each number of rows."""
+    """Seconds to decode the latents of one image, and to write its file."""
     layers: tuple[LayerCost, ...]
-    speed_correction: PositiveFloat = 1.0
-    """Ratio of recent latencies to those when the device was profiled."""
-    corrections: NonNegativeInt = 0
-    """Number of measured models that have corrected the profile."""
-    p95_ratio: float = Field(ge=1)
+    observations: tuple[Observation, ...] = ()
+    """Last models that were measured as they are served, the newest last."""
+    p95_ratio: float = Field(FIRST_P95_RATIO, ge=1)
     """Ratio of a batch's 95th percentile to its predicted median."""
-
-    @model_validator(mode="after")
-    def _rectangular(self) -> Self:
-        for ranks, table in (
-            ((1,), (self.step_seconds,)),
-            *(((1, len(self.ranks)), layer.seconds) for layer in self.layers),
-        ):
-            if len(table) not in ranks or {len(row) for row in table} != {len(self.rows)}:
-                raise ValueError("each table needs a row per rank, and a column per number of rows")
-        return self
 
     @classmethod
     def fitting(
@@ -105,41 +129,72 @@ class DeviceProfile(Frozen):
         native, threads = self.native_bfloat16, self.packing_threads
         return [Execution(c.mode, c.dtype, native, threads) for c in self.layers]
 
+    @property
+    def estimated(self) -> bool:
+        """Whether any latency is an estimate."""
+        return any(cost.estimated for cost in self.layers)
+
+    @property
+    def speed_correction(self) -> float:
+        """Ratio of what is observed to what was profiled: a median, within MOST_CORRECTION."""
+        ratios = [*NEUTRAL_OBSERVATIONS, *(seen.ratio for seen in self.observations)]
+        return float(np.clip(np.median(ratios), 1 / MOST_CORRECTION, MOST_CORRECTION))
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Seconds of a request beside those that the device works for it."""
+        seen = [seen.overhead_seconds for seen in self.observations]
+        return float(np.median(seen)) if seen else self.request_seconds
+
     def latency_seconds(
         self, depth: Ints | int, rank: Ints | int, execution: Execution, workload: Workload
     ) -> Floats:
-        """Median seconds of one batch; vectorised over depth and rank."""
-        cost = self._cost(execution)
-        by_rank = [_linear(workload.rows, self.rows, row) for row in cost.seconds]
-        layer = np.interp(rank, self.ranks, by_rank) if len(by_rank) > 1 else by_rank[0]
-        step = _linear(workload.rows, self.rows, self.step_seconds) + depth * layer
-        request = self.request_seconds + workload.n * self.image_seconds
-        seconds = request + workload.num_inference_steps * step
-        return np.asarray(seconds * cost.correction * self.speed_correction)
+        """Median seconds of one batch as it is served; vectorised over depth and rank."""
+        step = self._cost(execution).step(depth, rank, workload.rows)
+        working = workload.n * self.image_seconds + workload.num_inference_steps * step
+        return np.asarray(self.overhead_seconds + working * self.speed_correction)
 
-    def corrected(self, predicted: Cost, measured: Cost) -> "DeviceProfile":
+    def latency_estimated(self, execution: Execution) -> bool:
+        return self._cost(execution).estimated
+
+    def unlearned(self) -> "DeviceProfile":
+        """This profile without what it has learned of latency."""
+        return self.model_copy(update={"observations": (), "p95_ratio": FIRST_P95_RATIO})
+
+    def corrected(
+        self, predicted: Cost, measured: Cost, overhead_seconds: float | None, at: datetime
+    ) -> "DeviceProfile":
         """This profile after a model was measured.
 
-        Too little memory predicted raises a constant at once, the speed becomes a running mean,
-        and the ratio of the 95th percentile moves by a step that makes P95_MISSES of them too low.
+        Too little memory predicted raises a constant at once. `overhead_seconds`, those of
+        `measured` in which the device did not work for it, is None where it was not measured
+        undisturbed as it is served: of its latency nothing is learned then. Otherwise it counts
+        among the last observations, and the ratio of the 95th percentile moves by a step that
+        makes P95_MISSES of them too low.
         """
-        weight = max(LEAST_DRIFT_WEIGHT, 1 / (2 + self.corrections))
         more = max(0, measured.memory_bytes - predicted.memory_bytes)
         process_more = max(0, measured.process_memory_bytes - predicted.process_memory_bytes)
-        drift = np.clip(
-            measured.latency_seconds / predicted.latency_seconds, 1 / MOST_DRIFT, MOST_DRIFT
-        )
-        missed = measured.latency_p95_seconds > predicted.latency_p95_seconds
-        tail = self.p95_ratio * np.exp(P95_STEP * (missed - P95_MISSES))
-        return self.model_copy(
-            update={
-                "speed_correction": self.speed_correction * float(drift) ** weight,
-                "corrections": self.corrections + 1,
-                "memory_overhead_bytes": self.memory_overhead_bytes + more,
-                "process_base_bytes": self.process_base_bytes + max(0, process_more - more),
+        learned: dict[str, object] = {
+            "memory_overhead_bytes": self.memory_overhead_bytes + more,
+            "process_base_bytes": self.process_base_bytes + max(0, process_more - more),
+        }
+        if overhead_seconds is not None:
+            alone = (predicted.latency_seconds - self.overhead_seconds) / self.speed_correction
+            worked = measured.latency_seconds - overhead_seconds
+            seen = Observation(
+                ratio=max(worked, 1e-9) / max(alone, 1e-9),
+                overhead_seconds=overhead_seconds,
+                at=at,
+            )
+            since = at - timedelta(days=OBSERVATION_DAYS)
+            recent = (*(o for o in self.observations if o.at > since), seen)
+            missed = measured.latency_p95_seconds > predicted.latency_p95_seconds
+            tail = self.p95_ratio * np.exp(P95_STEP * (missed - P95_MISSES))
+            learned |= {
+                "observations": recent[-MOST_OBSERVATIONS:],
                 "p95_ratio": float(np.clip(tail, *P95_RATIO_RANGE)),
             }
-        )
+        return self.model_copy(update=learned)
 
     def _cost(self, execution: Execution) -> LayerCost:
         for cost in self.layers:

@@ -25,7 +25,7 @@ from learngenes.sizing.cost import (
     process_bytes,
     shared_bytes,
 )
-from learngenes.sizing.profile import DeviceProfile
+from learngenes.sizing.profile import ESTIMATE_RATIO, MEASURED_RATIO, DeviceProfile
 from learngenes.sizing.quality import Floats, QualityTable
 
 Bools = NDArray[np.bool_]
@@ -66,6 +66,8 @@ class Candidates:
 
     workload: Workload
     executions: tuple[Execution, ...]
+    estimated: tuple[bool, ...]
+    """For each execution, whether its latency is an estimate."""
     execution: Ints
     depth: Ints
     rank: Ints
@@ -112,6 +114,7 @@ class Candidates:
         return cls(
             workload=workload,
             executions=executions,
+            estimated=tuple(map(profile.latency_estimated, executions)),
             execution=which,
             depth=every_depth,
             rank=every_rank,
@@ -139,11 +142,18 @@ class Candidates:
                 n=self.workload.n,
                 predicted=Cost(memory, process, latency, p95),
                 quality=quality,
+                latency_estimated=self.estimated[execution],
+                latency_range_seconds=_range(latency, estimated=self.estimated[execution]),
             )
             for execution, depth, rank, memory, process, latency, p95, quality in zip(
                 *(column[indices].tolist() for column in columns), strict=True
             )
         ]
+
+
+def _range(seconds: float, *, estimated: bool) -> tuple[float, float]:
+    ratio = ESTIMATE_RATIO if estimated else MEASURED_RATIO
+    return seconds / ratio, seconds * ratio
 
 
 def solve(candidates: Candidates, constraints: Constraints) -> Solution:

@@ -13,13 +13,18 @@ looks one step back.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, cast
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from learngenes.config import DiffusionConfig, Scheduler
-from learngenes.model.schedulers import DiffusersScheduler, diffusers_scheduler
+from learngenes.model.schedulers import diffusers_scheduler
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
+    from learngenes.model.schedulers import DiffusersScheduler
 
 COLUMNS = ("x0_x", "x0_prediction", "next_x", "next_x0", "next_previous")
 
@@ -57,7 +62,9 @@ def step(
 def schedule(config: DiffusionConfig, scheduler: Scheduler, num_inference_steps: int) -> Schedule:
     """The table of one scheduler. Raises ValueError when there is none of that name."""
     steps = diffusers_scheduler(config, scheduler, num_inference_steps)
-    ratio, next_ratio = _noise_to_signal(steps)
+    ratio, next_ratio = (
+        _of_ddim(cast("DDIMScheduler", steps)) if scheduler == Scheduler.DDIM else _of_solver(steps)
+    )
     alpha, next_alpha = (ratio**2 + 1) ** -0.5, (next_ratio**2 + 1) ** -0.5
     sigma, next_sigma = ratio * alpha, next_ratio * next_alpha
     if config.prediction_type == "v_prediction":
@@ -67,7 +74,7 @@ def schedule(config: DiffusionConfig, scheduler: Scheduler, num_inference_steps:
     next_x = next_sigma / sigma
     next_x0 = next_alpha - next_x * alpha
     next_previous = torch.zeros_like(next_x0)
-    if isinstance(steps, DPMSolverMultistepScheduler):
+    if scheduler == Scheduler.DPMSOLVER:
         h = ratio.log() - next_ratio.log()  # of half the log-SNR; infinite at the end
         for i in range(1, len(h) - 1):  # the first step and the last are of first order
             extrapolated = next_x0[i] * h[i] / h[i - 1] / 2
@@ -75,16 +82,19 @@ def schedule(config: DiffusionConfig, scheduler: Scheduler, num_inference_steps:
             next_previous[i] -= extrapolated
     columns = (x0_x, x0_prediction, next_x, next_x0, next_previous)
     scale = float(steps.init_noise_sigma)
-    if isinstance(steps, EulerDiscreteScheduler):  # which keeps x / alpha
+    if scheduler == Scheduler.EULER:  # which keeps x / alpha
         scale *= float(alpha[0])
     return Schedule(steps.timesteps, torch.stack(columns, dim=1).float(), scale)
 
 
-def _noise_to_signal(steps: DiffusersScheduler) -> tuple[Tensor, Tensor]:
+def _of_solver(steps: "DiffusersScheduler") -> tuple[Tensor, Tensor]:
     """Ratios sigma / alpha before and after each step, (S,) float64 each."""
-    if not isinstance(steps, DDIMScheduler):
-        ratio = steps.sigmas.double()
-        return ratio[:-1], ratio[1:]
+    ratio = steps.sigmas.double()
+    return ratio[:-1], ratio[1:]
+
+
+def _of_ddim(steps: "DDIMScheduler") -> tuple[Tensor, Tensor]:
+    """The same of DDIM, which keeps its noise levels in other words."""
     following = steps.timesteps - steps.config["num_train_timesteps"] // steps.num_inference_steps
     cumulative = steps.alphas_cumprod.double()
     final = steps.final_alpha_cumprod.double()

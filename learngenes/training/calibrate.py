@@ -92,7 +92,7 @@ def _trained_layers(
     if whole or not seconds:
         loss = _heldout_loss(family, own, Mode.DENSE, dtype, config)
         assert isinstance(own, DenseLayers)
-        return Refined(loss, loss, steps=0, seconds=0.0, layers=own)
+        return Refined(loss, loss, steps=0, seconds=0.0, stopped="steps", layers=own)
     brief = RefinementConfig(steps=config.steps, max_seconds=seconds, patience=config.patience)
     return refine(family, own, brief, mode=Mode.DENSE, dtype=dtype)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import structlog
 import torch
@@ -30,6 +31,9 @@ from learngenes.training import checkpoint
 log = structlog.get_logger()
 
 CHECKPOINT_SECONDS = 15.0
+TIMES_AS_LONG = 5.0
+"""Multiple of `max_seconds` after which time ends it in any case."""
+Stopped = Literal["converged", "steps", "time", "enough"]
 
 
 class TuningConfig(Frozen):
@@ -37,6 +41,8 @@ class TuningConfig(Frozen):
     batch_size: int
     learning_rate: float
     max_seconds: float
+    least_steps: int = 0
+    """Steps before which time does not end it, unless it took TIMES_AS_LONG."""
     heldout_images: int = 200
     """Most held-out images; never more than a fifth of the data."""
     heldout_every_steps: int = 50
@@ -44,6 +50,19 @@ class TuningConfig(Frozen):
     """Held-out losses without a new best one after which it stops."""
     null_class_probability: float = 0.1
     seed: int = 0
+
+    def share(self, step: int, seconds: float) -> float:
+        """Share that is done of the steps or the time, whichever is nearer its end."""
+        of_time = seconds / self.max_seconds
+        if step < self.least_steps:
+            of_time = max(min(of_time, step / self.least_steps), of_time / TIMES_AS_LONG)
+        return max(step / self.steps, of_time)
+
+    def stopped(self, step: int, stale: int) -> Stopped:
+        """What has ended it after `step` steps, with so many held-out losses no better."""
+        if stale >= self.patience:
+            return "converged"
+        return "steps" if step >= self.steps else "time"
 
 
 class Progress(Frozen):
@@ -75,6 +94,8 @@ class Tuned:
     heldout_loss: float
     steps: int
     seconds: float
+    stopped: Stopped
+    """What ended it: no better held-out loss, all its steps, its time, or its caller."""
 
 
 def split_heldout(data: LabelledImages, most: int) -> tuple[LabelledImages, LabelledImages]:
@@ -151,10 +172,9 @@ class Tuning:
             self._save({**done, "initial": initial, "best": best})
 
         def share() -> float:
-            """Share that is done of the steps or the time, whichever is nearer its end."""
-            return max(step / config.steps, seconds() / config.max_seconds)
+            return config.share(step, seconds())
 
-        ended = share()
+        ended, enough = share(), False
         try:
             while ended < 1 and stale < config.patience:
                 loss = self._step(
@@ -176,6 +196,7 @@ class Tuning:
                     save()
                     saved = time.monotonic()
         except Enough:
+            enough = True
             last = self._heldout_loss()
             if last < best:
                 best = last
@@ -185,7 +206,10 @@ class Tuning:
             raise
         self.model.load_state_dict(self.best.state_dict())
         self.model.requires_grad_(False)
-        return Tuned(initial, best, step, seconds())
+        stopped = "enough" if enough else config.stopped(step, stale)
+        if stopped == "time":
+            save()  # it may go on
+        return Tuned(initial, best, step, seconds(), stopped)
 
     def _step(self, step: int, learning_rate: float) -> float:
         config = self.config

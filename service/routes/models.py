@@ -12,7 +12,7 @@ from registry.events import follow
 from service.access import Anybody, Deployer, ModelDep
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, StateDep
 from service.exports import wait_for_export
-from service.models import accept_model, cancelled, delete
+from service.models import accept_model, cancelled, continue_training, delete
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -59,6 +59,12 @@ def cancel_model(record: ModelDep, state: StateDep, _: Deployer) -> ModelRespons
     """Stop a build between two steps. A model that is being refined keeps the best so far."""
     stopped = state.repository.models.decide(record.id, cancelled)
     return ModelResponse.model_validate(stopped)
+
+
+@router.post("/{model_id}/continue", status_code=202)
+def continue_model(record: ModelDep, state: StateDep, _: Deployer) -> ModelResponse:
+    """Train a model on that was not trained enough, for as long again, from where it stopped."""
+    return ModelResponse.model_validate(continue_training(state, record))
 
 
 @router.get("/{model_id}/events", response_class=EventSourceResponse)

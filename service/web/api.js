@@ -27,4 +27,4 @@ export function follow(path, listeners) {
   return () => source.close();
 }
 
-export const FINISHED = new Set(["ready", "done", "failed", "cancelled", "deleted"]);
+export const FINISHED = new Set(["ready", "undertrained", "done", "failed", "cancelled", "deleted"]);

@@ -65,6 +65,7 @@ export function Model({ id, live }) {
       setImages((await post("generate", { model: id, seed: 1 })).images);
     });
   const stopRefining = () => attempt(async () => setModel(await post(`models/${id}/cancel`, {})));
+  const goOn = () => attempt(async () => setModel(await post(`models/${id}/continue`, {})));
   const remove = () =>
     confirm(`Delete ${model.name}? Its images stay until they expire.`) &&
     attempt(async () => {
@@ -91,7 +92,12 @@ export function Model({ id, live }) {
       "memory, measured": bytes(model.measured?.memory_bytes),
       "latency, predicted": seconds(model.plan.predicted.latency_p95_seconds),
       "latency, measured": seconds(model.measured?.latency_p95_seconds),
+      training: trained(model.training),
     }} />
+    ${model.plan.latency_estimated && html`<p class="quiet">Latency was estimated: this device had
+      not been measured idle yet.</p>`}
+    ${model.measured && model.disturbed && html`<p class="quiet">Measured latency is not to be
+      relied on: ${model.disturbed}.</p>`}
     <div class="row">
       <button onClick=${sample} disabled=${model.revision === null || images === "busy"}
         aria-busy=${images === "busy"}>Sample every class</button>
@@ -99,6 +105,7 @@ export function Model({ id, live }) {
         aria-disabled=${model.revision === null} download>Export for diffusers</a>
       ${model.status === "refining" && html`<button class="secondary outline" onClick=${stopRefining}
         disabled=${model.refine.stopped}>Stop refining, keep the best</button>`}
+      ${model.status === "undertrained" && html`<button onClick=${goOn}>Train on</button>`}
       <button class="secondary outline" onClick=${remove}>Delete</button>
     </div>
     ${Array.isArray(images) && html`<p class="images">${images.map(
@@ -118,6 +125,12 @@ export function Model({ id, live }) {
     </div>
     <h2>From a shell</h2>
     <pre tabindex="0"><code>${curl}</code></pre>`;
+}
+
+function trained(training) {
+  if (!training) return "–";
+  if (training.stopped === "prepared") return "prepared in the family";
+  return `${training.steps} of ${training.most_steps} steps, ended by ${training.stopped}`;
 }
 
 function Losses({ of }) {

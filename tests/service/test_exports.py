@@ -154,7 +154,7 @@ def test_an_export_that_fails_says_why_and_can_be_tried_again(
 
 def test_what_can_never_be_exported_is_not_waited_for(stack: Stack, client: redis.Redis) -> None:
     model_id = stack.ready_model()
-    (family,) = stack.runtime.announced
+    (family,) = stack.runtime.repository.families()
     another = family.model_copy(update={"fingerprint": "another"})
     stack.runtime.repository.announce_family(another)
     refused(exported(stack, model_id), 410, "make another model", "model-gone")

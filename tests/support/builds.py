@@ -19,7 +19,7 @@ def verify_here(specimen: Specimen, own: Own, on_wait: Callable[[], object]) -> 
     on_wait()
     family = load_family(specimen.family).to(default_device())
     model = family.assemble(own.to(default_device()), specimen.mode, specimen.dtype)
-    return measure(model, family.manifest.diffusion, specimen.workload, max_seconds=0, least_runs=1)
+    return measure(model, family.manifest.diffusion, specimen.workload)
 
 
 QUICK = Tools(verify=verify_here)

@@ -9,9 +9,12 @@ from math import inf
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from learngenes.config import SHARED_MODES, DType, Mode, Size
 from learngenes.family.family import Family
+from learngenes.measuring.device import ComputeTimes
+from learngenes.measuring.quiet import Quiet
 from learngenes.measuring.steps import StepCosts
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import sample
@@ -30,6 +33,22 @@ AMPLE = 50_000_000
 def made_up_costs(*_: object, **__: object) -> StepCosts:
     """W is always faster, so that a model's mode is the one that is asked for."""
     return StepCosts((1, 64), (0.001, 0.01), FULL_ROWS, 40_000, {48: 2.0})
+
+
+def made_up_times(*_: object, **__: object) -> ComputeTimes:
+    """Of a block that takes the same time whatever is in it."""
+    rows = (1, 64)
+    return ComputeTimes(rows, (0.001,) * 2, (0.001,) * 2, {8: (0.001,) * 2}, 0.001)
+
+
+class Undisturbed(Quiet):
+    """In place of a watch over this machine, on which other tests run."""
+
+    def __init__(self, device: torch.device, by: str = "") -> None:
+        self._by = by
+
+    def disturbed_by(self) -> str:
+        return self._by
 
 
 Refusal = Callable[[Sequence[Part]], object]
@@ -143,7 +162,13 @@ class GatedEngine(Engine):
 
     def __init__(self, family: Family, **changes: Any) -> None:
         self.family, self.gate = family, Gate()
-        options = {"measure_steps": made_up_costs, "compose": self.gate.compose, **changes}
+        options = {
+            "measure_steps": made_up_costs,
+            "measure_times": made_up_times,
+            "quiet": Undisturbed,
+            "compose": self.gate.compose,
+            **changes,
+        }
         super().__init__([family], AMPLE, **options)
 
     def __enter__(self) -> Self:

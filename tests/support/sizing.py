@@ -103,14 +103,14 @@ def device_profile(network: NetworkConfig, sizes: SizeSpace, **changes: Any) -> 
         measured_at=datetime(2026, 1, 1, tzinfo=UTC),
         native_bfloat16=False,
         process_base_bytes=200_000_000,
-        rows=ROWS,
-        ranks=sizes.ranks,
         request_seconds=0.001,
-        step_seconds=tuple(0.0005 + 0.0001 * rows for rows in ROWS),
         layers=tuple(
             LayerCost(
                 mode=mode,
                 dtype=dtype,
+                rows=ROWS,
+                ranks=sizes.ranks if mode is Mode.FACTORED else (1,),
+                step_seconds=tuple(0.0005 + 0.0001 * rows for rows in ROWS),
                 seconds=tuple(
                     tuple(seconds(int(parameters), rows, dtype) for rows in ROWS)
                     for parameters in products[mode]

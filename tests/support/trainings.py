@@ -17,10 +17,12 @@ def under(table: str, **values: object) -> Settings:
 
 DATA = under("data", limited_images=40, heldout_images=20, licence="made by a test")
 
+BRIEFLY = under("training", preparation_steps=2, healing_steps=1)
+
 
 def write_config(file: Path, images: Path, *settings: Settings) -> Path:
     """Write a configuration, on the images of a folder; later settings win."""
-    merged: Settings = {"data.path": str(images), **DATA}
+    merged: Settings = {"data.path": str(images), **DATA, **BRIEFLY}
     for some in settings:
         merged |= some
     file.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in merged.items()))

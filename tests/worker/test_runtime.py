@@ -1,6 +1,10 @@
 import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from registry.settings import Settings
 from tests.support.devices import beat
 from tests.support.records import queued_model
 from tests.worker.conftest import MakeModel, build_housekeeping
+from worker.leases import ProcessName, is_dead
 from worker.runtime import Runtime
 
 
@@ -104,3 +109,46 @@ def test_a_corrupt_family_stops_the_start(settings: Settings, families_dir: Path
     (families_dir / "tiny" / "stem.safetensors").write_bytes(b"")
     with pytest.raises(FamilyError, match="corrupt"):
         Runtime.start(settings)
+
+
+def test_the_default_family_is_there_first_and_the_others_follow(
+    settings: Settings, families_dir: Path
+) -> None:
+    shutil.copytree(families_dir / "tiny", families_dir / "other")
+    file = families_dir / "other" / "family.json"
+    file.write_text(file.read_text().replace('"tiny"', '"other"'))
+    ours = settings.model_copy(update={"default_family": "tiny"})
+    runtime = Runtime.start(ours, at_once=False)
+    assert list(runtime.families) == ["tiny"]
+    runtime.announce_families()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(runtime.family, "other")
+        time.sleep(0.05)
+        assert not waiting.done()
+        runtime.load_rest()
+        assert waiting.result(timeout=20).manifest.name == "other"
+    runtime.announce_families()
+    assert [family.name for family in runtime.repository.families()] == ["other", "tiny"]
+    with pytest.raises(LookupError, match="no family 'third'"):
+        runtime.family("third")
+
+
+def test_work_of_a_process_that_has_ended_is_taken_up_at_once(
+    runtime: Runtime, make_model: MakeModel
+) -> None:
+    models, lost, kept = runtime.repository.models, make_model().id, make_model().id
+    name = "from worker.leases import ProcessName; print(ProcessName.own())"
+    ended = subprocess.run([sys.executable, "-c", name], capture_output=True, text=True, check=True)
+    models.claim(lost, 3, 600, ended.stdout.strip())
+    models.claim(kept, 3, 600, str(ProcessName.own()))
+    build_housekeeping(runtime).requeue_lost()
+    assert (models.leased(lost), models.leased(kept)) == (False, True)
+    assert runtime.queue.length("build", runtime.device_class) == 1
+
+
+def test_of_a_process_elsewhere_nobody_knows_whether_it_lives() -> None:
+    own = ProcessName.own()
+    assert not is_dead(str(own))
+    assert is_dead(str(own._replace(started_at="1")))
+    assert not is_dead(str(own._replace(place="another-boot/pid:[1]", started_at="1")))
+    assert not is_dead("")

@@ -1,5 +1,7 @@
 """Comparison of a measured model with its budget, and the smaller plan to try next."""
 
+from collections.abc import Sequence
+
 from learngenes.sizing.budget import Budget, Constraints, Cost, Plan
 from learngenes.sizing.solver import Candidates, Impossible, Infeasible, solve
 
@@ -11,20 +13,24 @@ class OverBudget(Exception):
     """The finished model needs more than its budget, and no smaller one is left."""
 
 
-def budgets_missed(constraints: Constraints, measured: Cost) -> list[str]:
-    """Fields of its budget that a measured model does not keep."""
+def budgets_missed(
+    constraints: Constraints, measured: Cost, *, disturbed: bool = False
+) -> list[str]:
+    """Fields of its budget that a measured model does not keep; a latency is not, if disturbed."""
     missed = []
     memory, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
     if memory is not None and measured.scoped_memory_bytes(constraints.mem_scope) > memory:
         missed.append(MEMORY)
-    if latency is not None and measured.latency_p95_seconds > latency:
+    if latency is not None and not disturbed and measured.latency_p95_seconds > latency:
         missed.append(LATENCY)
     return missed
 
 
-def tightened(constraints: Constraints, predicted: Cost, measured: Cost) -> Constraints:
-    """Constraints for predictions, tightened by how far this model missed its own."""
-    missed, scope = budgets_missed(constraints, measured), constraints.mem_scope
+def tightened(
+    constraints: Constraints, predicted: Cost, measured: Cost, missed: Sequence[str]
+) -> Constraints:
+    """Constraints for predictions, tightened by how far this model `missed` its own."""
+    scope = constraints.mem_scope
     tighter: dict[str, float] = {}
     if MEMORY in missed and constraints.max_mem_bytes is not None:
         share = predicted.scoped_memory_bytes(scope) / measured.scoped_memory_bytes(scope)
@@ -36,7 +42,12 @@ def tightened(constraints: Constraints, predicted: Cost, measured: Cost) -> Cons
 
 
 def step_down(
-    plan: Plan, budget: Budget, measured: Cost, tried: int, candidates: Candidates
+    plan: Plan,
+    budget: Budget,
+    measured: Cost,
+    tried: int,
+    candidates: Candidates,
+    missed: Sequence[str],
 ) -> Plan:
     """Best of `candidates` that keeps the budget if it misses its prediction as `plan` did.
 
@@ -47,13 +58,13 @@ def step_down(
         f"depth {plan.depth}, rank {plan.rank}, {plan.mode}, {plan.dtype} was measured at "
         f"{measured.scoped_memory_bytes(constraints.mem_scope)} bytes and "
         f"{measured.latency_p95_seconds:.3f} s (95th percentile), over "
-        f"{' and '.join(budgets_missed(constraints, measured))} of "
+        f"{' and '.join(missed)} of "
         f"{budget.model_dump(exclude_none=True)}"
     )
     if tried >= MOST_STEPS_DOWN:
         raise OverBudget(f"{story}, after {MOST_STEPS_DOWN} smaller ones; raise the budget")
     try:
         predicted = solve(candidates, plan.constraints).plan.predicted
-        return solve(candidates, tightened(constraints, predicted, measured)).plan
+        return solve(candidates, tightened(constraints, predicted, measured, missed)).plan
     except (Impossible, Infeasible) as error:
         raise OverBudget(f"{story}; {error}; raise the budget or fix less") from error

@@ -5,10 +5,10 @@ is to be refined is served retrained meanwhile, and whatever becomes of the refi
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from learngenes.data.labelled import LabelledImages
 from learngenes.device import release_memory
 from learngenes.measuring.model import Measurement
 from learngenes.model.factors import DenseLayers, Own
-from learngenes.sizing.budget import Cost, Plan, Verified
+from learngenes.sizing.budget import Cost, Plan, Training, Verified
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, solve
 from learngenes.training.refine import Refined, RefinementConfig, refine
@@ -41,11 +41,13 @@ from worker.build.budget import budgets_missed, step_down
 from worker.build.profiles import candidates, correct_profile, ensure_profile
 from worker.build.refinement import Pace, UntilEnough
 from worker.build.restore import keep_if_ready
+from worker.build.stopwatch import Stopwatch, Timing
 from worker.build.verify import Specimen, verify
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
 
+UNSERVED = "no worker of this device serves the family: an uncompiled batch was timed, alone"
 REVISIONS = 3
 """Number of revisions of a plan: as begun, retrained, refined."""
 
@@ -57,8 +59,7 @@ class Tools:
     retrain: Callable[..., Retrained] = retrain
     refine: Callable[..., Refined] = refine
     verify: Callable[[Specimen, Own, Callable[[], object]], Measurement] = verify
-    idle_seconds: float = 30.0
-    """Seconds that verification waits for an idle device."""
+    stopwatch: Callable[..., Stopwatch] = Stopwatch
     pace: Pace = field(default_factory=Pace)
 
 
@@ -77,8 +78,9 @@ def build(runtime: Runtime, model_id: str, tools: Tools = TOOLS) -> None:
             runtime.store.delete(f"models/{model_id}")
         elif record.finished:
             directory = runtime.store.root / "models" / model_id
-            for left in directory.glob("checkpoint-*"):
-                left.unlink(missing_ok=True)
+            if record.status != ModelStatus.UNDERTRAINED:  # it goes on from there
+                for left in directory.glob("checkpoint-*"):
+                    left.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # there are revisions in it
                 directory.rmdir()
 
@@ -127,8 +129,11 @@ class _Build:
         served: dict[str, object] = {}
         own = self._served_retrained()
         if own is None:
-            own, measured = self._fit()
-            served = {**self._store(self._retrained_revision, own), "measured": measured}
+            fitted = self._fit()
+            if fitted is None:
+                return
+            own, measured = fitted
+            served = {**self._store(self._retrained_revision, own), **measured}
         if self.record.refine is not None:
             again = not served
             self._change(status=ModelStatus.REFINING, **served)
@@ -151,20 +156,41 @@ class _Build:
                 keep_if_ready(store, models.get(self.record.id))
             raise
 
-    def _fit(self) -> tuple[Own, Cost]:
-        """Retrain what was not prepared, and measure, until a budget is kept, smaller each time."""
+    def _fit(self) -> tuple[Own, dict[str, object]] | None:
+        """Retrain what was not prepared, and measure, until a budget is kept, smaller each time.
+
+        None where there was not time enough to train.
+        """
         own = self._begun()
+        served: dict[str, object]
         while True:
             if self.data is not None or not self.family.is_prepared(*self._variant):
                 self._change(status=ModelStatus.RETRAINING)
                 with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
-                    own = self._retrain(own)
-            measured, over = self._verify(own)
+                    own, training = self._retrain(own)
+                if self._undertrained(training):
+                    served = self._store(self._retrained_revision, own)
+                    error = (
+                        f"stopped after {training.steps} of {training.most_steps} steps: "
+                        f"{training.stopped}; continue it, or ask for a smaller model"
+                    )
+                    status = ModelStatus.UNDERTRAINED
+                    self._change(status=status, error=error, training=training, **served)
+                    return None
+            else:
+                training = Training(0, 0, 0.0, "prepared")
+            self._change(training=training)
+            served = {}
+            if self.record.revision is None:  # its latency is that of what is served
+                served = self._store(self._retrained_revision, own)
+            fields, over = self._verify(own, **served)
             if not over:
-                return own, measured
+                return own, fields
             budget, tried = self.record.budget, len(self.record.over_budget)
+            measured = fields["measured"]
+            assert isinstance(measured, Cost)
             plan = step_down(
-                self.record.plan, budget, measured, tried, self._candidates(self.profile)
+                self.record.plan, budget, measured, tried, self._candidates(self.profile), over
             )
             log.info("stepping down", model=self.record.id, over=over, plan=plan)
             own = self._replace(plan, measured)
@@ -186,9 +212,10 @@ class _Build:
 
     def _publish_unretrained(self, own: Own, **changes: Any) -> None:
         """Publish what is begun with, unless its classes are new and nothing is learned yet."""
+        served: dict[str, object] = {"revision": None, "artifact": None}
         if self._num_classes is None:
-            changes |= self._store(self._unretrained_revision, own)
-        self._change(**changes)
+            served = self._store(self._unretrained_revision, own)
+        self._change(**changes, **served)
 
     @property
     def _size(self) -> Size:
@@ -227,7 +254,7 @@ class _Build:
 
     def _served_retrained(self) -> Own | None:
         """What was retrained, that an earlier attempt has published, to be refined."""
-        if self.record.revision != self._retrained_revision:
+        if self.record.revision != self._retrained_revision or self.record.measured is None:
             return None
         try:
             return load_own(self.runtime.store, self.family, served_name(self.record))
@@ -265,7 +292,7 @@ class _Build:
             log.exception("not refined", model=self.record.id)
             self._tell("refined", error=f"{type(error).__name__}: {error}")
             return {}
-        return {**served, "measured": measured}
+        return {**served, **measured}
 
     def _others_wait(self) -> bool:
         models = self.runtime.repository.models
@@ -276,59 +303,79 @@ class _Build:
             for other in models.active()
         )
 
-    def _retrain(self, own: Own) -> Own:
+    def _undertrained(self, training: Training) -> bool:
+        """Whether time ended it before it had the steps that new classes need."""
+        least = self.runtime.settings.task_least_steps
+        return self.data is not None and training.stopped == "time" and training.steps < least
+
+    def _retrain(self, own: Own) -> tuple[Own, Training]:
         """Train Sigma, or every W of imported layers, which have none."""
         settings = self.runtime.settings
+        max_seconds = settings.retraining_max_seconds * (1 + self.record.continued)
         if isinstance(own, DenseLayers):
             refined = self.tools.refine(
                 self.family,
                 own,
-                RefinementConfig(max_seconds=settings.retraining_max_seconds),
+                RefinementConfig(max_seconds=max_seconds),
                 self._on_progress,
                 self._checkpoint_file(self._retrained_revision),
                 mode=self.record.plan.mode,
                 dtype=self.record.plan.dtype,
             )
-            self._retrained(refined)
-            return refined.layers
+            return refined.layers, self._retrained(refined, refined.steps)
         config = RetrainingConfig(steps=settings.retraining_steps)
         if self.data is not None:
-            config = TASK_RETRAINING.model_copy(update={"steps": settings.task_retraining_steps})
+            steps, least = settings.task_retraining_steps, settings.task_least_steps
+            config = TASK_RETRAINING.model_copy(
+                update={"steps": steps, "least_steps": min(least, steps)}
+            )
         retrained = self.tools.retrain(
             self.family,
             own,
-            config.model_copy(update={"max_seconds": settings.retraining_max_seconds}),
+            config.model_copy(update={"max_seconds": max_seconds}),
             self._on_progress,
             data=self.data,
             checkpoint_file=self._checkpoint_file(self._retrained_revision),
             mode=self.record.plan.mode,
             dtype=self.record.plan.dtype,
         )
-        self._retrained(retrained)
-        return retrained.scales
+        return retrained.scales, self._retrained(retrained, config.steps)
 
-    def _retrained(self, tuned: Retrained | Refined) -> None:
+    def _retrained(self, tuned: Retrained | Refined, most_steps: int) -> Training:
         metrics.RETRAINING_LOSS.labels("before").observe(tuned.initial_heldout_loss)
         metrics.RETRAINING_LOSS.labels("after").observe(tuned.heldout_loss)
-        log.info("retrained", model=self.record.id, **_figures(tuned))
+        log.info("retrained", model=self.record.id, stopped=tuned.stopped, **_figures(tuned))
+        return Training(
+            steps=tuned.steps,
+            most_steps=most_steps,
+            seconds=round(tuned.seconds, 1),
+            stopped=tuned.stopped,
+            heldout_loss_before=tuned.initial_heldout_loss,
+            heldout_loss=tuned.heldout_loss,
+        )
 
-    def _verify(self, own: Own) -> tuple[Cost, list[str]]:
-        """Measured cost, and the fields of the budget that it exceeds."""
-        self._change(status=ModelStatus.VERIFYING)
+    def _verify(self, own: Own, **changes: Any) -> tuple[dict[str, object], list[str]]:
+        """Measurement as fields of the record, and the fields of the budget that it exceeds."""
+        self._change(status=ModelStatus.VERIFYING, **changes)
         with metrics.timed(metrics.BUILD_PHASE.labels("verifying")):
-            measured = self._measure(own)
-        over = budgets_missed(self.constraints, measured)
-        self._tell("verified", plan=self.record.plan, measured=measured, over_budget=over)
-        return measured, over
+            measured, disturbed = self._measure(own)
+        over = budgets_missed(self.constraints, measured, disturbed=bool(disturbed))
+        self._tell(
+            "verified",
+            plan=self.record.plan,
+            measured=measured,
+            disturbed=disturbed,
+            over_budget=over,
+        )
+        return {"measured": measured, "disturbed": disturbed}, over
 
-    def _measure(self, own: Own) -> Cost:
-        """Measure in a fresh process; the profile learns from it."""
-        deadline = time.monotonic() + self.tools.idle_seconds
-        while self._sampling() and time.monotonic() < deadline:
-            self.reporter.tell()
-            time.sleep(0.1)
+    def _measure(self, own: Own) -> tuple[Cost, str]:
+        """Measured cost, and what disturbed the latency in it; the profile learns from it.
+
+        Memory is that of a fresh process, latency that of real generations.
+        """
         plan = self.record.plan
-        measurement = self.tools.verify(
+        measured = self.tools.verify(
             Specimen(
                 family=self.runtime.directories[self.record.family],
                 depth=plan.depth,
@@ -336,26 +383,36 @@ class _Build:
                 mode=plan.mode,
                 dtype=plan.dtype,
                 workload=self.workload,
-                max_seconds=self.runtime.settings.verify_seconds,
             ),
             own,
             self.reporter.tell,
-        )
+        ).cost
+        seconds = self.runtime.settings.verify_seconds
+        stopwatch = self.tools.stopwatch(self.runtime, seconds, self.reporter.tell)
+        timing: Timing | None = stopwatch.time(self.record, self.workload)
+        disturbed, overhead_seconds = UNSERVED, None
+        if timing is not None:
+            disturbed = timing.disturbed
+            overhead_seconds = None if disturbed else timing.overhead_seconds
+            measured = dataclasses.replace(
+                measured,
+                latency_seconds=timing.latency_seconds,
+                latency_p95_seconds=timing.latency_p95_seconds,
+            )
 
         def predicted(profile: DeviceProfile) -> Cost:
             return solve(self._candidates(profile), plan.constraints).plan.predicted
 
-        measured = measurement.cost
-        self.profile = correct_profile(self.runtime, self.family, self.profile, predicted, measured)
-        for quantity in ("memory_bytes", "process_memory_bytes", "latency_p95_seconds"):
+        self.profile = correct_profile(
+            self.runtime, self.family, self.profile, predicted, measured, overhead_seconds
+        )
+        quantities = ["memory_bytes", "process_memory_bytes"]
+        if not disturbed:
+            quantities.append("latency_p95_seconds")
+        for quantity in quantities:
             ratio = getattr(measured, quantity) / getattr(plan.predicted, quantity)
             metrics.MEASURED_RATIO.labels(quantity).observe(ratio)
-        return measured
-
-    def _sampling(self) -> bool:
-        """Whether this class of device has something to sample."""
-        active = self.runtime.repository.generations.active()
-        return any(record.device_class == self.runtime.device_class for record in active)
+        return measured, disturbed
 
     def _change(self, **changes: Any) -> None:
         """Raises Superseded when this attempt is no longer the current one."""

@@ -1,47 +1,76 @@
-"""Device profiles: measured when there is none that fits, corrected by what is built."""
+"""Device profiles: estimated at once, measured by the engine that serves, corrected by builds."""
 
+import contextlib
+import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 import torch
+from redis import RedisError
 
 from learngenes.config import DType, Mode, Size
+from learngenes.device import process_peak_bytes, with_threads
 from learngenes.family.family import Family
-from learngenes.measuring.device import OnProgress, execution_on, measure_profile
+from learngenes.measuring.device import (
+    OnProgress,
+    computes,
+    estimate_profile,
+    measure_profile,
+    with_times,
+)
 from learngenes.measuring.model import Measurement
+from learngenes.measuring.quiet import Quiet
+from learngenes.measuring.steps import execution_on
 from learngenes.sizing.budget import Cost, Workload
 from learngenes.sizing.cost import memory_bytes, shared_bytes
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, Impossible
-from worker.build.verify import Specimen, verify
+from learngenes.stepping.kernels import CompiledGraphs, Kernels, graphs
+from learngenes.stepping.lanes import Lanes
+from worker.build.verify import Specimen, VerificationError, verify
+from worker.leases import Stopping
 from worker.runtime import Runtime
+from worker.sampling.kept_steps import measured_steps
 
 log = structlog.get_logger()
 
+ESTIMATE_SECONDS = 1.0
+"""Seconds, about, in which a device is estimated for a family that is new to it."""
 PROCESS_MARGIN = 1.05
 """Margin for freed memory that the C library's allocator keeps, more or less in each run."""
+ESTIMATE_MARGIN = 1.4
+"""The same of a process that has only begun, and has not all of its libraries yet."""
+LOOK_SECONDS = 2.0
 
 
-def measured_here(
-    family: Family, directory: Path, max_seconds: float, on_progress: OnProgress
-) -> DeviceProfile:
-    """Measure a new profile of this device for the family in `directory`."""
-    on_progress(0, "a process of its own")
-    base = process_base_bytes(family, directory)
-    return measure_profile(family, base, max_seconds, on_progress)
+class Disturbed(Exception):
+    """Something else used the device while it was measured; the message says what to do."""
 
 
-Measure = Callable[[Family, Path, float, OnProgress], DeviceProfile]
+def estimated_here(family: Family) -> DeviceProfile:
+    """Estimate of this device, by a process that has what a serving one has."""
+    base = round(ESTIMATE_MARGIN * process_peak_bytes(family.stem.positions.device))
+    return estimate_profile(family, base, ESTIMATE_SECONDS)
 
 
 def ensure_profile(
-    runtime: Runtime, family: str, measure: Measure = measured_here
+    runtime: Runtime, family: str, estimate: Callable[[Family], DeviceProfile] = estimated_here
 ) -> DeviceProfile:
-    """Stored profile if it fits this family, device and torch; else a new one."""
-    with runtime.device_alone():
-        stored = stored_profile(runtime, family)
-        return stored or refresh_profile(runtime, family, measure=measure)
+    """Stored profile if it fits this family, device and torch; else an estimate, stored."""
+    if stored := stored_profile(runtime, family):
+        return stored
+    profile = estimate(runtime.family(family))
+
+    def unless_measured(raw: str | None) -> str:
+        nonlocal profile  # another worker may have been first
+        profile = _fitting(raw, runtime.family(family)) or profile
+        return profile.model_dump_json()
+
+    runtime.repository.change_profile(runtime.device_class, family, unless_measured)
+    log.info("device estimated", family=family, device_class=runtime.device_class)
+    return profile
 
 
 def stored_profile(runtime: Runtime, family: str) -> DeviceProfile | None:
@@ -55,32 +84,134 @@ def _fitting(raw: str | None, family: Family) -> DeviceProfile | None:
 
 
 def refresh_profile(
-    runtime: Runtime,
-    family: str,
-    on_progress: OnProgress = lambda *_: None,
-    measure: Measure = measured_here,
+    runtime: Runtime, family: str, on_progress: OnProgress = lambda *_: None
 ) -> DeviceProfile:
-    """Measure a profile and store it."""
-    log.info("profiling", family=family, device_class=runtime.device_class)
-    seconds = runtime.settings.profile_seconds
-    profile = measure(runtime.family(family), runtime.directories[family], seconds, on_progress)
+    """Measure this device in this process, by compiled kernels where there are some, and keep it.
+
+    Waits until nobody else measures. Raises Disturbed.
+    """
+    with runtime.device_alone():
+        on_progress(0, "a process of its own")
+        loaded = runtime.family(family)
+        measured = measured_memory(loaded, runtime.directories[family])
+        lanes = Lanes.of(runtime.device)
+        compiled = CompiledGraphs(runtime.settings.resolved_kernels_dir)
+
+        def kernels_of(dtype: DType) -> Kernels:
+            wanted = graphs(loaded.manifest.network, dtype)
+            return (
+                Kernels(lanes=lanes) if compiled.missing(wanted) else compiled.load(wanted, lanes)
+            )
+
+        seconds, quiet = runtime.settings.profile_seconds, Quiet(runtime.device)
+        with with_threads(lanes.threads):
+            profile = measure_profile(loaded, 0, seconds, on_progress, kernels_of)
+        lanes.close()
+        if by := quiet.disturbed_by():
+            raise Disturbed(f"measuring was disturbed by {by}; stop that, or try again later")
+    profile = profile.model_copy(update=measured)
     content = profile.model_dump_json()
     runtime.repository.change_profile(runtime.device_class, family, lambda _: content)
-    log.info(
-        "profiled",
-        family=family,
-        p95_ratio=profile.p95_ratio,
-        process_base_bytes=profile.process_base_bytes,
-    )
     return profile
+
+
+def forget_observations(runtime: Runtime, family: str) -> int:
+    """Take back all that a profile has learned of latency; returns of how many models."""
+    before = 0
+
+    def forget(raw: str | None) -> str:
+        nonlocal before
+        profile = _fitting(raw, runtime.family(family))
+        if profile is None:
+            raise LookupError(f"{family} has no profile on {runtime.device_class} yet")
+        before = len(profile.observations)
+        return profile.unlearned().model_dump_json()
+
+    runtime.repository.change_profile(runtime.device_class, family, forget)
+    return before
+
+
+class Profiler:
+    """Thread of a build worker that makes measurements of estimates, when there are some.
+
+    Steps are measured by the engine of a sampling worker, what a process needs in one of its own.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        measure_memory: Callable[[Family, Path], dict[str, object]] | None = None,
+        estimate: Callable[[Family], DeviceProfile] = estimated_here,
+    ) -> None:
+        self._runtime, self._measure_memory = runtime, measure_memory or measured_memory
+        self._estimate = estimate
+        self._thread = threading.Thread(target=self._run, name="profiler", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._runtime.stopping.is_set():
+            for name, family in self._runtime.families.items():
+                with contextlib.suppress(Stopping, RedisError):  # both will be back
+                    self.refine(name, family)
+            self._runtime.stopping.wait(LOOK_SECONDS)
+
+    def refine(self, name: str, family: Family) -> None:
+        """Take over what was measured since a family's profile was; estimate what has none."""
+        if family.quality is None:  # nothing can be planned for it
+            return
+        profile = ensure_profile(self._runtime, name, self._estimate)
+        times = {}
+        for compute in computes(self._runtime.device):
+            known = measured_steps(
+                self._runtime.repository, self._runtime.device_class, family, compute
+            )
+            if known and known.measured_at > profile.measured_at:
+                times[compute] = known.times
+        memory = {}
+        if profile.memory_estimated and not profile.estimated and self._runtime.watch.resting:
+            memory = self._memory(name, family)
+        if not times and not memory:
+            return
+
+        def refined(raw: str | None) -> str:
+            present = _fitting(raw, family) or profile
+            if times:
+                present = with_times(present, family, times)
+            return present.model_copy(update=memory).model_dump_json()
+
+        self._runtime.repository.change_profile(self._runtime.device_class, name, refined)
+        log.info("profiled", family=name, computes=[str(c) for c in times], **memory)
+
+    def _memory(self, name: str, family: Family) -> dict[str, object]:
+        try:
+            with self._runtime.device_first() as first:
+                return (
+                    self._measure_memory(family, self._runtime.directories[name]) if first else {}
+                )
+        except VerificationError as error:  # the guess stays, which is on the safe side
+            log.warning("the memory of a process cannot be measured", reason=str(error))
+            return {"memory_estimated": False}
+
+
+def measured_memory(family: Family, directory: Path) -> dict[str, object]:
+    """Fields of a profile about memory, measured in a process of its own."""
+    base, overhead = process_base_bytes(family, directory)
+    return {
+        "process_base_bytes": base,
+        "memory_overhead_bytes": overhead,
+        "memory_estimated": False,
+    }
 
 
 def process_base_bytes(
     family: Family, directory: Path, verify: Callable[[Specimen], Measurement] = verify
-) -> int:
-    """Bytes of a process that serves from the family in `directory`, beside its model.
+) -> tuple[int, int]:
+    """Bytes of a process that serves from the family in `directory`, beside its model; and those
+    of the allocator that a batch needs beyond the prediction.
 
-    They are those of a model in few bits, which needs the most room to be made.
+    The former are those of a model in few bits, which needs the most room to be made.
     """
     manifest = family.manifest
     size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[-1])
@@ -94,12 +225,13 @@ def process_base_bytes(
             mode=execution.mode,
             dtype=execution.dtype,
             workload=workload,
-            max_seconds=1,
+            overhead=True,
         )
     )
     own = memory_bytes(manifest.network, size.depth, size.rank, execution, workload)
     shared = shared_bytes(manifest.network, size.rank, execution)
-    return round(PROCESS_MARGIN * (measured.cost.process_memory_bytes - int(own) + int(shared)))
+    process = measured.cost.process_memory_bytes - int(own) + int(shared)
+    return round(PROCESS_MARGIN * process), measured.overhead_bytes
 
 
 def candidates(
@@ -123,8 +255,11 @@ def correct_profile(
     known: DeviceProfile,
     predict: Callable[[DeviceProfile], Cost],
     measured: Cost,
+    overhead_seconds: float | None,
 ) -> DeviceProfile:
     """Profile of the device after it has learned from one measured size.
+
+    `overhead_seconds` as in `DeviceProfile.corrected`.
 
     It learns from what it says of that size now (`predict`), for it may have learned from the
     same size before; `known` is what it learns from where none is stored any more.
@@ -134,7 +269,9 @@ def correct_profile(
     def correct(raw: str | None) -> str:
         nonlocal corrected
         profile = _fitting(raw, family) or known
-        corrected = profile.corrected(predict(profile), measured)
+        corrected = profile.corrected(
+            predict(profile), measured, overhead_seconds, datetime.now(UTC)
+        )
         return corrected.model_dump_json()
 
     runtime.repository.change_profile(runtime.device_class, family.manifest.name, correct)

@@ -1,16 +1,17 @@
 """Verification: a model measured in a process of its own (`python -m worker verify`).
 
 The process imports what a sampling worker imports and loads the model's family alone, so that
-its largest resident set is what serving this one model takes.
+its largest resident set is what serving this one model takes. Its seconds are those of its own
+uncompiled batches; what a caller waits for is measured by `worker.build.stopwatch`.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from learngenes.config import DType, Mode, Size
 from learngenes.device import default_device, release_memory
 from learngenes.family.family import load_family
+from learngenes.measuring.device import overhead_bytes
 from learngenes.measuring.model import Measurement, measure
 from learngenes.model.factors import Own, own_from_stacked
 from learngenes.sizing.budget import Workload
@@ -44,7 +46,8 @@ class Specimen(BaseModel):
     mode: Mode
     dtype: DType
     workload: Workload
-    max_seconds: float = 30.0
+    overhead: bool = False
+    """Whether to measure, too, what batches of the family need beyond the prediction."""
     own: Path | None = None
     """safetensors file of the model's own parameters; by default the family's Sigma."""
 
@@ -110,5 +113,8 @@ def main() -> None:
         own = family.own_of(size, specimen.mode, specimen.dtype)
     model = family.assemble(own, specimen.mode, specimen.dtype)
     release_memory(default_device())  # of what was only stored in another dtype
-    measurement = measure(model, family.manifest.diffusion, specimen.workload, specimen.max_seconds)
-    sys.stdout.write(json.dumps(asdict(measurement)) + "\n")
+    measurement = measure(model, family.manifest.diffusion, specimen.workload)
+    if specimen.overhead:
+        more = overhead_bytes(family)
+        measurement = dataclasses.replace(measurement, overhead_bytes=more)
+    sys.stdout.write(json.dumps(dataclasses.asdict(measurement)) + "\n")

@@ -25,6 +25,7 @@ from redis import RedisError
 from learngenes.config import DType
 from learngenes.device import compute_dtype
 from learngenes.family.family import Family
+from learngenes.measuring.device import computes
 from learngenes.stepping.kernels import CompiledGraphs, Graph, NotOurs, graphs
 from registry import metrics
 from worker.leases import Stopping
@@ -32,9 +33,14 @@ from worker.sampling.engine import Engine, Key
 
 log = structlog.get_logger()
 
+MEASURING_SECONDS = 60.0
+"""Seconds that the compiler waits for the steps of what it has compiled to be measured."""
 GRAPH_SECONDS = 600.0
 """Seconds after which one graph counts as hanging."""
 POLL_SECONDS = 0.2
+IDLY = ("chrt", "--idle", "0") if shutil.which("chrt") else ("nice", "-n", "19")
+"""Command before another, which then runs when nobody else wants a processor; nice alone gives a
+compiler a fifth of the time of a thread that samples (Linux 6.18)."""
 PR_SET_PDEATHSIG = 1
 """Linux' prctl: the signal that a process gets when its parent ends."""
 
@@ -49,28 +55,33 @@ class Compiler:
     def __init__(
         self,
         engine: Engine,
-        families: Sequence[Family],
+        families: Callable[[], Sequence[Family]],
         directory: Path,
         *,
         alone: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
-        command: Sequence[str] = (sys.executable, "-m", "worker", "compile"),
+        command: Sequence[str] = (*IDLY, sys.executable, "-m", "worker", "compile"),
         graph_seconds: float = GRAPH_SECONDS,
     ) -> None:
-        """`families`: the most wanted first. `command` compiles the graph on its stdin.
+        """`families`: those there are by now, the most wanted first.
 
-        Nobody measures while `alone` is held; it may raise Stopping.
+        `command` compiles the graph on its stdin. Nobody measures while `alone` is held; it may
+        raise Stopping.
         """
         self._engine, self._families, self._directory = engine, families, directory
         self._alone, self._command, self._graph_seconds = alone, command, graph_seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
         self._done: set[Key] = set()
+        self._noted: set[Key] = set()
+        """What the engine was told to measure."""
         self.busy = False
         """Whether something is compiled or loaded now."""
         self.problem = ""
         """Why the engine runs uncompiled and will; empty where that is not so."""
 
-    def start(self) -> None:
+    def start(self, *, compile: bool = True) -> None:  # noqa: A002 - as the setting is named
+        """Begin; without `compile` the engine only measures what it steps by."""
+        self._compiles = compile
         self._thread.start()
 
     def stop(self) -> None:
@@ -87,8 +98,9 @@ class Compiler:
 
     def _wanted(self) -> list[tuple[Family, DType]]:
         """The most wanted family, what is used, then every other family in its common dtype."""
-        common = [(family, DType.BFLOAT16) for family in self._families]
-        every = [*common, *((family, DType.FLOAT32) for family in self._families)]
+        families = self._families()
+        common = [(family, DType.BFLOAT16) for family in families]
+        every = [*common, *((family, DType.FLOAT32) for family in families)]
         used = [each for each in every if self._key(*each) in self._engine.costs]
         return list({self._key(*each): each for each in (common[0], *used, *common)}.values())
 
@@ -96,6 +108,9 @@ class Compiler:
         return family.fingerprint, compute_dtype(dtype, family.stem.positions.device)
 
     def _run(self) -> None:
+        if not self._compiles:
+            self._measure_rest()
+            return
         try:
             compiled = CompiledGraphs(self._directory)
             os.environ.update(compiled.environment)
@@ -105,9 +120,10 @@ class Compiler:
                         self.busy = True
                         with contextlib.suppress(RedisError):  # it will be back
                             self._provide(compiled, family, dtype)
+                            self._let_measure(family, dtype)
                         break
                 else:
-                    self.busy = False
+                    self._have_measured()
         except Stopping:
             pass
         except (CannotCompile, NotOurs, OSError) as error:
@@ -116,9 +132,33 @@ class Compiler:
             log.exception("kernels cannot be loaded")
             self._give_up(f"{type(error).__name__}: {error}")
 
+    def _let_measure(self, family: Family, dtype: DType) -> None:
+        """Wait until the engine knows the steps of what was compiled, if nobody asks for images."""
+        self._engine.measure(family, dtype)
+        self.busy, until = False, time.monotonic() + MEASURING_SECONDS
+        while not self._engine.is_measured(*self._key(family, dtype)):
+            if self._stopping.wait(POLL_SECONDS) or time.monotonic() > until:
+                break
+
+    def _have_measured(self) -> None:
+        """Have everything measured by the kernels that there are, once nothing is compiled."""
+        self.busy = False
+        for family in self._families():
+            for dtype in computes(family.stem.positions.device).values():
+                if (key := self._key(family, dtype)) not in self._noted:
+                    self._noted.add(key)
+                    self._engine.measure(family, dtype)
+
+    def _measure_rest(self) -> None:
+        """The same of families that are still loaded, until the end."""
+        while not self._stopping.is_set():
+            self._have_measured()
+            self._stopping.wait(POLL_SECONDS)
+
     def _give_up(self, problem: str) -> None:
-        self.busy, self.problem = False, problem[:500]
+        self.problem = problem[:500]
         log.warning("sampling uncompiled, which is slower", reason=self.problem)
+        self._measure_rest()
 
     def _provide(self, compiled: CompiledGraphs, family: Family, dtype: DType) -> None:
         wanted = graphs(family.manifest.network, dtype)
@@ -189,7 +229,6 @@ def main(directory: Path) -> None:
     """Compile the graph that stands on stdin, as a process that is in nobody's way."""
     graph = Graph.model_validate_json(sys.stdin.read())
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.nice(19)
     with contextlib.suppress(OSError):  # when memory runs out it goes, not the engine
         Path("/proc/self/oom_score_adj").write_text("1000")
     torch.set_num_threads(1)

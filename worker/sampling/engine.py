@@ -8,6 +8,7 @@ that it waits for (`learngenes.stepping.lanes`), in which rows share every matri
 
 import contextlib
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,14 +18,17 @@ import structlog
 import torch
 from torch import Tensor
 
-from learngenes.config import Mode
+from learngenes.config import DType, Mode
 from learngenes.device import (
+    compute_dtype,
     decoded_together,
     release_memory,
     synchronise,
     with_threads,
 )
 from learngenes.family.family import Family
+from learngenes.measuring.device import ComputeTimes, measure_times
+from learngenes.measuring.quiet import Quiet
 from learngenes.measuring.steps import StepCosts, measure_step_costs, seconds_a_step
 from learngenes.model.dit import Stem
 from learngenes.model.sampling import initial_noise
@@ -45,7 +49,7 @@ from worker.sampling.jobs import (
     Preview,
     SampleRequest,
 )
-from worker.sampling.kept_costs import KeptStepCosts
+from worker.sampling.kept_steps import KeptSteps
 from worker.sampling.residency import OutOfRoom, Pool, Residency
 from worker.sampling.turns import BatchLimits, choose
 
@@ -57,6 +61,8 @@ FIRST_SECONDS = 0.5
 """Seconds, about, in which the steps of a family are measured when somebody waits for them."""
 IDLE_SECONDS = 2.0
 """Seconds without a request after which they are measured as they should be."""
+AGAIN_SECONDS = 30.0
+"""Seconds until what was measured beside something else is measured again."""
 
 Key = tuple[str, torch.dtype]
 """A family's fingerprint, and what it computes in."""
@@ -77,29 +83,44 @@ class Engine:
         max_rows: int = 64,
         latency_target_ratio: float = 2.0,
         measure_steps: Callable[..., StepCosts] = measure_step_costs,
-        kept_costs: KeptStepCosts | None = None,
+        measure_times: Callable[..., ComputeTimes] = measure_times,
+        profile_seconds: float = 10.0,
+        idle_release_seconds: float = math.inf,
+        kept: KeptSteps | None = None,
+        quiet: Callable[[torch.device], Quiet] = Quiet,
         alone: Callable[[], AbstractContextManager[bool]] = lambda: contextlib.nullcontext(True),
         compose: Callable[[Sequence[Part], Tables, Stack, Kernels], Batch] = Batch,
     ) -> None:
-        """`measure_steps` measures the steps of a family in one dtype, up to a number of rows.
+        """`measure_steps` and `measure_times` measure the steps of a family in one dtype, up to a
+        number of rows, the latter for about `profile_seconds`.
 
-        It does when the device is idle, if `alone` says that nobody else measures or compiles.
+        They do when the device is idle, if `alone` says that nobody else measures or compiles, and
+        again later when it was not `quiet`. Weights that nobody has asked for in
+        `idle_release_seconds` leave the device.
         """
-        self._families = list(families)
-        self._device = self._families[0].stem.positions.device
+        self._families = {family.fingerprint: family for family in families}
+        self._device = next(iter(self._families.values())).stem.positions.device
         self._max_rows = max_rows
-        self._measure_steps, self._compose_batch = measure_steps, compose
-        self._kept_costs, self._alone = kept_costs, alone
+        self._measure_steps, self._measure_times = measure_steps, measure_times
+        self._profile_seconds, self._compose_batch = profile_seconds, compose
+        self._kept, self._alone, self._quiet = kept, alone, quiet
+        self._idle_release_seconds = idle_release_seconds
         self.lanes = Lanes.of(self._device)
         self._kernels: dict[Key, Kernels] = {}
         """Compiled kernels, by what uses them."""
         self._arrived_kernels: dict[Key, Kernels] = {}
+        self._budget_bytes = budget_bytes
         self.residency = Residency(budget_bytes - self._decoders_bytes())
         self._latency_target_ratio = latency_target_ratio
         self.costs: dict[Key, StepCosts] = {}
         """Step costs of everything that was asked for."""
-        self._estimated: dict[Key, SharedWeights] = {}
-        """What was measured in a hurry, or by other kernels."""
+        self._unmeasured: dict[Key, tuple[Family, DType]] = {}
+        """What was measured in a hurry, by other kernels, or not at all."""
+        self._measure_at = 0.0
+        """Time, by time.monotonic(), before which nothing is measured again."""
+        self._asked: list[tuple[Family, DType]] = []
+        self.disturbed = ""
+        """What disturbed the last measurement; empty where it was alone."""
         self.gauges: dict[str, float] = {}
         """Values of registry.metrics.WORKER_GAUGES at the last composition."""
         self._parts: list[JobPart] = []
@@ -118,13 +139,18 @@ class Engine:
 
     def _decoders_bytes(self) -> int:
         """Bytes of the decoders of families of latents, which Residency does not count."""
-        networks = [family.manifest.network for family in self._families]
+        networks = [family.manifest.network for family in self._families.values()]
         held = sum(decoder_bytes(network) for network in networks)
         decoding = max(decoding_bytes(network, self._max_rows) for network in networks)
         return held + self.lanes.count * decoding
 
     def start(self) -> None:
         self._thread.start()
+
+    def add(self, families: Iterable[Family]) -> None:
+        """Serve these families, too."""
+        self._families |= {family.fingerprint: family for family in families}
+        self.residency.budget_bytes = self._budget_bytes - self._decoders_bytes()
 
     def stop(self) -> None:
         """End the engine; requests under way get EngineStopped."""
@@ -156,6 +182,17 @@ class Engine:
         with self._changed:
             self._arrived_kernels[family.fingerprint, compute] = kernels
             self._changed.notify()
+
+    def measure(self, family: Family, dtype: DType) -> None:
+        """Measure a family's steps once nobody asks for anything, unless that is known."""
+        with self._changed:
+            self._asked.append((family, dtype))
+            self._changed.notify()
+
+    def is_measured(self, fingerprint: str, compute: torch.dtype) -> bool:
+        """Whether nothing is left to measure of a family in one dtype of computing."""
+        key = fingerprint, compute
+        return key not in self._unmeasured and not self._asked and key not in self._arrived_kernels
 
     def preview(self, job: Job, max_seconds: float = 1.0) -> Pixels | None:
         """First image (C, H, W) as the last step predicted it; None before the first step."""
@@ -190,7 +227,7 @@ class Engine:
             while not (self._wanted or self._parts or idle):
                 self.watch.rest()
                 self.gauges = self._gauges()
-                idle = not self._changed.wait(IDLE_SECONDS if self._estimated else None)
+                idle = not self._changed.wait(self._idle_seconds())
             self.watch.moved()
             if self._stopping:
                 return False
@@ -198,8 +235,13 @@ class Engine:
             cancelled, self._cancelled = self._cancelled, []
             previews, self._previews = self._previews, []
             kernels, self._arrived_kernels = self._arrived_kernels, {}
+            asked, self._asked = self._asked, []
+        for family, dtype in asked:
+            self._note_unmeasured(family, dtype)
         if idle:
-            self._measure()
+            self._release_unused()
+            if self._unmeasured and time.monotonic() >= self._measure_at:
+                self._measure()
         if kernels:
             self._exchange(kernels)
         for job in arrived:
@@ -229,8 +271,28 @@ class Engine:
 
     @property
     def _wanted(self) -> bool:
-        arrived = self._arrived or self._arrived_kernels
+        arrived = self._arrived or self._arrived_kernels or self._asked
         return bool(arrived or self._cancelled or self._previews or self._stopping)
+
+    def _idle_seconds(self) -> float | None:
+        """Seconds without a request after which there is something to do; None for never."""
+        now, due = time.monotonic(), []
+        if self._unmeasured:
+            due.append(max(IDLE_SECONDS, self._measure_at - now))
+        used = [pool.used_at for pool in self.residency.pools]
+        if used and self._idle_release_seconds < math.inf:
+            due.append(max(0.0, min(used) + self._idle_release_seconds - now))
+        return min(due, default=None)
+
+    def _release_unused(self) -> None:
+        """Free what the weights take that nobody has asked for lately; a request makes it again."""
+        dropped = self.residency.release(time.monotonic() - self._idle_release_seconds)
+        if dropped:
+            names = sorted({pool.shared.family.manifest.name for pool in dropped})
+            nbytes = sum(pool.nbytes for pool in dropped)
+            dropped.clear()
+            release_memory(self._device)
+            log.info("idle weights released", families=names, bytes=nbytes)
 
     def _exchange(self, kernels: dict[Key, Kernels]) -> None:
         """Go on by other kernels, whose steps are measured when there is time."""
@@ -252,39 +314,60 @@ class Engine:
         """Step costs as they are kept, or else measured in a hurry at first."""
         key, kernels = _key(shared), self._kernels_of(shared)
         if key not in self.costs:
-            costs = None
-            if self._kept_costs is not None:
-                costs = self._kept_costs.get(shared, kernels, self._max_rows)
+            costs = self._note_unmeasured(shared.family, shared.dtype)
             if costs is None:
-                self._estimated[key] = shared
                 costs = self._measure_steps(shared, kernels, self._max_rows, FIRST_SECONDS)
             self.costs[key] = costs
         return self.costs[key]
 
+    def _note_unmeasured(self, family: Family, dtype: DType) -> StepCosts | None:
+        """Step costs that are kept; where there are none, they are to be measured."""
+        key = family.fingerprint, compute_dtype(dtype, self._device)
+        kernels = self._kernels.get(key) or Kernels(lanes=self.lanes)
+        kept = None
+        if self._kept is not None:
+            kept = self._kept.get(family, key[1], kernels, self._max_rows)
+        if kept is None:
+            self._unmeasured.setdefault(key, (family, dtype))
+        else:
+            self._unmeasured.pop(key, None)
+        return kept
+
     def _measure(self) -> None:
-        """Measure steps that were measured in a hurry, unless somebody comes."""
-        key, shared = next(iter(self._estimated.items()))
-        kernels, started = self._kernels_of(shared), time.monotonic()
+        """Measure steps that were not measured as they should be, unless somebody comes."""
+        key, (family, dtype) = next(iter(self._unmeasured.items()))
+        held = [pool.shared for pool in self.residency.pools if _key(pool.shared) == key]
+        started = time.monotonic()
         try:
             with self._alone() as alone:
                 if not alone:
                     return
-                costs = self._measure_steps(
-                    shared, kernels, self._max_rows, seconds_of=self._seconds_a_step
+                shared = held[0] if held else SharedWeights(family, dtype)
+                kernels, how = self._kernels_of(shared), {"seconds_of": self._seconds_a_step}
+                quiet = self._quiet(self._device)
+                costs = self._measure_steps(shared, kernels, self._max_rows, **how)
+                times = self._measure_times(
+                    shared, kernels, self._max_rows, self._profile_seconds, **how
                 )
+                self.disturbed = quiet.disturbed_by()
         except Wanted:
             return
         except Exception:
             log.exception("steps cannot be measured; what was measured in a hurry stays")
-            del self._estimated[key]
+            del self._unmeasured[key]
             return
-        self.costs[key] = costs
-        del self._estimated[key]
-        if self._kept_costs is not None:
-            self._kept_costs.keep(shared, kernels, self._max_rows, costs)
+        if self.disturbed:
+            self._measure_at = time.monotonic() + AGAIN_SECONDS
+            log.warning("measured beside others, and again later", reason=self.disturbed)
+            return
+        if key in self.costs:
+            self.costs[key] = costs
+        del self._unmeasured[key]
+        if self._kept is not None:
+            self._kept.keep(family, key[1], kernels, self._max_rows, costs, times)
         log.info(
             "steps measured",
-            family=shared.family.manifest.name,
+            family=family.manifest.name,
             compute=str(shared.compute),
             compiled=kernels.are_compiled,
             seconds=round(time.monotonic() - started, 1),

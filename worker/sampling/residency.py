@@ -7,6 +7,7 @@ time goes first.
 
 import functools
 import sys
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable
 
@@ -131,6 +132,8 @@ class Pool:
         self.coefficients = CoefficientTable(shared.device)
         self.models: dict[Hashable, ModelWeights] = {}
         """Weights of models by (model, artifact)."""
+        self.used_at = time.monotonic()
+        """Time at which a request last asked for it."""
         self.most_rows = sys.maxsize
         """Most rows of a batch; fewer once a batch has failed for want of memory."""
 
@@ -189,7 +192,14 @@ class Residency:
             # another dict, since request threads may be walking this one
             made = Pool(shared, self.budget_bytes // TABLE_SHARE)
             self._pools = {**self._pools, key: made}
+        self._pools[key].used_at = time.monotonic()
         return self._pools[key]
+
+    def release(self, unused_since: float) -> list[Pool]:
+        """Drop everything of pools that no request has asked for since; returns them."""
+        dropped = [pool for pool in self._pools.values() if pool.used_at <= unused_since]
+        self._pools = {key: pool for key, pool in self._pools.items() if pool not in dropped}
+        return dropped
 
     def model(
         self,

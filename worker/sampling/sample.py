@@ -7,6 +7,7 @@ import base64
 import contextlib
 import gc
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ import structlog
 
 from learngenes.data.images import as_picture, encode_png
 from learngenes.device import capacity_bytes
+from learngenes.family.family import Family
+from learngenes.measuring.device import computes
+from learngenes.measuring.quiet import Quiet
 from learngenes.stepping.weights import kept
 from registry import metrics
 from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
@@ -26,7 +30,7 @@ from worker.runtime import Runtime
 from worker.sampling.compiler import Compiler
 from worker.sampling.engine import Engine
 from worker.sampling.jobs import EngineStopped, Job, SampleRequest
-from worker.sampling.kept_costs import KeptStepCosts
+from worker.sampling.kept_steps import KeptSteps
 
 log = structlog.get_logger()
 
@@ -50,20 +54,31 @@ class Sampling:
             budget_bytes,
             max_rows=settings.max_batch_rows,
             latency_target_ratio=settings.latency_target_ratio,
-            kept_costs=KeptStepCosts(runtime),
+            profile_seconds=settings.profile_seconds / len(computes(runtime.device)),
+            idle_release_seconds=settings.idle_release_seconds or math.inf,
+            kept=KeptSteps(runtime),
             alone=self._alone,
         )
-        default = settings.default_family
-        families = sorted(runtime.families.values(), key=lambda f: f.manifest.name != default)
+        self._quiet = Quiet(runtime.device)
+        self._others = 0
+        """Number of generations that nobody times, since one was timed."""
         self.compiler = Compiler(
-            self.engine, families, settings.resolved_kernels_dir, alone=runtime.device_alone
+            self.engine, self._families, settings.resolved_kernels_dir, alone=runtime.device_alone
         )
         sys.setswitchinterval(SWITCH_SECONDS)
         self.engine.start()
         gc.collect()
         gc.freeze()  # else each full collection walks all that torch has made
-        if settings.compile:
-            self.compiler.start()
+        self.compiler.start(compile=settings.compile)
+
+    def _families(self) -> list[Family]:
+        """Families that are loaded, the default one first."""
+        default, loaded = self.runtime.settings.default_family, self.runtime.families.values()
+        return sorted(loaded, key=lambda family: family.manifest.name != default)
+
+    def take_families(self) -> None:
+        """Serve what has been loaded since the start, too."""
+        self.engine.add(self._families())
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -98,6 +113,8 @@ class Sampling:
         model = repository.models.get(record.model)
         if not model.servable:
             raise ModelGone(f"model {record.model} is {model.status}")
+        if not record.timed:
+            self._others += 1
         started_at = now()
         with _vital():
             job = self.engine.submit(self._request(record, model))
@@ -119,7 +136,16 @@ class Sampling:
             started_at=started_at,
             finished_at=finished_at,
         )
-        metrics.IMAGES.labels(model.plan.depth).inc(len(pictures))
+        if record.timed:
+            repository.tell_disturbance(record.id, self._disturbed_by())
+        else:
+            metrics.IMAGES.labels(model.plan.depth).inc(len(pictures))
+
+    def _disturbed_by(self) -> str:
+        """What else used the device since this was asked last; empty for nothing."""
+        others = self._others + int(self.engine.gauges.get("engine_running", 0))
+        disturbed, self._others = self._quiet.disturbed_by(), 0
+        return f"{others} generations of others" if others else disturbed
 
     def _request(self, record: GenerationRecord, model: ModelRecord) -> SampleRequest:
         family, artifact = self.runtime.family(model.family), served_name(model)

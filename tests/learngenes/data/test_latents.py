@@ -1,6 +1,7 @@
 """Families of latents: an autoencoder stands between what is denoised and what is seen."""
 
 import json
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -177,14 +178,16 @@ def test_what_decoding_needs_is_predicted(latent_family: Family, dtype: DType) -
 def test_decoding_takes_time_for_each_image(
     latent_family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(_: object, __: object, workload: Workload) -> float:
-        return 0.01 + 0.002 * workload.n + 0.001 * workload.num_inference_steps
+    def pixels(_: object, latents: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return torch.zeros(len(latents), 3, 8, 8, dtype=torch.uint8)
 
-    monkeypatch.setattr("learngenes.measuring.device.run", run)  # and there is time for all rows
-    monkeypatch.setattr("learngenes.measuring.device._Profiling.elapsed_share", 0.0)
-    profile = measure_profile(latent_family, 0)
-    assert profile.image_seconds == pytest.approx(0.002)
-    assert profile.request_seconds == pytest.approx(0.01)
+    monkeypatch.setattr("learngenes.data.latents.LatentDecoder.pixels", pixels)
+    profile = measure_profile(latent_family, 0, max_seconds=0.1)
+    assert 0.02 <= profile.image_seconds < 0.05
+    execution = profile.executions[0]
+    one, four = (float(profile.latency_seconds(2, 8, execution, Workload(n))) for n in (1, 4))
+    assert four - one >= 3 * 0.02
 
 
 def test_a_pipeline_of_diffusers_samples_the_same_images(

@@ -3,8 +3,7 @@ import pytest
 from learngenes.config import DType, Mode, Scheduler
 from learngenes.family.family import Family
 from learngenes.measuring.model import (
-    LATENCY_RUNS,
-    MIN_LATENCY_RUNS,
+    MOST_RUNS,
     measure,
     memory,
     parameter_bytes,
@@ -75,18 +74,23 @@ def test_memory_is_of_weights_and_of_one_batch_however_many_steps(
     assert two == memory(model, diffusion, Workload(n=2, num_inference_steps=1000))
 
 
-@pytest.mark.parametrize(("max_seconds", "runs"), [(0.0, MIN_LATENCY_RUNS), (600.0, LATENCY_RUNS)])
-def test_batches_are_timed_until_the_time_is_up(
-    family: Family, model: DiT, rows: list[int], max_seconds: float, runs: int
+@pytest.mark.parametrize(("seconds", "runs"), [(0.0, 1), (600.0, MOST_RUNS)])
+def test_batches_are_run_until_the_time_is_up(
+    family: Family,
+    model: DiT,
+    rows: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    runs: int,
 ) -> None:
-    measurement = measure(model, family.manifest.diffusion, WORKLOAD, max_seconds)
-    assert measurement.latency_runs == runs
+    monkeypatch.setattr("learngenes.measuring.model.RUNS_SECONDS", seconds)
+    measure(model, family.manifest.diffusion, WORKLOAD)
     warm_up, memory_runs = 1, 2 * len(Scheduler)
     assert rows == [4] * (warm_up + runs * WORKLOAD.num_inference_steps + memory_runs)
 
 
 def test_a_measurement_has_all_four_figures(family: Family, model: DiT) -> None:
-    cost = measure(model, family.manifest.diffusion, WORKLOAD, max_seconds=0).cost
+    cost = measure(model, family.manifest.diffusion, WORKLOAD).cost
     assert cost.memory_bytes == memory(model, family.manifest.diffusion, WORKLOAD)
     assert cost.process_memory_bytes > 50_000_000 > cost.memory_bytes
     assert 0 < cost.latency_seconds <= cost.latency_p95_seconds

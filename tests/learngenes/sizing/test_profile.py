@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,15 @@ from pydantic import ValidationError
 from learngenes.config import DType, Mode
 from learngenes.sizing.budget import Cost, Workload
 from learngenes.sizing.cost import Execution
-from learngenes.sizing.profile import MOST_DRIFT, P95_RATIO_RANGE, DeviceProfile
+from learngenes.sizing.profile import (
+    MOST_CORRECTION,
+    MOST_OBSERVATIONS,
+    OBSERVATION_DAYS,
+    P95_RATIO_RANGE,
+    DeviceProfile,
+    LayerCost,
+    Observation,
+)
 from tests.support.sizing import NETWORK, ROWS, SIZES, device_profile, executions
 
 FACTORED = Execution(Mode.FACTORED, DType.FLOAT32)
@@ -35,9 +44,19 @@ def latency(
     return float(profile.latency_seconds(depth, rank, execution, Workload(**workload)))
 
 
-def after(profile: DeviceProfile, **measured: float) -> DeviceProfile:
+AT = datetime(2026, 2, 1, tzinfo=UTC)
+
+
+def after(profile: DeviceProfile, at: datetime = AT, **measured: float) -> DeviceProfile:
     """A profile after a measurement that is the prediction but for this."""
-    return profile.corrected(PREDICTED, replace(PREDICTED, **measured))  # type: ignore[arg-type]
+    cost = replace(PREDICTED, **measured)  # type: ignore[arg-type]
+    return profile.corrected(PREDICTED, cost, profile.overhead_seconds, at)
+
+
+def observed(profile: DeviceProfile, *ratios: float) -> DeviceProfile:
+    """A profile after models that took so many times as long as was profiled."""
+    seen = [Observation(ratio=ratio, overhead_seconds=0.001, at=AT) for ratio in ratios]
+    return profile.model_copy(update={"observations": tuple(seen)})
 
 
 def test_it_comes_back_from_json_as_it_was(profile: DeviceProfile) -> None:
@@ -49,9 +68,9 @@ def test_it_comes_back_from_json_as_it_was(profile: DeviceProfile) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "Input should be 2"),
+        ({"version": 2}, "Input should be 3"),
         ({"p95_ratio": 0.9}, "greater than or equal to 1"),
-        ({"speed_correction": 0}, "greater than 0"),
+        ({"request_seconds": -1}, "greater than or equal to 0"),
         ({"flops": 1e12}, "Extra inputs"),
     ],
 )
@@ -97,9 +116,10 @@ def test_beside_the_request_latency_is_linear_in_steps(
 
 def test_what_was_measured_is_what_is_predicted(profile: DeviceProfile) -> None:
     cost = profile.layers[0]
+    assert cost.ranks == SIZES.ranks
     for row, rank in enumerate(SIZES.ranks):
         for column, rows in enumerate(ROWS):
-            step = profile.step_seconds[column] + 4 * cost.seconds[row][column]
+            step = cost.step_seconds[column] + 4 * cost.seconds[row][column]
             predicted = latency(profile, 4, rank, n=rows, guided=False, num_inference_steps=10)
             assert predicted == pytest.approx(profile.request_seconds + 10 * step)
 
@@ -123,19 +143,33 @@ def test_latency_is_linear_between_two_batches_and_beyond_the_largest(
 
 def test_beyond_the_largest_batch_latency_never_falls() -> None:
     """Noise can make a larger batch look quicker than a smaller one."""
-    noisy = device_profile(NETWORK, SIZES, step_seconds=(0.001, 0.9, 0.8))
+    whole = device_profile(NETWORK, SIZES)
+    layer = whole.layers[0].model_copy(update={"step_seconds": (0.001, 0.9, 0.8)})
+    noisy = whole.model_copy(update={"layers": (layer,)})
     assert latency(noisy, n=1000, guided=False) > latency(noisy, n=16, guided=False)
 
 
 def test_a_profile_of_one_batch_holds_for_all() -> None:
     whole = device_profile(NETWORK, SIZES)
     layers = tuple(
-        cost.model_copy(update={"seconds": tuple(row[:1] for row in cost.seconds)})
+        cost.model_copy(
+            update={
+                "rows": (1,),
+                "step_seconds": cost.step_seconds[:1],
+                "seconds": tuple(row[:1] for row in cost.seconds),
+            }
+        )
         for cost in whole.layers
     )
-    steps = whole.step_seconds[:1]
-    one = device_profile(NETWORK, SIZES, rows=(1,), step_seconds=steps, layers=layers)
+    one = device_profile(NETWORK, SIZES, layers=layers)
     assert latency(one, n=16) == latency(one, n=1, guided=False)
+
+
+def test_a_table_that_is_not_one_is_refused(profile: DeviceProfile) -> None:
+    cost = profile.layers[0].model_dump()
+    for change in ({"rows": (1, 4)}, {"ranks": (8,)}, {"step_seconds": (0.1,)}):
+        with pytest.raises(ValidationError, match="a row per rank, and a column per number"):
+            LayerCost.model_validate({**cost, **change})
 
 
 @every_execution
@@ -146,13 +180,10 @@ def test_many_sizes_are_computed_at_once(profile: DeviceProfile, execution: Exec
     assert together.tolist() == pytest.approx(alone)
 
 
-def test_corrections_multiply(profile: DeviceProfile) -> None:
-    slower = profile.layers[0].model_copy(update={"correction": 1.5})
-    layers = (slower, *profile.layers[1:])
-    corrected = profile.model_copy(update={"layers": layers, "speed_correction": 2.0})
-    for execution, factor in ((FACTORED, 3), (MATERIALISED, 2)):
-        before = latency(profile, execution=execution)
-        assert latency(corrected, execution=execution) == pytest.approx(factor * before)
+def test_what_was_observed_corrects_the_work_and_not_the_request(profile: DeviceProfile) -> None:
+    slower = observed(profile, 1.5, 1.5, 1.5)
+    before = latency(profile) - profile.request_seconds
+    assert latency(slower) - slower.overhead_seconds == pytest.approx(1.5 * before)
 
 
 def test_an_execution_that_was_not_profiled_is_a_key_error(profile: DeviceProfile) -> None:
@@ -161,29 +192,47 @@ def test_an_execution_that_was_not_profiled_is_a_key_error(profile: DeviceProfil
         latency(some, execution=MATERIALISED)
 
 
-def test_a_measured_speed_moves_the_prediction_half_way(profile: DeviceProfile) -> None:
-    slower = after(profile, latency_seconds=1.44)
-    assert latency(slower) == pytest.approx(1.2 * latency(profile))
-    faster = after(profile, latency_seconds=0.64)
-    assert latency(faster) == pytest.approx(0.8 * latency(profile))
-    assert after(profile).speed_correction == 1
+def test_one_model_alone_corrects_nothing_and_two_only_half(profile: DeviceProfile) -> None:
+    for ratios, expected in (((), 1), ((1.4,), 1), ((1.4, 1.4), 1.2), ((1.4, 1.4, 1.4), 1.4)):
+        assert observed(profile, *ratios).speed_correction == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("seconds", "moved"), [(1000.0, MOST_DRIFT), (0.001, 1 / MOST_DRIFT)])
-def test_one_wild_measurement_moves_it_no_further_than_a_great_drift(
-    profile: DeviceProfile, seconds: float, moved: float
-) -> None:
-    wild = after(profile, latency_seconds=seconds)
-    assert wild.speed_correction == pytest.approx(moved**0.5)
+def test_a_wild_one_among_others_moves_nothing(profile: DeviceProfile) -> None:
+    assert observed(profile, 1.1, 1.1, 1.1, 1.1, 30.0).speed_correction == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("ratio", "bound"), [(30, MOST_CORRECTION), (0.01, 1 / MOST_CORRECTION)])
+def test_it_is_corrected_within_bounds(profile: DeviceProfile, ratio: float, bound: float) -> None:
+    assert observed(profile, *(ratio,) * 9).speed_correction == bound
 
 
 def test_a_steady_drift_is_followed(profile: DeviceProfile) -> None:
     undisturbed = latency(profile)
     measured = replace(PREDICTED, latency_seconds=1.7 * undisturbed)
-    for _ in range(100):
+    for _ in range(20):
         predicted = replace(PREDICTED, latency_seconds=latency(profile))
-        profile = profile.corrected(predicted, measured)
+        profile = profile.corrected(predicted, measured, profile.overhead_seconds, AT)
     assert latency(profile) == pytest.approx(1.7 * undisturbed, rel=1e-4)
+    assert len(profile.observations) == MOST_OBSERVATIONS
+
+
+def test_old_observations_are_forgotten(profile: DeviceProfile) -> None:
+    seen = after(profile, latency_seconds=2)
+    later = AT + timedelta(days=OBSERVATION_DAYS, seconds=1)
+    assert len(after(seen).observations) == 2
+    assert len(after(seen, later).observations) == 1
+
+
+def test_the_overhead_is_what_requests_had(profile: DeviceProfile) -> None:
+    seen = profile.corrected(PREDICTED, PREDICTED, 0.25, AT)
+    assert (profile.overhead_seconds, seen.overhead_seconds) == (0.001, 0.25)
+
+
+def test_what_was_disturbed_teaches_nothing_of_latency(profile: DeviceProfile) -> None:
+    slow = replace(PREDICTED, memory_bytes=1300, latency_seconds=50, latency_p95_seconds=90)
+    learned = profile.corrected(PREDICTED, slow, None, AT)
+    assert learned.memory_overhead_bytes == profile.memory_overhead_bytes + 300
+    assert (learned.observations, learned.p95_ratio) == ((), profile.p95_ratio)
 
 
 def test_memory_that_was_missing_is_added_and_none_is_taken_away(profile: DeviceProfile) -> None:
@@ -213,10 +262,3 @@ def test_three_misses_in_a_hundred_leave_the_tail_as_it_is(profile: DeviceProfil
     for i in range(100):
         profile = after(profile, latency_p95_seconds=1.3 if i % 33 == 32 else 1.1)
     assert profile.p95_ratio == pytest.approx(before)
-
-
-def test_after_many_models_one_more_moves_little(profile: DeviceProfile) -> None:
-    for corrections, power in ((0, 0.5), (3, 0.2), (100, 0.1)):
-        seasoned = profile.model_copy(update={"corrections": corrections})
-        moved = after(seasoned, latency_seconds=2.0).speed_correction
-        assert moved == pytest.approx(2**power)

@@ -133,6 +133,9 @@ def draw_profile(rng: random.Random, sizes: SizeSpace) -> DeviceProfile:
         LayerCost(
             mode=mode,
             dtype=dtype,
+            rows=ROWS,
+            ranks=sizes.ranks if mode is Mode.FACTORED else (1,),
+            step_seconds=tuple(seconds() for _ in ROWS),
             seconds=tuple(
                 tuple(seconds() for _ in ROWS)
                 for _ in (sizes.ranks if mode is Mode.FACTORED else "W")

@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family
 from learngenes.model.diffusion import heldout_loss, noise_process
 from learngenes.model.factors import Scales
+from learngenes.training import tuning
 from learngenes.training.prepare import HEALED
 from learngenes.training.retrain import RetrainingConfig, retrain
 from learngenes.training.tuning import Progress, split_heldout
@@ -44,7 +46,39 @@ def test_it_stops_when_the_heldout_loss_stops_falling(family: Family, start: Sca
 
 def test_it_stops_when_the_time_is_up(family: Family, start: Scales) -> None:
     config = RetrainingConfig(steps=10**6, max_seconds=0.5, patience=10**6)
-    assert retrain(family, start, config).steps < 10**6
+    result = retrain(family, start, config)
+    assert result.steps < 10**6
+    assert result.stopped == "time"
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "steps"), [(0.1, 100), (1.0, 30), (10.0, 5)], ids=["idle", "busy", "hopeless"]
+)
+def test_time_does_not_end_it_before_its_least_steps_unless_that_takes_for_ever(
+    family: Family,
+    start: Scales,
+    monkeypatch: pytest.MonkeyPatch,
+    step_seconds: float,
+    steps: int,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def tick(_: Progress) -> None:
+        clock[0] += step_seconds
+
+    config = RetrainingConfig(steps=10**6, least_steps=30, max_seconds=10, patience=10**6)
+    result = retrain(family, start, config, tick)
+    assert (result.steps, result.stopped) == (pytest.approx(steps, abs=3), "time")
+
+
+def test_it_says_what_ended_it(family: Family, start: Scales) -> None:
+    steps = RetrainingConfig(steps=2)
+    assert retrain(family, start, steps).stopped == "steps"
+    still = RetrainingConfig(
+        steps=1000, heldout_every_steps=1, patience=1, learning_rate=1e3, max_seconds=1e3
+    )
+    assert retrain(family, start, still).stopped == "converged"
 
 
 def test_every_step_is_told_and_can_cancel(family: Family, start: Scales) -> None:

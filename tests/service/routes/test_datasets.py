@@ -133,6 +133,26 @@ def test_a_deleted_task_fails_what_is_not_built_and_nothing_else(stack: Stack) -
     refused(stack.deploy(task=task), 404)
 
 
+def test_what_had_no_time_to_learn_is_not_ready_and_can_go_on(stack: Stack) -> None:
+    stack.runtime.settings.task_retraining_steps = 40
+    stack.runtime.settings.task_least_steps = 40
+    stack.runtime.settings.retraining_max_seconds = 1e-6
+    model = stack.ready_model(task=upload(stack))
+    told = stack.told(f"/models/{model}")
+    assert told["status"] == "undertrained"
+    assert (told["training"]["steps"], told["training"]["stopped"]) == (0, "time")
+    assert told["error"].startswith("stopped after 0 of 40 steps: time; continue it")
+    assert stack.generate(model).status_code == 200, "what there is can be looked at"
+
+    stack.runtime.settings.retraining_max_seconds = 60
+    answer = stack.api.post(f"/models/{model}/continue")
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+    refused(stack.api.post(f"/models/{model}/continue"), 409, kind="not-undertrained")
+    build(stack.runtime, model)
+    told = stack.told(f"/models/{model}")
+    assert (told["status"], told["training"]["steps"], told["error"]) == ("ready", 40, None)
+
+
 def test_what_cannot_be_used_is_said(stack: Stack) -> None:
     refused(send(stack, b"no archive"), 422, "not a whole zip or tar archive")
     refused(send(stack, b"x", family="none"), 422)
@@ -197,7 +217,7 @@ def test_images_for_a_family_of_latents_have_the_size_of_its_images(stack: Stack
     described = AutoencoderConfig(
         block_out_channels=(8, 16, 16), scaling_factor=1, decoder_parameters=1, decode_bytes=(1,)
     )
-    (announced,) = stack.runtime.announced
+    (announced,) = stack.runtime.repository.families()
     network = announced.network.model_copy(update={"autoencoder": described})
     family = announced.model_copy(update={"network": network})
     stack.runtime.repository.announce_family(family)

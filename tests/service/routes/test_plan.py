@@ -8,7 +8,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from learngenes.sizing.profile import DeviceProfile
+from learngenes.sizing.profile import DeviceProfile, Observation
 from tests.service.conftest import Stack
 from tests.support.answers import refused
 from tests.support.devices import keep_profile
@@ -279,12 +279,13 @@ def test_a_worker_of_another_family_does_not_count(stack: Stack) -> None:
 
 def test_one_of_two_devices_must_be_named(stack: Stack, profile: DeviceProfile) -> None:
     mine = stack.runtime.device_class
-    fast = profile.model_copy(update={"device_class": "a-gpu", "speed_correction": 0.1})
+    seen = [Observation(ratio=0.5, overhead_seconds=0.0005, at=profile.measured_at)] * 3
+    fast = profile.model_copy(update={"device_class": "a-gpu", "observations": tuple(seen)})
     keep_profile(stack.runtime.repository, fast)
     refused(stack.plan(**NOTHING_BINDS), 422, f"a-gpu, {mine}", "device-class-needed")
     slow, quick = (planned(stack, max_mem_gb=4, device_class=name) for name in (mine, "a-gpu"))
     assert quick["device_class"] == "a-gpu"
-    assert needs(quick["plan"])[1] == pytest.approx(needs(slow["plan"])[1] / 10)
+    assert needs(quick["plan"])[1] == pytest.approx(needs(slow["plan"])[1] / 2)
 
     made = stack.deploy().json()
     assert made["device_class"] == mine, "nobody builds on the other one now"

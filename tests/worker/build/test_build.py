@@ -24,7 +24,7 @@ from tests.support.builds import build, verify_here
 from tests.support.devices import keep_profile, made_up_profile
 from tests.support.records import queued_model, revision_name
 from tests.support.sizing import SIZES, quality_table, with_imported
-from tests.worker.conftest import MakeGeneration, MakeModel, build_housekeeping, told
+from tests.worker.conftest import MakeModel, build_housekeeping, told
 from worker.artifacts import OWN_FILE, load_own
 from worker.housekeeping import Patience
 from worker.runtime import Runtime
@@ -264,36 +264,6 @@ def test_a_build_is_cancelled_while_it_is_measured(runtime: Runtime, make_model:
     build(runtime, model_id, verify=cancel_first)
     assert told == [1]
     assert models.get(model_id).status == "cancelled"
-
-
-def test_measuring_waits_until_nothing_is_sampled(
-    runtime: Runtime, make_model: MakeModel, make_generation: MakeGeneration
-) -> None:
-    generations, models = runtime.repository.generations, runtime.repository.models
-    sampling, model_id = make_generation("m-another"), make_model().id
-    active: list[int] = []
-
-    def count_and_verify(*args: Any) -> object:
-        active.append(len(generations.active()))
-        return verify_here(*args)
-
-    building = threading.Thread(
-        target=build, args=(runtime, model_id), kwargs={"verify": count_and_verify}
-    )
-    building.start()
-    while models.get(model_id).status != "verifying":
-        assert building.is_alive()
-    assert active == []
-    generations.change(sampling.id, status="cancelled")
-    building.join(timeout=20)
-    assert active == [0]
-
-
-def test_measuring_does_not_wait_for_ever(
-    runtime: Runtime, make_model: MakeModel, make_generation: MakeGeneration
-) -> None:
-    make_generation("m-another")
-    assert build(runtime, make_model().id, idle_seconds=0.05).status == "ready"
 
 
 def test_a_long_wait_is_ended_even_in_a_busy_queue(

@@ -54,7 +54,7 @@ def make_compiler(
         command = (sys.executable, "-c", code)
         compiler = Compiler(
             engine,
-            [family],
+            lambda: [family],
             tmp_path / "kernels",
             command=command,
             graph_seconds=graph_seconds,

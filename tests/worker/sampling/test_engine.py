@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from learngenes.config import SHARED_MODES, Mode, Scheduler
+from learngenes.config import SHARED_MODES, DType, Mode, Scheduler
 from learngenes.family.family import Family
-from learngenes.measuring.steps import SecondsOf, StepCosts, batch_of, full_depth_model
+from learngenes.measuring.steps import SecondsOf, StepCosts, batch_of, own_model
 from learngenes.model.factors import Scales
 from learngenes.stepping import arithmetic
 from learngenes.stepping.kernels import Kernels
@@ -21,6 +21,7 @@ from tests.support.engines import (
     SECONDS,
     GatedEngine,
     Model,
+    Undisturbed,
     alone,
     images_of,
     random_model,
@@ -310,7 +311,7 @@ class Measuring:
     ) -> StepCosts:
         if seconds_of is None:
             return costs_of(10)
-        model = full_depth_model(shared, 24, materialised=True)
+        model = own_model(shared, 24, materialised=True)
         batch = batch_of([model], 1, kernels)
         self.begun.set()
         while not self.may_end.is_set():
@@ -432,3 +433,58 @@ def test_an_idle_engine_says_so(engine: GatedEngine) -> None:
     while engine.gauges["engine_running"] and time.monotonic() < ends:
         time.sleep(0.001)
     assert engine.gauges["engine_running"] == engine.gauges["engine_waiting"] == 0
+
+
+def test_weights_that_nobody_asks_for_leave_the_device_and_come_back(family: Family) -> None:
+    with GatedEngine(family, idle_release_seconds=0.2) as engine:
+        before = images_of(engine.begin())
+        assert engine.residency.models == 1
+        wait_until(lambda: engine.residency.pools == [])
+        assert engine.residency.nbytes == 0
+        assert same(images_of(engine.begin()), before)
+
+
+def test_what_is_asked_for_stays_while_others_leave(family: Family) -> None:
+    with GatedEngine(family, idle_release_seconds=0.5) as engine:
+        images_of(engine.begin(Model(dtype=DType.BFLOAT16)))
+        for _ in range(20):
+            images_of(engine.begin())
+            time.sleep(0.05)
+        assert [pool.shared.dtype for pool in engine.residency.pools] == [DType.FLOAT32]
+
+
+def test_weights_stay_where_nothing_else_is_said(family: Family, measuring: Measuring) -> None:
+    measuring.may_end.set()
+    with GatedEngine(family, measure_steps=measuring) as engine:
+        images_of(engine.begin())
+        wait_until(lambda: measuring.thorough == 1)
+        assert engine.residency.models == 1
+
+
+def test_what_was_measured_beside_others_is_measured_again(
+    family: Family, measuring: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.sampling.engine.AGAIN_SECONDS", 0.05)
+    said = iter(["other processes", "other processes", ""])
+    measuring.may_end.set()
+
+    def quiet(device: torch.device) -> Undisturbed:
+        return Undisturbed(device, next(said))
+
+    with GatedEngine(family, measure_steps=measuring, quiet=quiet) as engine:
+        images_of(engine.begin())
+        key = family.fingerprint, torch.float32
+        assert engine.costs == {key: costs_of(10)}
+        wait_until(lambda: measuring.thorough == 3)
+        wait_until(lambda: engine.costs == {key: costs_of(1)})
+        assert engine.is_measured(*key)
+
+
+def test_what_nobody_has_used_is_measured_when_that_is_asked_for(
+    family: Family, measuring: Measuring
+) -> None:
+    measuring.may_end.set()
+    with GatedEngine(family, measure_steps=measuring) as engine:
+        engine.measure(family, DType.BFLOAT16)
+        wait_until(lambda: measuring.thorough == 1)
+        assert engine.costs == {}, "nobody steps it yet"
