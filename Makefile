@@ -14,7 +14,7 @@ TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-training bench-form bench-healing bench-import bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock clean
+.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-training bench-form bench-healing bench-import bench-start bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -88,6 +88,10 @@ bench-healing: $(INSTALLED_DEV) $(FASHION_MNIST) $(EMOJI)  ## factors in few bit
 
 bench-import: $(INSTALLED_DEV) $(FASHION_MNIST)  ## a DiT imported, half its depth, DiT-XL/2; an hour
 	$(BIN)/python -m benchmarks.importing $(PARTS)
+	$(BIN)/python -m benchmarks.docs
+
+bench-start: $(INSTALLED_DEV)  ## first start, second start, kills, promises by the stopwatch; an hour and a half
+	$(BIN)/python -m benchmarks.start $(PARTS)
 	$(BIN)/python -m benchmarks.docs
 
 compose-test: $(INSTALLED_DEV) $(DOCKERD)  ## the images, and the whole stack through the main job
@@ -169,19 +173,12 @@ $(PEERS): benchmarks/serving/requirements-peers.txt
 
 $(INSTALLED): pyproject.toml requirements.lock | $(COMPILER)
 	$(PYTHON) -m venv $(VENV)
-	$(call install,server$(comma)plot)
+	$(BIN)/python deploy/install.py server,plot
 	touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(call install,dev$(comma)condense$(comma)tracing)
+	$(BIN)/python deploy/install.py dev,condense,tracing
 	touch $@
-
-# the lock pins, the extras choose
-comma := ,
-define install
-	$(BIN)/pip install --quiet --constraint requirements.lock hatchling
-	$(BIN)/pip install --quiet --constraint requirements.lock --no-build-isolation --editable '.[$(1)]'
-endef
 
 lock: $(INSTALLED_DEV)  ## pin what is installed now
 	$(BIN)/pip freeze --all --exclude-editable | grep -v '^pip=' | sed 's/+cpu$$//' > requirements.lock

@@ -166,9 +166,10 @@ class Embedded:
             raise EmbeddedError(
                 f"fineserve runs from {self.var} on another port; `fineserve down` first"
             )
-        for process in self._supervisor().getAllProcessInfo():
-            if process["statename"] in ENDED | {"STOPPED"}:
-                self._supervisor().startProcess(process["name"], False)
+        with self._supervisor() as supervisor:
+            for process in supervisor.getAllProcessInfo():
+                if process["statename"] in ENDED | {"STOPPED"}:
+                    supervisor.startProcess(process["name"], False)
 
     def wait_ready(self) -> Iterator[list[str]]:
         """Yield what is still missing until everything is ready, now and then.
@@ -179,7 +180,8 @@ class Embedded:
         moved, seen = time.monotonic(), None
         while missing := self._missing():
             yield missing
-            now, processes = time.monotonic(), self._supervisor().getAllProcessInfo()
+            with self._supervisor() as supervisor:
+                now, processes = time.monotonic(), supervisor.getAllProcessInfo()
             failed = []
             for process in processes:
                 name, state = process["name"], process["statename"]
@@ -214,7 +216,8 @@ class Embedded:
             self._check_orphans()
             return
         pid = int((self.var / "supervisord.pid").read_text())
-        self._supervisor().shutdown()
+        with self._supervisor() as supervisor:
+            supervisor.shutdown()
         deadline = time.monotonic() + DOWN_TIMEOUT_SECONDS
         while _alive(pid):
             if time.monotonic() > deadline:
@@ -223,7 +226,8 @@ class Embedded:
 
     def running(self) -> bool:
         try:
-            return bool(self._supervisor().getPID())
+            with self._supervisor() as supervisor:
+                return bool(supervisor.getPID())
         except (OSError, xmlrpc.client.Error):
             return False
 
@@ -261,10 +265,15 @@ class Embedded:
                     f"FINESERVE_PORT={self.settings.port + 1} fineserve up"
                 ) from error
 
-    def _supervisor(self) -> Any:
+    @contextlib.contextmanager
+    def _supervisor(self) -> Iterator[Any]:
         """Supervisor's XML-RPC interface; what is asked of it may raise OSError."""
         transport = SupervisorTransport(serverurl=f"unix://{self.var}/supervisor.sock")
-        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport).supervisor
+        try:
+            yield xmlrpc.client.ServerProxy("http://127.0.0.1", transport).supervisor
+        finally:
+            if transport.connection:
+                transport.connection.close()
 
 
 def _run(command: list[str]) -> None:

@@ -120,9 +120,6 @@ class Repository:
     def keep_step_costs(self, device_class: str, family: str, compute: str, content: str) -> None:
         self._redis.hset(redis_key("step-costs", device_class, family), compute, content)
 
-    def forget_step_costs(self, device_class: str, family: str) -> None:
-        self._redis.delete(redis_key("step-costs", device_class, family))
-
     def tell_disturbance(self, generation_id: str, what: str) -> None:
         """Tell who times a generation what else used its device; empty for nothing."""
         self._redis.set(redis_key("disturbance", generation_id), what, ex=DISTURBANCE_SECONDS)

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import redis
@@ -12,8 +12,11 @@ from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator.metrics import default
 
+from fineserve.wire import ProfileResponse
 from registry.metrics import NAMESPACE, WORKER_GAUGES
+from registry.records import now
 from service.deps import State
+from service.planning import profiles
 from service.status import WORKER_QUEUES, waiting
 
 
@@ -28,6 +31,26 @@ def _instrumentator() -> Instrumentator:
     counting = default(metric_namespace=NAMESPACE, should_exclude_streaming_duration=True)
     assert counting is not None, "another instrumentator counts by these names"
     return Instrumentator(excluded_handlers=["/metrics", "/healthz"]).add(counting)
+
+
+PROFILE_GAUGES: tuple[tuple[str, str, Callable[[ProfileResponse], float]], ...] = (
+    (
+        "profile_age_seconds",
+        "Time since a device was estimated or measured for a family.",
+        lambda profile: (now() - profile.measured_at).total_seconds(),
+    ),
+    (
+        "profile_estimated",
+        "Whether some latencies of a family are estimates.",
+        lambda profile: float(profile.estimated),
+    ),
+    (
+        "profile_correction_ratio",
+        "What models took beside what the device was measured to take.",
+        lambda profile: profile.speed_correction,
+    ),
+)
+"""Name, meaning and value of what is told of each profile."""
 
 
 class Present(Collector):
@@ -63,6 +86,10 @@ class Present(Collector):
         count = Counter(worker.queue for worker in workers)
         alive = {(queue,): count[queue] for queue in WORKER_QUEUES}
         yield _gauge("workers", "Workers that send heartbeats.", alive, "queue")
+        known = profiles(repository, repository.families())
+        for name, what, of in PROFILE_GAUGES:
+            told = {(p.family, p.device_class): of(p) for p in known}
+            yield _gauge(name, what, told, "family", "device_class")
         for name, what in WORKER_GAUGES.items():
             told = {
                 (worker.name, worker.device_class): worker.gauges[name]

@@ -237,6 +237,24 @@ DEVICE = (
         "Beside serving, at the first start after another torch or arithmetic; then 0.",
     ),
     Panel(
+        "Age of device profiles",
+        "s",
+        {"{{family}}": "fineserve_profile_age_seconds"},
+        "Since a device was estimated or measured for a family.",
+    ),
+    Panel(
+        "Profiles that are estimates",
+        "short",
+        {"{{family}}": "fineserve_profile_estimated"},
+        "1 after a first start, 0 once the device has been idle for a minute.",
+    ),
+    Panel(
+        "Corrections of profiles",
+        "short",
+        {"{{family}}": "fineserve_profile_correction_ratio"},
+        "What models took beside what was profiled; far from 1: `fineserve profile`.",
+    ),
+    Panel(
         "Resident memory of workers",
         "bytes",
         {"{{worker}}": "fineserve_process_resident_bytes"},

@@ -15,6 +15,7 @@ from learngenes.config import AutoencoderConfig, NetworkConfig
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import decoded_together, default_device, peak_bytes
 from learngenes.files import replaced
+from learngenes.lazily import from_diffusers
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -50,12 +51,10 @@ def digest(stated: str, tensors: Iterable[Tensor]) -> str:
 
 def new_autoencoder(network: NetworkConfig) -> "AutoencoderKL":
     """diffusers' `AutoencoderKL` with random weights, in the shape that `network` names."""
-    from diffusers import AutoencoderKL  # seconds, which a family of images need not wait for
-
     config = network.autoencoder
     assert config is not None
     blocks = len(config.block_out_channels)
-    return AutoencoderKL(
+    made: AutoencoderKL = from_diffusers("AutoencoderKL")(
         in_channels=config.image_channels,
         out_channels=config.image_channels,
         down_block_types=("DownEncoderBlock2D",) * blocks,
@@ -67,6 +66,7 @@ def new_autoencoder(network: NetworkConfig) -> "AutoencoderKL":
         sample_size=network.image_size,
         scaling_factor=config.scaling_factor,
     )
+    return made
 
 
 class LatentDecoder(nn.Module):
@@ -157,10 +157,8 @@ def read_autoencoder(
 
     The network returned names the autoencoder's shape. Raises AutoencoderError.
     """
-    from diffusers import AutoencoderKL
-
     try:
-        whole = AutoencoderKL.from_pretrained(directory)
+        whole = from_diffusers("AutoencoderKL").from_pretrained(directory)
     except (OSError, ValueError) as error:
         raise AutoencoderError(f"{directory} is not an AutoencoderKL: {error}") from error
     config = whole.config

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learngenes.config import DiffusionConfig
+from learngenes.lazily import from_diffusers
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -17,9 +18,8 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def noise_process(config: DiffusionConfig) -> "DDPMScheduler":
-    from diffusers import DDPMScheduler  # a second, which serving need not wait for
-
-    return DDPMScheduler(**config.model_dump())
+    made: DDPMScheduler = from_diffusers("DDPMScheduler")(**config.model_dump())
+    return made
 
 
 def step_generator(stream: int, step: int) -> torch.Generator:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from learngenes.config import DiffusionConfig, Scheduler
+from learngenes.lazily import from_diffusers
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     DiffusersScheduler: TypeAlias = (
         DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler
     )
+
+SOLVERS = {
+    Scheduler.DPMSOLVER: "DPMSolverMultistepScheduler",
+    Scheduler.EULER: "EulerDiscreteScheduler",
+}
 
 
 def diffusers_scheduler(
@@ -26,22 +32,17 @@ def diffusers_scheduler(
     under guidance the two drift apart. Trailing spacing is an `arange` over floats, which for
     some numbers of steps (61 of 1000 is one) gives one timestep too many, -1; it is dropped.
     """
-    # a second, for which a process that starts need not wait
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-
     if scheduler not in [*Scheduler]:
         raise ValueError(f"unknown scheduler {scheduler!r}; choose one of {', '.join(Scheduler)}")
     n = num_inference_steps
     if scheduler == Scheduler.DDIM:
-        ddim = DDIMScheduler(**config.model_dump(), timestep_spacing="trailing", clip_sample=False)
+        ddim: DDIMScheduler = from_diffusers("DDIMScheduler")(
+            **config.model_dump(), timestep_spacing="trailing", clip_sample=False
+        )
         ddim.set_timesteps(n)
         ddim.timesteps = ddim.timesteps[:n]
         return ddim
-    solvers = {
-        Scheduler.DPMSOLVER: DPMSolverMultistepScheduler,
-        Scheduler.EULER: EulerDiscreteScheduler,
-    }
-    solver = solvers[scheduler](**config.model_dump(), timestep_spacing="trailing")
+    solver = from_diffusers(SOLVERS[scheduler])(**config.model_dump(), timestep_spacing="trailing")
     solver.set_timesteps(n)
     solver.sigmas = torch.cat([solver.sigmas[:n], solver.sigmas[-1:]])
     solver.timesteps = solver.timesteps[:n]

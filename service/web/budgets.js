@@ -124,7 +124,8 @@ export function Budgets({ id, families }) {
             <p class="quiet">${plan.mode}, ${plan.dtype}</p>
             <${Figures} of=${{
               "memory, predicted": bytes(plan.predicted.memory_bytes),
-              "latency, predicted": seconds(plan.predicted.latency_p95_seconds),
+              [plan.latency_estimated ? "latency, estimated" : "latency, predicted"]:
+                seconds(plan.predicted.latency_p95_seconds),
               "quality, of the best": plan.quality.toFixed(4),
             }} />`}
         </div>

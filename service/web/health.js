@@ -35,6 +35,17 @@ export function Health({ live }) {
         <td>${bytes(gauges.process_resident_bytes)}</td>
       </tr>`)}</tbody>
     </table></div>
+    <h2>Device profiles</h2>
+    <div class="overflow-auto" tabindex="0" role="region" aria-label="Device profiles"><table>
+      <thead><tr><th scope="col">family</th><th scope="col">device</th><th scope="col">latency</th>
+        <th scope="col">since</th><th scope="col">corrected by models</th><th scope="col">by a factor of</th></tr></thead>
+      <tbody>${status.profiles.map((profile) => html`<tr key=${profile.family + profile.device_class}>
+        <th scope="row">${profile.family}</th><td>${profile.device_class}</td>
+        <td>${profile.estimated ? "estimated, until nobody asks for images" : "measured"}</td>
+        <td>${new Date(profile.measured_at).toLocaleString()}</td><td>${profile.observations}</td>
+        <td>${profile.speed_correction.toFixed(2)}</td>
+      </tr>`)}</tbody>
+    </table></div>
     <h2>Last failures</h2>
     ${status.failures.length
       ? html`<ul>${status.failures.map((failure) => html`<li>

@@ -14,6 +14,7 @@ from registry.settings import Settings
 from registry.store import ArtifactStore
 from tests.fineserve.conftest import Configure
 from tests.support.commands import run
+from tests.support.engines import Undisturbed
 from worker.build.profiles import stored_profile
 from worker.runtime import Runtime
 
@@ -67,16 +68,27 @@ def test_profile_measures_this_device_and_keeps_the_result(
     deployed: Settings, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(profile_seconds=0.5)
-    monkeypatch.setattr("worker.build.profiles.process_base_bytes", lambda *_: 10**8)
+    monkeypatch.setattr("worker.build.profiles.process_base_bytes", lambda *_: (10**8, 0))
+    monkeypatch.setattr("worker.build.profiles.Quiet", Undisturbed)
     runtime = Runtime.start(deployed)
-    steps = runtime.device_class, "tiny", "torch.float32"
-    runtime.repository.keep_step_costs(*steps, "{}")
     assert "tiny on " in run("profile").output
-    assert runtime.repository.step_costs(*steps) is None
     profile = stored_profile(runtime, "tiny")
     assert profile is not None
     assert profile.process_base_bytes == 10**8
     assert [family.name for family in runtime.repository.families()] == ["tiny"]
+    assert "tiny: 0 observations are forgotten" in run("profile", "--reset").output
+
+
+def test_a_disturbed_measurement_is_refused(
+    deployed: Settings, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(profile_seconds=0.5)
+    monkeypatch.setattr("worker.build.profiles.process_base_bytes", lambda *_: (10**8, 0))
+    monkeypatch.setattr(
+        "worker.build.profiles.Quiet", lambda device: Undisturbed(device, "other processes")
+    )
+    assert "disturbed by other processes" in run("profile", exit_code=1).output
+    assert stored_profile(Runtime.start(deployed), "tiny") is None
 
 
 def test_profile_says_which_families_there_are(deployed: Settings) -> None:

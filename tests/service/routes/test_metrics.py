@@ -60,11 +60,18 @@ def test_a_build_tells_its_phases_and_how_it_was_predicted(stack: Stack, watched
     assert watched.grown("fineserve_queue_wait_seconds_count", kind="model") == 1
     for phase in ("assembling", "retraining", "verifying"):
         assert watched.grown("fineserve_build_phase_seconds_count", phase=phase) == 1
-    for quantity in ("memory_bytes", "process_memory_bytes", "latency_p95_seconds"):
+    for quantity in ("memory_bytes", "process_memory_bytes"):
         ratios = "fineserve_measured_over_predicted_ratio_count"
         assert watched.grown(ratios, quantity=quantity) == 1
     assert watched.grown("fineserve_retraining_heldout_loss_count", when="after") == 1
     assert now(stack.api, "fineserve_models", status="ready") == 1
+
+
+def test_what_is_known_of_a_device_is_told(stack: Stack) -> None:
+    told = {"family": "tiny", "device_class": stack.runtime.device_class}
+    assert now(stack.api, "fineserve_profile_estimated", **told) == 0
+    assert now(stack.api, "fineserve_profile_age_seconds", **told) > 0
+    assert now(stack.api, "fineserve_profile_correction_ratio", **told) == 1
 
 
 def test_budgets_that_cannot_be_kept_are_counted_apart(stack: Stack, watched: Watched) -> None:

@@ -35,7 +35,7 @@ def test_a_family_without_a_device_profile_is_not_ready(stack: Stack, client: re
     stack.runtime.announce_families()
     stack.heartbeat()
     stack.heartbeat(id="another", queue="sample")
-    assert missing(stack.api) == ["a device profile for tiny (measured in under a minute)"]
+    assert missing(stack.api) == ["a device profile for tiny (estimated in seconds)"]
 
 
 def test_a_family_that_is_not_calibrated_needs_no_profile(stack: Stack) -> None:

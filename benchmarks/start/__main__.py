@@ -1,0 +1,29 @@
+"""`python -m benchmarks.start [PART …]`: benchmarks/results/start.json."""
+
+from benchmarks.parts import run
+from benchmarks.start import curve, first, promise, recovery, task
+
+PARTS = {
+    "first": first.idle,
+    "busy": first.busy,
+    "recovery": recovery.measure,
+    "curve": curve.measure,
+    "promise": promise.measure,
+    "task": task.measure,
+}
+SUMMARY = {
+    "first": (
+        "install_seconds",
+        "installed_bytes",
+        "first_image_seconds",
+        "second_start_seconds",
+    ),
+    "busy": ("first_image_busy_seconds",),
+    "recovery": ("recovery_median_seconds", "recovery_worst_seconds", "build_recovery_seconds"),
+    "curve": ("graphs", "compile_seconds", "profile_error_after_10_min", "interval_true_share"),
+    "promise": ("promise_error_median", "p95_kept", "build_seconds"),
+    "task": ("task_accuracy",),
+}
+
+if __name__ == "__main__":
+    run("start", PARTS, SUMMARY)
