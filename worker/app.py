@@ -46,6 +46,10 @@ from worker.sampling.sample import Sampling
 
 log = structlog.get_logger()
 
+PATIENCE_SECONDS = 5.0
+"""Seconds that a start leaves to first requests, before families that nobody has asked for are
+loaded, and kernels."""
+
 
 class Worker:
     """State that the tasks of one process share."""
@@ -99,7 +103,9 @@ class Worker:
 
     def _load_rest(self) -> None:
         """What the first image need not wait for: other families, diffusers, previews."""
-        schedule(DiffusionConfig(), Scheduler.DDIM, 1)
+        if hasattr(self, "sampler"):
+            schedule(DiffusionConfig(), Scheduler.DDIM, 1)
+        self.runtime.hurry.wait(PATIENCE_SECONDS)
         try:
             self.runtime.load_rest()
         except FamilyError as error:
@@ -107,6 +113,7 @@ class Worker:
             os._exit(os.EX_CONFIG)  # a family does not heal by restarting
         if hasattr(self, "sampler"):
             self.sampler.take_families()
+            self.sampler.quicken()
         with contextlib.suppress(RedisError):  # housekeeping announces them again
             self.runtime.announce_families()
         self._publish_previews()

@@ -30,6 +30,8 @@ class Runtime:
     families: dict[str, Family]
     directories: dict[str, Path]
     """Directory of each family."""
+    hurry: threading.Event = field(default_factory=threading.Event)
+    """Set once somebody waits for a family that is not loaded yet."""
     loaded: threading.Event = field(default_factory=threading.Event)
     """Set once every family is loaded."""
     worker_id: str = field(
@@ -100,6 +102,7 @@ class Runtime:
     def family(self, name: str) -> Family:
         """Family of a name, once it is loaded. Raises LookupError."""
         if name not in self.families:
+            self.hurry.set()
             self.loaded.wait()
         if name not in self.families:
             raise LookupError(

@@ -22,6 +22,7 @@ def idle() -> Figures:
         install_seconds = time.perf_counter() - began
         first, parts = first_image(clone)
         packages = list((clone.root / ".venv").glob("lib/python*/site-packages/*.dist-info"))
+        clone.client.wait(next(clone.client.models()).id)
         clone.run("down")
         second, second_parts = first_image(clone)
         compiled = "kernels ready" in (clone.var / "logs" / "sample-worker.log").read_text()

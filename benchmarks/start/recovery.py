@@ -23,7 +23,7 @@ def measure() -> Figures:
         deployment.wait_model(model, lambda m: m.revision is not None)
         building = _build_recovery(deployment, model)
         deployment.client.cancel_model(model)
-        model = deployment.client.create_model(max_mem_gb=0.0015).id
+        model = deployment.client.create_model(max_mem_gb=0.0016).id
         deployment.wait_model(model, lambda m: m.revision is not None)
         sampling = _sample_recovery(deployment, model)
     return {

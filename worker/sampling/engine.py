@@ -321,17 +321,18 @@ class Engine:
         return self.costs[key]
 
     def _note_unmeasured(self, family: Family, dtype: DType) -> StepCosts | None:
-        """Step costs that are kept; where there are none, they are to be measured."""
+        """Step costs that are kept; what is not known of these kernels is to be measured."""
         key = family.fingerprint, compute_dtype(dtype, self._device)
         kernels = self._kernels.get(key) or Kernels(lanes=self.lanes)
         kept = None
         if self._kept is not None:
             kept = self._kept.get(family, key[1], kernels, self._max_rows)
-        if kept is None:
-            self._unmeasured.setdefault(key, (family, dtype))
-        else:
+        costs, exact = kept or (None, False)
+        if exact:
             self._unmeasured.pop(key, None)
-        return kept
+        else:
+            self._unmeasured.setdefault(key, (family, dtype))
+        return costs
 
     def _measure(self) -> None:
         """Measure steps that were not measured as they should be, unless somebody comes."""

@@ -44,12 +44,14 @@ class KeptSteps:
 
     def get(
         self, family: Family, compute: torch.dtype, kernels: Kernels, max_rows: int
-    ) -> StepCosts | None:
+    ) -> tuple[StepCosts, bool] | None:
+        """Step costs, and whether they are those of exactly these kernels."""
         with contextlib.suppress(RedisError):  # it may be away
             device_class = self._runtime.device_class
             kept = measured_steps(self._runtime.repository, device_class, family, compute)
-            if kept and kept.measured_as == _measured_as(family, kernels, max_rows):
-                return kept.costs
+            if kept is not None:
+                exactly = _measured_as(family, kernels, max_rows)
+                return kept.costs, kept.measured_as == exactly
         return None
 
     def keep(

@@ -43,7 +43,7 @@ SWITCH_SECONDS = 0.0005
 
 class Sampling:
     def __init__(self, runtime: Runtime) -> None:
-        """Start the engine, which serves at once, and soon by compiled kernels."""
+        """Start the engine, which serves at once; `quicken` it later."""
         self.runtime = runtime
         settings = runtime.settings
         budget_bytes = capacity_bytes(runtime.device)
@@ -69,12 +69,15 @@ class Sampling:
         self.engine.start()
         gc.collect()
         gc.freeze()  # else each full collection walks all that torch has made
-        self.compiler.start(compile=settings.compile)
 
     def _families(self) -> list[Family]:
         """Families that are loaded, the default one first."""
         default, loaded = self.runtime.settings.default_family, self.runtime.families.values()
         return sorted(loaded, key=lambda family: family.manifest.name != default)
+
+    def quicken(self) -> None:
+        """Serve by compiled kernels, as soon as there are some, and measure what is idle."""
+        self.compiler.start(compile=self.runtime.settings.compile)
 
     def take_families(self) -> None:
         """Serve what has been loaded since the start, too."""

@@ -27,7 +27,7 @@ def test_steps_are_measured_once_for_all_starts(
 ) -> None:
     assert KeptSteps(runtime).get(family, FLOAT, Kernels(), 64) is None
     KeptSteps(runtime).keep(family, FLOAT, Kernels(), 64, COSTS, TIMES)
-    assert KeptSteps(Runtime.start(settings)).get(family, FLOAT, Kernels(), 64) == COSTS
+    assert KeptSteps(Runtime.start(settings)).get(family, FLOAT, Kernels(), 64) == (COSTS, True)
     known = measured_steps(runtime.repository, runtime.device_class, family, FLOAT)
     assert known is not None
     assert known.times == TIMES
@@ -38,7 +38,7 @@ def test_each_dtype_has_steps_of_its_own(runtime: Runtime, family: Family) -> No
     for compute, costs in zip(dtypes, (COSTS, OTHERS), strict=True):
         kept.keep(family, compute, Kernels(), 64, costs, TIMES)
     found = [kept.get(family, compute, Kernels(), 64) for compute in dtypes]
-    assert found == [COSTS, OTHERS]
+    assert found == [(COSTS, True), (OTHERS, True)]
 
 
 @pytest.mark.parametrize("changed", ["max_rows", "torch", "compiled", "family"])
@@ -57,9 +57,11 @@ def test_what_they_depend_on_has_them_measured_again(
             kernels = Kernels(embed=lambda *_: pytest.fail("only measured"))
         case "family":
             monkeypatch.setattr(Family, "fingerprint", "another")
-    assert kept.get(family, FLOAT, kernels, max_rows) is None
+    found = kept.get(family, FLOAT, kernels, max_rows)
+    gone = changed in ("torch", "family")
+    assert found == (None if gone else (COSTS, False)), "others' are better than none"
     kept.keep(family, FLOAT, kernels, max_rows, OTHERS, TIMES)
-    assert kept.get(family, FLOAT, kernels, max_rows) == OTHERS
+    assert kept.get(family, FLOAT, kernels, max_rows) == (OTHERS, True)
 
 
 def test_those_of_another_release_are_measured_again(runtime: Runtime, family: Family) -> None:
