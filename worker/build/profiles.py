@@ -42,7 +42,7 @@ PROCESS_MARGIN = 1.05
 """Margin for freed memory that the C library's allocator keeps, more or less in each run."""
 ESTIMATE_MARGIN = 1.4
 """The same of a process that has only begun, and has not all of its libraries yet."""
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 5.0
 
 
 class Disturbed(Exception):
@@ -151,11 +151,10 @@ class Profiler:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._runtime.stopping.is_set():
+        while not self._runtime.stopping.wait(LOOK_SECONDS):
             for name, family in self._runtime.families.items():
                 with contextlib.suppress(Stopping, RedisError):  # both will be back
                     self.refine(name, family)
-            self._runtime.stopping.wait(LOOK_SECONDS)
 
     def refine(self, name: str, family: Family) -> None:
         """Take over what was measured since a family's profile was; estimate what has none."""
