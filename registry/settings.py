@@ -138,7 +138,7 @@ class Settings(BaseSettings):
     """Steps of retraining Σ on the family's own images."""
     task_retraining_steps: PositiveInt = 1000
     """Steps of retraining Σ on a task's images."""
-    task_least_steps: PositiveInt = 300
+    task_least_steps: PositiveInt = 600
     """Steps of them without which a model is not ready, unless its loss has stopped falling."""
     retraining_max_seconds: PositiveFloat = 60.0
     """Seconds after which no step of retraining begins; on a task's images up to five times as
