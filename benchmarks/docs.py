@@ -14,6 +14,7 @@ from benchmarks.paper import tables as paper
 from benchmarks.parts import REPOSITORY, RESULTS, Table
 from benchmarks.serving import report as serving
 from benchmarks.sizing import report as sizing
+from benchmarks.start import report as start
 from benchmarks.training import report as training
 from benchmarks.trust import report as trust
 
@@ -26,6 +27,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "budgets": ("sizing", sizing.budgets),
     "serving": ("serving", serving.serving),
     "serving_aims": ("serving", serving.serving_aims),
+    "start": ("start", start.start),
     "training": ("training", training.training),
     "form": ("form", form.form),
     "healing": ("healing", form.healing),

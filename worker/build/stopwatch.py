@@ -61,10 +61,17 @@ class Stopwatch:
         self._generations = runtime.repository.generations
 
     def time(self, model: ModelRecord, workload: Workload) -> Timing | None:
-        """Timing of a model that can be served; None where no worker serves it."""
+        """Timing of a model that can be served; None where no worker serves it.
+
+        Nothing is compiled or profiled on this class of device meanwhile.
+        """
         if not self._is_served(model):
             return None
-        self._wait_for_idleness()
+        with self._runtime.device_alone():
+            self._wait_for_idleness()
+            return self._time(model, workload)
+
+    def _time(self, model: ModelRecord, workload: Workload) -> Timing | None:
         for _ in range(WARMING_RUNS):
             if self._run(model, workload) is None:
                 return None
