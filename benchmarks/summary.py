@@ -11,6 +11,9 @@ def summary(results: dict[str, Figures]) -> Table:
         results[name]["summary"]
         for name in ("main_job", "sizing", "serving", "trust", "paper", "interop")
     )
+    start = results["start"]["summary"]
+    again, longest = start["recovery_median_seconds"], start["recovery_worst_seconds"]
+    promise = start["promise_error_median"]
     real = results["main_job"]["figures"]["class_accuracy_real_test_set"]
     resident = results["serving"]["parts"]["density"]["resident_bytes"]
     ours, theirs = (resident[way]["100"] / 1e6 for way in ("engine", "pipelines"))
@@ -26,8 +29,14 @@ def summary(results: dict[str, Figures]) -> Table:
     condensed, pruned = interop["condense_half_depth_fd"], interop["prune_half_depth_fd"]
     return rows(
         f"""| aim | measured | by
-        `make up` to ready, from a fresh clone | | {main["up_seconds"]:.0f} s \
-            | `make bench-main-job`
+        to install · from there to the first image | · ≤ 20 s \
+            | {start["install_seconds"]:.0f} · {start["first_image_seconds"]:.0f} s \
+            | `make bench-start`
+        a sampling worker is killed: to the next image, median (worst) | ≤ 10 s (≤ 20 s) \
+            | {_judged(f"{again:.1f} s ({longest:.1f} s)", again <= 10 and longest <= 20)} \
+            | `make bench-start`
+        served beside measured latency: median error | ≤ 10% \
+            | {_judged(f"{promise:.1%}", promise <= 0.1)} | `make bench-start`
         budget to the first image · to `ready` | \
             | {main["first_image_seconds"]:.1f} · {main["ready_seconds"]:.0f} s \
             | `make bench-main-job`

@@ -1,0 +1,52 @@
+"""The table of starts and promises."""
+
+from benchmarks.parts import Figures, Table, rows
+
+
+def start(result: Figures) -> Table:
+    s, parts = result["summary"], result["parts"]
+    lines = [
+        "| aim | measured",
+        f"install, seconds | | {s['install_seconds']}: {s['installed_bytes'] / 1e9:.2f} GB",
+        _line("first start to first image, seconds", 20, s["first_image_seconds"]),
+        _line("… beside a process that takes a core", 45, s["first_image_busy_seconds"]),
+        _line("second start to first image, seconds", 8, s["second_start_seconds"]),
+        _line(
+            "sampling worker killed: to the next image, median", 10, s["recovery_median_seconds"]
+        ),
+        _line("… worst of 20", 20, s["recovery_worst_seconds"]),
+        _line("build worker killed: to its next step", 10, s["build_recovery_seconds"]),
+    ]
+    if promise := parts.get("promise"):
+        (least, most), kept = promise["build_seconds"], promise["p95_kept"]
+        lines += [
+            _line("served over measured, median error", 0.1, promise["promise_error_median"]),
+            f"measured over predicted, median error | | {promise['predicted_error_median']:.1%}",
+            f"95th percentile kept | ≥ 95% | {_judged(kept, kept >= 0.95)}",
+            f"a budget to `ready`, smallest and largest | | {least:.0f} s, {most:.0f} s",
+        ]
+    if curve := parts.get("curve"):
+        lines += [
+            f"graphs compiled, seconds | | {curve['graphs']}, {curve['compile_seconds']}",
+            _line(
+                "predicted after ten minutes, median error", 0.15, s["profile_error_after_10_min"]
+            ),
+            f"estimates whose range is true | ≥ 90% "
+            f"| {_judged(curve['interval_true_share'], curve['interval_true_share'] >= 0.9)}",
+        ]
+    if task := parts.get("task"):
+        found = task["task_accuracy"]
+        lines.append(
+            f"shapes of a task found when it is ready ({task['task_steps']} steps) | ≥ 90% "
+            f"| {_judged(found, found >= 0.9)}"
+        )
+    return rows("\n".join(lines))
+
+
+def _line(what: str, aim: float, measured: float) -> str:
+    shown, wanted = (f"{v:.1%}" if aim < 1 else f"{v:g}" for v in (measured, aim))
+    return f"{what} | ≤ {wanted} | {shown if measured <= aim else f'**{shown}**, missed'}"
+
+
+def _judged(share: float, met: bool) -> str:
+    return f"{share:.1%}" if met else f"**{share:.1%}**, missed"
