@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,8 @@ SPACED = {"find-links", "constraint", "extra-index-url"}
 """Options that may have several values, apart by spaces; uv wants commas for find-links."""
 STARTED = "import fineserve.cli.main, service.app, worker.app, worker.export.export"
 STARTED += "; import torch._inductor.compile_fx; from diffusers import AutoencoderKL"
-"""What a start imports, for its bytecode; that of everything would take half a minute."""
+"""What a start imports, for its bytecode; that of everything, which tests have, takes longer."""
+SITE = sysconfig.get_path("purelib")
 NOISE = re.compile(r"^WARNING: Location .* is ignored: it is neither a file nor a directory\.$")
 
 
@@ -70,8 +72,12 @@ def main(extras: str) -> int:
         uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet"]
         uv += ["--python", sys.executable, "--constraint", str(LOCK)]
         if install([*uv, "hatchling"], environment) and install([*uv, *ours[2:]], environment):
-            if "server" in extras:
-                install([sys.executable, "-W", "ignore", "-c", STARTED], {})
+            compiling = (
+                ["-c", STARTED]
+                if "server" in extras
+                else ["-m", "compileall", "-q", "-j", "0", SITE]
+            )
+            install([sys.executable, "-W", "ignore", *compiling], {})
             return 0
         print("uv cannot install it, so pip does", file=sys.stderr)
     pip = [*PIP, "install", "--quiet", "--constraint", str(LOCK)]

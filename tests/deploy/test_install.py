@@ -51,6 +51,8 @@ class Commands:
         self.failing, self.run = failing, list[str]()
 
     def __call__(self, command: list[str], environment: dict[str, str]) -> bool:
+        if "-W" in command:  # bytecode
+            return True
         tool = "uv" if Path(command[0]).name == "uv" else "pip"
         self.run.append(f"{tool} {command[-1]}")
         return self.run[-1] not in self.failing
