@@ -80,7 +80,7 @@ class Worker:
                 SAMPLE_TASK,
                 self.sampler.engine.watch.stuck_seconds,
                 lambda: self.sampler.gauges,
-                lambda: self.sampler.compiler.problem,
+                lambda: self.sampler.compiler.problem or self.runtime.problem,
             ).start()
         if BUILD_QUEUE in queues:
             restore(self.runtime.store, repository.models)
@@ -90,6 +90,7 @@ class Worker:
                 BUILD_QUEUE,
                 BUILD_TASK,
                 self.runtime.watch.stuck_seconds,
+                problem=lambda: self.runtime.problem,
             ).start()
             families, default = self.runtime.families, self.runtime.settings.default_family
             first = default if default in families else next(iter(families))
@@ -106,11 +107,7 @@ class Worker:
         if hasattr(self, "sampler"):
             schedule(DiffusionConfig(), Scheduler.DDIM, 1)
         self.runtime.hurry.wait(PATIENCE_SECONDS)
-        try:
-            self.runtime.load_rest()
-        except FamilyError as error:
-            log.critical("the worker cannot go on", reason=str(error))
-            os._exit(os.EX_CONFIG)  # a family does not heal by restarting
+        self.runtime.load_rest(despite_errors=True)
         if hasattr(self, "sampler"):
             self.sampler.take_families()
             self.sampler.quicken()

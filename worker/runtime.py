@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
 import torch
 
 from learngenes.device import default_device, device_class, with_threads
@@ -18,6 +19,8 @@ from registry.repository import Repository, connect
 from registry.settings import Settings
 from registry.store import ArtifactStore
 from worker.leases import Leases, Watch
+
+log = structlog.get_logger()
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Runtime:
     families: dict[str, Family]
     directories: dict[str, Path]
     """Directory of each family."""
+    problem: str = ""
+    """What keeps the worker from serving everything; empty where nothing does."""
     hurry: threading.Event = field(default_factory=threading.Event)
     """Set once somebody waits for a family that is not loaded yet."""
     loaded: threading.Event = field(default_factory=threading.Event)
@@ -79,11 +84,20 @@ class Runtime:
             runtime.load_rest()
         return runtime
 
-    def load_rest(self) -> None:
-        """Load the families that are not there yet. Raises FamilyError."""
-        while self._waiting:
-            self._load(self._waiting[0])
-            del self._waiting[0]
+    def load_rest(self, *, despite_errors: bool = False) -> None:
+        """Load the families that are not there yet.
+
+        Raises FamilyError when one is corrupt; or goes on without it, which is a `problem`.
+        """
+        for directory in self._waiting:
+            try:
+                self._load(directory)
+            except FamilyError as error:
+                if not despite_errors:
+                    raise
+                log.critical("a family is left out", reason=str(error))
+                self.problem = str(error)
+        self._waiting = []
         self.loaded.set()
 
     def _load(self, directory: Path) -> None:

@@ -152,3 +152,19 @@ def test_of_a_process_elsewhere_nobody_knows_whether_it_lives() -> None:
     assert is_dead(str(own._replace(started_at="1")))
     assert not is_dead(str(own._replace(place="another-boot/pid:[1]", started_at="1")))
     assert not is_dead("")
+
+
+def test_a_corrupt_family_beside_the_default_one_is_left_out(
+    settings: Settings, families_dir: Path
+) -> None:
+    shutil.copytree(families_dir / "tiny", families_dir / "other")
+    (families_dir / "other" / "stem.safetensors").write_bytes(b"")
+    ours = settings.model_copy(update={"default_family": "tiny"})
+    runtime = Runtime.start(ours, at_once=False)
+    runtime.load_rest(despite_errors=True)
+    assert list(runtime.families) == ["tiny"]
+    assert "corrupt" in runtime.problem
+    with pytest.raises(LookupError, match="no family 'other'"):
+        runtime.family("other")
+    with pytest.raises(FamilyError, match="corrupt"):
+        Runtime.start(ours)
