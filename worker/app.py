@@ -71,6 +71,7 @@ class Worker:
         """Announce the families, tend the queues in the background, estimate before building."""
         repository = self.runtime.repository
         self.runtime.announce_families()
+        self._publish_previews()
         if SAMPLE_QUEUE in queues:
             self.sampler = self._sampling(self.runtime)
             Housekeeping(
