@@ -130,7 +130,8 @@ export function Model({ id, live }) {
 function trained(training) {
   if (!training) return "–";
   if (training.stopped === "prepared") return "prepared in the family";
-  return `${training.steps} of ${training.most_steps} steps, ended by ${training.stopped}`;
+  const { steps, most_steps, stopped } = training;
+  return `${steps} of ${most_steps} steps${stopped === "steps" ? "" : `: ${stopped}`}`;
 }
 
 function Losses({ of }) {
