@@ -65,13 +65,12 @@ def install(command: list[str], environment: dict[str, str]) -> bool:
 def main(extras: str) -> int:
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True)
     environment = uv_environment(listed.stdout)
-    ours = ["--constraint", str(LOCK), "--no-build-isolation", "--editable", f".[{extras}]"]
-    if environment is not None and install(
-        [*PIP, "install", "--quiet", "--constraint", str(LOCK), "uv"], {}
-    ):
+    ours = ["--no-build-isolation", "--editable", f".[{extras}]"]
+    pip = [*PIP, "install", "--quiet", "--constraint", str(LOCK)]
+    if environment is not None and install([*pip, "uv"], {}):
         uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet"]
         uv += ["--python", sys.executable, "--constraint", str(LOCK)]
-        if install([*uv, "hatchling"], environment) and install([*uv, *ours[2:]], environment):
+        if install([*uv, "hatchling"], environment) and install([*uv, *ours], environment):
             compiling = (
                 ["-c", STARTED]
                 if "server" in extras
@@ -80,8 +79,7 @@ def main(extras: str) -> int:
             install([sys.executable, "-W", "ignore", *compiling], {})
             return 0
         print("uv cannot install it, so pip does", file=sys.stderr)
-    pip = [*PIP, "install", "--quiet", "--constraint", str(LOCK)]
-    return 0 if install([*pip, "hatchling"], {}) and install([*pip, *ours[2:]], {}) else 1
+    return 0 if install([*pip, "hatchling"], {}) and install([*pip, *ours], {}) else 1
 
 
 if __name__ == "__main__":

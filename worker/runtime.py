@@ -89,16 +89,18 @@ class Runtime:
 
         Raises FamilyError when one is corrupt; or goes on without it, which is a `problem`.
         """
-        for directory in self._waiting:
-            try:
-                self._load(directory)
-            except FamilyError as error:
-                if not despite_errors:
-                    raise
-                log.critical("a family is left out", reason=str(error))
-                self.problem = str(error)
-        self._waiting = []
-        self.loaded.set()
+        try:
+            for directory in self._waiting:
+                try:
+                    self._load(directory)
+                except FamilyError as error:
+                    if not despite_errors:
+                        raise
+                    log.critical("a family is left out", reason=str(error))
+                    self.problem = str(error)
+        finally:  # whoever waits for one is not to wait for ever
+            self._waiting = []
+            self.loaded.set()
 
     def _load(self, directory: Path) -> None:
         with with_threads(1):

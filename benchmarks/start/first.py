@@ -12,8 +12,6 @@ import httpx
 from benchmarks.deployment import Deployment, FreshClone, wait
 from benchmarks.parts import Figures, say
 
-POLL_SECONDS = 0.05
-
 
 def idle() -> Figures:
     with FreshClone() as clone:

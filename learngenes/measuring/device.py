@@ -243,7 +243,7 @@ def computes(device: torch.device) -> dict[torch.dtype, DType]:
     return {compute_dtype(dtype, device): dtype for dtype in reversed(DType)}
 
 
-def overhead_bytes(family: Family, on_progress: OnProgress = lambda *_: None) -> int:
+def overhead_bytes(family: Family) -> int:
     """Bytes of the allocator that a long batch or a short one needs beyond the prediction."""
     device, network = family.stem.positions.device, family.manifest.network
     sizes = family.manifest.sizes
@@ -253,8 +253,7 @@ def overhead_bytes(family: Family, on_progress: OnProgress = lambda *_: None) ->
     workloads += [Workload(n=n, guided=False) for n in (1, decoded_together(device))]
     kinds = [each for each in itertools.product(SHARED_MODES, DType) if executable(*each)]
     most = 0
-    for done, (mode, dtype) in enumerate(kinds):
-        on_progress(done / len(kinds), "memory")
+    for mode, dtype in kinds:
         model = family.assemble(scales, mode, dtype)
         execution = execution_on(device, mode, dtype)
         for workload in workloads:

@@ -1,6 +1,7 @@
 """Whether a measurement had its device for itself."""
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -16,7 +17,6 @@ MOST_SLOWDOWN = 1.3
 """Ratio of the reference product to its fastest that counts as another tenant of the device."""
 SIDE = 512
 ROUNDS = 5
-TICKS_PER_SECOND = 100
 NANOSECONDS = 1e9
 
 _fastest: dict[str, float] = {}
@@ -82,5 +82,6 @@ def _waited() -> dict[str, int]:
 def _stolen_seconds() -> float:
     """Seconds that the hypervisor gave to others, over all processors; 0 where unknown."""
     with contextlib.suppress(OSError, IndexError, ValueError):
-        return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / TICKS_PER_SECOND
+        ticks = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+        return ticks / os.sysconf("SC_CLK_TCK")
     return 0.0

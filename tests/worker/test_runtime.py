@@ -15,6 +15,7 @@ from learngenes.family.family import FamilyError
 from registry.records import now
 from registry.settings import Settings
 from tests.support.devices import beat
+from tests.support.failures import raising
 from tests.support.records import queued_model
 from tests.worker.conftest import MakeModel, build_housekeeping
 from worker.leases import ProcessName, is_dead
@@ -168,3 +169,15 @@ def test_a_corrupt_family_beside_the_default_one_is_left_out(
         runtime.family("other")
     with pytest.raises(FamilyError, match="corrupt"):
         Runtime.start(ours)
+
+
+def test_nobody_waits_for_ever_for_a_family_that_cannot_be_read(
+    settings: Settings, families_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(families_dir / "tiny", families_dir / "other")
+    runtime = Runtime.start(settings.model_copy(update={"default_family": "tiny"}), at_once=False)
+    monkeypatch.setattr("worker.runtime.load_family", raising(OSError("the disk is gone")))
+    with pytest.raises(OSError, match="the disk is gone"):
+        runtime.load_rest(despite_errors=True)
+    with pytest.raises(LookupError, match="no family 'other'"):
+        runtime.family("other")

@@ -172,7 +172,8 @@ class _Build:
                     served = self._store(self._retrained_revision, own)
                     error = (
                         f"stopped after {training.steps} of {training.most_steps} steps: "
-                        f"{training.stopped}; continue it, or ask for a smaller model"
+                        f"{training.stopped}; POST /models/{self.record.id}/continue goes on "
+                        "from there, or ask for a smaller model"
                     )
                     status = ModelStatus.UNDERTRAINED
                     self._change(status=status, error=error, training=training, **served)

@@ -119,8 +119,6 @@ class Engine:
         self._measure_at = 0.0
         """Time, by time.monotonic(), before which nothing is measured again."""
         self._asked: list[tuple[Family, DType]] = []
-        self.disturbed = ""
-        """What disturbed the last measurement; empty where it was alone."""
         self.gauges: dict[str, float] = {}
         """Values of registry.metrics.WORKER_GAUGES at the last composition."""
         self._parts: list[JobPart] = []
@@ -307,12 +305,13 @@ class Engine:
                     log.exception("steps of other kernels cannot be measured")
                     self.costs[key] = before
 
-    def _kernels_of(self, shared: SharedWeights) -> Kernels:
-        return self._kernels.get(_key(shared)) or Kernels(lanes=self.lanes)
+    def _kernels_of(self, key: Key) -> Kernels:
+        return self._kernels.get(key) or Kernels(lanes=self.lanes)
 
     def _costs(self, shared: SharedWeights) -> StepCosts:
         """Step costs as they are kept, or else measured in a hurry at first."""
-        key, kernels = _key(shared), self._kernels_of(shared)
+        key = _key(shared)
+        kernels = self._kernels_of(key)
         if key not in self.costs:
             costs = self._note_unmeasured(shared.family, shared.dtype)
             if costs is None:
@@ -323,8 +322,7 @@ class Engine:
     def _note_unmeasured(self, family: Family, dtype: DType) -> StepCosts | None:
         """Step costs that are kept; what is not known of these kernels is to be measured."""
         key = family.fingerprint, compute_dtype(dtype, self._device)
-        kernels = self._kernels.get(key) or Kernels(lanes=self.lanes)
-        kept = None
+        kernels, kept = self._kernels_of(key), None
         if self._kept is not None:
             kept = self._kept.get(family, key[1], kernels, self._max_rows)
         costs, exact = kept or (None, False)
@@ -344,22 +342,22 @@ class Engine:
                 if not alone:
                     return
                 shared = held[0] if held else SharedWeights(family, dtype)
-                kernels, how = self._kernels_of(shared), {"seconds_of": self._seconds_a_step}
+                kernels, how = self._kernels_of(key), {"seconds_of": self._seconds_a_step}
                 quiet = self._quiet(self._device)
                 costs = self._measure_steps(shared, kernels, self._max_rows, **how)
                 times = self._measure_times(
                     shared, kernels, self._max_rows, self._profile_seconds, **how
                 )
-                self.disturbed = quiet.disturbed_by()
+                disturbed = quiet.disturbed_by()
         except Wanted:
             return
         except Exception:
             log.exception("steps cannot be measured; what was measured in a hurry stays")
             del self._unmeasured[key]
             return
-        if self.disturbed:
+        if disturbed:
             self._measure_at = time.monotonic() + AGAIN_SECONDS
-            log.warning("measured beside others, and again later", reason=self.disturbed)
+            log.warning("measured beside others, and again later", reason=disturbed)
             return
         if key in self.costs:
             self.costs[key] = costs
@@ -453,7 +451,7 @@ class Engine:
             self._isolate(parts)
 
     def _composed(self, states: Sequence[Part], pool: Pool) -> Batch:
-        kernels = self._kernels_of(pool.shared)
+        kernels = self._kernels_of(_key(pool.shared))
         return self._compose_batch(states, pool.tables, pool.stack, kernels)
 
     def _begin(self, part: JobPart) -> bool:

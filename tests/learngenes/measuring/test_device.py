@@ -130,7 +130,7 @@ def test_what_is_faster_by_factors_is_predicted_as_the_engine_steps_it(
     assert found == {"factored": ((0.25,), (0.75,)), "materialised": ((0.25,), (0.5,))}
 
 
-def test_noise_never_makes_a_layer_or_a_step_free_of_cost(random_family: Family) -> None:
+def test_noise_makes_nothing_take_less_than_no_time(random_family: Family) -> None:
     def backwards(batch: Batch, _: int) -> float:
         return 1 / batch.parts[0].model.depth
 

@@ -142,7 +142,7 @@ def test_what_had_no_time_to_learn_is_not_ready_and_can_go_on(stack: Stack) -> N
     assert told["status"] == "undertrained"
     assert told["training"]["steps"] < 2
     assert told["training"]["stopped"] == "time"
-    assert " of 40 steps: time; continue it" in told["error"]
+    assert f" of 40 steps: time; POST /models/{model}/continue goes on" in told["error"]
     assert stack.queue(model), "what there is can be looked at"
 
     stack.runtime.settings.retraining_max_seconds = 60

@@ -40,8 +40,8 @@ def serving(runtime: Runtime, sampler: Sampling) -> Iterator[list[GenerationReco
     def work() -> None:
         while not stop.wait(0.002):
             for generation in runtime.repository.generations.active():
+                made.append(generation)  # first: who waits for it may look at once
                 sampler.generate(generation.id)
-                made.append(generation)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -85,13 +85,17 @@ def test_what_was_disturbed_throughout_is_said_to_be(
     assert timing.latency_seconds > 0
 
 
-@pytest.mark.usefixtures("serving")
 def test_other_requests_disturb(
     runtime: Runtime, model: ModelRecord, sampler: Sampling, make_generation: MakeGeneration
 ) -> None:
-    sampler._others = 3
-    assert sampler._disturbed_by() == "3 generations of others"
-    assert sampler._disturbed_by() == ""
+    def told(*, timed: bool) -> str | None:
+        made = make_generation(model.id, timed=timed)
+        sampler.generate(made.id)
+        return runtime.repository.disturbance(made.id)
+
+    assert told(timed=False) is None
+    assert told(timed=True) == "1 generations of others"
+    assert told(timed=True) == ""
 
 
 @pytest.mark.usefixtures("serving")
