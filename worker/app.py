@@ -19,9 +19,7 @@ from prometheus_client import start_http_server
 from redis import RedisError
 
 from fineserve.wire import ExportFormat
-from learngenes.config import DiffusionConfig, Scheduler
 from learngenes.family.family import FamilyError
-from learngenes.stepping.schedules import schedule
 from registry import tracing
 from registry.logs import configure_logging
 from registry.metrics import registry as counted
@@ -104,9 +102,7 @@ class Worker:
         log.info("worker ready", queues=sorted(queues), families=sorted(self.runtime.families))
 
     def _load_rest(self) -> None:
-        """What the first image need not wait for: other families, diffusers, previews."""
-        if hasattr(self, "sampler"):
-            schedule(DiffusionConfig(), Scheduler.DDIM, 1)
+        """What the first image need not wait for: other families, kernels, previews."""
         self.runtime.hurry.wait(PATIENCE_SECONDS)
         self.runtime.load_rest(despite_errors=True)
         if hasattr(self, "sampler"):

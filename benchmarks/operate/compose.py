@@ -13,8 +13,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -32,43 +33,72 @@ OPTIONAL = ("grafana", "celery-exporter")
 READY_SECONDS = 600
 
 
+@dataclass(frozen=True)
+class Stack:
+    """The stack of docker-compose.yml on a Docker engine, built and not yet started."""
+
+    engine: Engine
+    compose: Callable[..., str]
+    url: str
+    prometheus_url: str
+    stand_ins: list[str]
+    left_out: list[str]
+    build_seconds: float
+
+    def up(self) -> None:
+        also = [name for name in OPTIONAL if name not in self.left_out]
+        self.compose("up", "--detach", "--no-build", *STARTED, *also)
+
+
 def measure() -> Figures:
+    with stack() as made:
+        made.up()
+        seconds = _main_job(made.url, made.prometheus_url)
+        made.compose("exec", "-T", "service", "fineserve", "keys", "list")
+        return {
+            "compose_main_job_ok": 1,
+            "service_image_bytes": made.engine.image_bytes("fineserve-service:local"),
+            "worker_image_bytes": made.engine.image_bytes("fineserve-worker:local"),
+            "build_seconds": made.build_seconds,
+            **seconds,
+            "stand_ins": made.stand_ins,
+            "left_out": made.left_out,
+        }
+
+
+@contextmanager
+def stack() -> Iterator[Stack]:
+    """Images built; afterwards everything is taken down, after a failure with its last logs."""
     with tempfile.TemporaryDirectory(prefix="compose-") as directory, engine() as docker:
-        made = stand_in(docker, Path(directory))
-        ports = {"FINESERVE_PORT": free_port(), "PROMETHEUS_PORT": free_port()}
-        docker.environment |= {name: str(port) for name, port in ports.items()}
-        docker.environment |= {"GRAFANA_PASSWORD": "of a test", "GRAFANA_PORT": str(free_port())}
+        stand_ins = stand_in(docker, Path(directory))
+        port, prometheus_port = free_port(), free_port()
+        docker.environment |= {
+            "FINESERVE_PORT": str(port),
+            "PROMETHEUS_PORT": str(prometheus_port),
+            "GRAFANA_PASSWORD": "of a test",
+            "GRAFANA_PORT": str(free_port()),
+        }
         file = Path(directory) / "docker-compose.yml"
         content = without_gpu((REPOSITORY / "docker-compose.yml").read_text())
         file.write_text(content)
         images = {name: of["image"] for name, of in yaml.safe_load(content)["services"].items()}
-        also = [name for name in OPTIONAL if docker.has_image(images[name])]
+        left_out = [name for name in OPTIONAL if not docker.has_image(images[name])]
         compose = functools.partial(
             docker.compose, "--project-name", PROJECT, "--file", str(file),
             "--project-directory", str(REPOSITORY),
         )  # fmt: skip
-        started = time.perf_counter()
-        with wheel(docker, Path(directory)) as url:
-            compose("build", "--build-arg", f"TORCH={url}", *BUILT)
-        built = time.perf_counter()
+        began = time.perf_counter()
+        with wheel(docker, Path(directory)) as address:
+            compose("build", "--build-arg", f"TORCH={address}", *BUILT)
+        seconds = round(time.perf_counter() - began, 1)
+        url, prometheus = (f"http://127.0.0.1:{number}" for number in (port, prometheus_port))
         try:
-            compose("up", "--detach", "--no-build", *STARTED, *also)
-            seconds = _main_job(*ports.values())
-            compose("exec", "-T", "service", "fineserve", "keys", "list")
+            yield Stack(docker, compose, url, prometheus, stand_ins, left_out, seconds)
         except Exception:
             sys.stdout.write(compose("logs", "--tail", "60"))
             raise
         finally:
             compose("down", "--volumes", "--timeout", "60")
-        return {
-            "compose_main_job_ok": 1,
-            "service_image_bytes": docker.image_bytes("fineserve-service:local"),
-            "worker_image_bytes": docker.image_bytes("fineserve-worker:local"),
-            "build_seconds": round(built - started, 1),
-            **seconds,
-            "stand_ins": made,
-            "left_out": [name for name in OPTIONAL if name not in also],
-        }
 
 
 def without_gpu(content: str) -> str:
@@ -105,10 +135,9 @@ def wheel(docker: Engine, directory: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def _main_job(port: int, prometheus_port: int) -> Figures:
+def _main_job(url: str, prometheus: str) -> Figures:
     """A budget, its model, ten images; then every process of ours answers Prometheus."""
     started = time.perf_counter()
-    url, prometheus = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{prometheus_port}"
     wait(lambda: _answers(f"{url}/readyz"), READY_SECONDS)
     ready = time.perf_counter()
     with Client(url) as client:

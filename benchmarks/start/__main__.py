@@ -1,7 +1,7 @@
 """`python -m benchmarks.start [PART …]`: benchmarks/results/start.json."""
 
 from benchmarks.parts import run
-from benchmarks.start import curve, first, promise, recovery, task
+from benchmarks.start import compose, curve, examples, first, promise, recovery, task
 
 PARTS = {
     "first": first.idle,
@@ -10,6 +10,8 @@ PARTS = {
     "curve": curve.measure,
     "promise": promise.measure,
     "task": task.measure,
+    "examples": examples.measure,
+    "compose": compose.measure,
 }
 SUMMARY = {
     "first": (
@@ -23,6 +25,12 @@ SUMMARY = {
     "curve": ("graphs", "compile_seconds", "profile_error_after_10_min", "interval_true_share"),
     "promise": ("promise_error_median", "p95_kept", "build_seconds"),
     "task": ("task_accuracy",),
+    "examples": ("examples_refused",),
+    "compose": (
+        "compose_first_image_seconds",
+        "compose_second_start_seconds",
+        "compose_recovery_seconds",
+    ),
 }
 
 if __name__ == "__main__":

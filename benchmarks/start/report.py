@@ -40,6 +40,16 @@ def start(result: Figures) -> Table:
             f"shapes of a task found when it is ready ({task['task_steps']} steps) | ≥ 90% "
             f"| {_judged(found, found >= 0.9)}"
         )
+    if examples := parts.get("examples"):
+        refused = len(examples["examples_refused"])
+        lines.append(f"examples with a latency refused, idle and busy | 0 | {refused}")
+    if composed := parts.get("compose"):
+        names = ("first_image", "second_start", "recovery")
+        seconds = (f"{composed[f'compose_{name}_seconds']:g}" for name in names)
+        lines.append(
+            "docker compose, seconds: first start, second start, sampling container killed "
+            f"| | {' · '.join(seconds)}"
+        )
     return rows("\n".join(lines))
 
 

@@ -96,6 +96,20 @@ def watch(model: ModelId, as_json: AsJson = False, url: Url = None) -> None:
         _show(_watched(client, model, quiet=as_json), as_json)
 
 
+@cli.command("continue")
+def continue_(
+    model: ModelId,
+    wait: Annotated[bool, typer.Option(help="until it is ready")] = True,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Train a model on that time ended before it was trained enough."""
+    with connected(url) as client:
+        client.continue_model(model)
+        shown = _watched(client, model, quiet=as_json) if wait else client.model(model)
+        _show(shown, as_json)
+
+
 @cli.command()
 def export(
     model: ModelId,

@@ -1,4 +1,7 @@
-"""diffusers' schedulers as tables, so that one tensor operation steps rows of different ones.
+"""Noise schedulers as tables, so that one tensor operation steps rows of different ones.
+
+They do what those of diffusers do (`learngenes.model.schedulers`), which a test compares, and
+need none of it: to import it takes seconds of a start.
 
 Each of them is linear in what it holds. With x the noisy image, scaled as under a
 variance-preserving process, and x0 what a prediction says of the clean one:
@@ -11,21 +14,20 @@ same step between other noise levels; DPM-Solver++ 2M (arXiv 2211.01095, algorit
 looks one step back.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from learngenes.config import DiffusionConfig, Scheduler
-from learngenes.model.schedulers import diffusers_scheduler
 
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler
-
-    from learngenes.model.schedulers import DiffusersScheduler
-
+BETAS = 0.0001, 0.02
+"""First and last beta of the linear schedules: diffusers' defaults."""
+MOST_BETA = 0.999
+"""Of the cosine schedule, whose last beta would be 1 (arXiv 2102.09672, section 3.2)."""
 COLUMNS = ("x0_x", "x0_prediction", "next_x", "next_x0", "next_previous")
 
 
@@ -61,10 +63,18 @@ def step(
 @lru_cache(maxsize=256)
 def schedule(config: DiffusionConfig, scheduler: Scheduler, num_inference_steps: int) -> Schedule:
     """The table of one scheduler. Raises ValueError when there is none of that name."""
-    steps = diffusers_scheduler(config, scheduler, num_inference_steps)
-    ratio, next_ratio = (
-        _of_ddim(cast("DDIMScheduler", steps)) if scheduler == Scheduler.DDIM else _of_solver(steps)
-    )
+    if scheduler not in [*Scheduler]:
+        raise ValueError(f"unknown scheduler {scheduler!r}; choose one of {', '.join(Scheduler)}")
+    timesteps = _timesteps(config, num_inference_steps)
+    kept = _alphas_cumprod(config)
+    if scheduler == Scheduler.DDIM:
+        noise = (1 / kept.double() - 1).sqrt()
+        following = timesteps - config.num_train_timesteps // num_inference_steps
+        next_ratio = torch.where(following >= 0, noise[following.clamp(min=0)], 0)
+    else:  # rounded as diffusers does it
+        noise = (((1 - kept) / kept) ** 0.5).double()
+        next_ratio = torch.cat([noise[timesteps[1:]], noise.new_zeros(1)])
+    ratio = noise[timesteps]
     alpha, next_alpha = (ratio**2 + 1) ** -0.5, (next_ratio**2 + 1) ** -0.5
     sigma, next_sigma = ratio * alpha, next_ratio * next_alpha
     if config.prediction_type == "v_prediction":
@@ -81,23 +91,32 @@ def schedule(config: DiffusionConfig, scheduler: Scheduler, num_inference_steps:
             next_x0[i] += extrapolated
             next_previous[i] -= extrapolated
     columns = (x0_x, x0_prediction, next_x, next_x0, next_previous)
-    scale = float(steps.init_noise_sigma)
-    if scheduler == Scheduler.EULER:  # which keeps x / alpha
-        scale *= float(alpha[0])
-    return Schedule(steps.timesteps, torch.stack(columns, dim=1).float(), scale)
+    # Euler begins with the largest sigma, and keeps x / alpha
+    scale = float(ratio[0]) * float(alpha[0]) if scheduler == Scheduler.EULER else 1.0
+    given = timesteps.float() if scheduler == Scheduler.EULER else timesteps
+    return Schedule(given, torch.stack(columns, dim=1).float(), scale)
 
 
-def _of_solver(steps: "DiffusersScheduler") -> tuple[Tensor, Tensor]:
-    """Ratios sigma / alpha before and after each step, (S,) float64 each."""
-    ratio = steps.sigmas.double()
-    return ratio[:-1], ratio[1:]
+def _timesteps(config: DiffusionConfig, count: int) -> Tensor:
+    """Trailing timesteps (arXiv 2305.08891, table 2), descending, (S,) int64.
+
+    For some counts (61 of 1000 is one) the `arange` over floats gives one too many, -1.
+    """
+    n = config.num_train_timesteps
+    return torch.from_numpy(np.arange(n, 0, -n / count).round().astype(np.int64) - 1)[:count]
 
 
-def _of_ddim(steps: "DDIMScheduler") -> tuple[Tensor, Tensor]:
-    """The same of DDIM, which keeps its noise levels in other words."""
-    following = steps.timesteps - steps.config["num_train_timesteps"] // steps.num_inference_steps
-    cumulative = steps.alphas_cumprod.double()
-    final = steps.final_alpha_cumprod.double()
-    after = torch.where(following >= 0, cumulative[following.clamp(min=0)], final)
-    before = cumulative[steps.timesteps]
-    return (1 / before - 1).sqrt(), (1 / after - 1).sqrt()
+@lru_cache(maxsize=8)
+def _alphas_cumprod(config: DiffusionConfig) -> Tensor:
+    """Share of the image's variance that is left at each timestep of training, (T,) float32."""
+    n, first, last = config.num_train_timesteps, *BETAS
+    match config.beta_schedule:
+        case "linear":
+            betas = torch.linspace(first, last, n)
+        case "scaled_linear":
+            betas = torch.linspace(first**0.5, last**0.5, n) ** 2
+        case "squaredcos_cap_v2":
+            left = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+            steps = zip(left[1:], left[:-1], strict=True)
+            betas = torch.tensor([min(1 - after / before, MOST_BETA) for after, before in steps])
+    return (1 - betas).cumprod(0)

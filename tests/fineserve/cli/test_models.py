@@ -62,6 +62,27 @@ def test_a_refusal_is_said_and_is_no_success(url: str) -> None:
         assert message in run(*words, "--url", url, exit_code=1).stderr
 
 
+def test_a_model_that_had_no_time_is_continued(
+    url: str, working: None, runtime: Runtime, tmp_path: Path
+) -> None:
+    runtime.settings.task_least_steps = 40
+    runtime.settings.retraining_max_seconds = 1e-6
+    for index in range(4):
+        file = tmp_path / "shapes" / f"shape{index % 2}" / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 60 * index).save(file)
+    sent = run("tasks", "create", str(tmp_path / "shapes"), "--json", "--url", url).stdout
+    task = json.loads(sent)[0]["id"]
+    stopped = run(
+        "models", "create", "--max-mem-gb", "4", "--task", task, "--url", url, exit_code=1
+    )
+    assert "undertrained" in stopped.stderr
+    (listed,) = json.loads(run("models", "list", "--json", "--url", url).stdout)
+    runtime.settings.retraining_max_seconds = 60
+    told = run("models", "continue", listed["id"], "--json", "--url", url).stdout
+    assert json.loads(told)["status"] == "ready"
+
+
 def test_a_build_that_fails_is_no_success(
     url: str, working: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
