@@ -36,6 +36,7 @@ from fineserve.transport import RETRIES, TIMEOUT, BlockingTransport, Body, proxy
 from fineserve.wire import (
     ExportFormat,
     GenerationResponse,
+    LeftOutResponse,
     ModelList,
     ModelResponse,
     PlanResponse,
@@ -44,6 +45,7 @@ from fineserve.wire import (
     TaskResponse,
 )
 from learngenes.config import DType, Mode, Scheduler
+from learngenes.data.folders import LeftOut
 from learngenes.sizing.budget import MemoryScope
 
 T = TypeVar("T")
@@ -260,15 +262,23 @@ class AsyncClient:
         return record
 
     async def create_task(
-        self, images: Path | IO[bytes], *, name: str | None = None, family: str | None = None
+        self,
+        images: Path | IO[bytes],
+        *,
+        name: str | None = None,
+        family: str | None = None,
+        dry_run: bool = False,
     ) -> TaskResponse:
         """Upload images in folders that are named after their classes (a directory, or a zip or tar
-        of one), or a directory that Hugging Face `datasets` has saved. Raises DataError, too."""
-        given = {"name": name, "family": family}
+        of one), or a directory that Hugging Face `datasets` has saved; in a dry run nothing is
+        kept. The answer tells what was left out, here or there. Raises DataError, too."""
+        given = {"name": name, "family": family, "dry_run": "true" if dry_run else None}
         params = {key: value for key, value in given.items() if value is not None}
         with contextlib.ExitStack() as stack:
-            archive = await self._apart(lambda: stack.enter_context(_archive(images)))
-            return _parsed(TaskResponse, await self._upload("/tasks", archive, params))
+            archive, here = await self._apart(lambda: stack.enter_context(_archive(images)))
+            task = _parsed(TaskResponse, await self._upload("/tasks", archive, params))
+        mine = [LeftOutResponse.model_validate(vars(some)) for some in here]
+        return task.model_copy(update={"left_out": [*mine, *task.left_out]})
 
     async def tasks(self) -> list[TaskResponse]:
         """All data sets, newest first."""
@@ -435,13 +445,14 @@ class _Hearing:
 
 
 @contextlib.contextmanager
-def _archive(images: Path | IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open an upload as a file that can be read again from where it stands."""
+def _archive(images: Path | IO[bytes]) -> Iterator[tuple[IO[bytes], list[LeftOut]]]:
+    """Open an upload as a file that can be read again from where it stands, and what is left out
+    of it."""
     if isinstance(images, Path):
-        with packed(images) as archive:
-            yield archive
+        with packed(images) as opened:
+            yield opened
     else:
-        yield images if images.seekable() else io.BytesIO(images.read())
+        yield images if images.seekable() else io.BytesIO(images.read()), []
 
 
 def _unpack(file: IO[bytes], into: Path) -> None:

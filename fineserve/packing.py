@@ -6,39 +6,56 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from typing import IO
 
-from learngenes.data.images import CLASSES_FILE, is_image
+from learngenes.data.folders import (
+    CLASSES_FILE,
+    LeftOut,
+    class_folders,
+    is_image,
+    listed_classes,
+    walked,
+)
 from learngenes.data.saved import is_saved, load_saved
 
 
 @contextmanager
-def packed(images: Path) -> Iterator[IO[bytes]]:
-    """Open an archive as it is, or a directory as a tar of class folders.
+def packed(images: Path) -> Iterator[tuple[IO[bytes], list[LeftOut]]]:
+    """Open an archive as it is, or a directory as a tar of class folders, and what is left out.
 
     A saved Hugging Face dataset gives its split `train`. Raises DataError.
     """
     images = images.resolve()  # `.` has no name, and `..` none that a path in an archive may have
     if not images.is_dir():
         with images.open("rb") as archive:
-            yield archive
+            yield archive, []
         return
     with tempfile.TemporaryFile() as file:
+        left_out: list[LeftOut] = []
         with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
             if is_saved(images):
                 _add_saved(images, tar)
             else:
-                _add_folders(images, tar)
+                left_out = _add_folders(images, tar)
         file.seek(0)
-        yield file
+        yield file, left_out
 
 
-def _add_folders(images: Path, tar: tarfile.TarFile) -> None:
-    for path in sorted(images.rglob("*")):
-        inside = path.relative_to(images)
-        if path.is_file() and (is_image(inside) or inside == PurePath(CLASSES_FILE)):
-            tar.add(path, path.relative_to(images.parent))
+def _add_folders(images: Path, tar: tarfile.TarFile) -> list[LeftOut]:
+    """Add the images of class folders; where they lie in the folder itself, that is their class."""
+    files = walked(images)
+    loose = any(len(path.parts) == 1 and is_image(path) for path in files)
+    inside = PurePosixPath(images.name.lstrip(".") or "images") if loose else PurePosixPath()
+    listed = images / CLASSES_FILE
+    classes = None
+    if listed.exists():
+        classes = listed_classes(listed.read_bytes())
+        tar.add(listed, CLASSES_FILE)
+    found = class_folders([inside / path for path in files], classes)
+    for path in found.labels:
+        tar.add(images / path.relative_to(inside), str(path))
+    return found.left_out
 
 
 def _add_saved(path: Path, tar: tarfile.TarFile) -> None:

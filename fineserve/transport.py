@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import ipaddress
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
@@ -85,9 +86,17 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def proxy_of(url: str) -> str | None:
-    """Proxy that this host's environment names for the service."""
+    """Proxy that this host's environment names for the service, unless it is on this host."""
     parts = urlsplit(url)
-    if proxy_bypass(parts.hostname or ""):
+    host = parts.hostname or ""
+    if host == "localhost" or _is_loopback(host) or proxy_bypass(host):
         return None
     proxies = getproxies()
     return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -159,6 +159,13 @@ class FamilyList(BaseModel):
     families: list[FamilyResponse]
 
 
+class LeftOutResponse(BaseModel):
+    reason: str
+    count: int
+    examples: list[str]
+    """Paths of the first of them."""
+
+
 class TaskResponse(Answer):
     id: str
     name: str
@@ -166,6 +173,8 @@ class TaskResponse(Answer):
     class_names: list[str]
     counts: list[int]
     """Number of images of each class."""
+    left_out: list[LeftOutResponse] = []
+    """Files of the upload that are not in it, and why."""
     created_at: datetime
 
 

@@ -79,6 +79,8 @@ class Settings(BaseSettings):
     """Largest size, in 10^6 bytes, of an archive of images."""
     max_unpacked_mb: PositiveFloat = 1024.0
     """Largest size, in 10^6 bytes, of that archive when it is unpacked."""
+    upload_processor_seconds: PositiveInt = 120
+    """Most seconds of a processor that reading an archive may take."""
     max_task_images: PositiveInt = 20_000
     """Most images of a task."""
     max_task_mb: PositiveFloat = 100.0

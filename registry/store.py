@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,6 +59,13 @@ class ArtifactStore:
         """Store an artifact that has no files, or replace it. Raises StorageFull."""
         with self._room_for(name):
             write_file(self.root / name / MANIFEST, _manifest({}, description))
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A new folder on the disk of the artifacts, which is gone afterwards."""
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._incoming, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
     @contextlib.contextmanager
     def _room_for(self, name: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from registry import tracing
 from registry.logs import configure_logging
 from registry.settings import Settings, get_settings
 from service import problems
+from service.datasets import Uploads
 from service.deps import State
 from service.guard import Guard
 from service.metrics import instrument
@@ -28,7 +29,10 @@ def make_app(settings: Settings | None = None) -> FastAPI:
         configure_logging(settings.log_format)
         state = State(settings)
         app.state.fineserve, app.state.snapshots = state, Snapshots(state)
+        app.state.uploads = uploads = Uploads(state)
+        await uploads.readers.start()
         yield
+        await uploads.readers.close()
         await state.events.aclose()
 
     app = FastAPIOffline(  # the documentation's script from here, not from a host elsewhere

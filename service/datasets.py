@@ -1,91 +1,158 @@
 """Data sets, which callers call tasks, made from uploads."""
 
+import asyncio
 import contextlib
 import hashlib
-import threading
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
-from safetensors.numpy import save
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
+from fineserve.wire import LeftOutResponse
 from learngenes.data.images import DataError
 from registry.datasets import IMAGES_FILE, SHEET_FILE, Dataset
 from registry.errors import RecordNotFound
+from registry.records import FamilyRecord
 from service.access import Caller
 from service.deps import State
 from service.planning import choose_family
 from service.problems import Problem
-from service.uploads import UploadLimits, preview, read_upload
+from service.readers import Read, Readers
+from service.receiving import Receiving, received, too_large
+from service.submission import require_storage
+from service.uploads import UploadLimits
 
-MOST_UPLOADS = 4
-"""Uploads at a time: each is kept until it has been read, and holds a thread while it waits."""
-MOST_READ_AT_ONCE = 2
-BUSY_SECONDS = 10
-_uploading = threading.BoundedSemaphore(MOST_UPLOADS)
-_reading = threading.BoundedSemaphore(MOST_READ_AT_ONCE)
-_keeping = threading.Lock()
+T = TypeVar("T")
+UNWANTED = {
+    "multipart/form-data": "curl -F",
+    "application/x-www-form-urlencoded": "curl -d",
+}
+"""Content types that change an archive, and who sends them."""
 
 
-@contextlib.contextmanager
-def one_of_few() -> Iterator[None]:
-    """Hold a place among the uploads. Raises Problem 429 while there is none."""
-    if not _uploading.acquire(blocking=False):
-        raise Problem(
-            429,
-            "too-many-uploads",
-            f"{MOST_UPLOADS} uploads are under way; send this one again when one has ended",
-            headers={"Retry-After": str(BUSY_SECONDS)},
+class Uploads:
+    """Uploads of one process of the service."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._receiving = Receiving()
+        self.readers = Readers(state.settings.upload_processor_seconds)
+        self._keeping = asyncio.Lock()
+
+    async def make(
+        self,
+        connection: Request,
+        caller: Caller,
+        name: str | None,
+        family: str | None,
+        *,
+        dry_run: bool,
+    ) -> Dataset:
+        """Data set of a request's body, or the same one that was made of it before.
+
+        In a dry run nothing is kept. Raises Problem; ClientDisconnect when the client has left.
+        """
+        state, settings = self._state, self._state.settings
+        _require_archive(connection)
+        await run_in_threadpool(require_storage, state)
+        record = await run_in_threadpool(choose_family, state, family)
+        most_bytes = int(settings.max_upload_mb * 1e6)
+        announced = int(connection.headers.get("content-length", most_bytes))
+        if "content-length" in connection.headers and announced > most_bytes:
+            raise too_large(most_bytes)
+        room = state.store.free_bytes() - settings.min_free_disk_gb * 1e9
+        with (
+            self._receiving.place(caller.owner, announced, room),
+            state.store.scratch() as folder,
+        ):
+            file = folder / "upload"
+            with file.open("wb") as content:
+                sha256 = await received(connection, content, most_bytes)
+            of_whom = "\n".join((caller.owner, name or "", record.name, sha256))
+            dataset_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
+            if not dry_run and (known := await run_in_threadpool(self._known, caller, dataset_id)):
+                return known
+            read = await _while_connected(connection, self._read(file, folder, caller, record))
+            dataset = Dataset(
+                id=dataset_id,
+                owner=caller.owner,
+                name=name or f"{len(read.class_names)} classes",
+                family=record.name,
+                class_names=read.class_names,
+                counts=read.counts,
+                left_out=[LeftOutResponse(**some) for some in read.left_out],
+            )
+            if dry_run:
+                return dataset
+            async with self._keeping:
+                return await run_in_threadpool(self._keep, caller, dataset, read)
+
+    async def _read(self, file: Path, folder: Path, caller: Caller, family: FamilyRecord) -> Read:
+        settings, network = self._state.settings, family.network
+        limits = UploadLimits(
+            unpacked_bytes=int(settings.max_unpacked_mb * 1e6),
+            images=settings.max_task_images,
+            classes=settings.max_task_classes,
+            scaled_bytes=int(settings.max_task_mb * 1e6),
         )
-    try:
-        yield
-    finally:
-        _uploading.release()
+        channels, side = network.image_channels, network.image_size
+        try:
+            return await self.readers.read(file, folder, caller.owner, limits, channels, side)
+        except DataError as error:
+            raise Problem(422, "unusable-upload", str(error)) from error
 
-
-def store_upload(
-    state: State, caller: Caller, name: str | None, family: str | None, file: IO[bytes], sha256: str
-) -> Dataset:
-    """Data set of an upload, or the same one that was made of it before. Raises Problem."""
-    record, settings = choose_family(state, family), state.settings
-    of_whom = "\n".join((caller.owner, name or "", record.name, sha256))
-    dataset_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
-    if known := _known(state, caller, dataset_id):
-        return known
-    limits = UploadLimits(
-        unpacked_bytes=int(settings.max_unpacked_mb * 1e6),
-        images=settings.max_task_images,
-        classes=settings.max_task_classes,
-        scaled_bytes=int(settings.max_task_mb * 1e6),
-    )
-    try:
-        with _reading:
-            channels, side = record.network.image_channels, record.network.image_size
-            upload = read_upload(file, limits, channels, side)
-    except DataError as error:
-        raise Problem(422, "unusable-upload", str(error)) from error
-    dataset = Dataset(
-        id=dataset_id,
-        owner=caller.owner,
-        name=name or f"{len(upload.class_names)} classes",
-        family=record.name,
-        class_names=upload.class_names,
-        counts=np.bincount(upload.labels).tolist(),
-    )
-    with _keeping:
-        if known := _known(state, caller, dataset_id):  # others came in while this one was read
+    def _keep(self, caller: Caller, dataset: Dataset, read: Read) -> Dataset:
+        if known := self._known(caller, dataset.id):  # others came in while this one was read
             return known
-        images = {"images": upload.images, "labels": upload.labels}
-        state.datasets.put(dataset, {IMAGES_FILE: save(images), SHEET_FILE: preview(upload)})
+        content = {
+            IMAGES_FILE: read.images_file.read_bytes(),
+            SHEET_FILE: read.preview_file.read_bytes(),
+        }
+        self._state.datasets.put(dataset, content)
         return dataset
 
+    def _known(self, caller: Caller, dataset_id: str) -> Dataset | None:
+        """Data set that is there already. Raises Problem 409 when there may be no other."""
+        datasets, settings = self._state.datasets, self._state.settings
+        with contextlib.suppress(RecordNotFound):
+            return datasets.get(dataset_id)
+        most, there = settings.max_tasks, len(datasets.of(caller.owner))
+        if there >= most:
+            detail = f"there are {there} tasks of yours, as many as may be; delete one first"
+            raise Problem(409, "too-many-tasks", detail, limit=most)
+        return None
 
-def _known(state: State, caller: Caller, dataset_id: str) -> Dataset | None:
-    """Data set that is there already. Raises Problem 409 when there may be no other."""
-    with contextlib.suppress(RecordNotFound):
-        return state.datasets.get(dataset_id)
-    most, there = state.settings.max_tasks, len(state.datasets.of(caller.owner))
-    if there >= most:
-        detail = f"there are {there} tasks of yours, as many as may be; delete one first"
-        raise Problem(409, "too-many-tasks", detail, limit=most)
-    return None
+
+def _require_archive(connection: Request) -> None:
+    kind = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in UNWANTED:
+        raise Problem(
+            415,
+            "not-an-archive",
+            f"a body of {kind} is no archive, or one that was changed on its way ({UNWANTED[kind]} "
+            "sends such): send the zip or tar itself, `curl --data-binary @FILE "
+            "-H 'Content-Type: application/zip'`",
+        )
+
+
+async def _while_connected(connection: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Result of `work`, which ends when the client leaves. Raises ClientDisconnect then."""
+
+    async def left() -> None:
+        while (await connection.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(left())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        leaving.cancel()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await working

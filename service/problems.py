@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from redis import RedisError, ResponseError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from registry.errors import (
     ArtifactError,
@@ -89,6 +90,8 @@ PROBLEMS: dict[type[Exception], Callable[[Any], Problem]] = {
     Problem: lambda error: error,
     RequestValidationError: _invalid,
     HTTPException: _http,
+    # nginx's status for an answer that nobody waits for
+    ClientDisconnect: lambda _: Problem(499, "client-left", "the client left"),
     RecordNotFound: lambda error: Problem(404, "not-found", str(error)),
     IllegalTransition: lambda error: Problem(409, "illegal-transition", str(error)),
     IdempotencyConflict: lambda error: Problem(

@@ -1,18 +1,19 @@
 """Uploads: images in a zip or tar of class folders, read with limits and never unpacked.
 
-Nothing is written to disk by a name from the archive, and nothing in it is executed.
+Nothing is written to disk by a name from the archive, and nothing in it is executed. What is read
+here comes from strangers: the service has it done in a process of its own (`service.readers`).
 """
 
 import bz2
 import gzip
 import io
-import json
 import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, cast
@@ -20,25 +21,23 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from learngenes.data.images import (
-    CLASSES_FILE,
-    SUFFIXES,
-    DataError,
-    class_name,
-    encode_png,
-    grid,
-    is_hidden,
-    is_image,
-    read,
-)
+from learngenes.data.folders import CLASSES_FILE, LeftOut, class_folders, listed_classes
+from learngenes.data.images import DataError, encode_png, grid, read
 
 SAVED_SUFFIX = ".arrow"
 """Suffix of the files of a saved Hugging Face dataset."""
-MOST_LISTED_BYTES = 1_000_000
 LEAST_OF_A_CLASS = 2
 """Images of a class: one to learn from, and one more that may be kept to judge by."""
+ENTRIES_PER_IMAGE = 5
+"""Files of an archive for each image that it may have."""
+LONGEST_PATH = 1_000
+UTF8_FLAG = 0x800
+UNICODE_PATH = 0x7075
+"""Extra field of a zip's entry with its name in UTF-8 (APPNOTE 4.6.9)."""
+HEADER = struct.Struct("<HH")
 
 Member = tuple[PurePosixPath, "IO[bytes] | _Bounded"]
+Wanted = Callable[[PurePosixPath], bool]
 
 
 @dataclass(frozen=True)
@@ -61,39 +60,46 @@ class Upload:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: list[str]
+    left_out: list[LeftOut]
 
 
 def read_upload(file: IO[bytes], limits: UploadLimits, channels: int, side: int) -> Upload:
     """Images of an archive, resized to `side` and made grey or RGB. Raises DataError."""
-    folders: list[str] = []
+    paths: list[PurePosixPath] = []
     listed: dict[str, str] | None = None
-    kept, pixels = bytearray(), 0
-    for path, content in _members(file, limits):
-        if path.name == CLASSES_FILE:
-            listed = _listed(path, content)
-            continue
-        if len(folders) >= limits.images:
-            raise DataError(f"there are more than {limits.images} images; send fewer")
-        folders.append(_folder(path))
+
+    def listing(path: PurePosixPath) -> bool:
+        _refuse_saved(path)
+        if len(paths) >= ENTRIES_PER_IMAGE * limits.images:
+            raise DataError(f"there are more than {len(paths)} files in it; send fewer")
+        paths.append(path)
+        return path.name == CLASSES_FILE
+
+    for _, content in _members(file, limits, listing):
+        listed = listed_classes(content)
+    found = class_folders(paths, listed)
+    _refuse_many(found.class_names, Counter(found.labels.values()), limits)
+    kept, labels, pixels = bytearray(), [], 0
+    for path, content in _members(file, limits, found.labels.__contains__):
+        labels.append(found.labels[path])
         image, size = _image(path, content, limits, channels, side)
         kept += image.tobytes()
         pixels += size
         if len(kept) > limits.scaled_bytes:
             raise DataError(
-                f"{len(folders)} images of {channels} x {side} x {side} are more than "
+                f"{len(labels)} images of {channels} x {side} x {side} are more than "
                 f"{limits.scaled_bytes / 1e6:.0f} MB; send fewer"
             )
         if pixels > limits.all_pixels:
             raise DataError(
-                f"the first {len(folders)} images have more than {limits.all_pixels:.1e} pixels; "
+                f"the first {len(labels)} images have more than {limits.all_pixels:.1e} pixels; "
                 f"scale them down to {side} x {side}, as they are kept"
             )
-    classes = _classes(folders, listed, limits)
-    numbers = {folder: number for number, folder in enumerate(classes)}
     return Upload(
-        np.frombuffer(kept, np.uint8).reshape(len(folders), channels, side, side),
-        np.array([numbers[folder] for folder in folders], np.int64),
-        list(classes.values()),
+        np.frombuffer(kept, np.uint8).reshape(len(labels), channels, side, side),
+        np.array(labels, np.int64),
+        found.class_names,
+        found.left_out,
     )
 
 
@@ -103,38 +109,25 @@ def preview(upload: Upload, classes: int = 20, each: int = 10) -> bytes:
     return encode_png(grid(upload.images[upload.labels == label][:each] for label in labels))
 
 
-def _classes(
-    folders: list[str], listed: dict[str, str] | None, limits: UploadLimits
-) -> dict[str, str]:
-    """Names of the classes by their folders, in the listed order or else by the alphabet."""
-    if not folders:
-        raise DataError(
-            f"there are no images ({', '.join(SUFFIXES)}) in it; put each into a folder "
-            "that is named after its class"
-        )
-    counts = Counter(folders)
-    names = {folder: folder for folder in sorted(counts)} if listed is None else listed
-    if unlisted := counts.keys() - names.keys():
-        raise DataError(f"folder {min(unlisted)!r} is not in {CLASSES_FILE}; name its class there")
-    used = {folder: class_name(name) for folder, name in names.items() if folder in counts}
-    if len(set(used.values())) < len(used):
-        raise DataError(f"{CLASSES_FILE} gives one name to several folders; put them into one")
-    if len(used) > limits.classes:
-        raise DataError(f"there are {len(used)} classes; send at most {limits.classes}")
-    for folder, name in used.items():
-        if counts[folder] < LEAST_OF_A_CLASS:
+def _refuse_many(class_names: list[str], counts: Counter[int], limits: UploadLimits) -> None:
+    if counts.total() > limits.images:
+        raise DataError(f"there are more than {limits.images} images; send fewer")
+    if len(class_names) > limits.classes:
+        raise DataError(f"there are {len(class_names)} classes; send at most {limits.classes}")
+    for number, name in enumerate(class_names):
+        if counts[number] < LEAST_OF_A_CLASS:
             raise DataError(f"class {name!r} has one image; send {LEAST_OF_A_CLASS} or more")
-    return used
 
 
-def _listed(path: PurePosixPath, content: bytes) -> dict[str, str]:
-    try:
-        listed = json.loads(content) if len(content) <= MOST_LISTED_BYTES else None
-    except (RecursionError, ValueError):
-        listed = None
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise DataError(f"{str(path)!r} has to be a JSON object: a class's name for each folder")
-    return listed
+def _refuse_saved(path: PurePosixPath) -> None:
+    if path.suffix == SAVED_SUFFIX and not path.name.startswith("."):
+        raise DataError(
+            f"{str(path)!r} is of a saved Hugging Face dataset, and what is sent has to be class "
+            "folders of images; `fineserve tasks create FOLDER` makes them of the dataset's "
+            "folder and sends them. It needs an Image column, with one image a row and not a list "
+            "of images, and a ClassLabel column: `dataset.class_encode_column(…)` makes one of "
+            "text, `dataset.cast_column(…, ClassLabel(names=[…]))` of numbers"
+        )
 
 
 def _image(
@@ -150,38 +143,35 @@ def _image(
         raise DataError(f"{where} {error}") from error
 
 
-def _folder(path: PurePosixPath) -> str:
-    name = path.parent.name
-    if not name:
-        raise DataError(f"{path.name!r} is in no folder; a folder's name is its images' class")
-    return class_name(name)
-
-
-def _members(file: IO[bytes], limits: UploadLimits) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Paths and contents of the images, and of the list of their classes; other files are skipped.
+def _members(
+    file: IO[bytes], limits: UploadLimits, wanted: Wanted
+) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Paths and contents of those files that are wanted, each of which is asked for.
 
     A file that is too large is read until one byte more than it may have.
     """
     members = _zipped if zipfile.is_zipfile(file) else _tarred
     try:
-        for path, opened in members(file, _Bounded(limits.unpacked_bytes)):
+        for path, opened in members(file, _Bounded(limits.unpacked_bytes), wanted):
             yield path, opened.read(limits.file_bytes + 1)
     except DataError:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, EOFError, OSError) as error:
         raise DataError(f"it is not a whole zip or tar archive: {error}") from error
-    except (MemoryError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+    except MemoryError as error:
+        raise DataError("the archive takes too much memory to read; pack it anew") from error
+    except (NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
         raise DataError(f"the archive cannot be read: {error}") from error
 
 
-def _zipped(file: IO[bytes], bounded: "_Bounded") -> Iterator[Member]:
+def _zipped(file: IO[bytes], bounded: "_Bounded", wanted: Wanted) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             mode = member.external_attr >> 16
             if mode and (mode & 0o170000) not in (0, 0o100000, 0o040000):
                 raise DataError(f"{member.filename!r} is a link or a device; send plain files")
-            path = _safe(member.filename)
-            if member.is_dir() or not _wanted(path):
+            path = _safe(_zipped_name(member).replace("\\", "/"))  # as old Windows packs them
+            if member.is_dir() or not wanted(path):
                 continue
             if member.flag_bits & 1:
                 raise DataError(f"{member.filename!r} is encrypted; send it without a password")
@@ -192,7 +182,34 @@ def _zipped(file: IO[bytes], bounded: "_Bounded") -> Iterator[Member]:
                 yield path, bounded
 
 
-def _tarred(file: IO[bytes], bounded: "_Bounded") -> Iterator[Member]:
+def _zipped_name(member: zipfile.ZipInfo) -> str:
+    """Name of an entry in UTF-8, whether or not it says so. Raises DataError for another code."""
+    if member.flag_bits & UTF8_FLAG or member.orig_filename.isascii():
+        return member.filename
+    raw = member.orig_filename.encode("cp437")  # as zipfile has decoded it
+    for name in (raw, _unicode_path(member.extra, raw)):
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            continue
+    raise DataError(
+        f"the name {member.filename!a} in the zip is not in UTF-8; zip it anew with names in "
+        "UTF-8, or send a tar"
+    )
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> bytes:
+    """The name in an entry's extra field, if it is of the name `raw`; else `raw`."""
+    while len(extra) >= HEADER.size:
+        kind, size = HEADER.unpack_from(extra)
+        content, extra = extra[HEADER.size :][:size], extra[HEADER.size + size :]
+        beginning = b"\x01" + zlib.crc32(raw).to_bytes(4, "little")
+        if kind == UNICODE_PATH and content.startswith(beginning):
+            return content[len(beginning) :]
+    return raw
+
+
+def _tarred(file: IO[bytes], bounded: "_Bounded", wanted: Wanted) -> Iterator[Member]:
     file.seek(0)
     magic = file.read(6)
     file.seek(0)
@@ -202,12 +219,13 @@ def _tarred(file: IO[bytes], bounded: "_Bounded") -> Iterator[Member]:
             bounded.raw = cast(IO[bytes], unpack(file))
     with tarfile.open(fileobj=bounded, mode="r|") as archive:
         for member in archive:
+            archive.members.clear()  # type: ignore[attr-defined]  # which would keep all of them, and what each inherited
             if member.isdir():
                 continue
             if not member.isreg():
                 raise DataError(f"{member.name!r} is a link or a device; send plain files")
             path = _safe(member.name)
-            if _wanted(path):
+            if wanted(path):
                 opened = archive.extractfile(member)
                 assert opened is not None
                 yield path, opened
@@ -229,18 +247,10 @@ class _Bounded(io.RawIOBase):
         return content
 
 
-def _wanted(path: PurePosixPath) -> bool:
-    if path.suffix == SAVED_SUFFIX and not is_hidden(path):
-        raise DataError(
-            f"{str(path)!r} is of a saved Hugging Face dataset, and what is sent has to be class "
-            "folders of images; `fineserve tasks create FOLDER` makes them of the dataset's folder "
-            "and sends them"
-        )
-    return is_image(path) or (path.name == CLASSES_FILE and not is_hidden(path))
-
-
 def _safe(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise DataError(f"{name!r} is not a path inside the archive; pack it anew")
+    if "\\" in name:
+        raise DataError(f"{name!r} has a backslash, which is no part of a path here; pack it anew")
+    if path.is_absolute() or ".." in path.parts or "\0" in name or len(name) > LONGEST_PATH:
+        raise DataError(f"{name[:LONGEST_PATH]!r} is not a path inside the archive; pack it anew")
     return path

@@ -9,9 +9,9 @@ from httpx_retries import Retry
 
 from fineserve.cli.options import UNREACHABLE, fail
 from fineserve.client import Client, FineserveError, NotReady
-from fineserve.transport import retries
+from fineserve.transport import proxy_of, retries
 from learngenes.data.images import DataError
-from registry.settings import get_settings
+from registry.settings import Settings, get_settings
 
 PROBE_SECONDS = 10
 NOBODY = (502, 504)
@@ -32,19 +32,39 @@ def connected(url: str | None) -> Iterator[Client]:
     """Client of the service, by default this host's. A refusal is one line and an exit code."""
     settings = get_settings()
     url = url or f"http://{settings.host}:{settings.port}"
-    key = settings.api_key.get_secret_value() if settings.api_key else None
     try:
-        _require_somebody(url)
+        proxy = proxy_of(url)
+    except ValueError as error:
+        fail(f"--url {url} is no address: {error}", UNREACHABLE)
+    by = f" by the proxy {proxy}, of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY" if proxy else ""
+    try:
+        key = _key(settings)
+        _require_somebody(url, proxy)
         with Client(url, key, retries(_Told)) as client:
             yield client
     except (DataError, FineserveError, NotReady) as error:
         fail(error)
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        fail(f"--url {url} is no address: {error}", UNREACHABLE)
     except httpx.HTTPError as error:
-        fail(f"no fineserve at {url} ({error}); `fineserve up`, or say --url", UNREACHABLE)
+        fail(f"no fineserve at {url}{by} ({error}); `fineserve up`, or say --url", UNREACHABLE)
+    except (ImportError, ValueError) as error:  # httpx's, of a kind of proxy
+        if not proxy:
+            raise
+        fail(f"{url} cannot be called{by}: {error}", UNREACHABLE)
 
 
-def _require_somebody(url: str) -> None:
+def _key(settings: Settings) -> str | None:
+    """The API key, without the end of the line it was read from."""
+    key = settings.api_key.get_secret_value().strip() if settings.api_key else ""
+    if not (key.isascii() and (key + "-").isprintable()):
+        fail("FINESERVE_API_KEY has characters that no key has: copy the key again, and only it")
+    return key or None
+
+
+def _require_somebody(url: str, proxy: str | None) -> None:
     """Raise httpx.HTTPError at once where nobody answers, instead of trying again for long."""
-    answer = httpx.get(f"{url}/healthz", timeout=PROBE_SECONDS)
+    with httpx.Client(proxy=proxy, trust_env=False, timeout=PROBE_SECONDS) as client:
+        answer = client.get(f"{url}/healthz")
     if answer.status_code in NOBODY:
         answer.raise_for_status()

@@ -27,12 +27,21 @@ def create(
     ],
     name: Text = None,
     family: Text = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would be in it, and keep nothing")
+    ] = False,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
     """Upload images; `fineserve models create --task ID` makes a model of them."""
     with connected(url) as client:
-        _show([client.create_task(images, name=name or _name(images), family=family)], as_json)
+        task = client.create_task(
+            images, name=name or _name(images), family=family, dry_run=dry_run
+        )
+        _show([task], as_json)
+    for some in task.left_out:
+        examples = ", ".join(some.examples)
+        typer.secho(f"left out, {some.reason}: {some.count} ({examples})", err=True, fg="yellow")
 
 
 @cli.command("list")
@@ -58,7 +67,7 @@ def delete(
 def _name(images: Path) -> str:
     """Name of a folder or archive, in characters that the service takes."""
     path = images.resolve()
-    return re.sub(r"[^\w .-]", "-", path.name if path.is_dir() else path.stem)[:64]
+    return re.sub(r"[^\w .-]", "-", path.name if path.is_dir() else path.stem)[:64] or "images"
 
 
 def _show(tasks: list[TaskResponse], as_json: bool) -> None:

@@ -48,7 +48,8 @@ def echo_table(table: Table, answer: object, as_json: bool) -> None:
     if as_json:
         echo("", answer, as_json)
     else:
-        Console(width=None if Console().is_terminal else WIDTH).print(table)
+        width = None if Console().is_terminal else WIDTH
+        Console(width=width, markup=False, emoji=False).print(table)  # names are as they are
 
 
 def fail(error: object, code: int = REFUSED) -> NoReturn:

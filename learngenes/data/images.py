@@ -6,9 +6,11 @@ imported where they are used: the client is installed without them.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import unicodedata
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,11 +22,11 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Names of Pillow's decoders that may run."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-JUNK = "__MACOSX"
-CLASSES_FILE = "fineserve-classes.json"
-"""File beside class folders that maps each folder to the name of its class, in the classes' order:
-for names that no folder can have, and for an order that is not the alphabet's."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp")
+LONGEST_SIDE = 20_000
+"""Pixels of a side: what scaling needs grows with it, however thin the picture."""
+MOST_TEXT_BYTES = 64_000_000
+"""Bytes of each text or profile inside a PNG; Pillow allows 1 MB. It is not used."""
 LONGEST_CLASS_NAME = 100
 
 
@@ -32,17 +34,9 @@ class DataError(ValueError):
     """Images or classes that cannot be used; the message says where, why and what to do."""
 
 
-def is_image(path: PurePath) -> bool:
-    """Whether a file is read, by its path inside what holds the images; hidden ones are not."""
-    return path.suffix.lower() in SUFFIXES and not is_hidden(path)
-
-
-def is_hidden(path: PurePath) -> bool:
-    return any(part == JUNK or part.startswith(".") for part in path.parts)
-
-
 def class_name(name: str) -> str:
-    """`name` again. Raises DataError where no class can have it."""
+    """`name`, in composed characters (NFC). Raises DataError where no class can have it."""
+    name = unicodedata.normalize("NFC", name)
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -59,18 +53,29 @@ def read(
 
     Raises DataError; its message goes on after the file's name.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MOST_TEXT_BYTES
+    kinds = ", ".join(FORMATS)
     try:
         with Image.open(file, formats=FORMATS) as picture:
             width, height = picture.size
+            if max(width, height) > LONGEST_SIDE:
+                raise DataError(f"has a side of more than {LONGEST_SIDE} pixels; scale it down")
             if most_pixels is not None and width * height > most_pixels:
-                raise DataError(f"has {width} x {height} pixels; scale it down")
+                raise DataError(
+                    f"has {width} x {height} pixels, more than {most_pixels / 1e6:g} million; "
+                    "scale it down"
+                )
             return scaled(picture, side, channels), width * height
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"is not a readable {kinds} image, whatever its name says") from error
     except Exception as error:  # Pillow's decoders raise whatever they like
-        raise DataError(f"is not a readable {', '.join(FORMATS)} image: {error}") from error
+        if "Decompressed data too large" in str(error):
+            raise DataError("has too much text or too long a profile; save it without") from error
+        raise DataError(f"is not a readable {kinds} image: {error}") from error
 
 
 def scaled(picture: Image.Image, side: int, channels: int | None = None) -> Pixels:
@@ -88,9 +93,10 @@ def as_shown(picture: Image.Image) -> Image.Image:
     import numpy as np
     from PIL import Image, ImageOps
 
-    ImageOps.exif_transpose(picture, in_place=True)
+    with contextlib.suppress(Exception):  # EXIF that cannot be read turns nothing
+        ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith("I"):  # grey in 16 bits
-        grey = np.asarray(picture).astype(np.int64).clip(0, 2**16 - 1) >> 8  # Pillow would clip
+        grey = np.asarray(picture).clip(0, 2**16 - 1) >> 8  # Pillow would clip to 8 bits
         return Image.fromarray(grey.astype(np.uint8))
     if not picture.has_transparency_data:
         return picture

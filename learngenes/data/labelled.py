@@ -8,20 +8,16 @@ from pathlib import Path
 from types import EllipsisType
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learngenes.data.images import (
-    SUFFIXES,
-    DataError,
-    class_name,
-    is_hidden,
-    is_image,
-    read,
-    scaled,
-)
+from learngenes.data.folders import CLASSES_FILE, class_folders, listed_classes, walked
+from learngenes.data.images import DataError, read, scaled
 from learngenes.data.saved import is_saved, load_saved
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -117,17 +113,17 @@ def _split_folder(path: Path, split: str) -> Path:
 
 
 def _load_folder(path: Path, sample_size: int) -> LabelledImages:
-    folders = [p for p in path.iterdir() if p.is_dir() and not is_hidden(p.relative_to(path))]
-    class_names = sorted(class_name(folder.name) for folder in folders)
-    files = [
-        (file, label)
-        for label, name in enumerate(class_names)
-        for file in sorted((path / name).iterdir())
-        if is_image(file.relative_to(path))
-    ]
-    if not files:
-        raise DataError(f"{path} has no images in class folders ({', '.join(SUFFIXES)})")
-    return _stack(((_read(file, sample_size), label) for file, label in files), class_names)
+    files = walked(path)
+    listed = path / CLASSES_FILE
+    try:
+        classes = listed_classes(listed.read_bytes()) if listed.exists() else None
+        found = class_folders(files, classes)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    for some in found.left_out:
+        log.info("left out", reason=some.reason, count=some.count, examples=some.examples)
+    taken = sorted(found.labels.items(), key=lambda file: (file[1], file[0]))
+    return _stack(((_read(path / file, sample_size), n) for file, n in taken), found.class_names)
 
 
 def _read(file: Path, sample_size: int) -> NDArray[np.uint8]:

@@ -1,24 +1,17 @@
 """/tasks: images of other classes, that models can be retrained on."""
 
-import hashlib
-import tempfile
-from typing import IO, Annotated
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from fineserve.wire import NAME, TaskList, TaskResponse, Text
 from registry.datasets import SHEET_FILE
 from service.access import Anybody, DatasetDep, Deployer
-from service.datasets import one_of_few, store_upload
+from service.datasets import Uploads
 from service.deps import StateDep
-from service.problems import Problem
-from service.submission import require_storage
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
-IN_MEMORY_BYTES = 8_000_000
-"""Bytes above which an upload waits in a file, on the store's disk, which is watched."""
 ARCHIVES = {
     kind: {"schema": {"type": "string", "format": "binary"}}
     for kind in ("application/zip", "application/x-tar", "application/gzip")
@@ -26,50 +19,35 @@ ARCHIVES = {
 
 
 @router.post(
-    "", status_code=201, openapi_extra={"requestBody": {"required": True, "content": ARCHIVES}}
+    "",
+    status_code=201,
+    responses={200: {"model": TaskResponse, "description": "Of a dry run."}},
+    openapi_extra={"requestBody": {"required": True, "content": ARCHIVES}},
 )
 async def create_task(
     connection: Request,
     response: Response,
-    state: StateDep,
     caller: Deployer,
     name: Annotated[str | None, Query(pattern=NAME)] = None,
     family: Annotated[Text | None, Query()] = None,
+    dry_run: Annotated[bool, Query()] = False,
 ) -> TaskResponse:
     """Make a task of a zip or tar of images, in folders that are named after their classes.
 
-    A file `fineserve-classes.json` in it, a JSON object, may give each folder's class another name;
-    the classes are in its order then. `fineserve tasks create` makes such an archive of a dataset
-    that Hugging Face `datasets` has saved. The same images sent twice by one owner, under one name,
-    are one task.
+    Classes are the folders of the first level, whatever folders are in them, and numbered by the
+    alphabet, or as numbers where all of them are numbers. A file `fineserve-classes.json`, a JSON
+    object, may give each folder's class another name; the classes are in its order then. The answer
+    lists what was left out, and why; with `dry_run=true` it is all that happens. `fineserve tasks
+    create` makes such an archive of a folder, or of a dataset that Hugging Face `datasets` has
+    saved. The same images sent twice by one owner, under one name, are one task.
     """
-    await run_in_threadpool(require_storage, state)
-    with (
-        one_of_few(),
-        tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(state.store.root)) as file,
-    ):
-        sha256 = await _received(connection, file, state.settings.max_upload_mb)
-        dataset = await run_in_threadpool(store_upload, state, caller, name, family, file, sha256)
-    response.headers["Location"] = f"/tasks/{dataset.id}"
+    uploads: Uploads = connection.app.state.uploads
+    dataset = await uploads.make(connection, caller, name, family, dry_run=dry_run)
+    if dry_run:
+        response.status_code = 200
+    else:
+        response.headers["Location"] = f"/tasks/{dataset.id}"
     return TaskResponse.model_validate(dataset)
-
-
-async def _received(connection: Request, file: IO[bytes], most_mb: float) -> str:
-    """SHA-256 of the body, which is then in `file`. Raises Problem 413."""
-    digest = hashlib.sha256()
-    async for chunk in connection.stream():
-        digest.update(chunk)
-        if file.tell() + len(chunk) > most_mb * 1e6:
-            raise Problem(
-                413,
-                "upload-too-large",
-                f"the upload has more than {most_mb} MB; send fewer or smaller images: they are "
-                "scaled to the family's size anyway",
-                limit=int(most_mb * 1e6),
-            )
-        file.write(chunk)
-    file.seek(0)
-    return digest.hexdigest()
 
 
 @router.get("")

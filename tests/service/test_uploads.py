@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
+import struct
 import tarfile
 import zipfile
+import zlib
 from typing import IO
 
 import numpy as np
@@ -12,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from learngenes.data.images import CLASSES_FILE, DataError
-from service.uploads import UploadLimits, preview, read_upload
+from learngenes.data.folders import CLASSES_FILE
+from learngenes.data.images import DataError
+from service.uploads import UploadLimits, _unicode_path, _zipped_name, preview, read_upload
 from tests.support.archives import Files, png, tarred, zipped
 from tests.support.failures import EDIT, Edit, damaged
 
@@ -71,7 +74,44 @@ def test_pictures_are_taken_as_a_viewer_shows_them() -> None:
     assert images[0].min() == 255
 
 
-@pytest.mark.parametrize("name", ["../cat/1.png", "/cat/1.png", "a/../../cat/1.png", "a\\b/1.png"])
+def named(*names: bytes) -> io.BytesIO:
+    """Zip of two images in each folder, whose name is in a code of its own, and does not say so."""
+    marks = [f"@{i}" * (len(name) // 2 + 1) for i, name in enumerate(names)]
+    files = {f"{mark[: len(n)]}/{i}.png": png() for mark, n in zip(marks, names) for i in (1, 2)}
+    content = zipped(files).getvalue()
+    for mark, name in zip(marks, names, strict=True):
+        content = content.replace(mark[: len(name)].encode(), name)
+    return io.BytesIO(content)
+
+
+def test_names_of_a_zip_are_in_utf_8_or_refused() -> None:
+    assert read(named("café".encode(), "猫犬".encode())) == ["café", "猫犬"]
+    for code, name in (("cp1252", "señal"), ("gbk", "猫狗"), ("cp932", "犬猫")):
+        with pytest.raises(DataError, match="is not in UTF-8"):
+            read(named(name.encode(code)))
+
+
+def test_the_name_in_unicode_that_a_zip_has_beside_another_counts() -> None:
+    raw, name = "猫狗".encode("gbk"), "猫狗".encode()
+    field = b"\x01" + zlib.crc32(raw + b"/1.png").to_bytes(4, "little") + name + b"/1.png"
+    member = zipfile.ZipInfo((raw + b"/1.png").decode("cp437"))
+    assert _unicode_path(struct.pack("<HH", 0x7075, len(field)) + field, raw + b"/1.png") == (
+        name + b"/1.png"
+    )
+    assert _unicode_path(struct.pack("<HH", 0x7075, len(field)) + field, b"other") == b"other"
+    member.extra = struct.pack("<HH", 0x7075, len(field)) + field
+    member.orig_filename = member.filename
+    assert _zipped_name(member) == "猫狗/1.png"
+
+
+def test_backslashes_of_a_zip_are_slashes() -> None:
+    files = {f"mine\\{name}\\{i}.png": png() for name in ("cat", "dog") for i in (1, 2)}
+    assert read(zipped(files)) == ["cat", "dog"]
+    with pytest.raises(DataError, match="has a backslash"):
+        read(tarred(files))
+
+
+@pytest.mark.parametrize("name", ["../cat/1.png", "/cat/1.png", "a/../../cat/1.png"])
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_path_out_of_the_archive_is_refused(name: str, pack: "type") -> None:
     with pytest.raises(DataError, match="not a path inside"):
@@ -97,21 +137,23 @@ def zip_of(size: int = 11, method: int = zipfile.ZIP_STORED, mode: int = 0o10064
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(member, bytes(size))
+        archive.writestr("cat/2.png", b"")
     return buffer
 
 
 HUGE = 50_000_000
+TWO: Files = {"cat/1.png": png(), "cat/2.png": png()}
 HARMFUL = {
     "link": ("link or a device", lambda: zip_of(mode=0o120777)),
     "symlink": ("link or a device", lambda: tar_of(type=tarfile.SYMTYPE, linkname="/etc/passwd")),
     "hard link": ("link or a device", lambda: tar_of(type=tarfile.LNKTYPE, linkname="/etc/passwd")),
     "device": ("link or a device", lambda: tar_of(type=tarfile.CHRTYPE)),
-    "zip": ("more than 0 MB", lambda: zipped({"cat/1.png": bytes(HUGE)})),
-    "tar": ("more than 0 MB", lambda: tarred({"cat/1.png": bytes(HUGE)}, "gz")),
+    "zip": ("more than 0 MB", lambda: zipped({**TWO, "cat/1.png": bytes(HUGE)})),
+    "tar": ("more than 0 MB", lambda: tarred({**TWO, "cat/1.png": bytes(HUGE)}, "gz")),
     "header": ("more than 0 MB", lambda: tar_of("gz", pax_headers={"comment": "x" * HUGE})),
     "bzip2": (r"'cat/1\.png' is not deflated", lambda: zip_of(HUGE, zipfile.ZIP_BZIP2)),
     "lzma": (r"'cat/1\.png' is not deflated", lambda: zip_of(HUGE, zipfile.ZIP_LZMA)),
-    "pixels": ("has 200 x 200 pixels", lambda: zipped({"cat/1.png": png(side=200)})),
+    "pixels": ("has 200 x 200 pixels", lambda: zipped({**TWO, "cat/1.png": png(side=200)})),
 }
 
 
@@ -128,7 +170,7 @@ def test_links_devices_and_bombs_are_refused(harm: str) -> None:
 def test_a_file_too_large_for_a_picture_is_refused_and_others_are_not_read(pack: "type") -> None:
     limits = {"file_bytes": 1000, "unpacked_bytes": 10**9}
     with pytest.raises(DataError, match="has more than 0 MB"):
-        read(pack({"cat/1.png": bytes(2000)}), **limits)
+        read(pack({**TWO, "cat/1.png": bytes(2000)}), **limits)
     assert read(pack({**GOOD, "mine/cat/notes.bin": bytes(2000)}), **limits) == ["cat", "dog"]
 
 
@@ -136,9 +178,9 @@ def test_a_file_too_large_for_a_picture_is_refused_and_others_are_not_read(pack:
     ("files", "message"),
     [
         ({}, "there are no images"),
-        ({"1.png": png()}, "is in no folder"),
+        ({"1.png": png()}, "is in no class's folder"),
         ({"cat/1.png": png()}, "class 'cat' has one image"),
-        ({"cat/1.png": b"GIF89a"}, "'cat/1.png' is not a readable PNG"),
+        ({**TWO, "cat/1.png": b"GIF89a"}, "'cat/1.png' is not a readable PNG"),
         ({f"cat/{i}.png": png() for i in range(21)}, "more than 20 images"),
         ({f"{c}/{i}.png": png() for c in "abcd" for i in range(2)}, "send at most 3"),
         ({"c\x01t/1.png": png()}, "no name for a class"),
@@ -170,7 +212,7 @@ def test_classes_may_be_listed_with_names_and_an_order(pack: "type", order: int)
     ("listed", "message"),
     [
         (b'{"0": "cat"}', "folder '1' is not in fineserve-classes.json"),
-        (b'{"0": "cat", "1": "cat"}', "one name to several folders"),
+        (b'{"0": "cat", "1": "cat"}', "calls several folders 'cat'"),
         (b'{"0": "cat", "1": ""}', "'' is no name for a class"),
         (b'["cat", "dog"]', "has to be a JSON object"),
         (b'{"0": 1, "1": 2}', "has to be a JSON object"),

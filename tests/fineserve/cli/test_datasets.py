@@ -94,11 +94,35 @@ def test_only_images_are_packed_and_links_as_what_they_lead_to(folder: Path) -> 
     for name in ("notes.txt", ".hidden.png", "film.mp4"):
         (folder / "cat" / name).write_bytes(b"not to be sent")
     (folder / "dog" / "link.png").symlink_to(folder / "cat" / "0.png")
-    with packed(folder) as archive, tarfile.open(fileobj=archive) as tar:
+    with packed(folder) as (archive, left_out), tarfile.open(fileobj=archive) as tar:
         members = tar.getmembers()
-    names = {f"pets/{name}" for name in (*PETS, "dog/link.png")}
+    assert {some.reason: some.count for some in left_out} == {"hidden": 1, "no pictures": 2}
+    names = {*PETS, "dog/link.png"}
     assert {member.name for member in members} == names
     assert all(member.isreg() for member in members)
+
+
+def test_what_is_left_out_is_said_and_a_dry_run_keeps_nothing(
+    url: str, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "cat" / "old.heic").write_bytes(b"of a telephone")
+    linked = folder.with_name(".pets")
+    linked.mkdir()
+    (linked / "cat").symlink_to(folder / "cat")
+    told = run("tasks", "create", str(linked), "--dry-run", "--url", url)
+    assert "cat (3)" in told.stdout
+    assert "left out, in a format that is not read: 1 (cat/old.heic)" in told.stderr
+    assert json.loads(run("tasks", "list", "--json", "--url", url).stdout) == []
+
+
+def test_names_are_shown_as_they_are(url: str, folder: Path) -> None:
+    (folder / "cat").rename(folder / "cat [old] :smiley:")
+    run("tasks", "create", str(folder), "--url", url)
+    assert "cat [old] :smiley: (3)" in run("tasks", "list", "--url", url).stdout
+
+
+def test_images_that_lie_in_the_folder_itself_are_of_one_class(url: str, folder: Path) -> None:
+    assert described(created(url, folder / "cat")) == ("cat", ["cat"], [3])
 
 
 def test_an_archive_becomes_a_task_that_is_listed_and_deleted(url: str, tmp_path: Path) -> None:
@@ -118,7 +142,8 @@ def test_an_archive_becomes_a_task_that_is_listed_and_deleted(url: str, tmp_path
 def test_a_refusal_is_said(
     url: str, tmp_path: Path, options: tuple[str, ...], messages: tuple[str, ...]
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    words = ("tasks", "create", str(tmp_path / "empty"), *options)
+    folder = unpacked(PETS if options else {}, tmp_path / "empty")
+    folder.mkdir(exist_ok=True)
+    words = ("tasks", "create", str(folder), *options)
     told = run(*words, "--url", url, exit_code=1).stderr
     assert any(message in told for message in messages), told

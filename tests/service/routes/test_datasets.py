@@ -1,13 +1,19 @@
 """Tasks: folders of images, and models of them."""
 
+import asyncio
+import contextlib
 import io
+import signal
+import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 from safetensors.numpy import load
 
@@ -19,7 +25,8 @@ from registry.datasets import IMAGES_FILE, Datasets
 from registry.errors import StorageFull
 from registry.keys import Keys, Scope
 from registry.settings import Settings
-from service.uploads import Upload, read_upload
+from service.readers import Read, Readers
+from service.uploads import UploadLimits
 from tests.service.conftest import Stack, bearer
 from tests.support.answers import refused
 from tests.support.archives import Files, png, tarred, zipped
@@ -181,16 +188,99 @@ def test_limits_of_uploads(stack: Stack, setting: str, value: float, status: int
 def test_uploads_at_once_keep_to_the_limit(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     stack.runtime.settings.max_tasks = 1
     together = threading.Barrier(2)
+    read = Readers.read
 
-    def read(*given: Any) -> Upload:
-        together.wait(10)
-        return read_upload(*given)
+    async def at_once(*given: Any) -> Read:
+        made = await read(*given)
+        await run_in_threadpool(together.wait, 10)
+        return made
 
-    monkeypatch.setattr("service.datasets.read_upload", read)
+    monkeypatch.setattr(Readers, "read", at_once)
 
     with ThreadPoolExecutor(2) as threads:
         answers = threads.map(lambda name: send(stack, name=name), ["one", "another"])
         assert sorted(answer.status_code for answer in answers) == [201, 409]
+
+
+def test_a_dry_run_says_what_would_be_and_keeps_nothing(stack: Stack) -> None:
+    files = {**FILES, "a/2.heic": b"of a telephone", "notes.txt": b"for nobody"}
+    answer = send(stack, zipped(files).getvalue(), dry_run="true")
+    assert answer.status_code == 200
+    told = answer.json()
+    assert dict(zip(told["class_names"], told["counts"], strict=True)) == {"a": 12, "b": 12}
+    assert [(some["reason"], some["examples"]) for some in told["left_out"]] == [
+        ("in a format that is not read", ["a/2.heic"]),
+        ("no pictures", ["notes.txt"]),
+    ]
+    assert stack.told("/tasks")["tasks"] == []
+    assert [*stack.runtime.store.root.glob("incoming/*")] == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data; boundary=x", "application/x-www-form-urlencoded"]
+)
+def test_an_archive_that_was_wrapped_is_told_how_to_be_sent(stack: Stack, kind: str) -> None:
+    answer = stack.api.post("/tasks", content=PACKED, headers={"content-type": kind})
+    refused(answer, 415, "curl --data-binary @FILE")
+
+
+def scans(count: int) -> bytes:
+    """Progressive JPEG with so many scans, which each take time and hold nothing."""
+    buffer = io.BytesIO()
+    Image.new("L", (2_000, 2_000)).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    start = content.rindex(b"\xff\xda")
+    return content[:start] + content[start:-2] * count + content[-2:]
+
+
+def test_reading_takes_no_more_of_a_processor_than_it_may(stack: Stack) -> None:
+    stack.state.settings.upload_processor_seconds = 1
+    readers = Readers(1)
+    stack.api.app.state.uploads.readers = readers
+    bomb = zipped({"a/1.jpg": scans(2_000), "a/2.jpg": scans(2_000)}).getvalue()
+    assert len(bomb) < 100_000
+    began = time.monotonic()
+    refused(send(stack, bomb), 422, "more than 1 s of a processor")
+    assert time.monotonic() - began < 30
+    assert send(stack).status_code == 201
+
+
+def test_reading_takes_no_more_memory_than_it_may(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Global headers of a tar, which each entry inherits."""
+    buffer = io.BytesIO()
+    with tarfile.open(
+        fileobj=buffer, mode="w:gz", pax_headers={"comment": "x" * 400_000_000}
+    ) as tar:
+        tar.addfile(tarfile.TarInfo("a/1.png"))
+    refused(send(stack, buffer.getvalue()), 422, "memory")
+
+
+def test_the_reader_ends_with_its_client(stack: Stack) -> None:
+    """The bomb would take a minute of a processor."""
+    ended: list[int | None] = []
+
+    class Watched(Readers):
+        async def _run(self, process: Any, task: str) -> None:
+            try:
+                await super()._run(process, task)
+            finally:
+                process.kill()
+                ended.append(await process.wait())
+
+    async def leave() -> None:
+        readers = Watched(60)
+        limits = UploadLimits(10**9, 100, 10, 10**8)
+        file, into = stack.runtime.store.root / "bomb", stack.runtime.store.root
+        file.write_bytes(zipped({"a/1.jpg": scans(9_000), "a/2.jpg": scans(9_000)}).getvalue())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await readers.read(file, into, "", limits, 1, 8)
+        await readers.close()
+
+    asyncio.run(leave())
+    assert ended == [-signal.SIGKILL]
 
 
 def test_a_task_is_its_owners(stack: Stack, settings: Settings) -> None:
