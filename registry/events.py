@@ -49,6 +49,12 @@ async def follow(
             return
 
 
+async def last_event(client: "redis.asyncio.Redis", record: Record) -> str | None:
+    """Id of a record's newest event; None where its events have expired."""
+    newest = await client.xrevrange(stream_key(record.NAME, record.id), count=1)
+    return str(newest[0][0]) if newest else None
+
+
 def connect_async(redis_url: str) -> "redis.asyncio.Redis":
     return redis.asyncio.Redis.from_url(
         redis_url,

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     """Most generations of all owners together that are accepted and not finished; the next is told
     to come back later (429)."""
 
+    max_connections: PositiveInt = 2000
+    """Most connections of the API at once; the next is told to come back later (503)."""
+
     min_free_disk_gb: NonNegativeFloat = 0.2
     """Free space, in 10^9 bytes, where the artifacts are: with less nothing new is accepted."""
     max_store_gb: PositiveFloat | None = None
@@ -140,10 +143,10 @@ class Settings(BaseSettings):
     """Steps of retraining Σ on the family's own images."""
     task_retraining_steps: PositiveInt = 1000
     """Steps of retraining Σ on a task's images."""
-    task_least_steps: PositiveInt = 600
+    task_least_steps: PositiveInt = 1000
     """Steps of them without which a model is not ready, unless its loss has stopped falling."""
     retraining_max_seconds: PositiveFloat = 60.0
-    """Seconds after which no step of retraining begins; on a task's images up to five times as
+    """Seconds after which no step of retraining begins; on a task's images up to ten times as
     many, until `task_least_steps` are done."""
 
     @property

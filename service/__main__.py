@@ -1,14 +1,21 @@
 """`python -m service`: the API under uvicorn."""
 
 import ipaddress
+import os
+import socket
 import sys
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from registry.keys import Keys
 from registry.settings import Settings, get_settings
 from service.app import make_app
 from service.protocol import BoundedProtocol
+
+BACKLOG = 2048
+"""Connections that wait to be accepted, as uvicorn has it."""
 
 
 def check_host(settings: Settings) -> None:
@@ -27,11 +34,45 @@ def check_host(settings: Settings) -> None:
         )
 
 
+class Server(uvicorn.Server):
+    """uvicorn's server, whose streams end as soon as it is asked to stop."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if streams := getattr(self._app.state, "streams", None):
+            streams.stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def listening(host: str, port: int) -> list[socket.socket]:
+    """Sockets at an address; at both of this host's own, where it is one of them.
+
+    `localhost` is the one of IPv6 first to many clients, which not every machine has.
+    """
+    hosts = ("127.0.0.1", "::1") if host in ("127.0.0.1", "localhost") else (host,)
+    sockets: list[socket.socket] = []
+    for address in hosts:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            made = socket.create_server((address, port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            if sockets:
+                break
+            sys.exit(f"the API cannot listen on {address}:{port}: {error}")
+        sockets.append(made)
+    return sockets
+
+
 def main() -> None:
+    os.umask(0o077)
     settings = get_settings()
     check_host(settings)
-    uvicorn.run(
-        make_app(settings),
+    app = make_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         http=BoundedProtocol,
@@ -40,8 +81,10 @@ def main() -> None:
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,
+        limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=30,
     )
+    Server(config, app).run(listening(settings.host, settings.port))
 
 
 if __name__ == "__main__":

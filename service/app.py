@@ -17,6 +17,7 @@ from service.metrics import instrument
 from service.openapi import complete
 from service.routes import ROUTES, page
 from service.status import Snapshots
+from service.streams import Streams
 
 DESCRIPTION = "On-demand model sizing: send a budget, get a diffusion transformer that fits it."
 
@@ -29,10 +30,11 @@ def make_app(settings: Settings | None = None) -> FastAPI:
         configure_logging(settings.log_format)
         state = State(settings)
         app.state.fineserve, app.state.snapshots = state, Snapshots(state)
-        app.state.uploads = uploads = Uploads(state)
-        await uploads.readers.start()
+        app.state.uploads, app.state.streams = Uploads(state), Streams()
+        readers = app.state.uploads.readers
+        await readers.start()
         yield
-        await uploads.readers.close()
+        await readers.close()
         await state.events.aclose()
 
     app = FastAPIOffline(  # the documentation's script from here, not from a host elsewhere
@@ -41,6 +43,7 @@ def make_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # each would be counted under its own path
     )
     problems.install(app)
     instrument(app)

@@ -1,6 +1,7 @@
 """Classes by the names or numbers that callers give."""
 
 import difflib
+import unicodedata
 from collections.abc import Sequence
 
 from service.problems import Problem
@@ -13,6 +14,15 @@ def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) ->
     resolved = []
     for label in wanted:
         number = label if isinstance(label, int) else _number_of(label, names)
+        name = str(label)
+        if isinstance(label, int) and name in names and names.index(name) != label:
+            raise Problem(
+                422,
+                "ambiguous-class",
+                f"class {label} may be the one of that name or of that number, which is another: "
+                f'send the name, "{label}"',
+                field="class_labels",
+            )
         if number is None or not 0 <= number < len(names):
             close = _close(str(label), names)
             hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -22,6 +32,7 @@ def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) ->
                 f"no class {label!r}; {hint}It is a number from 0 to {len(names) - 1} "
                 f"or one of {', '.join(names)}",
                 classes=list(names),
+                field="class_labels",
             )
         resolved.append(number)
     return resolved
@@ -29,6 +40,7 @@ def resolve_classes(wanted: Sequence[int | str] | None, names: Sequence[str]) ->
 
 def _number_of(label: str, names: Sequence[str]) -> int | None:
     """Number of a class by its name, by its name in other letter case, or by its number."""
+    label = unicodedata.normalize("NFC", label)
     if label in names:
         return names.index(label)
     folded = [name.casefold() for name in names]

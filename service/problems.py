@@ -7,7 +7,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from redis import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -25,8 +25,15 @@ from registry.errors import (
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
+OPENAI = "/v1/"
+THEIR_FIELDS = {"class_labels": "prompt"}
+"""Fields of ours, by what OpenAI's clients call them."""
 MOST_ERRORS = 20
 """Errors of one invalid request that its sender is told."""
+
+
+class NoContent(Exception):
+    """Answer 204: there is nothing, and never will be."""
 
 
 class Problem(Exception):
@@ -56,6 +63,19 @@ class Problem(Exception):
         return JSONResponse(content, self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
+def answer_of(problem: Problem, path: str) -> JSONResponse:
+    """Answer that tells of a problem, with an `error`, too, where OpenAI's clients expect it."""
+    if not path.startswith(OPENAI):
+        return problem.response()
+    fields = [error["field"] for error in problem.members.get("errors", ())]
+    field = problem.members.get("field", fields[0] if fields else None) or None
+    param = THEIR_FIELDS.get(str(field), field)
+    kind, detail = problem.kind, problem.detail
+    error = {"message": detail, "type": kind, "param": param, "code": kind}
+    status = 400 if problem.status == 422 else problem.status
+    return Problem(status, kind, detail, problem.headers, error=error).response()
+
+
 def unavailable(detail: str, kind: str = "unavailable", headers: Mapping[str, str] = {}) -> Problem:
     return Problem(503, kind, detail, headers={"Retry-After": "2", **headers})
 
@@ -71,7 +91,9 @@ def storage_full(why: str) -> Problem:
 
 def _invalid(error: RequestValidationError) -> Problem:
     errors = [
-        {"field": ".".join(str(part) for part in e["loc"][1:]), "message": e["msg"]}
+        {"field": "", "message": f"no JSON from its byte {e['loc'][-1]} on: {e['ctx']['error']}"}
+        if e["type"] == "json_invalid"
+        else {"field": ".".join(str(part) for part in e["loc"][1:]), "message": e["msg"]}
         for e in error.errors()
     ]
     told = [f"{e['field'] or 'body'}: {e['message']}" for e in errors[:MOST_ERRORS]]
@@ -80,10 +102,17 @@ def _invalid(error: RequestValidationError) -> Problem:
     return Problem(422, "invalid-request", "; ".join(told), errors=errors[:MOST_ERRORS])
 
 
+HTTP = {
+    404: ("not-found", "there is no such path; /docs shows those that there are"),
+    405: ("method-not-allowed", "this path has other methods; /docs shows them"),
+}
+"""Kind and detail of what Starlette refuses by itself."""
+
+
 def _http(error: HTTPException) -> Problem:
-    kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
+    kind, detail = HTTP.get(error.status_code, ("http-error", str(error.detail)))
     headers = dict(error.headers) if error.headers else None
-    return Problem(error.status_code, kind, str(error.detail), headers)
+    return Problem(error.status_code, kind, detail, headers)
 
 
 PROBLEMS: dict[type[Exception], Callable[[Any], Problem]] = {
@@ -123,15 +152,20 @@ def problem_of(error: Exception) -> Problem | None:
 def install(app: FastAPI) -> None:
     """Answer every error with a problem document."""
 
-    async def known(_: Request, error: Exception) -> JSONResponse:
+    async def known(request: Request, error: Exception) -> JSONResponse:
         problem = problem_of(error)
         assert problem is not None
-        return problem.response()
+        return answer_of(problem, request.url.path)
 
     for kind in PROBLEMS:
         app.exception_handler(kind)(known)
 
+    @app.exception_handler(NoContent)
+    async def nothing(_: Request, __: Exception) -> Response:
+        return Response(status_code=204)
+
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("unexpected error", path=request.url.path, exc_info=error)
-        return Problem(500, "internal-error", "an unexpected error; the log has it").response()
+        problem = Problem(500, "internal-error", "an unexpected error; the log has it")
+        return answer_of(problem, request.url.path)

@@ -87,4 +87,4 @@ def check_limits(settings: Settings, n: int, num_inference_steps: int) -> None:
     ):
         if value > most:
             detail = f"{name}={value} is over this server's limit of {most}; send less"
-            raise Problem(422, "over-limit", detail, limit=most)
+            raise Problem(422, "over-limit", detail, limit=most, field=name)

@@ -31,7 +31,7 @@ from learngenes.training import checkpoint
 log = structlog.get_logger()
 
 CHECKPOINT_SECONDS = 15.0
-TIMES_AS_LONG = 5.0
+TIMES_AS_LONG = 10.0
 """Multiple of `max_seconds` after which time ends it in any case."""
 Stopped = Literal["converged", "steps", "time", "enough"]
 

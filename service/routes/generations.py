@@ -9,12 +9,14 @@ from datetime import datetime
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from PIL import Image
 from redis import RedisError
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header, parse_dict_header
 
 from fineserve.wire import GenerateRequest, GenerationResponse, ImageResponse, Seconds
 from learngenes.data.images import as_pixels, encode_png, grid
@@ -23,6 +25,7 @@ from registry.records import GenerationRecord, GenerationStatus
 from service.access import GenerationDep, Sampler
 from service.deps import IdempotencyKey, LastEventId, State, StateDep
 from service.generations import accept_generation, pictures_of, stay_for
+from service.streams import StreamPlace, StreamsDep, require_more
 
 router = APIRouter(tags=["generations"])
 
@@ -51,7 +54,7 @@ async def generate(
     Idempotency-Key.
     """
     record = await run_in_threadpool(accept_generation, state, request, key, caller)
-    if "respond-async" in prefer:
+    if "respond-async" in {name.lower() for name in parse_dict_header(prefer)}:  # RFC 7240
         return _accepted(record, {"Preference-Applied": "respond-async"})
     await stay_for(state, record, connection, may_leave=key is not None)
     return await run_in_threadpool(_answer_now, state, record, accept)
@@ -69,12 +72,26 @@ def get_generation(
     return JSONResponse(_response(record, []).model_dump())
 
 
-@router.get("/generations/{generation_id}/events", response_class=EventSourceResponse)
+async def _more(record: GenerationDep, state: StateDep, after: LastEventId = "0") -> None:
+    await require_more(state, record, after)
+
+
+@router.get(
+    "/generations/{generation_id}/events",
+    response_class=EventSourceResponse,
+    dependencies=[Depends(_more)],
+    responses={204: {"description": "There are no more events."}},
+)
 async def generation_events(
-    record: GenerationDep, state: StateDep, _: Sampler, after: LastEventId = "0"
+    record: GenerationDep,
+    state: StateDep,
+    streams: StreamsDep,
+    _: Sampler,
+    __: StreamPlace,
+    after: LastEventId = "0",
 ) -> AsyncIterator[ServerSentEvent]:
     """Status changes and denoising steps, from the first to the last."""
-    async for event in follow(state.events, record, after):
+    async for event in streams.until_stopping(follow(state.events, record, after)):
         yield ServerSentEvent(raw_data=event.data, event=event.name, id=event.id)
 
 
@@ -99,7 +116,8 @@ def _answer_now(state: State, record: GenerationRecord, accept: str) -> Response
 def _answer(state: State, record: GenerationRecord, accept: str) -> Response:
     """The images of a finished generation. Raises the Problem that ended it."""
     pictures = pictures_of(state, record)
-    if "image/png" in accept:
+    kinds = parse_accept_header(accept, MIMEAccept)
+    if kinds.best_match(["application/json", "image/png"]) == "image/png":
         return Response(grid_png(pictures), media_type="image/png")
     images = [
         ImageResponse(b64_png=base64.b64encode(png).decode(), class_label=label, seed=seed)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -13,6 +13,7 @@ from service.access import Anybody, Deployer, ModelDep
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, StateDep
 from service.exports import wait_for_export
 from service.models import accept_model, cancelled, continue_training, delete
+from service.streams import StreamPlace, StreamsDep, require_more
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -67,12 +68,26 @@ def continue_model(record: ModelDep, state: StateDep, _: Deployer) -> ModelRespo
     return ModelResponse.model_validate(continue_training(state, record))
 
 
-@router.get("/{model_id}/events", response_class=EventSourceResponse)
+async def _more(record: ModelDep, state: StateDep, after: LastEventId = "0") -> None:
+    await require_more(state, record, after)
+
+
+@router.get(
+    "/{model_id}/events",
+    response_class=EventSourceResponse,
+    dependencies=[Depends(_more)],
+    responses={204: {"description": "There are no more events."}},
+)
 async def model_events(
-    record: ModelDep, state: StateDep, _: Anybody, after: LastEventId = "0"
+    record: ModelDep,
+    state: StateDep,
+    streams: StreamsDep,
+    _: Anybody,
+    __: StreamPlace,
+    after: LastEventId = "0",
 ) -> AsyncIterator[ServerSentEvent]:
     """Status changes and retraining loss, from the first to the last."""
-    async for event in follow(state.events, record, after):
+    async for event in streams.until_stopping(follow(state.events, record, after)):
         yield ServerSentEvent(raw_data=event.data, event=event.name, id=event.id)
 
 

@@ -4,14 +4,12 @@ Parameters of that API that make no sense here are refused, not ignored.
 """
 
 import base64
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fineserve.wire import GenerateRequest, Text
 from learngenes.config import Scheduler
@@ -20,36 +18,14 @@ from registry.records import GenerationRecord, ModelRecord
 from service.access import Anybody, Caller, ModelDep, Sampler, visible
 from service.deps import IdempotencyKey, State, StateDep
 from service.generations import accept_generation, pictures_of, stay_for
-from service.problems import Problem, problem_of, unavailable
+from service.problems import Problem, unavailable
 from service.serving import require_family
 
-
-class _Route(APIRoute):
-    """Route whose problem documents have an `error`, too, as OpenAI's clients expect it."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def told(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except Exception as error:
-                if (problem := problem_of(error)) is None:
-                    raise
-                raise _as_theirs(problem) from error
-
-        return told
+router = APIRouter(prefix="/v1", tags=["openai"])
 
 
-def _as_theirs(problem: Problem) -> Problem:
-    fields = [error["field"] for error in problem.members.get("errors", ())]
-    kind, detail, param = problem.kind, problem.detail, fields[0] if fields else None
-    error = {"message": detail, "type": kind, "param": param, "code": kind}
-    status = 400 if problem.status == 422 else problem.status
-    return Problem(status, kind, detail, problem.headers, error=error)
-
-
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=_Route)
+MOST_NAMED = 5
+"""Models that a refusal names."""
 
 
 class ImagesRequest(BaseModel):
@@ -59,6 +35,12 @@ class ImagesRequest(BaseModel):
         extra="forbid",
         json_schema_extra={"examples": [{"model": "m-…", "prompt": "Sneaker", "n": 4}]},
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _said(cls, sent: Any) -> Any:
+        """What was sent, but for what is null, which is as if it were left out."""
+        return {k: v for k, v in sent.items() if v is not None} if isinstance(sent, dict) else sent
 
     model: Text
     prompt: Text
@@ -132,7 +114,7 @@ async def generate_images(
 
 def _check_size(state: State, request: ImagesRequest, caller: Caller) -> str:
     """Size of the model's images. Raises Problem when the request wants another."""
-    model = visible(state.repository.models.get(request.model), caller)
+    model = _model(state, request.model, caller)
     side = require_family(state, model).network.image_size
     size = f"{side}x{side}"
     if request.size not in (None, "auto", size):
@@ -140,8 +122,24 @@ def _check_size(state: State, request: ImagesRequest, caller: Caller) -> str:
             422,
             "unsupported-size",
             f"size={request.size!r}: model {model.id} makes images of {size}; send that, or auto",
+            field="size",
         )
     return size
+
+
+def _model(state: State, model_id: str, caller: Caller) -> ModelRecord:
+    """Model of the caller. Raises Problem 404 that says which there are."""
+    try:
+        return visible(state.repository.models.get(model_id), caller)
+    except RecordNotFound as error:
+        page = state.repository.models.page(0, MOST_NAMED, caller.sees)
+        there = ", ".join(record.id for record in page.items if record.servable)
+        raise Problem(
+            404,
+            "model-not-found",
+            f"{error}; GET /v1/models lists those there are: {there or 'none yet'}",
+            field="model",
+        ) from error
 
 
 def _answer(state: State, generation_id: str, size: str) -> Response:

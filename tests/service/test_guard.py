@@ -59,6 +59,5 @@ def test_the_page_of_a_named_host_changes_things(settings: Settings, client: red
 
 
 def test_a_body_larger_than_any_request_is_not_read(api: TestClient) -> None:
-    chunks = iter([b" " * 2_000_000])
-    for content, status in ((b" " * 2_000_000, 413), (chunks, 411)):
-        refused(api.post("/plan", content=content), status)
+    for content in (b" " * 2_000_000, iter([b" " * 2_000_000])):
+        refused(api.post("/plan", content=content), 413)

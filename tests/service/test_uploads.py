@@ -77,9 +77,10 @@ def test_pictures_are_taken_as_a_viewer_shows_them() -> None:
 def named(*names: bytes) -> io.BytesIO:
     """Zip of two images in each folder, whose name is in a code of its own, and does not say so."""
     marks = [f"@{i}" * (len(name) // 2 + 1) for i, name in enumerate(names)]
-    files = {f"{mark[: len(n)]}/{i}.png": png() for mark, n in zip(marks, names) for i in (1, 2)}
+    pairs = [*zip(marks, names, strict=True)]
+    files = {f"{mark[: len(n)]}/{i}.png": png() for mark, n in pairs for i in (1, 2)}
     content = zipped(files).getvalue()
-    for mark, name in zip(marks, names, strict=True):
+    for mark, name in pairs:
         content = content.replace(mark[: len(name)].encode(), name)
     return io.BytesIO(content)
 
