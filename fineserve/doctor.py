@@ -147,7 +147,7 @@ def broker(settings: Settings) -> Finding:
         told = client.config_get("appendonly", "maxmemory-policy")
     except redis.RedisError as error:
         return Finding(
-            "broker", "broken", f"{settings.resolved_redis_url}: {error}",
+            "broker", "broken", f"{settings.redis_address}: {error}",
             "start it, or correct FINESERVE_REDIS_URL",
         )  # fmt: skip
     wrong = [
@@ -159,7 +159,7 @@ def broker(settings: Settings) -> Finding:
         return Finding(
             "broker", "broken", "it would lose accepted work", f"set {' and '.join(wrong)} in it"
         )
-    return Finding("broker", "ok", settings.resolved_redis_url)
+    return Finding("broker", "ok", str(settings.redis_address))
 
 
 def families(settings: Settings) -> Finding:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import itertools
+import math
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from learngenes.cgroup import memory_limit_bytes, processors_limit
 from learngenes.config import DType
 
 M_ARENA_MAX = -8
@@ -217,9 +219,13 @@ def capacity_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(0.9 * torch.cuda.mem_get_info(device)[1])
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # "max", or no cgroup
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total // 2
+    return min(total, memory_limit_bytes() or total) // 2
+
+
+def limit_threads() -> None:
+    """Compute with no more threads than a container may use processors: torch counts cores."""
+    if (processors := processors_limit()) is not None:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), math.ceil(processors))))
 
 
 def process_resident_bytes() -> int:

@@ -1,6 +1,7 @@
 """
 RegistryError
 ├── RecordNotFound      no such id
+├── RecordUnreadable    what is kept under an id is of another release, or corrupt
 ├── IllegalTransition   the state machine has no such arrow
 ├── Superseded          another attempt, a cancellation or a deletion has overtaken this work
 ├── IdempotencyConflict the same key was used for another request
@@ -17,6 +18,9 @@ class RegistryError(Exception): ...
 
 
 class RecordNotFound(RegistryError): ...
+
+
+class RecordUnreadable(RegistryError): ...
 
 
 class IllegalTransition(RegistryError): ...

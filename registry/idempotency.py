@@ -26,6 +26,10 @@ class IdempotencyKeys:
         earlier = self._redis.set(name, taken, nx=True, get=True, ex=self._seconds)
         return record_id if earlier is None else _record_id(cast(str, earlier), key, body)
 
+    def give_back(self, owner: str, key: str) -> None:
+        """Free a key whose request has made nothing."""
+        self._redis.delete(self._name(owner, key))
+
     def find(self, owner: str, key: str, body: str) -> str | None:
         earlier = cast(str | None, self._redis.get(self._name(owner, key)))
         return None if earlier is None else _record_id(earlier, key, body)

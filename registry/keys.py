@@ -5,6 +5,7 @@ key itself, 256 random bits, is shown once, to whoever creates it. Processes rea
 whenever it has changed, so a key that is created or revoked counts at once.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import re
@@ -16,12 +17,15 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
+import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learngenes.files import write_file
 from registry.errors import KeysError
+from registry.events import redis_key
 
 PREFIX = "fsk"
+MADE = redis_key("keys-made")
 OWNER = re.compile(r"[\w.@-]{1,64}")
 """Pattern of an owner's name, which becomes a part of keys in Redis, between colons."""
 
@@ -68,27 +72,51 @@ class _File(BaseModel):
     keys: list[ApiKey] = []
 
 
+class KeysMade:
+    """Mark in Redis that there have been API keys: a file that is missing is then a mistake."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def __call__(self) -> bool:
+        with contextlib.suppress(redis.RedisError):
+            return bool(self._redis.exists(MADE))
+        return False
+
+    def keep(self) -> None:
+        with contextlib.suppress(redis.RedisError):
+            self._redis.set(MADE, "1")
+
+
 class Keys:
     """API keys in the file at `path`; every method raises KeysError where it cannot be read.
 
     Once there was a file, nobody comes in without a key, even if the file goes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, required: bool = False, made: KeysMade | None = None) -> None:
+        """`required`: even without a file. `made` remembers in another place that there was one."""
         self.path = path
         self._lock = threading.Lock()
-        self._required = False
+        self._required = required or (made is not None and made())
+        self._made = made
         self._seen: tuple[int, ...] | None = None
         self._by_sha256: dict[str, ApiKey] = {}
 
     @property
     def required(self) -> bool:
+        if self._made is not None and self.path.exists():
+            self._made.keep()
+            self._made = None
         self._required = self._required or self.path.exists()
         return self._required
 
     def find(self, key: str) -> ApiKey | None:
         """Key, valid or not, that was sent as `key`; None when there is no such key."""
         return self._known(_sha256(key))
+
+    def of_sha256(self, sha256: str) -> ApiKey | None:
+        return self._known(sha256)
 
     def valid(self, key: ApiKey) -> bool:
         """Whether the key is still valid."""

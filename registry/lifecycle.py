@@ -16,7 +16,13 @@ from redis.lock import Lock
 
 from fineserve.wire import Failure
 from registry import metrics
-from registry.errors import IllegalTransition, QueueFull, RecordNotFound, Superseded
+from registry.errors import (
+    IllegalTransition,
+    QueueFull,
+    RecordNotFound,
+    RecordUnreadable,
+    Superseded,
+)
 from registry.events import MAX_EVENTS, redis_key, stream_key
 from registry.idempotency import IdempotencyKeys
 from registry.records import GIVEN_UP, GenerationRecord, Record, now, readable
@@ -35,6 +41,8 @@ IMAGES = redis_key("images")
 """Key of the number of images that each model has made."""
 EVENTS_SECONDS = 900
 """Seconds that events, most of what a record takes, outlast the end of one that expires."""
+GIVEN_UP_SECONDS = 7 * 24 * 3600
+"""Seconds that a record of what failed or was cancelled is kept, where others stay."""
 DELETED_SECONDS = 24 * 3600
 """Seconds that a deleted record still says so."""
 COMPARE_AND_RUN = """
@@ -104,9 +112,13 @@ class Records(Generic[R]):
         # an earlier request may still be on its way, or have died before it stored anything
         record_id = self._keys.take(record.owner, idempotency_key, body, record.id)
         record = record.replace(id=record_id)
-        while not self._commit(None, record, room):
-            with contextlib.suppress(RecordNotFound):  # it has expired meanwhile
-                return self.get(record_id)
+        try:
+            while not self._commit(None, record, room):
+                with contextlib.suppress(RecordNotFound):  # it has expired meanwhile
+                    return self.get(record_id)
+        except QueueFull:  # what was refused may be asked for otherwise
+            self._keys.give_back(record.owner, idempotency_key)
+            raise
         return record
 
     def require_room(self, owner: str, room: Room) -> None:
@@ -131,21 +143,46 @@ class Records(Generic[R]):
         return None
 
     def get(self, record_id: str) -> R:
-        """Record of an id. Raises RecordNotFound."""
+        """Record of an id. Raises RecordNotFound, RecordUnreadable."""
         raw = self._raw(record_id) if ID.fullmatch(record_id) else None  # events' keys begin alike
         if raw is None:
             raise RecordNotFound(f"no {self.name} {record_id!r}")
-        return self._type.model_validate_json(raw)
+        return self._read(record_id, raw)
+
+    def _read(self, record_id: str, raw: str) -> R:
+        record = readable(self._type, raw)
+        if record is None:
+            raise RecordUnreadable(
+                f"{self.name} {record_id} was written by another release, or is corrupt: delete it"
+            )
+        return record
+
+    def discard(self, record_id: str) -> None:
+        """Delete what is left of a record that cannot be read. Raises RecordNotFound."""
+        raw = self._raw(record_id) if ID.fullmatch(record_id) else None
+        if raw is None:
+            raise RecordNotFound(f"no {self.name} {record_id!r}")
+        owner = ""
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
+            owner = str(json.loads(raw).get("owner", ""))
+        with self._redis.pipeline() as pipe:
+            for index in (*_each(self._index, owner), *_each(self._active, owner)):
+                pipe.zrem(index, record_id)
+            pipe.delete(self._key(record_id), stream_key(self.name, record_id))
+            pipe.execute()
 
     def page(self, offset: int, limit: int, owner: str | None = None) -> Page[R]:
         """Records of one owner or of all, newest first."""
         index = self._index if owner is None else _each(self._index, owner)[1]
         ids = cast(list[str], self._redis.zrevrange(index, offset, offset + limit))
         more = len(ids) > limit
-        return Page(self._readable(ids[:limit]), offset + limit if more else None)
+        return Page(self._readable(ids[:limit], index), offset + limit if more else None)
 
-    def _readable(self, ids: Sequence[str]) -> list[R]:
+    def _readable(self, ids: Sequence[str], index: str) -> list[R]:
+        """Those of an index that are there; those that have expired leave it."""
         raws = self._many([self._key(record_id) for record_id in ids])
+        if gone := [record_id for record_id, raw in zip(ids, raws, strict=True) if raw is None]:
+            self._redis.zrem(index, *gone)
         return [record for raw in raws if raw and (record := readable(self._type, raw))]
 
     def all(self, owner: str | None = None) -> Iterator[R]:
@@ -169,7 +206,8 @@ class Records(Generic[R]):
 
     def active(self) -> list[R]:
         """Unfinished records, oldest first."""
-        return self._readable(cast(list[str], self._redis.zrange(self._active, 0, -1)))
+        ids = cast(list[str], self._redis.zrange(self._active, 0, -1))
+        return self._readable(ids, self._active)
 
     def unleased(self, records: Sequence[R]) -> list[R]:
         """Those of `records` that nobody works on."""
@@ -205,7 +243,7 @@ class Records(Generic[R]):
             raw = known.model_dump_json() if known else self._raw(record_id)
             if raw is None:
                 raise RecordNotFound(f"no {self.name} {record_id!r}")
-            before = known or self._type.model_validate_json(raw)
+            before = known or self._read(record_id, raw)
             try:
                 record = self._changed(before, changes_of(before), attempt)
             except (Superseded, IllegalTransition):
@@ -349,6 +387,9 @@ class Records(Generic[R]):
             commands.append(("EXPIRE", key, str(kept_seconds)))
             commands.append(("EXPIRE", stream, str(min(kept_seconds, EVENTS_SECONDS))))
             commands += [("ZREM", to, record.id) for to in _each(self._index, record.owner)]
+        elif record.status in GIVEN_UP:  # it stays in lists until then
+            for name in (key, stream):
+                commands.append(("EXPIRE", name, str(GIVEN_UP_SECONDS)))
         return commands
 
     def _key(self, record_id: str) -> str:

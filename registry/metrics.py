@@ -4,12 +4,17 @@ They live in the process that counts. Where `PROMETHEUS_MULTIPROC_DIR` is set th
 and whoever answers `/metrics` sums those of all processes on its host.
 """
 
+import fcntl
+import functools
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
+from typing import IO
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 NAMESPACE = "fineserve"
@@ -20,6 +25,29 @@ STEP_SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
 LOSSES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+
+
+def place(directory: Path) -> str:
+    """Name of the files that this process counts into: of one of few places, which is its own
+    while it lives. A process that ends leaves its place, and what it counted, to a later one.
+    """
+    for number in itertools.count():
+        lock = (directory / f"place-{number}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        _PLACES.append(lock)
+        return f"place-{number}"
+    raise AssertionError("there are always more numbers")
+
+
+_PLACES: list[IO[str]] = []
+"""Locks of this process, held as long as it lives."""
+if MULTIPROCESS_VARIABLE in os.environ:  # before there is any metric
+    _own = functools.cache(lambda _: place(Path(os.environ[MULTIPROCESS_VARIABLE])))
+    values.ValueClass = values.MultiProcessValue(lambda: _own(os.getpid()))
 
 
 def _counter(name: str, what: str, *labels: str) -> Counter:

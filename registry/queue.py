@@ -21,7 +21,8 @@ def queue_name(queue: str, device_class: str) -> str:
 
 def make_celery(settings: Settings) -> Celery:
     """A Celery application; beside each setting stands what goes wrong without it."""
-    app = Celery("fineserve", broker=settings.broker_url, set_as_current=False)
+    broker = settings.redis_address.for_kombu
+    app = Celery("fineserve", broker=broker, set_as_current=False)
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],  # else a message can carry a pickle

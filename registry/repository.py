@@ -156,6 +156,10 @@ class Repository:
         """Bytes that artifacts took a minute ago, by kind; empty until a worker has counted."""
         return cast(dict[str, int], json.loads(self._text(STORE) or "{}"))
 
+    def try_to_write(self) -> None:
+        """Raise RedisError where what is accepted now could not be kept."""
+        self._redis.set(redis_key("probe"), "1", px=60_000)
+
     def lock(self, name: str, seconds: float) -> Lock:
         """A lock that waits for its holder, and is free again after `seconds` at the latest."""
         lock: Lock = self._redis.lock(redis_key("lock", name), seconds, thread_local=False)

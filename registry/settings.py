@@ -1,13 +1,28 @@
 """All settings of every process, from FINESERVE_* variables."""
 
+import ipaddress
+import os
+import re
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from registry.address import RedisAddress
+
 PACKAGES = Path(__file__).parent.parent
+HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
 
 
 def found_families(packages: Path = PACKAGES) -> Path:
@@ -19,7 +34,11 @@ def found_families(packages: Path = PACKAGES) -> Path:
 class Settings(BaseSettings):
     """Settings, each a FINESERVE_* variable; docs/settings.md is made of these docstrings."""
 
-    model_config = SettingsConfigDict(env_prefix="FINESERVE_", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FINESERVE_",
+        env_ignore_empty=True,  # an empty variable is one that is not set
+        use_attribute_docstrings=True,
+    )
 
     host: str = "127.0.0.1"
     """Address that the API listens on. Any but a loopback address needs an API key."""
@@ -57,7 +76,11 @@ class Settings(BaseSettings):
     """API key that the command line sends to a service that asks for one."""
     keys_file: Path | None = None
     """File of API keys, by their SHA-256; by default `keys.json` in `var_dir`. While there is none,
-    everybody may do everything."""
+    and never was one, everybody may do everything."""
+    require_keys: bool = False
+    """Whether nobody comes in without an API key, even while there is no file of them."""
+    session_seconds: PositiveInt = 12 * 3600
+    """Seconds after which whoever signed in to the page has to do so again."""
     trusted_proxies: str = ""
     """Addresses, separated by commas, whose X-Forwarded headers tell who the client is."""
     max_active_models: PositiveInt = 200
@@ -149,9 +172,33 @@ class Settings(BaseSettings):
     """Seconds after which no step of retraining begins; on a task's images up to ten times as
     many, until `task_least_steps` are done."""
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _of_hosts(cls, given: str) -> str:
+        names = [name.strip().lower().rstrip(".") for name in given.split(",") if name.strip()]
+        if wrong := [name for name in names if not (name == "*" or HOST_NAME.fullmatch(name))]:
+            raise ValueError(f"{wrong[0]!r} is no host's name: give it without scheme and port")
+        return ",".join(names)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _of_addresses(cls, given: str) -> str:
+        addresses = [part.strip() for part in given.split(",") if part.strip()]
+        for address in addresses:
+            if address != "*":
+                ipaddress.ip_network(address, strict=False)
+        return ",".join(addresses)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _of_redis(cls, given: str | None) -> str | None:
+        if given is not None:
+            RedisAddress.of(given)
+        return given
+
     @property
     def allowed_host_names(self) -> set[str]:
-        return {name.strip() for name in self.allowed_hosts.split(",")} - {""}
+        return {*self.allowed_hosts.split(",")} - {""}
 
     @property
     def valkey_socket(self) -> Path:
@@ -163,10 +210,8 @@ class Settings(BaseSettings):
         return self.redis_url or f"unix://{self.valkey_socket}"
 
     @property
-    def broker_url(self) -> str:
-        """Address as kombu writes it."""
-        url = self.resolved_redis_url
-        return "redis+socket://" + url.removeprefix("unix://") if url.startswith("unix:") else url
+    def redis_address(self) -> RedisAddress:
+        return RedisAddress.of(self.resolved_redis_url)
 
     @property
     def resolved_keys_file(self) -> Path:
@@ -183,4 +228,12 @@ class Settings(BaseSettings):
 
 @lru_cache
 def get_settings() -> Settings:
-    return Settings()
+    """The settings of this process; one that cannot be used ends it, with what is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for wrong in error.errors():
+            name = "_".join(str(part) for part in wrong["loc"]).upper()
+            message = wrong["msg"].removeprefix("Value error, ")
+            print(f"FINESERVE_{name}: {message}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(os.EX_CONFIG) from None

@@ -43,8 +43,9 @@ class ArtifactStore:
     def put(self, name: str, files: Mapping[str, bytes], description: Mapping[str, Any]) -> None:
         """Store an artifact; one that is already there is whole and stays. Raises StorageFull."""
         target = self.root / name
-        if target.exists():
+        if (target / MANIFEST).exists():
             return
+        shutil.rmtree(target, ignore_errors=True)  # without one it is of no use to anybody
         with self._room_for(name):
             try:
                 with replaced(target, scratch=self._incoming) as new:
@@ -73,7 +74,7 @@ class ArtifactStore:
             yield
         except OSError as error:
             if error.errno in FULL:
-                raise StorageFull(f"no room for {name} on the disk of {self.root}") from error
+                raise StorageFull(f"there is no room for {name}") from error
             raise
 
     def free_bytes(self) -> int:
@@ -100,6 +101,21 @@ class ArtifactStore:
         """Path of a file to stream; None when there is no such artifact."""
         path = self.root / name / file
         return path if path.exists() else None
+
+    def checked_path(self, name: str, file: str) -> Path | None:
+        """The same of a file that is what was stored; a corrupt artifact is deleted."""
+        path = self.path(name, file)
+        if path is None:
+            return None
+        try:
+            expected = self.describe(name)["sha256"][file]
+            with path.open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() == expected:
+                    return path
+        except (ArtifactError, KeyError, OSError):
+            pass
+        self.delete(name)
+        return None
 
     def describe(self, name: str) -> dict[str, Any]:
         """Manifest of an artifact. Raises ArtifactError."""

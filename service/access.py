@@ -24,12 +24,16 @@ from registry.records import GenerationRecord, ModelRecord, Record
 from service.deps import State, StateDep
 from service.problems import Problem
 
-COOKIE = "fineserve_key"
+COOKIE, SECURE_COOKIE = "fineserve-session", "__Host-fineserve-session"
+"""Names of a session's cookie; the second is of this host alone, which TLS makes sure of."""
+MOST_SHARE = 0.25
+"""Share of what may be unfinished at once that one owner may have, if their keys say nothing."""
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: `fineserve keys create`")
 _cookie = APIKeyCookie(
-    name=COOKIE, auto_error=False, description="The same, set by POST /session for the page"
+    name=COOKIE, auto_error=False, description="A session, begun by POST /session for the page"
 )
+_secure_cookie = APIKeyCookie(name=SECURE_COOKIE, auto_error=False, description="The same, by TLS")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Caller:
         return None if self.may(Scope.ADMIN) else self.owner
 
     def room(self, most_of_all: int) -> Room:
-        return Room(all=most_of_all, of_owner=self.key.max_active if self.key else None)
+        if self.key is None:
+            return Room(all=most_of_all)
+        return Room(most_of_all, self.key.max_active or math.ceil(MOST_SHARE * most_of_all))
 
 
 async def identify(
@@ -55,12 +61,17 @@ async def identify(
     state: StateDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     cookie: Annotated[str | None, Depends(_cookie)],
+    secure_cookie: Annotated[str | None, Depends(_secure_cookie)],
 ) -> Caller:
     """Caller of a request. Raises Problem 401, or 429 when the key's calls are used up."""
     if not state.keys.required:
         sent = request.headers.get("authorization", "")
         return Caller(hashlib.sha256(sent.encode()).hexdigest()[:16] if sent else "", None)
-    key = authenticate(state, bearer.credentials if bearer else cookie)
+    session = secure_cookie or cookie
+    if bearer is None and session is not None:
+        key = await run_in_threadpool(_of_session, state, session)
+    else:
+        key = authenticate(state, bearer.credentials if bearer else None)
     request.state.key = key  # for the audit log
     if key.requests_per_minute is not None:
         await run_in_threadpool(_count, state, key, key.requests_per_minute)
@@ -82,6 +93,20 @@ def authenticate(state: State, sent: str | None) -> ApiKey:
         401,
         "unauthenticated",
         f"{wrong}; whoever runs the service makes one with `fineserve keys create`",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _of_session(state: State, session: str) -> ApiKey:
+    """Key of a session, if both are valid. Raises Problem 401."""
+    sha256 = state.sessions.key_sha256(session)
+    key = state.keys.of_sha256(sha256) if sha256 else None
+    if key and key.state == "valid":
+        return key
+    raise Problem(
+        401,
+        "session-ended",
+        "this session has ended, or its key has: sign in again",
         headers={"WWW-Authenticate": "Bearer"},
     )
 

@@ -3,13 +3,10 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from fineserve.wire import LeftOutResponse
 from learngenes.data.images import DataError
@@ -17,6 +14,7 @@ from registry.datasets import IMAGES_FILE, SHEET_FILE, Dataset
 from registry.errors import RecordNotFound
 from registry.records import FamilyRecord
 from service.access import Caller
+from service.connection import while_connected
 from service.deps import State
 from service.planning import choose_family
 from service.problems import Problem
@@ -25,7 +23,6 @@ from service.receiving import Receiving, received, too_large
 from service.submission import require_storage
 from service.uploads import UploadLimits
 
-T = TypeVar("T")
 UNWANTED = {
     "multipart/form-data": "curl -F",
     "application/x-www-form-urlencoded": "curl -d",
@@ -75,7 +72,7 @@ class Uploads:
             dataset_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
             if not dry_run and (known := await run_in_threadpool(self._known, caller, dataset_id)):
                 return known
-            read = await _while_connected(connection, self._read(file, folder, caller, record))
+            read = await while_connected(connection, self._read(file, folder, caller, record))
             dataset = Dataset(
                 id=dataset_id,
                 owner=caller.owner,
@@ -136,23 +133,3 @@ def _require_archive(connection: Request) -> None:
             "sends such): send the zip or tar itself, `curl --data-binary @FILE "
             "-H 'Content-Type: application/zip'`",
         )
-
-
-async def _while_connected(connection: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Result of `work`, which ends when the client leaves. Raises ClientDisconnect then."""
-
-    async def left() -> None:
-        while (await connection.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.create_task(work), asyncio.create_task(left())
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        leaving.cancel()
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await working

@@ -8,9 +8,10 @@ from limits.strategies import MovingWindowRateLimiter
 
 from registry.datasets import Datasets
 from registry.events import connect_async
-from registry.keys import Keys
+from registry.keys import Keys, KeysMade
 from registry.queue import Queue, make_celery
 from registry.repository import Repository, connect
+from registry.sessions import Sessions
 from registry.settings import Settings
 from registry.store import ArtifactStore
 
@@ -29,7 +30,8 @@ class State:
         self.store = ArtifactStore(settings.resolved_store_dir)
         self.datasets = Datasets(self.store)
         self.queue = Queue(make_celery(settings), client)
-        self.keys = Keys(settings.resolved_keys_file)
+        self.keys = Keys(settings.resolved_keys_file, settings.require_keys, KeysMade(client))
+        self.sessions = Sessions(client, settings.session_seconds)
         self.limiter = MovingWindowRateLimiter(counts)
 
 

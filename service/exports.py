@@ -32,7 +32,7 @@ async def wait_for_export(state: State, model_id: str, form: ExportFormat, calle
     while True:
         record = await run_in_threadpool(require_servable, state, model_id, caller)
         name = export_name(record, form)
-        path = state.store.path(name, EXPORT_FILE)
+        path = await run_in_threadpool(state.store.checked_path, name, EXPORT_FILE)
         if path is not None:
             return path
         if reason := await run_in_threadpool(state.repository.failure_of, name):

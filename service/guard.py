@@ -222,13 +222,16 @@ def _foreign_host(scope: Scope) -> Problem | None:
 
 
 def _foreign_page(scope: Scope) -> Problem | None:
-    """Refusal of a change by a page of another site, while nobody has to show a key.
+    """Refusal of a change by a page of another site, where nobody shows a key of their own.
 
-    The page could not read the answer, but change things (cross-site request forgery).
+    The page could not read the answer, but change things (cross-site request forgery). A session's
+    cookie comes by itself, from pages of other ports of this host, too.
     """
     headers = Headers(scope=scope)
     origin = headers.get("origin", "")
-    if not origin or scope["method"] in UNCHANGING or _asks_for_keys(scope):
+    if not origin or scope["method"] in UNCHANGING:
+        return None
+    if _asks_for_keys(scope) and ("authorization" in headers or "cookie" not in headers):
         return None
     netloc = origin.partition("://")[2].lower()
     allowed = scope["app"].state.fineserve.settings.allowed_host_names
@@ -237,8 +240,8 @@ def _foreign_page(scope: Scope) -> Problem | None:
     return Problem(
         403,
         "foreign-page",
-        f"a page of {origin[:200]!r} may not change anything here while there are no API keys: "
-        "name its host in FINESERVE_ALLOWED_HOSTS, or make a key with `fineserve keys create`",
+        f"a page of {origin[:200]!r} may not change anything here without an API key of its own: "
+        "name its host in FINESERVE_ALLOWED_HOSTS, or send a key of `fineserve keys create`",
     )
 
 

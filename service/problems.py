@@ -19,6 +19,7 @@ from registry.errors import (
     KeysError,
     QueueFull,
     RecordNotFound,
+    RecordUnreadable,
     StorageFull,
 )
 
@@ -122,6 +123,7 @@ PROBLEMS: dict[type[Exception], Callable[[Any], Problem]] = {
     # nginx's status for an answer that nobody waits for
     ClientDisconnect: lambda _: Problem(499, "client-left", "the client left"),
     RecordNotFound: lambda error: Problem(404, "not-found", str(error)),
+    RecordUnreadable: lambda error: Problem(410, "unreadable", str(error)),
     IllegalTransition: lambda error: Problem(409, "illegal-transition", str(error)),
     IdempotencyConflict: lambda error: Problem(
         422, "idempotency-conflict", f"{error}; use a new key"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from fastapi.concurrency import run_in_threadpool
-from redis import RedisError
+from redis import RedisError, ResponseError
 
 from fineserve.wire import CallerResponse, ModelResponse, Snapshot, Status, WorkerResponse
 from registry.keys import ApiKey
@@ -28,9 +28,13 @@ SNAPSHOT_MODELS = 50
 def missing(state: State) -> list[str]:
     """Requirements for images that are not met; empty when the service is ready."""
     try:
+        state.repository.try_to_write()
         return _missing(state, state.repository.families(), state.repository.workers())
-    except RedisError as error:
-        return [f"Redis ({error})"]
+    except ResponseError as error:
+        return [f"Redis, which refuses to work ({error})"]
+    except RedisError as error:  # it may name the address, which is nobody's business
+        log.warning("Redis cannot be reached", error=str(error))
+        return ["Redis, which cannot be reached"]
 
 
 def _missing(

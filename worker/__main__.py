@@ -3,10 +3,11 @@
 `verify` measures a model and `compile DIRECTORY` compiles a graph, for workers.
 """
 
+import os
 import sys
 from pathlib import Path
 
-from learngenes.device import default_device, device_class, share_arenas
+from learngenes.device import default_device, device_class, limit_threads, share_arenas
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE, queue_name
 from registry.settings import get_settings
 from worker.app import app
@@ -15,6 +16,8 @@ from worker.sampling.compiler import main as compile_graph
 
 
 def main() -> None:
+    os.umask(0o077)  # artifacts and logs are nobody else's
+    limit_threads()
     commands = (BUILD_QUEUE, SAMPLE_QUEUE, "verify")
     if sys.argv[1:2] == ["compile"] and len(sys.argv) == 3:
         compile_graph(Path(sys.argv[2]))

@@ -21,8 +21,20 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         return super()._connparams(asynchronous)
 
 
+PASSING = (
+    redis.exceptions.ReadOnlyError,  # a replica, while it fails over
+    redis.exceptions.MasterDownError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.NoPermissionError,
+)
+"""Refusals of Redis that pass, or that somebody mends in it: nothing is mended by ending."""
+
+
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
     Channel = Channel
+
+    connection_errors = (*kombu_redis.Transport.connection_errors, *PASSING)
+    """Errors after which Celery connects again."""
 
 
 def install() -> None:

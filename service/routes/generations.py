@@ -25,7 +25,7 @@ from registry.records import GenerationRecord, GenerationStatus
 from service.access import GenerationDep, Sampler
 from service.deps import IdempotencyKey, LastEventId, State, StateDep
 from service.generations import accept_generation, pictures_of, stay_for
-from service.streams import StreamPlace, StreamsDep, require_more
+from service.streams import StreamDep, require_more
 
 router = APIRouter(tags=["generations"])
 
@@ -85,13 +85,12 @@ async def _more(record: GenerationDep, state: StateDep, after: LastEventId = "0"
 async def generation_events(
     record: GenerationDep,
     state: StateDep,
-    streams: StreamsDep,
+    stream: StreamDep,
     _: Sampler,
-    __: StreamPlace,
     after: LastEventId = "0",
 ) -> AsyncIterator[ServerSentEvent]:
     """Status changes and denoising steps, from the first to the last."""
-    async for event in streams.until_stopping(follow(state.events, record, after)):
+    async for event in stream.of(follow(state.events, record, after)):
         yield ServerSentEvent(raw_data=event.data, event=event.name, id=event.id)
 
 

@@ -3,17 +3,19 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from fineserve.wire import ExportFormat, ModelList, ModelRequest, ModelResponse
+from registry.errors import RecordUnreadable
 from registry.events import follow
-from service.access import Anybody, Deployer, ModelDep
+from service.access import Anybody, Deployer, ModelDep, visible
+from service.connection import while_connected
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, StateDep
 from service.exports import wait_for_export
 from service.models import accept_model, cancelled, continue_training, delete
-from service.streams import StreamPlace, StreamsDep, require_more
+from service.streams import StreamDep, require_more
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -50,9 +52,14 @@ def get_model(record: ModelDep, _: Anybody) -> ModelResponse:
 
 
 @router.delete("/{model_id}", status_code=204)
-def delete_model(record: ModelDep, state: StateDep, _: Deployer) -> None:
+def delete_model(model_id: str, state: StateDep, caller: Deployer) -> None:
     """Stop its build if there is one, and remove what it stored."""
-    delete(state, record)
+    try:
+        delete(state, visible(state.repository.models.get(model_id), caller))
+    except RecordUnreadable:  # whose it was cannot be told either
+        if caller.sees is not None:
+            raise
+        state.repository.models.discard(model_id)
 
 
 @router.post("/{model_id}/cancel")
@@ -81,13 +88,12 @@ async def _more(record: ModelDep, state: StateDep, after: LastEventId = "0") -> 
 async def model_events(
     record: ModelDep,
     state: StateDep,
-    streams: StreamsDep,
+    stream: StreamDep,
     _: Anybody,
-    __: StreamPlace,
     after: LastEventId = "0",
 ) -> AsyncIterator[ServerSentEvent]:
     """Status changes and retraining loss, from the first to the last."""
-    async for event in streams.until_stopping(follow(state.events, record, after)):
+    async for event in stream.of(follow(state.events, record, after)):
         yield ServerSentEvent(raw_data=event.data, event=event.name, id=event.id)
 
 
@@ -97,6 +103,7 @@ async def model_events(
     responses={200: {"content": {"application/x-tar": {}}}},
 )
 async def export_model(
+    connection: Request,
     record: ModelDep,
     state: StateDep,
     caller: Deployer,
@@ -108,5 +115,5 @@ async def export_model(
     written out; `native` and `adapter` are loaded by `learngenes`, and hold U, V and Sigma, or
     Sigma alone. A worker makes it when it is first asked for; later answers are at once.
     """
-    path = await wait_for_export(state, record.id, form, caller)
+    path = await while_connected(connection, wait_for_export(state, record.id, form, caller))
     return FileResponse(path, media_type="application/x-tar", filename=f"{record.id}.tar")

@@ -9,7 +9,7 @@ from fineserve.wire import Readiness, Status
 from service.access import Anybody
 from service.deps import StateDep
 from service.status import Snapshots, missing, status_for
-from service.streams import StreamPlace, StreamsDep
+from service.streams import StreamDep
 
 router = APIRouter(tags=["status"])
 
@@ -36,9 +36,9 @@ def get_status(state: StateDep, caller: Anybody) -> Status:
 
 @router.get("/status/events", response_class=EventSourceResponse)
 async def status_events(
-    connection: Request, caller: Anybody, streams: StreamsDep, _: StreamPlace
+    connection: Request, caller: Anybody, stream: StreamDep
 ) -> AsyncIterator[ServerSentEvent]:
     """`snapshot` events: the status and the newest models, whenever they change."""
     snapshots: Snapshots = connection.app.state.snapshots
-    async for snapshot in streams.until_stopping(snapshots.watch(caller)):
+    async for snapshot in stream.of(snapshots.watch(caller)):
         yield ServerSentEvent(raw_data=snapshot, event="snapshot")

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
@@ -16,9 +17,9 @@ from structlog.testing import capture_logs
 from registry.keys import Keys, Scope
 from registry.repository import Repository
 from registry.settings import Settings
-from service.access import COOKIE, Access
+from service.access import COOKIE, SECURE_COOKIE, Access
 from service.app import make_app
-from tests.service.conftest import ASYNC, Stack, bearer
+from tests.service.conftest import ASYNC, LOCAL, Stack, bearer
 from tests.support.answers import refused
 from tests.support.archives import png, zipped
 
@@ -194,11 +195,70 @@ def test_the_page_has_its_key_in_a_cookie(guarded: Guarded) -> None:
     cookie = entered.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
-    assert guarded.api.cookies[COOKIE] == key
+    assert "Max-Age=43200" in cookie
+    session = guarded.api.cookies[COOKIE]
+    assert session not in (key, "")
     status = guarded.api.get("/status").json()
     assert (status["caller"]["owner"], status["caller"]["scopes"]) == ("owner", ["deploy"])
     assert guarded.api.delete("/session").status_code == 204
     assert guarded.api.get("/status").status_code == 401
+    kept = {"cookie": f"{COOKIE}={session}"}
+    refused(guarded.api.get("/status", headers=kept), 401, kind="session-ended")
+
+
+def test_a_session_ends_with_its_key(guarded: Guarded) -> None:
+    made, key = guarded.keys.create("owner", [Scope.DEPLOY])
+    guarded.api.post("/session", json={"key": key})
+    assert guarded.api.get("/status").status_code == 200
+    guarded.keys.revoke(made.id)
+    refused(guarded.api.get("/status"), 401, kind="session-ended")
+
+
+def test_a_page_of_another_port_changes_nothing_by_the_cookie(guarded: Guarded) -> None:
+    guarded.api.post("/session", json={"key": guarded.key(Scope.DEPLOY)})
+    path = f"/models/{guarded.model}/cancel"
+    other = {"origin": "http://127.0.0.1:3000"}
+    refused(guarded.api.post(path, headers=other), 403, kind="foreign-page")
+    own = {"origin": "http://127.0.0.1"}
+    assert guarded.api.post(path, headers=own).status_code == 200
+
+
+def test_by_tls_the_cookie_is_of_this_host_alone(guarded: Guarded) -> None:
+    guarded.api.base_url = "https://127.0.0.1"
+    entered = guarded.api.post("/session", json={"key": guarded.key(Scope.DEPLOY)})
+    cookie = entered.headers["set-cookie"]
+    assert cookie.startswith(f"{SECURE_COOKIE}=")
+    assert "; Path=/;" in cookie
+    assert "Secure" in cookie
+    assert "Domain" not in cookie
+
+
+def test_without_a_file_of_keys_nobody_comes_in_where_keys_are_required(
+    settings: Settings, client: redis.Redis
+) -> None:
+    closed = settings.model_copy(update={"require_keys": True})
+    with TestClient(make_app(closed), LOCAL) as api:
+        refused(api.get("/models"), 401)
+        refused(api.get("/models", headers=bearer("any")), 503, "tell the operator")
+
+
+def test_a_file_of_keys_that_goes_while_nobody_looks_is_missed(
+    settings: Settings, client: redis.Redis
+) -> None:
+    keys = Keys(settings.resolved_keys_file)
+    _, key = keys.create("owner", [Scope.ADMIN])
+    with TestClient(make_app(settings), LOCAL) as api:
+        assert api.get("/models", headers=bearer(key)).status_code == 200
+    keys.path.unlink()
+    with TestClient(make_app(settings), LOCAL) as api:
+        refused(api.get("/models"), 401)
+
+
+def test_one_owner_has_a_quarter_of_the_places(guarded: Guarded) -> None:
+    guarded.api.app.state.fineserve.settings.max_active_generations = 8
+    key = guarded.key(Scope.DEPLOY, Scope.GENERATE)
+    answers = [guarded.ask("POST", "/generate", key).status_code for _ in range(3)]
+    assert answers == [202, 429, 429], "one was there before"
 
 
 def test_without_keys_there_is_nothing_to_sign_in_to(api: TestClient) -> None:

@@ -140,8 +140,16 @@ def _export(runtime: Runtime, record: ModelRecord, form: ExportFormat) -> None:
         (directory / "README.md").write_text(model_card(record, family, form))
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
-            tar.add(directory, arcname=record.id)
+            tar.add(directory, arcname=record.id, filter=_for_everybody)
     runtime.store.put(name, {EXPORT_FILE: packed.getvalue()}, {"revision": record.revision})
+
+
+def _for_everybody(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A file that whoever unpacks it may read, and that does not tell who packed it."""
+    member.mode = 0o755 if member.isdir() else 0o644
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
 
 
 def _write(
