@@ -198,7 +198,7 @@ class Settings(BaseSettings):
 
     @property
     def allowed_host_names(self) -> set[str]:
-        return {*self.allowed_hosts.split(",")} - {""}
+        return {name.strip() for name in self.allowed_hosts.split(",")} - {""}
 
     @property
     def valkey_socket(self) -> Path:

@@ -1,11 +1,16 @@
+import asyncio
+
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from starlette.types import Message
 
 from registry.keys import Keys, Scope
 from registry.settings import Settings
+from service import guard
 from service.app import make_app
-from tests.service.conftest import LOCAL
+from service.problems import Problem
+from tests.service.conftest import LOCAL, Stack
 from tests.support.answers import refused
 
 CANCEL = "/models/m-0123456789abcdef/cancel"
@@ -61,3 +66,50 @@ def test_the_page_of_a_named_host_changes_things(settings: Settings, client: red
 def test_a_body_larger_than_any_request_is_not_read(api: TestClient) -> None:
     for content in (b" " * 2_000_000, iter([b" " * 2_000_000])):
         refused(api.post("/plan", content=content), 413)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+
+    async def silent() -> Message:
+        await asyncio.sleep(10)
+        raise AssertionError
+
+    scope = {"headers": [(b"content-length", b"5")], "path": "/plan"}
+    with pytest.raises(Problem, match="was not there within 0 s"):
+        asyncio.run(guard.Body(scope, silent).read(100, "/plan"))
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_a_body_says_that_it_is_json(api: TestClient, kind: str) -> None:
+    headers = {"content-type": kind} if kind else {}
+    answer = api.post("/plan", content=b'{"max_mem_gb": 1}', headers=headers)
+    refused(answer, 415, "Content-Type: application/json")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/", "/models", "/v1/models", "/openapi.json"])
+def test_head_is_answered_as_get_is_without_the_body(api: TestClient, path: str) -> None:
+    head, got = api.head(path), api.get(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    for name in ("content-type", "content-length", "x-frame-options"):
+        assert head.headers[name] == got.headers[name]
+
+
+def test_head_of_a_stream_ends(stack: Stack) -> None:
+    model = stack.make_model()
+    head = stack.api.head(f"/models/{model}/events")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"].startswith("text/event-stream")
+
+
+def test_names_of_hosts_have_no_case(api: TestClient) -> None:
+    for host in ("LOCALHOST:8000", "Localhost", "127.0.0.1"):
+        assert api.get("/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_an_empty_body_in_chunks_is_no_body(api: TestClient, method: str) -> None:
+    answer = api.request(method, "/models/m-0123456789abcdef", content=iter([]))
+    refused(answer, 404)

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import socket
 import time
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -106,3 +108,30 @@ def test_viewers_of_the_status_share_one_look(server: Server, client: redis.Redi
         connections, commands = (b - a for a, b in zip(before, counted(), strict=True))
     assert connections <= 2
     assert commands <= 40 * (seconds + 1)
+
+
+def test_a_refusal_arrives_while_its_client_still_sends(server: Server) -> None:
+    """A plain client reads nothing before it has sent everything."""
+    for _ in range(10):
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("POST", "/plan", b" " * 3_000_000, {"Content-Type": "application/json"})
+        assert connection.getresponse().status == 413
+        connection.close()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_localhost_is_both_of_its_addresses(server: Server) -> None:
+    with socket.create_connection(("::1", server.port), timeout=10) as connection:
+        connection.sendall(GET.replace(b"127.0.0.1", b"[::1]") + b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_stream_does_not_keep_the_service_from_ending(server: Server) -> None:
+    """The last test here, of course."""
+    with server.connect() as viewer:
+        viewer.sendall(b"GET /status/events HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert b"200 OK" in viewer.recv(65_536)
+        server.process.terminate()
+        began = time.monotonic()
+        server.process.wait(20)
+        assert time.monotonic() - began < 5
