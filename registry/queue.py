@@ -31,6 +31,7 @@ def make_celery(settings: Settings) -> Celery:
         task_reject_on_worker_lost=True,  # else a killed child's task is acknowledged
         worker_prefetch_multiplier=1,  # else a busy worker holds tasks that others could run
         broker_connection_retry_on_startup=True,  # else a worker that starts first gives up
+        broker_connection_max_retries=None,  # else after a hundred tries, in some minutes
         broker_transport_options={
             # shorter than a task and the broker delivers it twice at once
             "visibility_timeout": settings.visibility_timeout_seconds,

@@ -23,11 +23,9 @@ from service.receiving import Receiving, received, too_large
 from service.submission import require_storage
 from service.uploads import UploadLimits
 
-UNWANTED = {
-    "multipart/form-data": "curl -F",
-    "application/x-www-form-urlencoded": "curl -d",
-}
-"""Content types that change an archive, and who sends them."""
+FORM, FIELDS = "multipart/form-data", "application/x-www-form-urlencoded"
+"""Content types of `curl -F`, and of `curl -d`, which leaves out ends of lines: archives suffer."""
+MEND = "`curl --data-binary @FILE -H 'Content-Type: application/zip'`"
 
 
 class Uploads:
@@ -53,7 +51,10 @@ class Uploads:
         In a dry run nothing is kept. Raises Problem; ClientDisconnect when the client has left.
         """
         state, settings = self._state, self._state.settings
-        _require_archive(connection)
+        sent = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if sent == FORM:
+            detail = f"a form is no archive: send the zip or tar itself, {MEND}"
+            raise Problem(415, "not-an-archive", detail)
         await run_in_threadpool(require_storage, state)
         record = await run_in_threadpool(choose_family, state, family)
         most_bytes = int(settings.max_upload_mb * 1e6)
@@ -72,7 +73,12 @@ class Uploads:
             dataset_id = f"t-{hashlib.sha256(of_whom.encode()).hexdigest()[:16]}"
             if not dry_run and (known := await run_in_threadpool(self._known, caller, dataset_id)):
                 return known
-            read = await while_connected(connection, self._read(file, folder, caller, record))
+            try:
+                read = await while_connected(connection, self._read(file, folder, caller, record))
+            except DataError as error:
+                hint = f"; if it is whole where it was, send it as it is: {MEND}"
+                detail = f"{error}{hint if sent == FIELDS else ''}"
+                raise Problem(422, "unusable-upload", detail) from error
             dataset = Dataset(
                 id=dataset_id,
                 owner=caller.owner,
@@ -96,10 +102,7 @@ class Uploads:
             scaled_bytes=int(settings.max_task_mb * 1e6),
         )
         channels, side = network.image_channels, network.image_size
-        try:
-            return await self.readers.read(file, folder, caller.owner, limits, channels, side)
-        except DataError as error:
-            raise Problem(422, "unusable-upload", str(error)) from error
+        return await self.readers.read(file, folder, caller.owner, limits, channels, side)
 
     def _keep(self, caller: Caller, dataset: Dataset, read: Read) -> Dataset:
         if known := self._known(caller, dataset.id):  # others came in while this one was read
@@ -121,15 +124,3 @@ class Uploads:
             detail = f"there are {there} tasks of yours, as many as may be; delete one first"
             raise Problem(409, "too-many-tasks", detail, limit=most)
         return None
-
-
-def _require_archive(connection: Request) -> None:
-    kind = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in UNWANTED:
-        raise Problem(
-            415,
-            "not-an-archive",
-            f"a body of {kind} is no archive, or one that was changed on its way ({UNWANTED[kind]} "
-            "sends such): send the zip or tar itself, `curl --data-binary @FILE "
-            "-H 'Content-Type: application/zip'`",
-        )

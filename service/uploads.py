@@ -187,15 +187,13 @@ def _zipped_name(member: zipfile.ZipInfo) -> str:
     if member.flag_bits & UTF8_FLAG or member.orig_filename.isascii():
         return member.filename
     raw = member.orig_filename.encode("cp437")  # as zipfile has decoded it
-    for name in (raw, _unicode_path(member.extra, raw)):
-        try:
-            return name.decode()
-        except UnicodeDecodeError:
-            continue
-    raise DataError(
-        f"the name {member.filename!a} in the zip is not in UTF-8; zip it anew with names in "
-        "UTF-8, or send a tar"
-    )
+    try:
+        return _unicode_path(member.extra, raw).decode()
+    except UnicodeDecodeError:
+        raise DataError(
+            f"the name {member.filename!a} in the zip is not in UTF-8; zip it anew with names in "
+            "UTF-8, or send a tar"
+        ) from None
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> bytes:

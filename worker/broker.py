@@ -21,20 +21,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         return super()._connparams(asynchronous)
 
 
-PASSING = (
-    redis.exceptions.ReadOnlyError,  # a replica, while it fails over
-    redis.exceptions.MasterDownError,
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.NoPermissionError,
-)
-"""Refusals of Redis that pass, or that somebody mends in it: nothing is mended by ending."""
-
-
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
     Channel = Channel
 
-    connection_errors = (*kombu_redis.Transport.connection_errors, *PASSING)
-    """Errors after which Celery connects again."""
+    connection_errors = (*kombu_redis.Transport.connection_errors, redis.ResponseError)
+    """Errors after which Celery connects again: what Redis refuses while it is loaded, fails over
+    or is full passes, or somebody mends it there, and nothing is mended by ending."""
 
 
 def install() -> None:

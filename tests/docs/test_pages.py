@@ -70,6 +70,14 @@ def test_the_page_of_settings_is_that_of_the_class() -> None:
     assert page() == (ROOT / "docs" / "settings.md").read_text()
 
 
+def test_the_page_of_bounds_is_that_of_the_code_and_names_tests_that_there_are() -> None:
+    listed = runpy.run_path(str(ROOT / "docs" / "list_bounds.py"))
+    assert listed["page"]() == (ROOT / "docs" / "bounds.md").read_text()
+    for bound in listed["BOUNDS"]:
+        file, _, test = bound.test.partition("::")
+        assert f"def {test}(" in (ROOT / file).read_text(), bound.test
+
+
 def test_the_site_is_made_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -12,9 +12,11 @@ from registry.errors import (
     IllegalTransition,
     QueueFull,
     RecordNotFound,
+    RecordUnreadable,
     Superseded,
 )
-from registry.lifecycle import Claim, Records, Room
+from registry.events import MAX_EVENTS
+from registry.lifecycle import GIVEN_UP_SECONDS, Claim, Records, Room
 from registry.records import FamilyRecord, ModelRecord, WorkerRecord
 from registry.repository import Reason, Repository
 from tests.support.records import queued_model
@@ -341,3 +343,43 @@ def test_a_turn_is_had_once_and_again_after_its_failure_was_told(repository: Rep
     time.sleep(0.15)
     assert repository.failure_of("job") is None
     assert repository.once("job", 60)
+
+
+def test_what_was_given_up_expires_and_leaves_the_lists(
+    models: Models, record: ModelRecord, client: redis.Redis
+) -> None:
+    models.change(record.id, status="cancelled")
+    key = f"fineserve:model:{record.id}"
+    assert 0 < client.ttl(key) <= GIVEN_UP_SECONDS
+    assert [found.id for found in models.page(0, 10).items] == [record.id]
+    client.delete(key)
+    assert models.page(0, 10).items == []
+    assert client.zcard("fineserve:models") == 0
+
+
+def test_the_last_events_are_kept(models: Models, record: ModelRecord, client: redis.Redis) -> None:
+    for number in range(MAX_EVENTS + 50):
+        models.tell(record.id, "progress", str(number))
+    assert client.xlen(f"fineserve:model:{record.id}:events") == MAX_EVENTS
+
+
+def test_what_was_refused_keeps_no_key(models: Models) -> None:
+    models.create(queued_model())
+    with pytest.raises(QueueFull):
+        models.create(queued_model(), "a key", "one body", Room(all=1))
+    assert models.create(queued_model(), "a key", "another body").status == "queued"
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"owner": "somebody"}', "[1"])
+def test_a_record_that_cannot_be_read_can_be_deleted(
+    models: Models, record: ModelRecord, client: redis.Redis, content: str
+) -> None:
+    client.set(f"fineserve:model:{record.id}", content or "no JSON")
+    with pytest.raises(RecordUnreadable, match="delete it"):
+        models.get(record.id)
+    models.discard(record.id)
+    with pytest.raises(RecordNotFound):
+        models.get(record.id)
+    with pytest.raises(RecordNotFound):
+        models.discard(record.id)
+    assert (models.page(0, 10).items, models.count_active()) == ([], 0)

@@ -24,6 +24,8 @@ from worker.sampling.sample import Sampling
 
 LOCAL = "http://127.0.0.1"
 Headers = dict[str, str] | None
+MOST_CONNECTIONS = 60
+"""Of the server that is a process of its own."""
 ASYNC = {"prefer": "respond-async"}
 
 
@@ -128,7 +130,12 @@ class Server:
 @pytest.fixture(scope="module")
 def server(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     port = free_port()
-    given = {"redis_url": valkey_url, "var_dir": tmp_path_factory.mktemp("var"), "port": port}
+    given = {
+        "redis_url": valkey_url,
+        "var_dir": tmp_path_factory.mktemp("var"),
+        "port": port,
+        "max_connections": MOST_CONNECTIONS,
+    }
     environment = {f"FINESERVE_{name.upper()}": str(value) for name, value in given.items()}
     command = [sys.executable, "-m", "service"]
     with subprocess.Popen(

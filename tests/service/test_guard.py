@@ -4,6 +4,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 from starlette.types import Message
+from structlog.testing import capture_logs
 
 from registry.keys import Keys, Scope
 from registry.settings import Settings
@@ -113,3 +114,10 @@ def test_names_of_hosts_have_no_case(api: TestClient) -> None:
 def test_an_empty_body_in_chunks_is_no_body(api: TestClient, method: str) -> None:
     answer = api.request(method, "/models/m-0123456789abcdef", content=iter([]))
     refused(answer, 404)
+
+
+def test_a_long_path_is_cut_in_the_log(api: TestClient) -> None:
+    with capture_logs() as logs:
+        api.post("/" + "a" * 10_000)
+    (line,) = [line for line in logs if line["event"] == "audit"]
+    assert len(line["path"]) == guard.MOST_LOGGED

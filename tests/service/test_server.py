@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import redis
 
+from benchmarks.deployment import wait
 from registry.records import WorkerRecord
 from registry.repository import Repository
-from tests.service.conftest import Server
+from tests.service.conftest import MOST_CONNECTIONS, Server
 
 HOST = b"Host: 127.0.0.1\r\nConnection: close\r\n"
 GET = b"GET /healthz HTTP/1.1\r\n" + HOST
@@ -124,6 +125,14 @@ def test_localhost_is_both_of_its_addresses(server: Server) -> None:
     with socket.create_connection(("::1", server.port), timeout=10) as connection:
         connection.sendall(GET.replace(b"127.0.0.1", b"[::1]") + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_more_connections_than_may_be_come_back_later(server: Server) -> None:
+    with contextlib.ExitStack() as held:
+        for _ in range(MOST_CONNECTIONS):
+            held.enter_context(server.connect())
+        wait(lambda: server.answer(GET + b"\r\n").startswith(b"HTTP/1.1 503") or None, 10)
+    assert wait(lambda: server.answer(GET + b"\r\n").startswith(b"HTTP/1.1 200") or None, 10)
 
 
 def test_a_stream_does_not_keep_the_service_from_ending(server: Server) -> None:

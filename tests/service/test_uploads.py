@@ -101,8 +101,14 @@ def test_the_name_in_unicode_that_a_zip_has_beside_another_counts() -> None:
     )
     assert _unicode_path(struct.pack("<HH", 0x7075, len(field)) + field, b"other") == b"other"
     member.extra = struct.pack("<HH", 0x7075, len(field)) + field
-    member.orig_filename = member.filename
     assert _zipped_name(member) == "猫狗/1.png"
+
+
+def test_an_archive_has_so_many_files() -> None:
+    files = {**TWO, **{f"cat/{i}.txt": b"" for i in range(20)}}
+    assert read(zipped(files), images=5) == ["cat"]
+    with pytest.raises(DataError, match="more than 20 files in it"):
+        read(zipped(files), images=4)
 
 
 def test_backslashes_of_a_zip_are_slashes() -> None:

@@ -1,0 +1,48 @@
+import ssl
+
+import pytest
+
+from registry.address import RedisAddress
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "for_kombu"),
+    [
+        ("redis://h", "redis://h:6379", "redis://h:6379/0"),
+        ("redis://u:p%23%40@h:6380/3", "redis://h:6380/3", "redis://u:p%23%40@h:6380/3"),
+        ("redis://h?db=4", "redis://h:6379/4", "redis://h:6379/4"),
+        ("redis://[::1]:1/0", "redis://[::1]:1", "redis://[::1]:1/0"),
+        ("unix://:pw@/s?db=2", "unix:///s/2", "redis+socket://:pw@/s?virtual_host=2"),
+        ("rediss://h/1", "rediss://h:6379/1", "rediss://h:6379/1?ssl_cert_reqs=CERT_REQUIRED"),
+        (
+            "rediss://h/1?ssl_cert_reqs=none",
+            "rediss://h:6379/1",
+            "rediss://h:6379/1?ssl_cert_reqs=CERT_NONE",
+        ),
+    ],
+)
+def test_one_address_is_written_as_each_client_reads_it(
+    url: str, shown: str, for_kombu: str
+) -> None:
+    address = RedisAddress.of(url)
+    assert (str(address), address.for_kombu) == (shown, for_kombu)
+
+
+def test_certificates_are_looked_at_unless_somebody_says_otherwise() -> None:
+    assert RedisAddress.of("rediss://h").verifying is ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://h", "has to begin with redis://"),
+        ("h:6379", "has to begin with redis://"),
+        ("redis://", "names no host"),
+        ("redis://:s3cret@h:port/0", "is no address of Redis"),
+        ("rediss://h?ssl_cert_reqs=perhaps", "ssl_cert_reqs is one of"),
+    ],
+)
+def test_what_is_no_address_is_said_without_its_secrets(url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as told:
+        RedisAddress.of(url)
+    assert "s3cret" not in str(told.value)

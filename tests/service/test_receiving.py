@@ -1,0 +1,68 @@
+"""Uploads on their way, whatever their pace."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+
+import pytest
+
+from service import receiving
+from service.problems import Problem
+from service.receiving import MOST_OF_ALL, MOST_OF_OWNER, Receiving, received
+
+
+class Sent:
+    """A request whose body comes in parts, with pauses before each."""
+
+    def __init__(self, *parts: bytes, pause: float = 0) -> None:
+        self._parts, self._pause = parts, pause
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for part in self._parts:
+            await asyncio.sleep(self._pause)
+            yield part
+
+
+def test_an_owner_has_so_many_places() -> None:
+    uploads = Receiving()
+
+    def hold(owner: str, count: int) -> list[object]:
+        places = [uploads.place(owner, 0, 10**9) for _ in range(count)]
+        for place in places:
+            place.__enter__()
+        return [*places]
+
+    mine = hold("mine", MOST_OF_OWNER)
+    with pytest.raises(Problem, match=f"{MOST_OF_OWNER} uploads of yours are under way"):
+        hold("mine", 1)
+    mine[0].__exit__(None, None, None)
+    hold("mine", 1)
+    for number in range(MOST_OF_ALL // MOST_OF_OWNER - 1):
+        hold(str(number), MOST_OF_OWNER)
+    with pytest.raises(Problem, match=f"{MOST_OF_ALL} uploads are under way"):
+        hold("another", 1)
+
+
+def test_what_is_announced_needs_room() -> None:
+    uploads = Receiving()
+    with uploads.place("one", 600, 1000):
+        with pytest.raises(Problem, match="no room for an upload"), uploads.place("two", 600, 1000):
+            pass
+        with uploads.place("two", 400, 1000):
+            pass
+    with uploads.place("two", 600, 1000):
+        pass
+
+
+def test_an_upload_that_trickles_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiving, "PATIENCE_SECONDS", 0.2)
+    with pytest.raises(Problem, match="more slowly than 20 kB a second"):
+        asyncio.run(received(Sent(*[b"a"] * 100, pause=0.05), io.BytesIO(), 10**6))
+    fast, file = Sent(*[bytes(10_000)] * 10, pause=0.05), io.BytesIO()
+    assert len(asyncio.run(received(fast, file, 10**6))) == 64
+    assert len(file.getvalue()) == 100_000
+
+
+def test_an_upload_is_as_large_as_it_may_be() -> None:
+    with pytest.raises(Problem, match="the upload has more than"):
+        asyncio.run(received(Sent(bytes(60), bytes(60)), io.BytesIO(), 100))
