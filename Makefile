@@ -14,7 +14,7 @@ TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-training bench-form bench-healing bench-import bench-start bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock clean
+.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-training bench-form bench-healing bench-import bench-start bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock sbom pin-images cases clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -46,7 +46,7 @@ lint: $(INSTALLED_DEV)
 
 audit: $(INSTALLED_DEV)  ## known vulnerabilities of what is pinned; needs PyPI's own address
 	mkdir -p var
-	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip --format json --output var/audit.json || (cat var/audit.json; exit 1)
+	$(BIN)/pip-audit --requirement deploy/locks/dev.txt --no-deps --disable-pip --format json --output var/audit.json || (cat var/audit.json; exit 1)
 
 bench-main-job: $(INSTALLED_DEV) $(FASHION_MNIST)  ## a fresh clone to images, and what breaks on the way
 	$(BIN)/python -m benchmarks.main_job
@@ -171,17 +171,27 @@ $(PEERS): benchmarks/serving/requirements-peers.txt
 	.venv-peers/bin/pip install --quiet --requirement $<
 	touch $@
 
-$(INSTALLED): pyproject.toml requirements.lock | $(COMPILER)
+$(INSTALLED): pyproject.toml $(wildcard deploy/locks/*.txt) | $(COMPILER)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python deploy/install.py server,plot
+	$(BIN)/python deploy/install.py server
 	touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(BIN)/python deploy/install.py dev,condense,tracing
+	$(BIN)/python deploy/install.py dev
 	touch $@
 
-lock: $(INSTALLED_DEV)  ## pin what is installed now
-	$(BIN)/pip freeze --all --exclude-editable | grep -v '^pip=' | sed 's/+cpu$$//' > requirements.lock
+lock: $(INSTALLED_DEV)  ## pin what is installed, with hashes; UPGRADE=--upgrade takes the newest
+	$(BIN)/python deploy/lock.py $(UPGRADE)
+
+sbom: $(INSTALLED_DEV)  ## a list of everything that a server is made of (CycloneDX), into var/sbom.json
+	mkdir -p var
+	$(BIN)/cyclonedx-py requirements deploy/locks/server.txt --pyproject pyproject.toml --output-reproducible --output-file var/sbom.json
+
+pin-images:  ## images of docker-compose.yml by their digests, into docker/digests.yml; needs a registry
+	$(PYTHON) deploy/pin_images.py
+
+cases: $(INSTALLED_DEV)  ## reported faults, as folders in DIR, tried on a deployment
+	$(BIN)/python -m benchmarks.cases $(DIR)
 
 clean: down
 	rm -rf $(VENV) .venv-peers var

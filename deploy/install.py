@@ -1,4 +1,6 @@
-"""Install this checkout into the environment that runs this: `python deploy/install.py EXTRAS`.
+"""Install this checkout into the environment that runs this: `python deploy/install.py ROLE`.
+
+What a role needs is in deploy/locks, with hashes, torch apart (see deploy/lock.py).
 
 By uv, which takes a tenth of pip's time, and which knows nothing of pip's own configuration: it is
 told what that says. Where that says something which uv has no word for, pip installs.
@@ -12,7 +14,8 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LOCK = ROOT / "requirements.lock"
+LOCKS = ROOT / "deploy" / "locks"
+TORCH = LOCKS / "torch.txt"
 PIP = [sys.executable, "-m", "pip"]
 SAME = {
     "index-url": "UV_DEFAULT_INDEX",
@@ -31,7 +34,7 @@ SPACED = {"find-links", "constraint", "extra-index-url"}
 STARTED = "import fineserve.cli.main, service.app, worker.app, worker.export.export"
 STARTED += "; import torch._inductor.compile_fx; from diffusers import AutoencoderKL"
 """What a start imports, for its bytecode; that of everything, which tests have, takes longer."""
-SITE = sysconfig.get_path("purelib")
+ALL = ["-q", "-j", "0", sysconfig.get_path("purelib")]
 NOISE = re.compile(r"^WARNING: Location .* is ignored: it is neither a file nor a directory\.$")
 
 
@@ -62,24 +65,25 @@ def install(command: list[str], environment: dict[str, str]) -> bool:
     return done.returncode == 0
 
 
-def main(extras: str) -> int:
+def main(role: str) -> int:
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True)
     environment = uv_environment(listed.stdout)
-    ours = ["--no-build-isolation", "--editable", f".[{extras}]"]
-    pip = [*PIP, "install", "--quiet", "--constraint", str(LOCK)]
-    if environment is not None and install([*pip, "uv"], {}):
+    hashed = ["--no-deps", "--require-hashes", "--requirement"]
+    parts = [
+        [*hashed, str(LOCKS / f"{role}.txt")],
+        ["--requirement", str(TORCH)],
+        ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)],
+    ]
+    pip = [*PIP, "install", "--quiet"]
+    if environment is not None and install([*pip, *hashed, str(LOCKS / "uv.txt")], {}):
         uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet"]
-        uv += ["--python", sys.executable, "--constraint", str(LOCK)]
-        if install([*uv, "hatchling"], environment) and install([*uv, *ours], environment):
-            compiling = (
-                ["-c", STARTED]
-                if "server" in extras
-                else ["-m", "compileall", "-q", "-j", "0", SITE]
-            )
+        uv += ["--python", sys.executable]
+        if all(install([*uv, *part], environment) for part in parts):
+            compiling = ["-c", STARTED] if role == "server" else ["-m", "compileall", *ALL]
             install([sys.executable, "-W", "ignore", *compiling], {})
             return 0
         print("uv cannot install it, so pip does", file=sys.stderr)
-    return 0 if install([*pip, "hatchling"], {}) and install([*pip, *ours], {}) else 1
+    return 0 if all(install([*pip, *part], {}) for part in parts) else 1
 
 
 if __name__ == "__main__":

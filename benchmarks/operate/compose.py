@@ -112,11 +112,7 @@ def without_gpu(content: str) -> str:
 @contextmanager
 def wheel(docker: Engine, directory: Path) -> Iterator[str]:
     """The address, for a build, of the torch that this machine's pip would install."""
-    pinned = next(
-        line
-        for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
-        if line.startswith("torch==")
-    )
+    pinned = (REPOSITORY / "deploy" / "locks" / "torch.txt").read_text().strip()
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", pinned],
         cwd=directory,
