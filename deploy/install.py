@@ -78,7 +78,10 @@ def main(role: str) -> int:
     if environment is not None and install([*pip, *hashed, str(LOCKS / "uv.txt")], {}):
         uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet"]
         uv += ["--python", sys.executable]
-        if all(install([*uv, *part], environment) for part in parts):
+        # a constraint without a hash, of a package that is not among those, would be refused
+        free = {k: v for k, v in environment.items() if k != "UV_CONSTRAINT"}
+        environments = [free, environment, environment]
+        if all(install([*uv, *part], e) for part, e in zip(parts, environments, strict=True)):
             compiling = ["-c", STARTED] if role == "server" else ["-m", "compileall", *ALL]
             install([sys.executable, "-W", "ignore", *compiling], {})
             return 0

@@ -76,6 +76,7 @@ def stack() -> Iterator[Stack]:
             "FINESERVE_PORT": str(port),
             "PROMETHEUS_PORT": str(prometheus_port),
             "GRAFANA_PASSWORD": "of a test",
+            "REDIS_PASSWORD": "ofatest",
             "GRAFANA_PORT": str(free_port()),
         }
         file = Path(directory) / "docker-compose.yml"

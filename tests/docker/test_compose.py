@@ -46,6 +46,23 @@ def test_a_process_has_no_more_rights_than_it_needs(name: str) -> None:
     assert service["healthcheck"]["test"]
 
 
+def test_redis_is_for_those_that_need_it_and_know_its_password() -> None:
+    assert SERVICES["redis"]["networks"] == ["data"]
+    assert "--requirepass ${REDIS_PASSWORD:?" in SERVICES["redis"]["command"]
+    inside = {name for name, service in SERVICES.items() if "data" in service.get("networks", [])}
+    assert inside == {"redis", *OURS, "worker-sample", "celery-exporter"}
+    for name in (*OURS, "worker-sample"):
+        assert "://:${REDIS_PASSWORD" in SERVICES[name]["environment"]["FINESERVE_REDIS_URL"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nothing_grows_without_an_end(name: str) -> None:
+    service = SERVICES[name]
+    assert service["pids_limit"]
+    assert service["mem_limit"]
+    assert service["logging"]["options"]["max-size"]
+
+
 def test_whoever_needs_redis_waits_for_it() -> None:
     for name in OURS:
         assert SERVICES[name]["depends_on"]["redis"] == {"condition": "service_healthy"}
