@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks.parts import Figures, run
-from benchmarks.trust import endurance, faults, fuzz
+from benchmarks.trust import archives, endurance, faults, fuzz, hostile
 from benchmarks.trust.site import link_families
 
 PARTS: dict[str, Callable[[], Figures]] = {
@@ -14,6 +14,8 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "network": faults.cut_network,
     "memory": faults.killed_for_memory,
     "fuzz": fuzz.measure,
+    "archives": archives.measure,
+    "hostile": hostile.measure,
     "overload": endurance.overload,
     "soak": endurance.soak,
     "registry": endurance.lost_registry,
@@ -21,6 +23,8 @@ PARTS: dict[str, Callable[[], Figures]] = {
 SUMMARY = {
     "kills": ("kills", "accepted", "lost", "duplicated", "corrupt"),
     "fuzz": ("fuzz_cases", "fuzz_failures"),
+    "archives": ("archives", "crashes", "resident_growth_bytes", "others_p95_ratio"),
+    "hostile": ("hostile_p95_ratio",),
     "overload": ("overload_goodput_share",),
     "soak": ("soak_minutes", "soak_rss_growth_bytes"),
     "registry": ("registry_rebuild_seconds",),

@@ -40,6 +40,18 @@ def endurance(result: Figures) -> Table:
             f"""made-up requests answered 5xx, or not as the schema says | 0 \
                 | {fuzz["fuzz_failures"]} of {fuzz["fuzz_cases"]:,}"""
         )
+    if sent := parts.get("archives"):
+        table += rows(
+            f"""{sent["archives"]:,} mutated archives: crashes · growth of the service \
+                | 0 · ≤ 64 MB | {sent["crashes"]} · {sent["resident_growth_bytes"] / 1e6:+.0f} MB
+            … 95th percentile of others' plans, beside that without them | ≤ 2 times \
+                | {sent["others_p95_ratio"]:g} times"""
+        )
+    if hostile := parts.get("hostile"):
+        table += rows(
+            f"""{hostile["hostile_clients"]} hostile clients: 95th percentile of honest images, \
+                beside that without them | ≤ 2 times | {hostile["hostile_p95_ratio"]:g} times"""
+        )
     if over := parts.get("overload"):
         times = over["asked_requests_per_second"] / over["capacity_requests_per_second"]
         table += rows(

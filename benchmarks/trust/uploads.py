@@ -1,6 +1,7 @@
 """Schemathesis' hooks: what is sent to POST /tasks, which takes no JSON."""
 
 import io
+import random
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -35,10 +36,32 @@ def _tar_gz(files: Files) -> bytes:
     return _tar(files, "w:gz")
 
 
+PACKS: tuple[Callable[[Files], bytes], ...] = (_zip, _tar, _tar_gz)
+
+
 def _png(colour: int) -> bytes:
     image = io.BytesIO()
     Image.new("L", (28, 28), colour).save(image, "PNG")
     return image.getvalue()
+
+
+def _picture(chance: random.Random, kind: str) -> bytes:
+    """A picture of a kind, in some mode and size, with a text where it may have one."""
+    mode = chance.choice({"PNG": ["L", "RGB", "RGBA", "P", "I;16", "1"]}.get(kind, ["L", "RGB"]))
+    side = chance.choice([1, 8, 28, 300])
+    image = Image.new(mode, (side, side), chance.randrange(2 if mode == "1" else 256))
+    file = io.BytesIO()
+    image.save(file, kind, **({"progressive": True} if kind == "JPEG" else {}))
+    return file.getvalue()
+
+
+IMAGES_OF_KINDS = ("PNG", "JPEG", "WEBP", "BMP")
+
+
+def packed(chance: random.Random, pack: Callable[[Files], bytes], kind: str) -> bytes:
+    """A good archive of pictures of one kind, in two classes."""
+    names = [f"{folder}/{i}.{kind.lower()}" for folder in "ab" for i in range(2)]
+    return pack({name: _picture(chance, kind) for name in names})
 
 
 def _cut(packed: bytes, share: float) -> bytes:
@@ -60,9 +83,6 @@ def _uploads(pack: Callable[[Files], bytes]) -> st.SearchStrategy[bytes]:
     return good.map(pack) | odd.map(pack) | cut | st.binary(max_size=64)
 
 
-for kind, pack in (
-    ("application/zip", _zip),
-    ("application/x-tar", _tar),
-    ("application/gzip", _tar_gz),
-):
+KINDS = ("application/zip", "application/x-tar", "application/gzip")
+for kind, pack in zip(KINDS, PACKS, strict=True):
     schemathesis.openapi.media_type(kind, _uploads(pack))

@@ -1,5 +1,7 @@
 """Sampling images from a model through diffusers' schedulers, with classifier-free guidance."""
 
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,19 +19,19 @@ OnStep = Callable[[int, int], None]
 def initial_noise(network: NetworkConfig, seeds: Sequence[int]) -> Tensor:
     """Noise (N, C, H, W); each image's comes from its own seed alone, on every device.
 
-    torch's generator of a CPU heeds the lower 32 bits of a seed: a longer one is two seeds, whose
-    noises are mixed in unequal parts, so that each bit counts and the variance stays 1.
+    torch's generator of a CPU heeds the lower 32 bits of a seed: the noise of a longer one is the
+    sum of two, whose seeds are of its hash.
     """
     shape = (network.in_channels, network.sample_size, network.sample_size)
 
     def noise(seed: int) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        if seed < 2**32:
+            return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        digest = hashlib.sha256(seed.to_bytes(8, "big")).digest()
+        one, other = (noise(int.from_bytes(part, "big")) for part in (digest[:4], digest[4:8]))
+        return (one + other) / math.sqrt(2)
 
-    def mixed(seed: int) -> Tensor:
-        high, low = divmod(seed, 2**32)
-        return 0.8 * noise(low) + 0.6 * noise(high) if high else noise(low)
-
-    return torch.stack([mixed(seed) for seed in seeds])
+    return torch.stack([noise(seed) for seed in seeds])
 
 
 @torch.inference_mode()

@@ -5,10 +5,19 @@ import { Figures, Problem } from "./parts.js";
 
 const ARCHIVES = ".zip,.tar,.tar.gz,.tgz";
 
+// Images of each class in the order of their numbers, and what was left out and why.
+function Held({ of }) {
+  return html`
+    <ol start="0">${of.class_names.map((name, i) => html`<li>${name}: ${of.counts[i]}</li>`)}</ol>
+    ${of.left_out.map(({ reason, count, examples }) => html`
+      <p class="quiet">Left out, ${reason}: ${count} (${examples.join(", ")}${count > examples.length ? ", …" : ""})</p>`)}`;
+}
+
 export function Tasks({ families }) {
   const [tasks, setTasks] = useState(null);
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
+  const [looked, setLooked] = useState(null);
 
   async function attempt(work) {
     setProblem(null);
@@ -28,10 +37,14 @@ export function Tasks({ families }) {
     const form = event.target;
     const { archive, ...more } = Object.fromEntries(new FormData(form));
     const query = new URLSearchParams(Object.entries(more).filter(([, value]) => value));
+    const dry = event.submitter?.value === "look";
+    if (dry) query.set("dry_run", "true");
     setBusy(true);
+    setLooked(null);
     await attempt(async () => {
-      await request("POST", `tasks?${query}`, archive);
-      form.reset();
+      const made = await request("POST", `tasks?${query}`, archive);
+      if (dry || made.left_out.length) setLooked({ ...made, dry });
+      if (!dry) form.reset();
     });
     setBusy(false);
   }
@@ -50,9 +63,16 @@ export function Tasks({ families }) {
           <select name="family">${families.map(({ name }) => html`<option value=${name}>${name}</option>`)}</select>
         </label>`}
       </fieldset>
-      <button type="submit" disabled=${busy} aria-busy=${busy}>Send</button>
+      <div class="row">
+        <button type="submit" disabled=${busy} aria-busy=${busy}>Send</button>
+        <button type="submit" value="look" class="secondary outline" disabled=${busy}>Only look what is in it</button>
+      </div>
     </form>
     <${Problem} of=${problem} />
+    ${looked && html`<article role="status" aria-label="What is in it">
+      <h2>${looked.dry ? "This is in it; nothing was kept" : `${looked.name} was made`}</h2>
+      <${Held} of=${looked} />
+    </article>`}
     ${tasks?.length === 0 && html`<p class="quiet">No task yet.</p>`}
     <div class="columns">${tasks?.map((task) => html`<article key=${task.id} aria-label=${task.name}>
       <h2>${task.name}</h2>
@@ -64,7 +84,7 @@ export function Tasks({ families }) {
       <img class="sheet" src=${`tasks/${task.id}/preview.png`} alt=${`Some images of each class of ${task.name}`} />
       <details>
         <summary>Images of each class</summary>
-        <ul>${task.class_names.map((name, i) => html`<li>${name}: ${task.counts[i]}</li>`)}</ul>
+        <${Held} of=${task} />
       </details>
       <div class="row">
         <a role="button" href=${`#budgets/${task.id}`}>Make a model</a>

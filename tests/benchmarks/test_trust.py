@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.trust import faults, fuzz
+from benchmarks.trust import archives, faults, fuzz
 from benchmarks.trust.site import corrupt
 from registry.store import ArtifactStore
 
@@ -25,6 +25,15 @@ def test_no_request_that_can_be_made_up_is_answered_with_a_5xx(families_dir: Pat
     assert figures["fuzz_cases"] > 100
     assert figures["fuzz_failures"] == 0, figures["failures"]
     assert figures["ended_processes"] == 0
+    assert figures["ready_afterwards"]
+
+
+def test_no_archive_harms_the_service(families_dir: Path) -> None:
+    figures = archives.measure(60, families_dir)
+    assert figures["made"] + figures["refused"] == 60
+    assert figures["made"] > 0
+    assert figures["refused"] > 0
+    assert (figures["wrong"], figures["crashes"]) == (0, 0)
     assert figures["ready_afterwards"]
 
 

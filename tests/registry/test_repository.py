@@ -358,9 +358,10 @@ def test_what_was_given_up_expires_and_leaves_the_lists(
 
 
 def test_the_last_events_are_kept(models: Models, record: ModelRecord, client: redis.Redis) -> None:
-    for number in range(MAX_EVENTS + 50):
+    for number in range(MAX_EVENTS + 500):
         models.tell(record.id, "progress", str(number))
-    assert client.xlen(f"fineserve:model:{record.id}:events") == MAX_EVENTS
+    length = client.xlen(f"fineserve:model:{record.id}:events")
+    assert MAX_EVENTS <= length < 1.1 * MAX_EVENTS, "Redis cuts whole blocks"
 
 
 def test_what_was_refused_keeps_no_key(models: Models) -> None:

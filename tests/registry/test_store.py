@@ -107,3 +107,26 @@ def test_a_full_disk_is_told_and_left_as_it_was(small_disk: Path) -> None:
     assert 0 < store.free_bytes() < 256_000
     store.put("x/another", {"a": bytes(1000)}, {})
     assert store.read("x/small", "a") == b"abc"
+
+
+def test_what_is_not_whole_is_put_again(store: ArtifactStore) -> None:
+    store.put("x/y", {"a": b"first"}, {})
+    (store.root / "x/y/manifest.json").unlink()
+    store.put("x/y", {"a": b"second"}, {})
+    assert store.read("x/y", "a") == b"second"
+
+
+def test_what_is_corrupt_is_deleted_when_it_is_to_be_streamed(store: ArtifactStore) -> None:
+    store.put("x/y", {"a": b"first"}, {})
+    assert store.checked_path("x/y", "a") == store.root / "x/y/a"
+    (store.root / "x/y/a").write_bytes(b"firsT")
+    assert store.checked_path("x/y", "a") is None
+    assert not (store.root / "x/y").exists()
+    assert store.checked_path("x/y", "a") is None
+
+
+def test_a_folder_to_work_in_is_gone_afterwards(store: ArtifactStore) -> None:
+    with store.scratch() as folder:
+        (folder / "a").write_bytes(b"a")
+        assert folder.parent.parent == store.root
+    assert not folder.exists()

@@ -1,3 +1,4 @@
+import asyncio
 import io
 import tarfile
 import threading
@@ -7,15 +8,21 @@ from collections.abc import Callable
 import httpx
 import pytest
 import redis
+from fastapi import Request
 from kombu.exceptions import OperationalError
+from starlette.requests import ClientDisconnect
 
 from fineserve.wire import ExportFormat
 from registry.errors import StorageFull
+from service.access import Caller
+from service.connection import while_connected
+from service.exports import wait_for_export
 from tests.service.conftest import Stack
 from tests.support.answers import refused
 from tests.support.builds import build
 from tests.support.failures import raising
 from tests.support.records import revision_name
+from worker.build.restore import restore
 from worker.export.export import export
 from worker.leases import Stopping
 
@@ -160,3 +167,51 @@ def test_what_can_never_be_exported_is_not_waited_for(stack: Stack, client: redi
     refused(exported(stack, model_id), 410, "make another model", "model-gone")
     client.delete("fineserve:family:tiny")
     refused(exported(stack, model_id), 503, kind="no-family")
+
+
+def test_an_export_of_which_a_bit_has_flipped_is_made_again(
+    stack: Stack, exporting: Exporting
+) -> None:
+    model_id = stack.ready_model()
+    asked = exporting(lambda *what: export(stack.runtime, *what))
+    whole = exported(stack, model_id, "adapter").content
+    (file,) = stack.runtime.store.root.glob(f"exports/{model_id}/*/model.tar")
+    content = bytearray(whole)
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    stack.runtime.repository._redis.flushall()
+    stack.runtime.announce_families()
+    restore(stack.runtime.store, stack.runtime.repository.models)
+    stack.heartbeat(id="another", queue="sample")
+    assert exported(stack, model_id, "adapter").content[:100] != b""
+    assert len(asked) == 2
+
+
+def test_whoever_leaves_an_export_is_not_waited_for(stack: Stack, exporting: Exporting) -> None:
+    model_id = stack.ready_model()
+    exporting(lambda *_: None)
+    looked: list[float] = []
+    checked = stack.state.store.checked_path
+
+    def look(name: str, file: str) -> object:
+        looked.append(time.monotonic())
+        return checked(name, file)
+
+    stack.state.store.checked_path = look
+
+    async def leaving() -> None:
+        record = stack.runtime.repository.models.get(model_id)
+        asked = wait_for_export(stack.state, record.id, ExportFormat.ADAPTER, Caller("", None))
+        request = Request({"type": "http"}, receive=left)
+        with pytest.raises(ClientDisconnect):
+            await while_connected(request, asked)
+
+    async def left() -> dict[str, str]:
+        await asyncio.sleep(0.5)
+        return {"type": "http.disconnect"}
+
+    asyncio.run(leaving())
+    seen = len(looked)
+    assert seen > 1
+    time.sleep(0.5)
+    assert len(looked) == seen

@@ -1,6 +1,7 @@
 """Uploads on their way, whatever their pace."""
 
 import asyncio
+import contextlib
 import io
 from collections.abc import AsyncIterator
 
@@ -26,21 +27,21 @@ class Sent:
 def test_an_owner_has_so_many_places() -> None:
     uploads = Receiving()
 
-    def hold(owner: str, count: int) -> list[object]:
-        places = [uploads.place(owner, 0, 10**9) for _ in range(count)]
-        for place in places:
-            place.__enter__()
-        return [*places]
+    def place(owner: str) -> contextlib.AbstractContextManager[None]:
+        return uploads.place(owner, 0, 10**9)
 
-    mine = hold("mine", MOST_OF_OWNER)
-    with pytest.raises(Problem, match=f"{MOST_OF_OWNER} uploads of yours are under way"):
-        hold("mine", 1)
-    mine[0].__exit__(None, None, None)
-    hold("mine", 1)
-    for number in range(MOST_OF_ALL // MOST_OF_OWNER - 1):
-        hold(str(number), MOST_OF_OWNER)
-    with pytest.raises(Problem, match=f"{MOST_OF_ALL} uploads are under way"):
-        hold("another", 1)
+    with contextlib.ExitStack() as others, contextlib.ExitStack() as mine:
+        for _ in range(MOST_OF_OWNER):
+            mine.enter_context(place("mine"))
+        with pytest.raises(Problem, match=f"{MOST_OF_OWNER} uploads of yours"), place("mine"):
+            pass
+        for number in range(MOST_OF_ALL - MOST_OF_OWNER):
+            others.enter_context(place(str(number)))
+        with pytest.raises(Problem, match=f"{MOST_OF_ALL} uploads are"), place("another"):
+            pass
+        mine.close()
+        with place("mine"):
+            pass
 
 
 def test_what_is_announced_needs_room() -> None:

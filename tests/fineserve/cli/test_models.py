@@ -11,6 +11,7 @@ from PIL import Image
 from benchmarks.deployment import free_port
 from fineserve.wire import ExportFormat
 from learngenes.formats.native import load_model
+from tests.fineserve.conftest import Configure
 from tests.support.commands import made, run
 from worker.export.export import export
 from worker.runtime import Runtime
@@ -136,3 +137,43 @@ def test_a_model_is_exported_into_a_directory(
     assert "exists" in run("models", "export", model, *into, exit_code=1).stderr
     unknown = run("models", "export", "m-0123456789abcdef", *into, exit_code=1)
     assert "no model" in unknown.stderr
+
+
+@pytest.mark.parametrize("key", ["abc\r", "abc\n", " abc "])
+def test_the_end_of_a_line_is_no_part_of_a_key(
+    url: str, monkeypatch: pytest.MonkeyPatch, configure: Configure, key: str
+) -> None:
+    configure(api_key=key)
+    run("models", "list", "--url", url)
+
+
+@pytest.mark.parametrize("key", ["caf\u00e9", "a\nb"])
+def test_what_is_no_key_is_said_by_the_name_of_its_variable(
+    url: str, configure: Configure, key: str
+) -> None:
+    configure(api_key=key)
+    told = run("models", "list", "--url", url, exit_code=1).stderr
+    assert "FINESERVE_API_KEY has characters that no key has" in told
+    assert key not in told
+
+
+@pytest.mark.parametrize("address", ["http://localhost:80a0", "http://[::1", "localhost:8000"])
+def test_what_is_no_address_is_said(address: str) -> None:
+    told = run("models", "list", "--url", address, exit_code=3).stderr
+    assert f"--url {address} is no address" in told
+
+
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    told = run("models", "list", "--url", "http://fineserve.example", exit_code=3).stderr
+    assert "ALL_PROXY" in told
+    assert "make up" not in told
+
+
+def test_no_proxy_is_asked_for_what_is_on_this_host(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "[::1")
+    run("models", "list", "--url", url)

@@ -1,4 +1,5 @@
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from learngenes.config import DiffusionConfig, Mode, Scheduler, Size
 from learngenes.family.family import Family, load_family
 from learngenes.model.dit import DiT
-from learngenes.model.sampling import sample
+from learngenes.model.sampling import initial_noise, sample
 from learngenes.model.schedulers import diffusers_scheduler
 
 
@@ -77,3 +78,15 @@ def test_one_step_more_changes_a_trained_models_image_little(scheduler: Schedule
         for n in (60, 61)
     )
     assert (sixty - sixty_one).abs().mean() < 5
+
+
+def test_every_bit_of_a_seed_counts(family: Family) -> None:
+    network = family.manifest.network
+    seeds = [1, 1 + 2**32, 1 + 2**40, 2**53 + 1, 2**62 + 1, 2**33 + 2, 2**32 + 2]
+    noises = initial_noise(network, seeds)
+    for one, other in itertools.combinations(range(len(seeds)), 2):
+        assert (noises[one] - noises[other]).abs().mean() > 0.2, (seeds[one], seeds[other])
+    many = initial_noise(network, range(2**40, 2**40 + 500))
+    assert abs(float(many.mean())) < 0.02
+    assert abs(float(many.std()) - 1) < 0.02
+    assert torch.equal(noises[0], initial_noise(network, [1])[0])

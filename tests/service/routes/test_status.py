@@ -97,3 +97,20 @@ def test_a_full_redis_takes_nothing_new(stack: Stack, client: redis.Redis) -> No
 def test_a_stale_profile_is_not_ready(stack: Stack) -> None:
     stack.heartbeat(torch_version="1.0")
     assert missing(stack.api)[-1].startswith("a device profile for tiny")
+
+
+def test_readiness_says_what_a_write_would_say(stack: Stack, client: redis.Redis) -> None:
+    stack.heartbeat(id="another", queue="sample")
+    assert stack.api.get("/readyz").status_code == 200
+    client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    try:
+        assert missing(stack.api)[0].startswith("Redis, which refuses to work (You can't write")
+    finally:
+        client.execute_command("REPLICAOF", "NO", "ONE")
+    assert stack.api.get("/readyz").status_code == 200
+
+
+def test_readiness_tells_nobody_where_redis_is(tmp_path: Path) -> None:
+    settings = Settings(redis_url="redis://:s3cret@127.0.0.1:1/0", var_dir=tmp_path)
+    with TestClient(make_app(settings), LOCAL) as api:
+        assert missing(api) == ["Redis, which cannot be reached"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -186,3 +187,21 @@ def test_nothing_is_exported_of_a_model_that_cannot_be_sampled(
     model = make_model()
     export(runtime, model.id, ExportFormat.DIFFUSERS)
     assert not (runtime.store.root / "exports").exists()
+
+
+@pytest.mark.parametrize("form", ExportFormat)
+def test_whoever_unpacks_an_export_may_read_it(
+    runtime: Runtime, make_model: MakeModel, form: ExportFormat
+) -> None:
+    record = build(runtime, make_model().id)
+    before = os.umask(0o077)
+    try:
+        export(runtime, record.id, form)
+    finally:
+        os.umask(before)
+    content = runtime.store.read(export_name(record, form), EXPORT_FILE)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        members = tar.getmembers()
+    assert {oct(member.mode) for member in members if member.isdir()} == {"0o755"}
+    assert {oct(member.mode) for member in members if member.isfile()} == {"0o644"}
+    assert {(member.uid, member.uname) for member in members} == {(0, "")}
