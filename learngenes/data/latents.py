@@ -158,7 +158,7 @@ def read_autoencoder(
     The network returned names the autoencoder's shape. Raises AutoencoderError.
     """
     try:
-        whole = from_diffusers("AutoencoderKL").from_pretrained(directory)
+        whole = from_diffusers("AutoencoderKL").from_pretrained(directory, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise AutoencoderError(f"{directory} is not an AutoencoderKL: {error}") from error
     config = whole.config

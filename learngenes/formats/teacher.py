@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,13 @@ from learngenes.model.dit import Stem
 log = structlog.get_logger()
 
 SCHEDULER = "scheduler/scheduler_config.json"
+KINDS = ("*.json", "*.safetensors")
 NEEDED_FILES = [
-    *("model_index.json", "scheduler/*", "transformer/*", "vae/*"),  # of a pipeline
-    *("config.json", "diffusion_pytorch_model*"),  # of a transformer alone
+    # of a pipeline, or of a transformer alone; weights in other formats are code
+    *(f"{folder}{kind}" for folder in ("", "scheduler/", "transformer/", "vae/") for kind in KINDS)
 ]
+REVISION = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
+"""A name on the hub, and the commit that is meant: names alone may be of anything tomorrow."""
 REQUIRED = {
     "norm_type": "ada_norm_zero",
     "activation_fn": "gelu-approximate",
@@ -77,16 +81,26 @@ class Teacher:
 
 
 def read_teacher(source: str) -> Teacher:
-    """Load a directory of a `DiTPipeline` or of its transformer, or a name on the hub.
+    """Load a directory of a `DiTPipeline` or of its transformer, or NAME@COMMIT on the hub.
 
     Raises TeacherError, and AutoencoderError for a `vae/` beside it that cannot be taken over.
     """
     path = Path(source)
     try:
         if not path.exists():
-            path = Path(snapshot_download(source, allow_patterns=NEEDED_FILES))
+            if (pinned := REVISION.fullmatch(source)) is None:
+                raise TeacherError(
+                    f"{source} is no directory here; of the hub, name the commit as well: "
+                    f"{source.partition('@')[0]}@COMMIT, with its 40 digits"
+                )
+            found = snapshot_download(
+                pinned["name"], revision=pinned["commit"], allow_patterns=NEEDED_FILES
+            )
+            path = Path(found)
         subfolder = None if (path / "config.json").exists() else "transformer"
-        network = DiTTransformer2DModel.from_pretrained(path, subfolder=subfolder)
+        network = DiTTransformer2DModel.from_pretrained(
+            path, subfolder=subfolder, use_safetensors=True
+        )
         ours = from_diffusers(network)
     except (HFValidationError, HfHubHTTPError, OSError, ValidationError) as error:
         raise TeacherError(f"{source} is not a DiT that diffusers loads: {error}") from error

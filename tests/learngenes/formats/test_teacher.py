@@ -98,6 +98,9 @@ def test_what_cannot_be_condensed_is_refused(tmp_path: Path) -> None:
     assert diffusion == DiffusionConfig(beta_schedule="linear", prediction_type="epsilon")
 
 
+COMMIT = "0" * 40
+
+
 @torch.no_grad()
 def test_classes_are_found_by_the_names_that_a_pipeline_tells(tmp_path: Path) -> None:
     DiTTransformer2DModel(**diffusers_dit().config).save_pretrained(tmp_path / "transformer")
@@ -114,8 +117,21 @@ def test_classes_are_found_by_the_names_that_a_pipeline_tells(tmp_path: Path) ->
 
 def test_a_hub_that_is_not_there_is_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("learngenes.formats.teacher.snapshot_download", unreachable)
-    with pytest.raises(TeacherError, match=r"somebody/a-dit is not a DiT .*no route"):
-        read_teacher("somebody/a-dit")
+    with pytest.raises(TeacherError, match=r"somebody/a-dit@0+ is not a DiT .*no route"):
+        read_teacher(f"somebody/a-dit@{COMMIT}")
+
+
+@pytest.mark.parametrize("name", ["somebody/a-dit", "somebody/a-dit@main", "missing"])
+def test_of_a_hub_one_commit_is_meant(name: str) -> None:
+    with pytest.raises(TeacherError, match="@COMMIT, with its 40 digits"):
+        read_teacher(name)
+
+
+def test_weights_that_are_code_are_not_loaded(tmp_path: Path) -> None:
+    network = DiTTransformer2DModel(**diffusers_dit().config)
+    network.save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(TeacherError, match="safetensors"):
+        read_teacher(str(tmp_path))
 
 
 @pytest.mark.parametrize("subfolder", ["", "transformer"])
@@ -125,7 +141,8 @@ def test_of_a_hub_what_a_teacher_needs_is_fetched(
     hub, here = tmp_path / "hub", tmp_path / "here"
     DiTTransformer2DModel(**diffusers_dit().config).save_pretrained(hub / subfolder)
 
-    def fetched(_: str, allow_patterns: list[str]) -> str:
+    def fetched(_: str, revision: str, allow_patterns: list[str]) -> str:
+        assert revision == COMMIT
         for file in (path for path in hub.rglob("*") if path.is_file()):
             name = file.relative_to(hub)
             if any(fnmatch(str(name), pattern) for pattern in allow_patterns):
@@ -134,7 +151,10 @@ def test_of_a_hub_what_a_teacher_needs_is_fetched(
         return str(here)
 
     monkeypatch.setattr("learngenes.formats.teacher.snapshot_download", fetched)
-    assert len(read_teacher("somebody/a-dit").network.layers) == diffusers_dit().config.num_layers
+    assert (
+        len(read_teacher(f"somebody/a-dit@{COMMIT}").network.layers)
+        == diffusers_dit().config.num_layers
+    )
 
 
 def unreachable(*_: object, **__: object) -> str:
