@@ -26,7 +26,7 @@ class Bound(NamedTuple):
 
 
 SERVER, GUARD = "tests/service/test_server.py", "tests/service/test_guard.py"
-UPLOADS, TASKS = "tests/service/test_uploads.py", "tests/service/routes/test_datasets.py"
+UPLOADS, TASKS = "tests/service/uploads/test_archives.py", "tests/service/routes/test_datasets.py"
 ACCESS, RECORDS = "tests/service/test_access.py", "tests/registry/test_repository.py"
 
 BOUNDS = [
@@ -80,27 +80,27 @@ BOUNDS = [
     ),
     Bound(
         "uploads of an owner under way",
-        "service.receiving.MOST_OF_OWNER uploads",
+        "service.uploads.receiving.MOST_OF_OWNER uploads",
         "429",
-        "tests/service/test_receiving.py::test_an_owner_has_so_many_places",
+        "tests/service/uploads/test_receiving.py::test_an_owner_has_so_many_places",
     ),
     Bound(
         "uploads of all under way",
-        "service.receiving.MOST_OF_ALL uploads",
+        "service.uploads.receiving.MOST_OF_ALL uploads",
         "429",
-        "tests/service/test_receiving.py::test_an_owner_has_so_many_places",
+        "tests/service/uploads/test_receiving.py::test_an_owner_has_so_many_places",
     ),
     Bound(
         "bytes of uploads under way",
         "min_free_disk_gb",
         "507 for the upload that announces more than is free besides",
-        "tests/service/test_receiving.py::test_what_is_announced_needs_room",
+        "tests/service/uploads/test_receiving.py::test_what_is_announced_needs_room",
     ),
     Bound(
         "pace of an upload, bytes a second at least",
-        "service.receiving.LEAST_BYTES_PER_SECOND bytes",
+        "service.uploads.receiving.LEAST_BYTES_PER_SECOND bytes",
         "408",
-        "tests/service/test_receiving.py::test_an_upload_that_trickles_is_ended",
+        "tests/service/uploads/test_receiving.py::test_an_upload_that_trickles_is_ended",
     ),
     Bound("an archive", "max_upload_mb", "413", f"{TASKS}::test_limits_of_uploads"),
     Bound(
@@ -129,7 +129,7 @@ BOUNDS = [
     ),
     Bound(
         "files of an archive for each image that it may have",
-        "service.uploads.ENTRIES_PER_IMAGE files",
+        "service.uploads.archives.ENTRIES_PER_IMAGE files",
         "422",
         f"{UPLOADS}::test_an_archive_has_so_many_files",
     ),
@@ -141,7 +141,7 @@ BOUNDS = [
     ),
     Bound(
         "memory of reading an archive",
-        "service.reading.MEMORY_BYTES bytes",
+        "service.uploads.reading.MEMORY_BYTES bytes",
         "422",
         f"{TASKS}::test_reading_takes_no_more_memory_than_it_may",
     ),

@@ -105,6 +105,7 @@ logfile={var}/logs/supervisord.log
 childlogdir={var}/logs
 environment={assignments}
 nodaemon=false
+umask=077
 silent=true
 minfds={min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])}
 

@@ -18,10 +18,10 @@ from service.connection import while_connected
 from service.deps import State
 from service.planning import choose_family
 from service.problems import Problem
-from service.readers import Read, Readers
-from service.receiving import Receiving, received, too_large
 from service.submission import require_storage
-from service.uploads import UploadLimits
+from service.uploads.archives import UploadLimits
+from service.uploads.readers import Read, Readers
+from service.uploads.receiving import Receiving, received, too_large
 
 FORM, FIELDS = "multipart/form-data", "application/x-www-form-urlencoded"
 """Content types of `curl -F`, and of `curl -d`, which leaves out ends of lines: archives suffer."""

@@ -1,7 +1,9 @@
 """`fineserve`: every command, each imported with what it needs alone."""
 
 import contextlib
+import io
 import logging
+import sys
 
 import typer
 
@@ -20,6 +22,9 @@ cli.command()(models.generate)
 @cli.callback()
 def fineserve() -> None:
     """On-demand model sizing: send a budget, get a diffusion transformer that fits it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of a terminal that knows ASCII alone
     with contextlib.suppress(ModuleNotFoundError):  # what the client alone needs logs nothing
         from registry.logs import configure_logging
 

@@ -1,6 +1,8 @@
 import functools
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +21,14 @@ from worker.build.profiles import stored_profile
 from worker.runtime import Runtime
 
 pytestmark = pytest.mark.usefixtures("configure")
+
+
+def test_a_terminal_that_knows_ascii_alone_is_told_all_the_same(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "FINESERVE_VAR_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "fineserve", "doctor"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "? disk: " in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_down_is_no_failure_when_nothing_runs() -> None:

@@ -25,8 +25,8 @@ from registry.datasets import IMAGES_FILE, Datasets
 from registry.errors import StorageFull
 from registry.keys import Keys, Scope
 from registry.settings import Settings
-from service.readers import Read, Readers
-from service.uploads import UploadLimits
+from service.uploads.archives import UploadLimits
+from service.uploads.readers import Read, Readers
 from tests.service.conftest import Stack, bearer
 from tests.support.answers import refused
 from tests.support.archives import Files, png, tarred, zipped

@@ -15,7 +15,7 @@ import structlog
 
 from learngenes.data.images import DataError
 from registry.settings import PACKAGES
-from service.uploads import UploadLimits
+from service.uploads.archives import UploadLimits
 
 log = structlog.get_logger()
 
@@ -147,7 +147,7 @@ async def _started() -> asyncio.subprocess.Process:
         "PYTHONPATH": str(PACKAGES),
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "service.reading"),
+        *(sys.executable, "-m", "service.uploads.reading"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=environment,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from learngenes.data.folders import CLASSES_FILE
 from learngenes.data.images import DataError
-from service.uploads import UploadLimits, _unicode_path, _zipped_name, preview, read_upload
+from service.uploads.archives import UploadLimits, _unicode_path, _zipped_name, preview, read_upload
 from tests.support.archives import Files, png, tarred, zipped
 from tests.support.failures import EDIT, Edit, damaged
 

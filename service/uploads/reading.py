@@ -1,4 +1,4 @@
-"""`python -m service.reading`: one upload read in a process of its own, for `service.readers`.
+"""`python -m service.uploads.reading`: one upload read in a process of its own, for `readers`.
 
 It waits for a line of JSON, so that it has started before there is an upload; then it limits its
 own memory and processor time, for what strangers send can take any amount of both.
@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from learngenes.data.images import DataError
-from service.uploads import UploadLimits, preview, read_upload
+from service.uploads.archives import UploadLimits, preview, read_upload
 
 MEMORY_BYTES = 768_000_000
 """Memory that reading may take, besides that of the process."""

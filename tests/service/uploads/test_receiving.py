@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service import receiving
 from service.problems import Problem
-from service.receiving import MOST_OF_ALL, MOST_OF_OWNER, Receiving, received
+from service.uploads import receiving
+from service.uploads.receiving import MOST_OF_ALL, MOST_OF_OWNER, Receiving, received
 
 
 class Sent:

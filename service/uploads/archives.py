@@ -1,7 +1,7 @@
 """Uploads: images in a zip or tar of class folders, read with limits and never unpacked.
 
 Nothing is written to disk by a name from the archive, and nothing in it is executed. What is read
-here comes from strangers: the service has it done in a process of its own (`service.readers`).
+here comes from strangers: the service has it done in a process of its own (`readers`).
 """
 
 import bz2

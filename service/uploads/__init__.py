@@ -1,0 +1,1 @@
+"""Uploads: received at a pace, read in a process of their own, within limits."""
