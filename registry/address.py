@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from redis.connection import parse_url
-
 SCHEMES = ("redis", "rediss", "unix")
 VERIFYING = {
     "none": ssl.CERT_NONE,
@@ -31,6 +29,8 @@ class RedisAddress:
     @classmethod
     def of(cls, url: str) -> "RedisAddress":
         """Address of a URL as redis-py reads it. Raises ValueError, which tells no secret."""
+        from redis.connection import parse_url  # which the command line does without
+
         scheme = urlsplit(url).scheme
         if scheme not in SCHEMES:
             raise ValueError(

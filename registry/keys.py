@@ -5,7 +5,6 @@ key itself, 256 random bits, is shown once, to whoever creates it. Processes rea
 whenever it has changed, so a key that is created or revoked counts at once.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import re
@@ -16,16 +15,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
-import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learngenes.files import write_file
 from registry.errors import KeysError
-from registry.events import redis_key
 
 PREFIX = "fsk"
-MADE = redis_key("keys-made")
 OWNER = re.compile(r"[\w.@-]{1,64}")
 """Pattern of an owner's name, which becomes a part of keys in Redis, between colons."""
 
@@ -72,20 +69,12 @@ class _File(BaseModel):
     keys: list[ApiKey] = []
 
 
-class KeysMade:
-    """Mark in Redis that there have been API keys: a file that is missing is then a mistake."""
+class Mark(Protocol):
+    """Mark in another place that there have been API keys: a file that is missing is a mistake."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
+    def __call__(self) -> bool: ...
 
-    def __call__(self) -> bool:
-        with contextlib.suppress(redis.RedisError):
-            return bool(self._redis.exists(MADE))
-        return False
-
-    def keep(self) -> None:
-        with contextlib.suppress(redis.RedisError):
-            self._redis.set(MADE, "1")
+    def keep(self) -> None: ...
 
 
 class Keys:
@@ -94,7 +83,7 @@ class Keys:
     Once there was a file, nobody comes in without a key, even if the file goes.
     """
 
-    def __init__(self, path: Path, required: bool = False, made: KeysMade | None = None) -> None:
+    def __init__(self, path: Path, required: bool = False, made: Mark | None = None) -> None:
         """`required`: even without a file. `made` remembers in another place that there was one."""
         self.path = path
         self._lock = threading.Lock()

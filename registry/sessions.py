@@ -1,5 +1,6 @@
 """Sessions of browsers: random ids in place of API keys, which end by themselves and with them."""
 
+import contextlib
 import hashlib
 import secrets
 from typing import cast
@@ -8,6 +9,8 @@ import redis
 
 from registry.events import redis_key
 from registry.keys import ApiKey
+
+MADE = redis_key("keys-made")
 
 
 class Sessions:
@@ -28,6 +31,22 @@ class Sessions:
 
     def end(self, session: str) -> None:
         self._redis.delete(_name(session))
+
+
+class KeysMade:
+    """Mark that there have been API keys (`registry.keys.Mark`)."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def __call__(self) -> bool:
+        with contextlib.suppress(redis.RedisError):
+            return bool(self._redis.exists(MADE))
+        return False
+
+    def keep(self) -> None:
+        with contextlib.suppress(redis.RedisError):
+            self._redis.set(MADE, "1")
 
 
 def _name(session: str) -> str:

@@ -8,10 +8,10 @@ from limits.strategies import MovingWindowRateLimiter
 
 from registry.datasets import Datasets
 from registry.events import connect_async
-from registry.keys import Keys, KeysMade
+from registry.keys import Keys
 from registry.queue import Queue, make_celery
 from registry.repository import Repository, connect
-from registry.sessions import Sessions
+from registry.sessions import KeysMade, Sessions
 from registry.settings import Settings
 from registry.store import ArtifactStore
 

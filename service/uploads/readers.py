@@ -142,7 +142,7 @@ class Readers:
 async def _started() -> asyncio.subprocess.Process:
     """A process that is ready to read: it has said so."""
     environment = {
-        **{k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL", "TMPDIR")},
+        **{k: v for k, v in os.environ.items() if not k.startswith("FINESERVE_")},  # no secrets
         "OPENBLAS_NUM_THREADS": "1",  # each would reserve memory that counts
         "PYTHONPATH": str(PACKAGES),
     }

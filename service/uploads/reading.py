@@ -4,9 +4,11 @@ It waits for a line of JSON, so that it has started before there is an upload; t
 own memory and processor time, for what strangers send can take any amount of both.
 """
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +22,13 @@ from service.uploads.archives import UploadLimits, preview, read_upload
 MEMORY_BYTES = 768_000_000
 """Memory that reading may take, besides that of the process."""
 NICENESS = 5
+PR_SET_PDEATHSIG = 1
+"""Number of the option in Linux's prctl.h."""
 
 
 def main() -> None:
+    if prctl := getattr(ctypes.CDLL(None), "prctl", None):
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with the service, whatever it reads
     sys.stdout.write("\n")
     sys.stdout.flush()
     if not (line := sys.stdin.readline()):

@@ -147,7 +147,10 @@ def test_a_refusal_says_what_it_is(url: str) -> None:
         with pytest.raises(NotReady) as ended:
             client.wait(model)
         assert ended.value.model.status == "cancelled"
-    with Client(f"{url}/nowhere") as client, pytest.raises(FineserveError, match="Not Found"):
+    with (
+        Client(f"{url}/nowhere") as client,
+        pytest.raises(FineserveError, match="there is no such path"),
+    ):
         client.tasks()
 
 

@@ -14,7 +14,7 @@ from worker import broker
 @pytest.fixture
 def message(client: redis.Redis, settings: Settings) -> Iterator[kombu.Message]:
     """One that was taken, and has not been acknowledged."""
-    with kombu.Connection(settings.broker_url) as connection:
+    with kombu.Connection(settings.redis_address.for_kombu) as connection:
         queue = kombu.Queue("work", channel=connection.channel())
         queue.declare()
         kombu.Producer(queue.channel).publish("a task", routing_key="work")

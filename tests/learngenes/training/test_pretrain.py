@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -253,7 +254,8 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(configure: Configure) -> N
 
 
 def test_another_number_of_classes_is_refused(configure: Configure, tmp_path: Path) -> None:
-    (tmp_path / "images" / "train" / "sixth").mkdir()
+    train = tmp_path / "images" / "train"
+    shutil.copytree(next(train.iterdir()), train / "sixth")
     with pytest.raises(DataError, match="6 classes, the network is for 5"):
         Pretraining(configure(), tmp_path / "work")
 
