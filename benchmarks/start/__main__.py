@@ -9,6 +9,7 @@ PARTS = {
     "recovery": recovery.measure,
     "curve": curve.measure,
     "promise": promise.measure,
+    "hour": promise.hour,
     "task": task.measure,
     "examples": examples.measure,
     "compose": compose.measure,
@@ -24,6 +25,7 @@ SUMMARY = {
     "recovery": ("recovery_median_seconds", "recovery_worst_seconds", "build_recovery_seconds"),
     "curve": ("graphs", "compile_seconds", "profile_error_after_10_min", "interval_true_share"),
     "promise": ("promise_error_median", "p95_kept", "build_seconds"),
+    "hour": ("profile_change_after_an_hour",),
     "task": ("task_accuracy",),
     "examples": ("examples_refused",),
     "compose": (

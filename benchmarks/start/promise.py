@@ -53,6 +53,38 @@ def measure() -> Figures:
     }
 
 
+def hour(minutes: float = 60, pause_seconds: float = 300) -> Figures:
+    """What is predicted before, and after an hour beside a process that takes a core."""
+    with Deployment(**BRIEFLY) as deployment:
+        deployment.up()
+        _wait_profiled(deployment)
+        plans = _front(deployment)
+        for plan in plans[::8]:
+            _built(deployment, plan)
+        before, built, disturbed = _predictions(deployment), 0, 0
+        began = time.monotonic()
+        with core_taken():
+            while time.monotonic() < began + 60 * minutes:
+                model = _built(deployment, plans[built % len(plans)])
+                built, disturbed = built + 1, disturbed + bool(model.disturbed)
+                say("built", number=built, disturbed=model.disturbed)
+                time.sleep(pause_seconds)
+        after = _predictions(deployment)
+    changes = [abs(b / a - 1) for a, b in zip(before, after, strict=True)]
+    return {
+        "minutes": minutes,
+        "profile_change_after_an_hour": round(max(changes), 3),
+        "built_in_the_hour": built,
+        "disturbed_in_the_hour": disturbed,
+    }
+
+
+def _predictions(deployment: Deployment) -> list[float]:
+    """Predicted latency of each size of the front."""
+    front = deployment.http.post("/plan", json={"max_mem_gb": 4}).json()["front"]
+    return [plan["predicted"]["latency_seconds"] for plan in front]
+
+
 def _wait_profiled(deployment: Deployment) -> None:
     """Until kernels are compiled and the default family is measured."""
     began = time.monotonic()

@@ -25,6 +25,11 @@ def start(result: Figures) -> Table:
             f"95th percentile kept | ≥ 95% | {_judged(kept, kept >= 0.95)}",
             f"a budget to `ready`, smallest and largest | | {least:.0f} s, {most:.0f} s",
         ]
+    if hour := parts.get("hour"):
+        change = hour["profile_change_after_an_hour"]
+        lines.append(
+            _line("predictions after an hour beside a process that takes a core", 0.1, change)
+        )
     if curve := parts.get("curve"):
         lines += [
             f"graphs compiled, seconds | | {curve['graphs']}, {curve['compile_seconds']}",

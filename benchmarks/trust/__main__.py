@@ -14,6 +14,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "network": faults.cut_network,
     "memory": faults.killed_for_memory,
     "fuzz": fuzz.measure,
+    "fuzz_with_keys": fuzz.with_keys,
     "archives": archives.measure,
     "hostile": hostile.measure,
     "overload": endurance.overload,
@@ -23,6 +24,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
 SUMMARY = {
     "kills": ("kills", "accepted", "lost", "duplicated", "corrupt"),
     "fuzz": ("fuzz_cases", "fuzz_failures"),
+    "fuzz_with_keys": ("keys_fuzz_cases", "keys_fuzz_failures"),
     "archives": ("archives", "crashes", "resident_growth_bytes", "others_p95_ratio"),
     "hostile": ("hostile_p95_ratio",),
     "overload": ("overload_goodput_share",),

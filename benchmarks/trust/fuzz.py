@@ -10,6 +10,8 @@ from pathlib import Path
 from benchmarks.deployment import Deployment
 from benchmarks.parts import Figures
 from benchmarks.trust.site import FASHION
+from fineserve.client import Client
+from registry.keys import Keys, Scope
 
 EXAMPLES = 600
 """Cases of each route, in the phase that makes them up: 10,000 in all, and some."""
@@ -39,12 +41,21 @@ WORK_IS_BRIEF = {
 
 
 def measure(
-    families: Path = FASHION, examples: int = EXAMPLES, phases: Sequence[str] = PHASES
+    families: Path = FASHION,
+    examples: int = EXAMPLES,
+    phases: Sequence[str] = PHASES,
+    *,
+    keys: bool = False,
 ) -> Figures:
+    """`keys`: of a service that asks for API keys, by one that may do everything."""
     with Deployment(families, **WORK_IS_BRIEF) as deployment:
+        key = None
+        if keys:
+            _, key = Keys(deployment.var / "keys.json").create("owner", [Scope.ADMIN])
+            deployment.client = Client(deployment.url, key)
         deployment.up()
         before = _ended(deployment)
-        report = run(deployment, examples, phases)
+        report = run(deployment, examples, phases, key)
         ended = _ended(deployment) - before
         ready = deployment.ready()
     return {
@@ -64,8 +75,16 @@ def _ended(deployment: Deployment) -> int:
     return (deployment.var / "logs" / "supervisord.log").read_text().count(" exited: ")
 
 
-def run(deployment: Deployment, examples: int, phases: Sequence[str]) -> Figures:
+def with_keys() -> Figures:
+    figures = measure(keys=True)
+    return {f"keys_{name}": value for name, value in figures.items()}
+
+
+def run(
+    deployment: Deployment, examples: int, phases: Sequence[str], key: str | None = None
+) -> Figures:
     """Schemathesis' own report."""
+    by = ("--header", f"Authorization: Bearer {key}") if key else ()
     model, doomed = deployment.ready_model(), deployment.ready_model(max_mem_gb=4, depth=2)
     generation = deployment.client.create_generation(model, n=1, num_inference_steps=2).id
     with tempfile.TemporaryDirectory() as directory:
@@ -75,7 +94,7 @@ def run(deployment: Deployment, examples: int, phases: Sequence[str]) -> Figures
             [
                 *(str(deployment.bin / "schemathesis"), "--config-file", str(config), "run"),
                 *(f"{deployment.url}/openapi.json", "--phases", ",".join(phases), "--seed", "1"),
-                *("--max-examples", str(examples), "--exclude-path", ENDLESS),
+                *("--max-examples", str(examples), "--exclude-path", ENDLESS, *by),
                 *("--request-timeout", "120", "--no-color"),
                 *("--continue-on-failure", "--generation-database", "none", "--no-shrink"),
                 *("--report", "json", "--report-json-path", str(report)),

@@ -28,6 +28,24 @@ def test_no_request_that_can_be_made_up_is_answered_with_a_5xx(families_dir: Pat
     assert figures["ready_afterwards"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [False, True], ids=["without keys", "with keys"])
+def test_none_of_ten_thousand_requests_is_answered_with_a_5xx(
+    families_dir: Path, keys: bool
+) -> None:
+    figures = fuzz.measure(families_dir, keys=keys)
+    assert figures["fuzz_cases"] >= 10_000
+    assert figures["fuzz_failures"] == 0, figures["failures"]
+    assert figures["ended_processes"] == 0
+
+
+@pytest.mark.slow
+def test_none_of_ten_thousand_archives_harms_the_service(families_dir: Path) -> None:
+    figures = archives.measure(10_000, families_dir)
+    assert (figures["wrong"], figures["crashes"]) == (0, 0)
+    assert figures["resident_growth_bytes"] < 64e6
+
+
 def test_no_archive_harms_the_service(families_dir: Path) -> None:
     figures = archives.measure(60, families_dir)
     assert figures["made"] + figures["refused"] == 60
