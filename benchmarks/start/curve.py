@@ -1,7 +1,7 @@
 """The first ten minutes: images a second, from the first one on, and what changes meanwhile.
 
-Afterwards predictions are compared with the stopwatch: those of the estimate that a busy first
-start made, and those of ten minutes later.
+Of another deployment predictions are compared with the stopwatch: those of the estimate that a busy
+first start made, and those of ten minutes later, in which nobody asked for anything.
 """
 
 import json
@@ -32,28 +32,17 @@ PICTURE = RESULTS.parent / "start" / "first-ten-minutes.png"
 
 def measure() -> Figures:
     with Deployment(**BRIEFLY) as deployment:
-        with core_taken():
-            deployment.up()
-            estimates = _plans(deployment, 0)
+        deployment.up()
         model = deployment.ready_model(max_mem_gb=4)
         began = time.monotonic()
         points, slowest, failed = _serve(deployment, model)
         log = (deployment.var / "logs" / "sample-worker.log").read_text()
         events = [json.loads(line) for line in log.splitlines() if line.startswith('{"')]
         kernels = [e for e in events if e["event"] == "kernels ready"]
-        later = _plans(deployment, 1)
-        say("stopwatch", budgets=len(estimates))
-        measured = {_key(plan): _stopwatch(deployment, plan) for plan in [*estimates, *later]}
         _draw(points)
     first, last = (
         statistics.mean(rate for _, rate, _ in some) for some in (points[:2], points[-4:])
     )
-    estimated = [(plan, measured[_key(plan)]) for plan in estimates if measured[_key(plan)]]
-    errors = [
-        abs(plan["predicted"]["latency_seconds"] / measured[_key(plan)] - 1)
-        for plan in later
-        if measured[_key(plan)]
-    ]
     return {
         "graphs": sum(e["graphs"] for e in kernels),
         "compile_seconds": round(sum(e["compile_seconds"] for e in kernels)),
@@ -63,9 +52,32 @@ def measure() -> Figures:
         "points": [[round(at), round(rate, 2), share] for at, rate, share in points],
         "slowest_request_seconds": round(slowest, 2),
         "failed_requests": failed,
+    }
+
+
+def estimate() -> Figures:
+    """A busy first start, and ten idle minutes."""
+    with Deployment(**BRIEFLY) as deployment:
+        with core_taken():
+            deployment.up()
+            estimates = _plans(deployment, 0)
+        time.sleep(60 * MINUTES)
+        later = _plans(deployment, 1)
+        say("stopwatch", budgets=len(estimates))
+        measured = {_key(plan): _stopwatch(deployment, plan) for plan in [*estimates, *later]}
+    estimated = [(plan, measured[_key(plan)]) for plan in estimates if measured[_key(plan)]]
+    errors = [
+        abs(plan["predicted"]["latency_seconds"] / measured[_key(plan)] - 1)
+        for plan in later
+        if measured[_key(plan)]
+    ]
+    return {
         "estimates": len(estimated),
         "interval_true_share": round(
             statistics.mean(_within(plan, seconds) for plan, seconds in estimated), 3
+        ),
+        "estimated_over_measured": sorted(
+            round(plan["predicted"]["latency_seconds"] / seconds, 2) for plan, seconds in estimated
         ),
         "later_plans_estimated": sum(plan["latency_estimated"] for plan in later),
         "profile_error_after_10_min": round(statistics.median(errors), 3),

@@ -31,13 +31,16 @@ def start(result: Figures) -> Table:
             _line("predictions after an hour beside a process that takes a core", 0.1, change)
         )
     if curve := parts.get("curve"):
+        rates = (curve[f"images_per_second_{when}"] for when in ("first", "last"))
         lines += [
             f"graphs compiled, seconds | | {curve['graphs']}, {curve['compile_seconds']}",
-            _line(
-                "predicted after ten minutes, median error", 0.15, s["profile_error_after_10_min"]
-            ),
-            f"estimates whose range is true | ≥ 90% "
-            f"| {_judged(curve['interval_true_share'], curve['interval_true_share'] >= 0.9)}",
+            f"images a second, first and after ten minutes | | {' · '.join(map(str, rates))}",
+        ]
+    if estimate := parts.get("estimate"):
+        true, error = estimate["interval_true_share"], estimate["profile_error_after_10_min"]
+        lines += [
+            _line("predicted after ten minutes, median error", 0.15, error),
+            f"estimates whose range is true | ≥ 90% | {_judged(true, true >= 0.9)}",
         ]
     if task := parts.get("task"):
         found = task["task_accuracy"]

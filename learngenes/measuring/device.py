@@ -32,10 +32,12 @@ from learngenes.measuring.steps import (
     fastest_steps,
     own_model,
     seconds_a_step,
+    worked_seconds_a_step,
 )
 from learngenes.sizing.budget import Workload
 from learngenes.sizing.cost import memory_bytes
 from learngenes.sizing.profile import DeviceProfile, LayerCost
+from learngenes.stepping.batch import Batch
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.lanes import Lanes
 from learngenes.stepping.weights import ModelWeights, SharedWeights
@@ -47,6 +49,9 @@ REQUEST_SECONDS = 0.02
 HURRIED_ROWS = (2, 8)
 HURRIED_LAYERS = 3
 """Depth, among those of a family, from which a hurried measurement takes what a layer costs."""
+EXPECTED_RATIO = 0.7
+"""Ratio of an estimate to what uncompiled kernels take: compiled ones, which follow in minutes,
+take half of it (`make bench-start`), and the estimate is to be true before and after."""
 PIXEL_ROUNDS = 3
 OnProgress = Callable[[float, str], None]
 """Callback with (share that is done, what is measured now)."""
@@ -90,13 +95,16 @@ def measure_times(
 
 
 def estimate_times(shared: SharedWeights, kernels: Kernels, max_seconds: float) -> ComputeTimes:
-    """The same of two numbers of rows and two ranks, in a hurry."""
+    """The same of two numbers of rows and two ranks, in a hurry, maybe beside other processes."""
     ranks, until = _ranks(shared), time.perf_counter() + max_seconds
     ends = list(dict.fromkeys((ranks[0], ranks[-1])))
     depths = shared.family.manifest.sizes.depths[:HURRIED_LAYERS]
-    return _times(
-        shared, kernels, HURRIED_ROWS, ends, depths, until, seconds_a_step, estimated=True
-    )
+
+    def expected(batch: Batch, steps: int) -> float:
+        lanes = kernels.lanes
+        return EXPECTED_RATIO * worked_seconds_a_step(batch, steps, lanes.count * lanes.threads)
+
+    return _times(shared, kernels, HURRIED_ROWS, ends, depths, until, expected, estimated=True)
 
 
 def _times(

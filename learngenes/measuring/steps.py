@@ -67,6 +67,17 @@ def seconds_a_step(batch: Batch, steps: int) -> float:
     return (time.perf_counter() - began) / steps
 
 
+def worked_seconds_a_step(batch: Batch, steps: int, processors: int) -> float:
+    """The same as it would be alone, on a CPU: beside other processes a step takes longer than
+    its `processors` work at it.
+    """
+    began = time.process_time()
+    seconds = seconds_a_step(batch, steps)
+    if batch.shared.device.type != "cpu":
+        return seconds
+    return min(seconds, (time.process_time() - began) / (processors * steps))
+
+
 K = TypeVar("K", bound=Hashable)
 SecondsOf = Callable[[Batch, int], float]
 """Seconds of one step of a batch, of so many that are run."""

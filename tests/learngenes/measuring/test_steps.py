@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 
 from learngenes.config import SHARED_MODES, DType, Mode
 from learngenes.device import peak_bytes
 from learngenes.family.family import Family
+from learngenes.measuring import steps
 from learngenes.measuring.steps import StepCosts, measure_step_costs, seconds_a_step
 from learngenes.stepping.batch import Batch
 from learngenes.stepping.kernels import Kernels
@@ -95,3 +98,16 @@ def test_what_is_measured_leaves_the_family_as_it_was(family: Family) -> None:
     measure_step_costs(SharedWeights(family, DType.BFLOAT16), Kernels(), 4)
     after = family.genes.state_dict()
     assert all(tensor.equal(after[name]) for name, tensor in before.items())
+
+
+def test_beside_other_processes_a_step_is_what_is_worked_at_it(
+    shared: SharedWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processors work for two seconds each at four steps, of which each takes ten."""
+    worked = iter([100.0, 104.0])
+    monkeypatch.setattr(steps.time, "process_time", lambda: next(worked))
+    monkeypatch.setattr(steps, "seconds_a_step", lambda *_: 10.0)
+    batch = SimpleNamespace(shared=shared)
+    assert steps.worked_seconds_a_step(batch, 4, processors=2) == 0.5
+    worked = iter([100.0, 200.0])
+    assert steps.worked_seconds_a_step(batch, 4, processors=2) == 10.0
