@@ -3,7 +3,7 @@
 import ssl
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 SCHEMES = ("redis", "rediss", "unix")
 VERIFYING = {
@@ -25,6 +25,8 @@ class RedisAddress:
     username: str | None
     password: str | None
     verifying: ssl.VerifyMode
+    certificates: tuple[tuple[str, str], ...] = ()
+    """Further options of TLS, in the words of redis-py, which are kombu's."""
 
     @classmethod
     def of(cls, url: str) -> "RedisAddress":
@@ -54,18 +56,24 @@ class RedisAddress:
         at = f"[{host}]" if ":" in host else host
         place = told["path"] if scheme == "unix" else f"{at}:{told.get('port', 6379)}"
         user, password = told.get("username"), told.get("password")
-        return cls(scheme, place, database, user, password, VERIFYING[name])
+        more = tuple(
+            (option, str(value))
+            for option, value in sorted(told.items())
+            if option.startswith("ssl_") and option != "ssl_cert_reqs"
+        )
+        return cls(scheme, place, database, user, password, VERIFYING[name], more)
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.place}/{self.database or ''}".rstrip("/")
 
     @property
     def for_kombu(self) -> str:
-        """Address as kombu writes it, which knows no other query than these."""
+        """Address as kombu writes it."""
         secret = ""
         if self.password is not None or self.username is not None:
             secret = f"{quote(self.username or '', safe='')}:{quote(self.password or '', safe='')}@"
         if self.scheme == "unix":
             return f"redis+socket://{secret}{self.place}?virtual_host={self.database}"
         url = f"{self.scheme}://{secret}{self.place}/{self.database}"
-        return f"{url}?ssl_cert_reqs={self.verifying.name}" if self.scheme == "rediss" else url
+        tls = {"ssl_cert_reqs": self.verifying.name, **dict(self.certificates)}
+        return f"{url}?{urlencode(tls)}" if self.scheme == "rediss" else url

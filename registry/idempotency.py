@@ -8,6 +8,7 @@ import redis
 from registry.errors import IdempotencyConflict
 
 MOST_SECONDS = 24 * 3600
+FREE = "if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('DEL', KEYS[1]) end"
 
 
 class IdempotencyKeys:
@@ -26,9 +27,9 @@ class IdempotencyKeys:
         earlier = self._redis.set(name, taken, nx=True, get=True, ex=self._seconds)
         return record_id if earlier is None else _record_id(cast(str, earlier), key, body)
 
-    def give_back(self, owner: str, key: str) -> None:
-        """Free a key whose request has made nothing."""
-        self._redis.delete(self._name(owner, key))
+    def give_back(self, owner: str, key: str, *, unless: str) -> None:
+        """Free a key whose request has made nothing, unless another has: its record is there."""
+        self._redis.eval(FREE, 2, self._name(owner, key), unless)
 
     def find(self, owner: str, key: str, body: str) -> str | None:
         earlier = cast(str | None, self._redis.get(self._name(owner, key)))

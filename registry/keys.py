@@ -72,9 +72,11 @@ class _File(BaseModel):
 class Mark(Protocol):
     """Mark in another place that there have been API keys: a file that is missing is a mistake."""
 
-    def __call__(self) -> bool: ...
+    def __call__(self) -> bool | None:
+        """Whether it is there; None while nobody can tell."""
 
-    def keep(self) -> None: ...
+    def keep(self) -> bool:
+        """Leave it; whether it is there now."""
 
 
 class Keys:
@@ -87,18 +89,23 @@ class Keys:
         """`required`: even without a file. `made` remembers in another place that there was one."""
         self.path = path
         self._lock = threading.Lock()
-        self._required = required or (made is not None and made())
+        self._required = required
         self._made = made
+        self._unknown = not required and made is not None
+        """Whether the mark has not been looked at yet; until then everybody has to show a key."""
         self._seen: tuple[int, ...] | None = None
         self._by_sha256: dict[str, ApiKey] = {}
 
     @property
     def required(self) -> bool:
-        if self._made is not None and self.path.exists():
-            self._made.keep()
+        there = self.path.exists()
+        if there and self._made is not None and self._made.keep():
             self._made = None
-        self._required = self._required or self.path.exists()
-        return self._required
+        if self._unknown and not there and self._made is not None:
+            made = self._made()
+            self._unknown, self._required = made is None, self._required or bool(made)
+        self._required = self._required or there
+        return self._required or self._unknown
 
     def find(self, key: str) -> ApiKey | None:
         """Key, valid or not, that was sent as `key`; None when there is no such key."""

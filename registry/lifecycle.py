@@ -117,7 +117,7 @@ class Records(Generic[R]):
                 with contextlib.suppress(RecordNotFound):  # it has expired meanwhile
                     return self.get(record_id)
         except QueueFull:  # what was refused may be asked for otherwise
-            self._keys.give_back(record.owner, idempotency_key)
+            self._keys.give_back(record.owner, idempotency_key, unless=self._key(record_id))
             raise
         return record
 
@@ -175,15 +175,16 @@ class Records(Generic[R]):
         """Records of one owner or of all, newest first."""
         index = self._index if owner is None else _each(self._index, owner)[1]
         ids = cast(list[str], self._redis.zrevrange(index, offset, offset + limit))
-        more = len(ids) > limit
-        return Page(self._readable(ids[:limit], index), offset + limit if more else None)
+        records, gone = self._readable(ids[:limit], index)
+        return Page(records, offset + limit - gone if len(ids) > limit else None)
 
-    def _readable(self, ids: Sequence[str], index: str) -> list[R]:
-        """Those of an index that are there; those that have expired leave it."""
+    def _readable(self, ids: Sequence[str], index: str) -> tuple[list[R], int]:
+        """Those of an index that are there; and how many have expired, which leave it."""
         raws = self._many([self._key(record_id) for record_id in ids])
         if gone := [record_id for record_id, raw in zip(ids, raws, strict=True) if raw is None]:
             self._redis.zrem(index, *gone)
-        return [record for raw in raws if raw and (record := readable(self._type, raw))]
+        found = [record for raw in raws if raw and (record := readable(self._type, raw))]
+        return found, len(gone)
 
     def all(self, owner: str | None = None) -> Iterator[R]:
         """All records of one owner or of all owners, newest first."""
@@ -207,7 +208,7 @@ class Records(Generic[R]):
     def active(self) -> list[R]:
         """Unfinished records, oldest first."""
         ids = cast(list[str], self._redis.zrange(self._active, 0, -1))
-        return self._readable(ids, self._active)
+        return self._readable(ids, self._active)[0]
 
     def unleased(self, records: Sequence[R]) -> list[R]:
         """Those of `records` that nobody works on."""
@@ -281,7 +282,7 @@ class Records(Generic[R]):
         lease = self._redis.lock(self._lease(record_id), lease_seconds, thread_local=False)
         token = f"{holder} {uuid.uuid4().hex}"
         while (raw := self._raw(record_id)) is not None:
-            before = self._type.model_validate_json(raw)
+            before = self._read(record_id, raw)
             if before.finished:
                 return None
             taken: list[Command] = []

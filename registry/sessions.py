@@ -39,14 +39,15 @@ class KeysMade:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
-    def __call__(self) -> bool:
+    def __call__(self) -> bool | None:
         with contextlib.suppress(redis.RedisError):
             return bool(self._redis.exists(MADE))
-        return False
+        return None
 
-    def keep(self) -> None:
+    def keep(self) -> bool:
         with contextlib.suppress(redis.RedisError):
-            self._redis.set(MADE, "1")
+            return bool(self._redis.set(MADE, "1"))
+        return False
 
 
 def _name(session: str) -> str:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -45,8 +46,16 @@ class ArtifactStore:
         target = self.root / name
         if (target / MANIFEST).exists():
             return
-        shutil.rmtree(target, ignore_errors=True)  # without one it is of no use to anybody
         with self._room_for(name):
+            if target.exists():  # without a manifest it is of no use to anybody
+                aside = self._incoming / f"unfinished-{uuid.uuid4().hex}"
+                self._incoming.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # another was first
+                    target.rename(aside)
+                if (aside / MANIFEST).exists() and not target.exists():  # it was finished meanwhile
+                    aside.rename(target)
+                    return
+                shutil.rmtree(aside, ignore_errors=True)
             try:
                 with replaced(target, scratch=self._incoming) as new:
                     new.mkdir()
@@ -112,7 +121,7 @@ class ArtifactStore:
             with path.open("rb") as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() == expected:
                     return path
-        except (ArtifactError, KeyError, OSError):
+        except (ArtifactError, KeyError, FileNotFoundError):
             pass
         self.delete(name)
         return None

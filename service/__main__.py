@@ -20,7 +20,9 @@ BACKLOG = 2048
 
 def check_host(settings: Settings) -> None:
     """Exit where anybody could come in and nobody has to show a key."""
-    if settings.trusted_network or Keys(settings.resolved_keys_file).required:
+    if settings.trusted_network or settings.require_keys:
+        return
+    if Keys(settings.resolved_keys_file).required:
         return
     host = "127.0.0.1" if settings.host == "localhost" else settings.host
     try:
@@ -55,8 +57,8 @@ def listening(host: str, port: int) -> list[socket.socket]:
     hosts = ("127.0.0.1", "::1") if host in ("127.0.0.1", "localhost") else (host,)
     sockets: list[socket.socket] = []
     for address in hosts:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
+            family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
             made = socket.create_server((address, port), family=family, backlog=BACKLOG)
         except OSError as error:
             if sockets:

@@ -88,5 +88,9 @@ def delete(state: State, record: ModelRecord) -> None:
     """Mark a model deleted, which ends a build that is under way, and then delete its artifacts."""
     if record.status != ModelStatus.DELETED:
         state.repository.models.change(record.id, status=ModelStatus.DELETED)
+    delete_artifacts(state, record.id)
+
+
+def delete_artifacts(state: State, model_id: str) -> None:
     for kind in ("models", "exports"):
-        state.store.delete(f"{kind}/{record.id}")
+        state.store.delete(f"{kind}/{model_id}")

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import httpx
 import typer
@@ -36,7 +37,9 @@ def connected(url: str | None) -> Iterator[Client]:
         proxy = proxy_of(url)
     except ValueError as error:
         fail(f"--url {url} is no address: {error}", UNREACHABLE)
-    by = f" by the proxy {proxy}, of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY" if proxy else ""
+    named = urlsplit(proxy or "")
+    place = f"{named.scheme}://{named.hostname}:{named.port}"  # without a password
+    by = f" by the proxy {place}, of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY" if proxy else ""
     try:
         key = _key(settings)
         _require_somebody(url, proxy)
@@ -64,7 +67,8 @@ def _key(settings: Settings) -> str | None:
 
 def _require_somebody(url: str, proxy: str | None) -> None:
     """Raise httpx.HTTPError at once where nobody answers, instead of trying again for long."""
-    with httpx.Client(proxy=proxy, trust_env=False, timeout=PROBE_SECONDS) as client:
+    transport = httpx.HTTPTransport(proxy=proxy)  # which heeds SSL_CERT_FILE, as the client's does
+    with httpx.Client(transport=transport, timeout=PROBE_SECONDS) as client:
         answer = client.get(f"{url}/healthz")
     if answer.status_code in NOBODY:
         answer.raise_for_status()

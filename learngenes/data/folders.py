@@ -52,7 +52,8 @@ class ClassFolders:
 
 
 def walked(directory: Path) -> list[PurePosixPath]:
-    """Paths of all files below a directory, sorted; linked folders are looked into, once each."""
+    """Paths of all files below a directory, sorted; linked folders are looked into, once each, and
+    links that lead nowhere are no files."""
     found, seen = [], set()
     for folder, folders, files in os.walk(directory, followlinks=True):
         status = Path(folder).stat()
@@ -61,7 +62,7 @@ def walked(directory: Path) -> list[PurePosixPath]:
             continue
         seen.add((status.st_dev, status.st_ino))
         inside = Path(folder).relative_to(directory)
-        found += [PurePosixPath(inside / file) for file in files]
+        found += [PurePosixPath(inside / file) for file in files if (Path(folder) / file).exists()]
     return sorted(found)
 
 

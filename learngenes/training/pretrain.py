@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from learngenes.config import NetworkConfig
 from learngenes.data import labelled
+from learngenes.data.folders import CLASSES_FILE
 from learngenes.data.images import DataError
 from learngenes.data.latents import LatentEncoder, read_autoencoder
 from learngenes.device import default_device, native_bfloat16
@@ -52,6 +53,8 @@ log = structlog.get_logger()
 
 LOG = "log.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
+CLASSES = "classes.json"
+"""Names of the classes in the order of their numbers, which a run that goes on has to have."""
 CONFIG = "config.json"
 PREPARED = "prepar*-*.safetensors"
 """Files of Sigma that are trained after U and V."""
@@ -145,9 +148,29 @@ class Pretraining:
                 f"{data.path} has {len(self.images.class_names)} classes, "
                 f"the network is for {network.num_classes}"
             )
+        self._require_same_classes(self.images.class_names)
         test = labelled.load(data.path, "test", data.class_names, size)
         test = self._encoded(test.balanced(data.heldout_images))
         self.heldout = test.normalised().to(device), test.labels.to(device)
+
+    def _require_same_classes(self, names: Sequence[str]) -> None:
+        """Raise DataError where a run that goes on has begun with its classes in another order.
+
+        Until there was this file, folders named by numbers were in the alphabet's order.
+        """
+        file = self.directory / CLASSES
+        begun = list(names)
+        if file.exists():
+            begun = json.loads(file.read_text())
+        elif self.step:
+            begun = sorted(names) if all(name.isdecimal() for name in names) else list(names)
+        if begun != list(names):
+            raise DataError(
+                f"this run has begun with the classes {', '.join(begun)}, in that order, and not "
+                f"{', '.join(names)}: say the order in {CLASSES_FILE}, or begin in another --work"
+            )
+        if self.accelerator.is_main_process:
+            write_file(file, json.dumps(begun).encode())
 
     def _encoded(self, images: labelled.LabelledImages) -> labelled.LabelledImages:
         wanted = self.config.network.image_channels

@@ -14,7 +14,13 @@ from service.access import Anybody, Deployer, ModelDep, visible
 from service.connection import while_connected
 from service.deps import IdempotencyKey, LastEventId, Limit, Offset, StateDep
 from service.exports import wait_for_export
-from service.models import accept_model, cancelled, continue_training, delete
+from service.models import (
+    accept_model,
+    cancelled,
+    continue_training,
+    delete,
+    delete_artifacts,
+)
 from service.streams import StreamDep, require_more
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -60,6 +66,7 @@ def delete_model(model_id: str, state: StateDep, caller: Deployer) -> None:
         if caller.sees is not None:
             raise
         state.repository.models.discard(model_id)
+        delete_artifacts(state, model_id)
 
 
 @router.post("/{model_id}/cancel")

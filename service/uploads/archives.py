@@ -80,8 +80,11 @@ def read_upload(file: IO[bytes], limits: UploadLimits, channels: int, side: int)
     found = class_folders(paths, listed)
     _refuse_many(found.class_names, Counter(found.labels.values()), limits)
     kept, labels, pixels = bytearray(), [], 0
+    left = dict(found.labels)
     for path, content in _members(file, limits, found.labels.__contains__):
-        labels.append(found.labels[path])
+        if path not in left:
+            raise DataError(f"{str(path)!r} is in it more than once; pack it anew")
+        labels.append(left.pop(path))
         image, size = _image(path, content, limits, channels, side)
         kept += image.tobytes()
         pixels += size

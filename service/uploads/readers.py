@@ -43,6 +43,7 @@ class Readers:
         """`processor_seconds`: most that one upload may take."""
         self._processor_seconds = processor_seconds
         self._warm: list[asyncio.subprocess.Process] = []
+        self._starting: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Condition()
         self._reading: Counter[str] = Counter()
         self._waiting: defaultdict[str, int] = defaultdict(int)
@@ -51,7 +52,17 @@ class Readers:
         while len(self._warm) < WARM:
             self._warm.append(await _started())
 
+    def _start_next(self) -> None:
+        """Start another process, for which nobody waits."""
+        task = asyncio.create_task(self.start())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
     async def close(self) -> None:
+        for task in [*self._starting]:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await task
         for process in self._warm:
             await _end(process)
         self._warm.clear()
@@ -79,12 +90,11 @@ class Readers:
         }
         async with self._turn(owner):
             process = self._warm.pop() if self._warm else await _started()
-            starting = asyncio.create_task(self.start())
+            self._start_next()
             try:
                 await self._run(process, json.dumps(task))
             finally:
                 await _end(process)
-                await starting
         try:
             told = json.loads((into / "told.json").read_text())
         except (OSError, ValueError):
@@ -153,7 +163,11 @@ async def _started() -> asyncio.subprocess.Process:
         env=environment,
     )
     assert process.stdout is not None
-    await process.stdout.readline()
+    try:
+        await process.stdout.readline()
+    except BaseException:  # nobody else knows of it
+        await asyncio.shield(_end(process))
+        raise
     return process
 
 

@@ -19,6 +19,11 @@ from registry.address import RedisAddress
             "rediss://h:6379/1",
             "rediss://h:6379/1?ssl_cert_reqs=CERT_NONE",
         ),
+        (
+            "rediss://h/1?ssl_ca_certs=/etc/ca.pem",
+            "rediss://h:6379/1",
+            "rediss://h:6379/1?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs=%2Fetc%2Fca.pem",
+        ),
     ],
 )
 def test_one_address_is_written_as_each_client_reads_it(

@@ -66,3 +66,38 @@ def test_without_its_file_nobody_comes_in(path: Path, content: bytes | None) -> 
     assert keys.required
     with pytest.raises(KeysError, match="cannot be read"):
         keys.find(key)
+
+
+class Away:
+    """A mark in a place that cannot be asked, for a while."""
+
+    made: bool | None = None
+    kept = 0
+
+    def __call__(self) -> bool | None:
+        return self.made
+
+    def keep(self) -> bool:
+        self.kept += 1
+        return self.made is not None
+
+
+def test_while_nobody_can_tell_whether_there_were_keys_nobody_comes_in(tmp_path: Path) -> None:
+    mark = Away()
+    keys = Keys(tmp_path / "keys.json", made=mark)
+    assert keys.required
+    mark.made = False
+    assert not keys.required
+    mark.made = True
+    assert not keys.required, "it was asked once"
+    assert Keys(tmp_path / "keys.json", made=mark).required
+
+
+def test_the_mark_is_left_as_soon_as_it_can_be(tmp_path: Path) -> None:
+    mark = Away()
+    keys = Keys(tmp_path / "keys.json", made=mark)
+    keys.create("owner", [Scope.ADMIN])
+    assert keys.required
+    mark.made = True
+    assert all(keys.required for _ in range(3))
+    assert mark.kept == 2

@@ -384,3 +384,24 @@ def test_a_record_that_cannot_be_read_can_be_deleted(
     with pytest.raises(RecordNotFound):
         models.discard(record.id)
     assert (models.page(0, 10).items, models.count_active()) == ([], 0)
+
+
+def test_pages_lose_nothing_where_records_have_expired(models: Models, client: redis.Redis) -> None:
+    made = [models.create(queued_model()).id for _ in range(7)]
+    for model_id in made[2:5]:
+        client.delete(f"fineserve:model:{model_id}")
+    found, offset = [], 0
+    while offset is not None:
+        page = models.page(offset, 3)
+        found += [record.id for record in page.items]
+        offset = page.next_offset
+    assert sorted(found) == sorted(made[:2] + made[5:])
+
+
+def test_a_refused_request_does_not_free_the_key_of_one_that_came_after(models: Models) -> None:
+    models.create(queued_model(), "a key", "a body")
+    models._keys.give_back("", "a key", unless="fineserve:model:none")
+    record = models.create(queued_model(), "b key", "a body")
+    models._keys.give_back("", "b key", unless=f"fineserve:model:{record.id}")
+    assert models.replay("", "b key", "a body") == record
+    assert models.replay("", "a key", "a body") is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from registry.errors import ArtifactError, RecordNotFound
+from registry.errors import ArtifactError, RecordNotFound, RecordUnreadable
 from registry.lifecycle import Records
 from registry.records import ModelRecord, ModelStatus
 from registry.store import MANIFEST, ArtifactStore, record_name
@@ -25,6 +25,9 @@ def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
             known: ModelRecord | None = models.get(directory.name)
         except RecordNotFound:
             known = None
+        except RecordUnreadable as error:  # somebody is to delete it
+            log.error("a model is left as it is", reason=str(error))
+            continue
         if known is not None:
             if known.status == ModelStatus.DELETED:
                 store.delete(f"models/{directory.name}")

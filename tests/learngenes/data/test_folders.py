@@ -109,3 +109,10 @@ def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
     (tmp_path / "data" / "cat" / "round").symlink_to(tmp_path / "data")
     names = [str(file) for file in walked(tmp_path / "data")]
     assert names == ["cat/1.png", "dog/2.png"]
+
+
+def test_links_that_lead_nowhere_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").touch()
+    (tmp_path / "cat" / "2.png").symlink_to(tmp_path / "missing")
+    assert [str(file) for file in walked(tmp_path)] == ["cat/1.png"]

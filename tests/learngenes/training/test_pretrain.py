@@ -286,3 +286,28 @@ def test_two_processes_train_one_family(config_file: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert load_family(tmp_path / "family").manifest.trained_steps == 10
     assert len(entries(tmp_path / "family")) == 7
+
+
+def test_a_run_goes_on_with_its_classes_in_their_order(
+    configure: Configure, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    first = Pretraining(configure(), work)
+    names = json.loads((work / "classes.json").read_text())
+    assert tuple(names) == first.images.class_names
+    (work / "classes.json").write_text(json.dumps(names[::-1]))
+    with pytest.raises(DataError, match="this run has begun with the classes"):
+        Pretraining(configure(), work)
+
+
+def test_a_run_of_a_release_that_ordered_numbers_as_text_does_not_mix_them(
+    configure: Configure, tmp_path: Path
+) -> None:
+    run = Pretraining(configure(), tmp_path / "work")
+    (tmp_path / "work" / "classes.json").unlink()
+    run.step = 1
+    numbers = [str(number) for number in range(11)]
+    run._require_same_classes(numbers[:10])
+    (tmp_path / "work" / "classes.json").unlink()
+    with pytest.raises(DataError, match="0, 1, 10, 2"):
+        run._require_same_classes(numbers)

@@ -333,3 +333,31 @@ def test_a_model_of_a_task_is_served_whatever_becomes_of_the_task(stack: Stack) 
     build(stack.runtime, model)
     told = stack.told(f"/models/{model}")
     assert (told["status"], told["revision"]) == ("ready", 1)
+
+
+def test_no_process_is_left_of_clients_that_leave_at_once(stack: Stack) -> None:
+    started: list[Any] = []
+
+    async def leave() -> None:
+        readers = Readers(60)
+        begin = asyncio.create_subprocess_exec
+
+        async def watched(*words: Any, **how: Any) -> Any:
+            started.append(await begin(*words, **how))
+            return started[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio, "create_subprocess_exec", watched)
+            limits = UploadLimits(10**9, 100, 10, 10**8)
+            file, into = stack.runtime.store.root / "good", stack.runtime.store.root
+            file.write_bytes(PACKED)
+            for pause in (0.01, 0.05, 0.3):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await readers.read(file, into, "", limits, 1, 8)
+            await readers.close()
+            await asyncio.sleep(0.1)
+
+    asyncio.run(leave())
+    assert started
+    assert all(process.returncode is not None for process in started)

@@ -11,6 +11,7 @@ from tests.support.answers import refused
 from tests.support.builds import build, verify_here
 from tests.support.failures import raising
 from tests.support.records import A_COST, queued_model
+from worker.build.restore import restore
 
 KEY = {"Idempotency-Key": "abc"}
 A_MINUTE = {"max_seconds": 60}
@@ -235,3 +236,16 @@ def test_to_cancel_a_refinement_is_to_keep_what_it_has(stack: Stack) -> None:
 def test_a_model_that_is_to_be_refined_can_be_cancelled_before(stack: Stack) -> None:
     model_id = stack.make_model(refine=A_MINUTE)
     assert stack.api.post(f"/models/{model_id}/cancel").json()["status"] == "cancelled"
+
+
+def test_a_record_that_cannot_be_read_is_gone_and_can_be_deleted(stack: Stack) -> None:
+    model = stack.ready_model()
+    folder = stack.runtime.store.root / "models" / model
+    assert folder.exists()
+    stack.runtime.repository._redis.set(f"fineserve:model:{model}", "{}")
+    refused(stack.api.get(f"/models/{model}"), 410, "delete it", kind="unreadable")
+    assert restore(stack.runtime.store, stack.runtime.repository.models) == 0
+    assert stack.api.delete(f"/models/{model}").status_code == 204
+    refused(stack.api.get(f"/models/{model}"), 404)
+    assert not folder.exists()
+    assert restore(stack.runtime.store, stack.runtime.repository.models) == 0

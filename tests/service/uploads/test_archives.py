@@ -269,3 +269,9 @@ def test_whatever_the_bytes_it_is_read_or_refused(
         return
     assert upload.images.dtype == np.uint8
     assert len(upload.images) == len(upload.labels) <= LIMITS.images
+
+
+def test_a_name_that_comes_twice_is_refused() -> None:
+    packed = zipped({**TWO, "cat/3.png": png()}).getvalue().replace(b"cat/3.png", b"cat/2.png")
+    with pytest.raises(DataError, match="is in it more than once"):
+        read(io.BytesIO(packed))
