@@ -186,8 +186,11 @@ def test_decoding_takes_time_for_each_image(
     profile = measure_profile(latent_family, 0, max_seconds=0.1)
     assert 0.02 <= profile.image_seconds < 0.05
     execution = profile.executions[0]
-    one, four = (float(profile.latency_seconds(2, 8, execution, Workload(n))) for n in (1, 4))
-    assert four - one >= 3 * 0.02
+    undecoded = profile.model_copy(update={"image_seconds": 0})
+    four, less = (
+        float(each.latency_seconds(2, 8, execution, Workload(4))) for each in (profile, undecoded)
+    )
+    assert four - less == pytest.approx(4 * profile.image_seconds)
 
 
 def test_a_pipeline_of_diffusers_samples_the_same_images(
