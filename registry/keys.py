@@ -10,6 +10,7 @@ import hashlib
 import re
 import secrets
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from learngenes.files import write_file
 from registry.errors import KeysError
 
+LOOK_SECONDS = 0.2
 PREFIX = "fsk"
 OWNER = re.compile(r"[\w.@-]{1,64}")
 """Pattern of an owner's name, which becomes a part of keys in Redis, between colons."""
@@ -91,21 +93,28 @@ class Keys:
         self._lock = threading.Lock()
         self._required = required
         self._made = made
-        self._unknown = not required and made is not None
-        """Whether the mark has not been looked at yet; until then everybody has to show a key."""
+        if made is not None and not required:
+            known = made()
+            self._required = bool(known)
+            if known is None:
+                threading.Thread(target=self._look, args=(made,), daemon=True).start()
         self._seen: tuple[int, ...] | None = None
         self._by_sha256: dict[str, ApiKey] = {}
 
     @property
     def required(self) -> bool:
         there = self.path.exists()
-        if there and self._made is not None and self._made.keep():
-            self._made = None
-        if self._unknown and not there and self._made is not None:
-            made = self._made()
-            self._unknown, self._required = made is None, self._required or bool(made)
+        if there and self._made is not None:
+            mark, self._made = self._made, None
+            threading.Thread(target=_leave, args=(mark,), daemon=True).start()
         self._required = self._required or there
-        return self._required or self._unknown
+        return self._required
+
+    def _look(self, made: Mark) -> None:
+        """Look at the mark as soon as its place answers; before that nothing else does, either."""
+        while (known := made()) is None:
+            time.sleep(LOOK_SECONDS)
+        self._required = self._required or known
 
     def find(self, key: str) -> ApiKey | None:
         """Key, valid or not, that was sent as `key`; None when there is no such key."""
@@ -187,6 +196,11 @@ class Keys:
             return _File.model_validate_json(self.path.read_bytes())
         except (OSError, ValidationError) as error:
             raise KeysError(f"the API keys in {self.path} cannot be read: {error}") from error
+
+
+def _leave(mark: Mark) -> None:
+    while not mark.keep():
+        time.sleep(LOOK_SECONDS)
 
 
 def _sha256(key: str) -> str:
