@@ -36,16 +36,16 @@ from fineserve.transport import RETRIES, TIMEOUT, BlockingTransport, Body, proxy
 from fineserve.wire import (
     ExportFormat,
     GenerationResponse,
-    LeftOutResponse,
     ModelList,
     ModelResponse,
     PlanResponse,
+    SkippedResponse,
     Status,
     TaskList,
     TaskResponse,
 )
 from learngenes.config import DType, Mode, Scheduler
-from learngenes.data.folders import LeftOut
+from learngenes.data.folders import Skipped
 from learngenes.sizing.budget import MemoryScope
 
 T = TypeVar("T")
@@ -277,8 +277,8 @@ class AsyncClient:
         with contextlib.ExitStack() as stack:
             archive, here = await self._apart(lambda: stack.enter_context(_archive(images)))
             task = _parsed(TaskResponse, await self._upload("/tasks", archive, params))
-        mine = [LeftOutResponse.model_validate(vars(some)) for some in here]
-        return task.model_copy(update={"left_out": [*mine, *task.left_out]})
+        mine = [SkippedResponse.model_validate(vars(some)) for some in here]
+        return task.model_copy(update={"skipped": [*mine, *task.skipped]})
 
     async def tasks(self) -> list[TaskResponse]:
         """All data sets, newest first."""
@@ -445,7 +445,7 @@ class _Hearing:
 
 
 @contextlib.contextmanager
-def _archive(images: Path | IO[bytes]) -> Iterator[tuple[IO[bytes], list[LeftOut]]]:
+def _archive(images: Path | IO[bytes]) -> Iterator[tuple[IO[bytes], list[Skipped]]]:
     """Open an upload as a file that can be read again from where it stands, and what is left out
     of it."""
     if isinstance(images, Path):

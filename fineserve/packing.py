@@ -11,7 +11,7 @@ from typing import IO
 
 from learngenes.data.folders import (
     CLASSES_FILE,
-    LeftOut,
+    Skipped,
     class_folders,
     is_image,
     listed_classes,
@@ -21,7 +21,7 @@ from learngenes.data.saved import is_saved, load_saved
 
 
 @contextmanager
-def packed(images: Path) -> Iterator[tuple[IO[bytes], list[LeftOut]]]:
+def packed(images: Path) -> Iterator[tuple[IO[bytes], list[Skipped]]]:
     """Open an archive as it is, or a directory as a tar of class folders, and what is left out.
 
     A saved Hugging Face dataset gives its split `train`. Raises DataError.
@@ -32,17 +32,17 @@ def packed(images: Path) -> Iterator[tuple[IO[bytes], list[LeftOut]]]:
             yield archive, []
         return
     with tempfile.TemporaryFile() as file:
-        left_out: list[LeftOut] = []
+        skipped: list[Skipped] = []
         with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
             if is_saved(images):
                 _add_saved(images, tar)
             else:
-                left_out = _add_folders(images, tar)
+                skipped = _add_folders(images, tar)
         file.seek(0)
-        yield file, left_out
+        yield file, skipped
 
 
-def _add_folders(images: Path, tar: tarfile.TarFile) -> list[LeftOut]:
+def _add_folders(images: Path, tar: tarfile.TarFile) -> list[Skipped]:
     """Add the images of class folders; where they lie in the folder itself, that is their class."""
     files = walked(images)
     loose = any(len(path.parts) == 1 and is_image(path) for path in files)
@@ -55,7 +55,7 @@ def _add_folders(images: Path, tar: tarfile.TarFile) -> list[LeftOut]:
     found = class_folders([inside / path for path in files], classes)
     for path in found.labels:
         tar.add(images / path.relative_to(inside), str(path))
-    return found.left_out
+    return found.skipped
 
 
 def _add_saved(path: Path, tar: tarfile.TarFile) -> None:

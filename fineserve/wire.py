@@ -159,7 +159,7 @@ class FamilyList(BaseModel):
     families: list[FamilyResponse]
 
 
-class LeftOutResponse(BaseModel):
+class SkippedResponse(BaseModel):
     reason: str
     count: int
     examples: list[str]
@@ -173,7 +173,7 @@ class TaskResponse(Answer):
     class_names: list[str]
     counts: list[int]
     """Number of images of each class."""
-    left_out: list[LeftOutResponse] = []
+    skipped: list[SkippedResponse] = []
     """Files of the upload that are not in it, and why."""
     created_at: datetime
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
-from fineserve.wire import LeftOutResponse
+from fineserve.wire import SkippedResponse
 from learngenes.data.images import DataError
 from registry.datasets import IMAGES_FILE, SHEET_FILE, Dataset
 from registry.errors import RecordNotFound
@@ -86,7 +86,7 @@ class Uploads:
                 family=record.name,
                 class_names=read.class_names,
                 counts=read.counts,
-                left_out=[LeftOutResponse(**some) for some in read.left_out],
+                skipped=[SkippedResponse(**some) for some in read.skipped],
             )
             if dry_run:
                 return dataset

@@ -39,9 +39,9 @@ def create(
             images, name=name or _name(images), family=family, dry_run=dry_run
         )
         _show([task], as_json)
-    for some in task.left_out:
+    for some in task.skipped:
         examples = ", ".join(some.examples)
-        typer.secho(f"left out, {some.reason}: {some.count} ({examples})", err=True, fg="yellow")
+        typer.secho(f"skipped, {some.reason}: {some.count} ({examples})", err=True, fg="yellow")
 
 
 @cli.command("list")

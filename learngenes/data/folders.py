@@ -33,7 +33,7 @@ MEND = "put each class's images into a folder that is named after it"
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Skipped:
     """Files that are not taken, for one reason."""
 
     reason: str
@@ -48,7 +48,7 @@ class ClassFolders:
     the alphabet."""
     labels: dict[PurePosixPath, int]
     """Number of the class of each image that is taken, in the order that they came in."""
-    left_out: list[LeftOut]
+    skipped: list[Skipped]
 
 
 def walked(directory: Path) -> list[PurePosixPath]:
@@ -89,11 +89,11 @@ def class_folders(
 
     `listed`: `listed_classes`, where there is such a file.
     """
-    left_out: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
+    skipped: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
     images, pictures, others = [], [], []
     for file in files:
         if _hidden(file):
-            left_out["hidden"].append(file)
+            skipped["hidden"].append(file)
         elif is_image(file):
             images.append(file)
         elif file.suffix.lower() in PICTURES:
@@ -101,26 +101,26 @@ def class_folders(
         elif file.name != CLASSES_FILE:
             others.append(file)
     if not images:
-        raise _no_images(pictures, left_out["hidden"])
+        raise _no_images(pictures, skipped["hidden"])
     root = _root(images)
     if not listed and (split := _training_split(root, images)) != root:
         there = [file for file in images if file.is_relative_to(split)]
-        left_out["of another split than that for training"] = [*{*images} - {*there}]
+        skipped["of another split than that for training"] = [*{*images} - {*there}]
         images, root = there, split
     folders = {file: _composed(file.relative_to(root).parts[0]) for file in images}
     if not listed and len({*folders.values()}) == 1:
         _refuse_labels(others)
     _refuse_vanished(root, {*folders.values()}, pictures)
-    left_out["in a format that is not read"] = pictures
-    left_out["no pictures"] = others
+    skipped["in a format that is not read"] = pictures
+    skipped["no pictures"] = others
     names = _names({*folders.values()}, listed)
     numbers = {folder: number for number, folder in enumerate(names)}
     return ClassFolders(
         [*names.values()],
         {file: numbers[folder] for file, folder in folders.items()},
         [
-            LeftOut(reason, len(some), tuple(str(file) for file in sorted(some)[:EXAMPLES]))
-            for reason, some in left_out.items()
+            Skipped(reason, len(some), tuple(str(file) for file in sorted(some)[:EXAMPLES]))
+            for reason, some in skipped.items()
             if some
         ],
     )

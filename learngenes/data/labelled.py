@@ -120,8 +120,8 @@ def _load_folder(path: Path, sample_size: int) -> LabelledImages:
         found = class_folders(files, classes)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    for some in found.left_out:
-        log.info("left out", reason=some.reason, count=some.count, examples=some.examples)
+    for some in found.skipped:
+        log.info("skipped", reason=some.reason, count=some.count, examples=some.examples)
     taken = sorted(found.labels.items(), key=lambda file: (file[1], file[0]))
     return _stack(((_read(path / file, sample_size), n) for file, n in taken), found.class_names)
 

@@ -21,7 +21,7 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from learngenes.data.folders import CLASSES_FILE, LeftOut, class_folders, listed_classes
+from learngenes.data.folders import CLASSES_FILE, Skipped, class_folders, listed_classes
 from learngenes.data.images import DataError, encode_png, grid, read
 
 SAVED_SUFFIX = ".arrow"
@@ -60,7 +60,7 @@ class Upload:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: list[str]
-    left_out: list[LeftOut]
+    skipped: list[Skipped]
 
 
 def read_upload(file: IO[bytes], limits: UploadLimits, channels: int, side: int) -> Upload:
@@ -102,7 +102,7 @@ def read_upload(file: IO[bytes], limits: UploadLimits, channels: int, side: int)
         np.frombuffer(kept, np.uint8).reshape(len(labels), channels, side, side),
         np.array(labels, np.int64),
         found.class_names,
-        found.left_out,
+        found.skipped,
     )
 
 

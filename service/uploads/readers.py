@@ -33,7 +33,7 @@ class Read:
 
     class_names: list[str]
     counts: list[int]
-    left_out: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
     images_file: Path
     preview_file: Path
 

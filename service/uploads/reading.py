@@ -46,7 +46,7 @@ def main() -> None:
         told = {
             "class_names": upload.class_names,
             "counts": np.bincount(upload.labels).tolist(),
-            "left_out": [asdict(some) for some in upload.left_out],
+            "skipped": [asdict(some) for some in upload.skipped],
         }
     except DataError as error:
         told = {"error": str(error)}

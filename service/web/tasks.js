@@ -9,8 +9,8 @@ const ARCHIVES = ".zip,.tar,.tar.gz,.tgz";
 function Held({ of }) {
   return html`
     <ol start="0">${of.class_names.map((name, i) => html`<li>${name}: ${of.counts[i]}</li>`)}</ol>
-    ${of.left_out.map(({ reason, count, examples }) => html`
-      <p class="quiet">Left out, ${reason}: ${count} (${examples.join(", ")}${count > examples.length ? ", …" : ""})</p>`)}`;
+    ${of.skipped.map(({ reason, count, examples }) => html`
+      <p class="quiet">Skipped, ${reason}: ${count} (${examples.join(", ")}${count > examples.length ? ", …" : ""})</p>`)}`;
 }
 
 export function Tasks({ families }) {
@@ -43,7 +43,7 @@ export function Tasks({ families }) {
     setLooked(null);
     await attempt(async () => {
       const made = await request("POST", `tasks?${query}`, archive);
-      if (dry || made.left_out.length) setLooked({ ...made, dry });
+      if (dry || made.skipped.length) setLooked({ ...made, dry });
       if (!dry) form.reset();
     });
     setBusy(false);

@@ -94,15 +94,15 @@ def test_only_images_are_packed_and_links_as_what_they_lead_to(folder: Path) -> 
     for name in ("notes.txt", ".hidden.png", "film.mp4"):
         (folder / "cat" / name).write_bytes(b"not to be sent")
     (folder / "dog" / "link.png").symlink_to(folder / "cat" / "0.png")
-    with packed(folder) as (archive, left_out), tarfile.open(fileobj=archive) as tar:
+    with packed(folder) as (archive, skipped), tarfile.open(fileobj=archive) as tar:
         members = tar.getmembers()
-    assert {some.reason: some.count for some in left_out} == {"hidden": 1, "no pictures": 2}
+    assert {some.reason: some.count for some in skipped} == {"hidden": 1, "no pictures": 2}
     names = {*PETS, "dog/link.png"}
     assert {member.name for member in members} == names
     assert all(member.isreg() for member in members)
 
 
-def test_what_is_left_out_is_said_and_a_dry_run_keeps_nothing(
+def test_what_is_skipped_is_said_and_a_dry_run_keeps_nothing(
     url: str, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "cat" / "old.heic").write_bytes(b"of a telephone")
@@ -111,7 +111,7 @@ def test_what_is_left_out_is_said_and_a_dry_run_keeps_nothing(
     (linked / "cat").symlink_to(folder / "cat")
     told = run("tasks", "create", str(linked), "--dry-run", "--url", url)
     assert "cat (3)" in told.stdout
-    assert "left out, in a format that is not read: 1 (cat/old.heic)" in told.stderr
+    assert "skipped, in a format that is not read: 1 (cat/old.heic)" in told.stderr
     assert json.loads(run("tasks", "list", "--json", "--url", url).stdout) == []
 
 

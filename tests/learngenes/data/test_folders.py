@@ -17,8 +17,8 @@ def counts(folders: ClassFolders) -> dict[str, int]:
     return {name: labels.count(number) for number, name in enumerate(folders.class_names)}
 
 
-def left_out(folders: ClassFolders) -> dict[str, int]:
-    return {some.reason: some.count for some in folders.left_out}
+def skipped(folders: ClassFolders) -> dict[str, int]:
+    return {some.reason: some.count for some in folders.skipped}
 
 
 @pytest.mark.parametrize("around", ["", "mine/", "my/own/"])
@@ -26,7 +26,7 @@ def test_folders_of_the_first_level_are_the_classes(around: str) -> None:
     names = ("cat/1.png", "cat/old/2.JPEG", "cat/old/older/3.webp", "dog/new/1.jfif")
     folders = found(*(around + name for name in names))
     assert counts(folders) == {"cat": 3, "dog": 1}
-    assert folders.left_out == []
+    assert folders.skipped == []
 
 
 def test_one_class_is_the_folder_of_its_images() -> None:
@@ -50,7 +50,7 @@ def test_of_splits_the_one_for_training_is_taken() -> None:
     for around in ("", "mine/"):
         folders = found(*(around + image for image in images))
         assert counts(folders) == {"cat": 1, "dog": 1}
-        assert left_out(folders) == {"of another split than that for training": 2}
+        assert skipped(folders) == {"of another split than that for training": 2}
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_labels_in_a_file_are_not_overlooked() -> None:
     with pytest.raises(DataError, match=r"'mine/metadata\.csv' may say what the images are"):
         found("mine/1.png", "mine/metadata.csv")
     folders = found("cat/1.png", "dog/1.png", "metadata.csv")
-    assert left_out(folders) == {"no pictures": 1}
+    assert skipped(folders) == {"no pictures": 1}
 
 
-def test_what_is_left_out_is_told() -> None:
+def test_what_is_skipped_is_told() -> None:
     folders = found(
         *("cat/1.png", "cat/2.heic", "cat/a.txt", "cat/.b.png", "__MACOSX/cat/c.png"),
         *(f"dog/{i}.png" for i in range(2)),
         *(f"dog/{i}.tif" for i in range(5)),
     )
     assert counts(folders) == {"cat": 1, "dog": 2}
-    assert left_out(folders) == {"hidden": 2, "in a format that is not read": 6, "no pictures": 1}
-    assert folders.left_out[1].examples == ("cat/2.heic", "dog/0.tif", "dog/1.tif")
+    assert skipped(folders) == {"hidden": 2, "in a format that is not read": 6, "no pictures": 1}
+    assert folders.skipped[1].examples == ("cat/2.heic", "dog/0.tif", "dog/1.tif")
 
 
 @pytest.mark.parametrize(

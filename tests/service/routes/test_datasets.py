@@ -208,7 +208,7 @@ def test_a_dry_run_says_what_would_be_and_keeps_nothing(stack: Stack) -> None:
     assert answer.status_code == 200
     told = answer.json()
     assert dict(zip(told["class_names"], told["counts"], strict=True)) == {"a": 12, "b": 12}
-    assert [(some["reason"], some["examples"]) for some in told["left_out"]] == [
+    assert [(some["reason"], some["examples"]) for some in told["skipped"]] == [
         ("in a format that is not read", ["a/2.heic"]),
         ("no pictures", ["notes.txt"]),
     ]
