@@ -22,7 +22,13 @@ ROLES = {
 }
 """Extras of each role; uv installs the others."""
 OF_GPUS = re.compile(r"nvidia-|cuda-|triton")
-OPTIONS = ("--generate-hashes", "--no-header", "--no-annotate", "--no-emit-package", "torch")
+OPTIONS = (
+    "--generate-hashes",
+    "--no-header",
+    "--no-annotate",
+    "--no-emit-package",
+    "torch",
+)
 
 
 def main(upgrade: bool) -> None:
@@ -38,8 +44,12 @@ def main(upgrade: bool) -> None:
         sources = [str(ROOT / "pyproject.toml"), str(build)] if extras else [str(build)]
         words = [word for extra in extras for word in ("--extra", extra)]
         command = [str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet", *sources]
-        command += [*words, *OPTIONS, "--constraint", str(pinned)]
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        # the oldest Python that serves, of which Debian's is one; developers' tools want a newer one
+        oldest = () if role == "dev" else ("--python-version", "3.11")
+        command += [*words, *OPTIONS, *oldest, "--constraint", str(pinned)]
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
         packages = re.split(r"^(?=[a-z0-9])", done.stdout, flags=re.MULTILINE)
         kept = "".join(package for package in packages if not OF_GPUS.match(package))
         (LOCKS / f"{role}.txt").write_text(kept)
