@@ -44,7 +44,7 @@ def main(upgrade: bool) -> None:
         sources = [str(ROOT / "pyproject.toml"), str(build)] if extras else [str(build)]
         words = [word for extra in extras for word in ("--extra", extra)]
         command = [str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet", *sources]
-        # the oldest Python that serves, of which Debian's is one; developers' tools want a newer one
+        # the oldest Python that serves, as Debian's is; developers' tools want a newer one
         oldest = () if role == "dev" else ("--python-version", "3.11")
         command += [*words, *OPTIONS, *oldest, "--constraint", str(pinned)]
         done = subprocess.run(
