@@ -271,7 +271,7 @@ class AsyncClient:
     ) -> TaskResponse:
         """Upload images in folders that are named after their classes (a directory, or a zip or tar
         of one), or a directory that Hugging Face `datasets` has saved; in a dry run nothing is
-        kept. The answer tells what was left out, here or there. Raises DataError, too."""
+        kept. The answer tells what was skipped, here or there. Raises DataError, too."""
         given = {"name": name, "family": family, "dry_run": "true" if dry_run else None}
         params = {key: value for key, value in given.items() if value is not None}
         with contextlib.ExitStack() as stack:

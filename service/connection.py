@@ -11,14 +11,16 @@ from starlette.requests import ClientDisconnect
 T = TypeVar("T")
 
 
+async def left(connection: Request) -> None:
+    """Wait until the client has left."""
+    while (await connection.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def while_connected(connection: Request, work: Coroutine[Any, Any, T]) -> T:
     """Result of `work`, which is cancelled when the client leaves. Raises ClientDisconnect then."""
 
-    async def left() -> None:
-        while (await connection.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.create_task(work), asyncio.create_task(left())
+    working, leaving = asyncio.create_task(work), asyncio.create_task(left(connection))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():

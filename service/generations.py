@@ -18,6 +18,7 @@ from registry.records import GenerationRecord, GenerationStatus, now
 from registry.store import generation_name, image_file
 from service.access import Caller
 from service.class_labels import resolve_classes
+from service.connection import left
 from service.deps import State
 from service.problems import Problem
 from service.serving import require_family, require_servable, require_worker
@@ -86,11 +87,7 @@ async def _wait(state: State, record: GenerationRecord, connection: Request) -> 
         async for _ in follow(state.events, record):
             pass
 
-    async def left() -> None:
-        while (await connection.receive())["type"] != "http.disconnect":
-            pass
-
-    end, leaving = asyncio.create_task(finished()), asyncio.create_task(left())
+    end, leaving = asyncio.create_task(finished()), asyncio.create_task(left(connection))
     try:
         seconds = state.settings.wait_seconds
         await asyncio.wait({end, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -209,7 +209,8 @@ def _foreign_host(scope: Scope) -> Problem | None:
     """
     host = Headers(scope=scope).get("host", "")
     settings = scope["app"].state.fineserve.settings
-    own = {"", "localhost", "127.0.0.1", "[::1]", settings.host, *settings.allowed_host_names}
+    here = {"", "localhost", "127.0.0.1", "[::1]", settings.host.lower()}
+    own = here | settings.allowed_host_names
     if _asks_for_keys(scope) or own & {_name(host), "*"}:
         return None
     return Problem(

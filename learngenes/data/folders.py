@@ -1,4 +1,4 @@
-"""Class folders: which files are images, of which class, and what is left out and why.
+"""Class folders: which files are images, of which class, and what is skipped and why.
 
 Uploads, the client that packs them, and training decide by this alone. The classes are the folders
 of the first level, whatever folders are in them; folders around all of them are looked through.

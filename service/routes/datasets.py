@@ -37,7 +37,7 @@ async def create_task(
     Classes are the folders of the first level, whatever folders are in them, and numbered by the
     alphabet, or as numbers where all of them are numbers. A file `fineserve-classes.json`, a JSON
     object, may give each folder's class another name; the classes are in its order then. The answer
-    lists what was left out, and why; with `dry_run=true` it is all that happens. `fineserve tasks
+    lists what was skipped, and why; with `dry_run=true` it is all that happens. `fineserve tasks
     create` makes such an archive of a folder, or of a dataset that Hugging Face `datasets` has
     saved. The same images sent twice by one owner, under one name, are one task.
     """

@@ -247,9 +247,7 @@ def test_reading_takes_no_more_of_a_processor_than_it_may(stack: Stack) -> None:
     assert send(stack).status_code == 201
 
 
-def test_reading_takes_no_more_memory_than_it_may(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_takes_no_more_memory_than_it_may(stack: Stack) -> None:
     """Global headers of a tar, which each entry inherits."""
     buffer = io.BytesIO()
     with tarfile.open(
