@@ -14,6 +14,7 @@ from httpx_retries import Retry
 from benchmarks.deployment import Deployment, wait
 from benchmarks.parts import Figures, say
 from benchmarks.serving.load import MakeRequest, Result, closed_loop, open_loop
+from benchmarks.trust import hostile
 from benchmarks.trust.faults import VICTIMS
 from benchmarks.trust.site import FASHION, Account, Load, settle
 from fineserve.client import Client, FineserveError, GeneratedImage
@@ -154,12 +155,15 @@ def _request(model: str) -> MakeRequest:
 
 
 def soak(families: Path = FASHION, minutes: float = SOAK_MINUTES) -> Figures:
-    """Images that are waited for and that are not, plans, and now and then a model."""
+    """Images that are waited for and that are not, plans, and now and then a model, beside hostile
+    clients.
+    """
     account = Account()
     with Deployment(families, image_ttl_seconds=SOAK_TTL_SECONDS, **SETTINGS) as deployment:
         deployment.up()
         load = Load(deployment, [deployment.ready_model()], account)
-        with _watched(deployment) as usage, load.running(model_seconds=SOAK_MODEL_SECONDS):
+        asked = load.running(model_seconds=SOAK_MODEL_SECONDS)
+        with _watched(deployment) as usage, asked, hostile.running(deployment):
             time.sleep(minutes * 60)
         made = len(account.finished_at)
         account.generations.clear()  # most of their images have gone, as they should
@@ -167,6 +171,7 @@ def soak(families: Path = FASHION, minutes: float = SOAK_MINUTES) -> Figures:
     growth = usage.growth(SETTLED_MINUTES / minutes if minutes > SETTLED_MINUTES else 0.1)
     return {
         "soak_minutes": minutes,
+        "hostile_clients": len(hostile.ATTACKS),
         "soak_rss_growth_bytes": sum(growth["rss_growth_bytes"].values()),
         "generations_waited_for": made,
         **growth,

@@ -14,6 +14,7 @@ import httpx
 
 from benchmarks.deployment import Deployment, wait
 from benchmarks.parts import REPOSITORY, Figures, say
+from benchmarks.trust import hostile
 from benchmarks.trust.site import FASHION, Account, Load, settle
 from fineserve.embedded import valkey_command
 
@@ -37,13 +38,16 @@ SETTINGS: dict[str, object] = {"profile_seconds": 5, "verify_seconds": 2, "max_a
 
 
 def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
-    """SIGKILL to one of four at random, when all are well again after the last one."""
+    """SIGKILL to one of four at random, when all are well again after the last one; hostile clients
+    are there all the time.
+    """
     chance, account = random.Random(0), Account()
     killed = dict.fromkeys(VICTIMS, 0)
     recoveries = []
     with Deployment(families, **SETTINGS) as deployment:
         deployment.up()
-        with Load(deployment, [deployment.ready_model()], account).running():
+        load = Load(deployment, [deployment.ready_model()], account)
+        with load.running(), hostile.running(deployment):
             for i in range(number):
                 time.sleep(chance.uniform(0, 4))
                 victim = chance.choice([*VICTIMS])
@@ -58,6 +62,7 @@ def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
         figures = settle(deployment, account)
     return {
         "kills": number,
+        "hostile_clients": len(hostile.ATTACKS),
         "killed": killed,
         "max_attempts": ATTEMPTS,
         "longest_recovery_seconds": round(max(recoveries), 1),

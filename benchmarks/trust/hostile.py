@@ -32,7 +32,7 @@ def measure(families: Path = FASHION, seconds: float = SECONDS) -> Figures:
         model = deployment.ready_model()
         _honest(deployment, model, 5)
         alone, lost_alone = _honest(deployment, model, seconds)
-        with _hostile(deployment):
+        with running(deployment):
             time.sleep(5)
             beside, lost = _honest(deployment, model, seconds)
         again, _ = _honest(deployment, model, seconds / 2)
@@ -78,14 +78,17 @@ def _honest(deployment: Deployment, model: str, seconds: float) -> tuple[list[fl
 
 
 @contextlib.contextmanager
-def _hostile(deployment: Deployment) -> Iterator[None]:
+def running(deployment: Deployment) -> Iterator[None]:
+    """All ATTACKS at once, again and again."""
     ended = threading.Event()
 
     def attack(number: int, once: Attack) -> None:
         chance = random.Random(number)
         while not ended.is_set():
-            with contextlib.suppress(OSError, httpx.HTTPError):
+            try:
                 once(deployment, chance)
+            except (OSError, httpx.HTTPError):
+                ended.wait(0.1)  # nobody is there for a while
 
     threads = [
         threading.Thread(target=attack, args=(number, once), daemon=True)
