@@ -66,11 +66,12 @@ def estimate() -> Figures:
         say("stopwatch", budgets=len(estimates))
         measured = {_key(plan): _stopwatch(deployment, plan) for plan in [*estimates, *later]}
     estimated = [(plan, measured[_key(plan)]) for plan in estimates if measured[_key(plan)]]
-    errors = [
-        abs(plan["predicted"]["latency_seconds"] / measured[_key(plan)] - 1)
+    ratios = {
+        _key(plan): plan["predicted"]["latency_seconds"] / measured[_key(plan)]
         for plan in later
         if measured[_key(plan)]
-    ]
+    }
+    errors = [abs(ratio - 1) for ratio in ratios.values()]
     return {
         "estimates": len(estimated),
         "interval_true_share": round(
@@ -79,6 +80,7 @@ def estimate() -> Figures:
         "estimated_over_measured": sorted(
             round(plan["predicted"]["latency_seconds"] / seconds, 2) for plan, seconds in estimated
         ),
+        "later_over_measured": {key: round(ratio, 2) for key, ratio in ratios.items()},
         "later_plans_estimated": sum(plan["latency_estimated"] for plan in later),
         "profile_error_after_10_min": round(statistics.median(errors), 3),
         "profile_error_after_10_min_most": round(max(errors), 3),
