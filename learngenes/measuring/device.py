@@ -49,9 +49,9 @@ REQUEST_SECONDS = 0.02
 HURRIED_ROWS = (2, 8)
 HURRIED_LAYERS = 3
 """Depth, among those of a family, from which a hurried measurement takes what a layer costs."""
-SERVED_RATIO = 1.15
+SERVED_RATIO = 1.05
 """Ratio of what the steps of a request take to those of rounds, in which nothing comes and goes
-(`make bench-start`, on two cores)."""
+(measured by turns on two cores)."""
 EXPECTED_RATIO = 0.7
 """Ratio of an estimate to what uncompiled kernels take: compiled ones, which follow in minutes,
 take half of it (`make bench-start`), and the estimate is to be true before and after."""
@@ -83,11 +83,11 @@ def measure_times(
     max_seconds: float = 10.0,
     seconds_of: SecondsOf = seconds_a_step,
 ) -> ComputeTimes:
-    """Measure steps of the deepest and of the shallowest model, of 2, 4, 8, … rows.
+    """Measure steps of the deepest and of the shallowest model, of 1, 2, 4, 8, … rows.
 
     Rows double until a quarter of the time is used up; everything is timed in rounds.
     """
-    rows, began = [2], time.perf_counter()
+    rows, began = [1, 2], time.perf_counter()
     deepest = own_model(shared, _ranks(shared)[-1], materialised=True)
     while (more := 2 * rows[-1]) <= max_rows and time.perf_counter() - began < max_seconds / 4:
         batch_of([deepest], more, kernels)

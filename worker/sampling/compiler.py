@@ -97,12 +97,15 @@ class Compiler:
         return {"engine_compiled": done / len(wanted)}
 
     def _wanted(self) -> list[tuple[Family, DType]]:
-        """The most wanted family, what is used, then every other family in its common dtype."""
+        """The most wanted family, what is used, then every other family in its common dtype, and
+        at last the most wanted one in its other.
+        """
         families = self._families()
         common = [(family, DType.BFLOAT16) for family in families]
         every = [*common, *((family, DType.FLOAT32) for family in families)]
         used = [each for each in every if self._key(*each) in self._engine.costs]
-        return list({self._key(*each): each for each in (common[0], *used, *common)}.values())
+        wanted = (common[0], *used, *common, (families[0], DType.FLOAT32))
+        return list({self._key(*each): each for each in wanted}.values())
 
     def _key(self, family: Family, dtype: DType) -> Key:
         return family.fingerprint, compute_dtype(dtype, family.stem.positions.device)
