@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from redis import RedisError
 
 from learngenes.config import DType
@@ -80,23 +79,20 @@ def test_the_engine_goes_on_by_compiled_kernels(
     images_of(engine.begin(Model(dtype=DType.BFLOAT16)))
     compiler = make_compiler()
     wait_until(lambda: compiler.gauges["engine_compiled"] == 1)
-    assert len(compiled(tmp_path)) == 4
+    assert len(compiled(tmp_path)) == 8
     wait_until(lambda: not compiler.busy)
     assert compiler.problem == ""
     assert len(images_of(engine.begin(Model(dtype=DType.BFLOAT16)))) == 2
     wait_until(lambda: all(kernels.are_compiled for kernels in engine._kernels.values()))
 
 
-def test_a_dtype_is_compiled_once_it_is_used(
-    make_compiler: MakeCompiler, engine: GatedEngine, tmp_path: Path
+def test_the_default_family_is_compiled_in_both_dtypes_the_common_one_first(
+    make_compiler: MakeCompiler, tmp_path: Path
 ) -> None:
     compiler = make_compiler()
     wait_until(lambda: compiler.gauges["engine_compiled"] == 1)
-    before = len(compiled(tmp_path))
-    images_of(engine.begin(Model(dtype=DType.FLOAT32)))
-    wait_until(lambda: (engine.family.fingerprint, torch.float32) in engine._kernels)
-    assert {name.split("-")[1] for name in compiled(tmp_path)} >= {"float32"}
-    assert before <= len(compiled(tmp_path)) <= 8
+    dtypes = [name.split("-")[1] for name in compiled(tmp_path)]
+    assert dtypes == ["bfloat16"] * 4 + ["float32"] * 4
 
 
 def test_nothing_is_compiled_while_another_measures(
@@ -136,18 +132,18 @@ def test_a_later_start_compiles_nothing(make_compiler: MakeCompiler, tmp_path: P
         compiler = make_compiler()
         wait_until(lambda made=compiler: made.gauges["engine_compiled"] == 1)  # type: ignore[misc]
         compiler.stop()
-    assert len(compiled(tmp_path)) == 4
+    assert len(compiled(tmp_path)) == 8
 
 
 def test_what_is_spoilt_is_compiled_again(make_compiler: MakeCompiler, tmp_path: Path) -> None:
     compiler = make_compiler()
     wait_until(lambda: compiler.gauges["engine_compiled"] == 1)
     compiler.stop()
-    (spoilt, *_) = (tmp_path / "kernels").rglob("finish*")
+    (spoilt, *_) = (tmp_path / "kernels").rglob("finish-bfloat16*")
     spoilt.write_bytes(spoilt.read_bytes()[:3])
     compiler = make_compiler()
     wait_until(lambda: compiler.gauges["engine_compiled"] == 1)
-    assert len(compiled(tmp_path)) == 8
+    assert len(compiled(tmp_path)) == 16, "what lies beside it is not trusted either"
 
 
 @pytest.mark.parametrize(
