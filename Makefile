@@ -14,7 +14,7 @@ TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-training bench-form bench-healing bench-import bench-start bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock sbom pin-images cases clean
+.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-sampling bench-training bench-form bench-healing bench-import bench-start bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock sbom pin-images cases clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -72,6 +72,10 @@ fuzz: bench-trust
 
 bench-interop: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS) $(EMOJI)  ## exports, clients, tasks, condensation; an hour
 	$(BIN)/python -m benchmarks.interop $(PARTS)
+	$(BIN)/python -m benchmarks.docs
+
+bench-sampling: $(INSTALLED_DEV) $(FASHION_MNIST) $(EMOJI)  ## guides, default sampling, the joint plan; two hours
+	$(BIN)/python -m benchmarks.sampling $(PARTS)
 	$(BIN)/python -m benchmarks.docs
 
 bench-training: $(INSTALLED_DEV) $(FASHION_MNIST)  ## images a second of a training, beside an earlier commit; 20 minutes

@@ -78,7 +78,18 @@ class NotReady(Exception):
         self.model = model
 
 
-class PlanFields(TypedDict, total=False):
+class SamplingFields(TypedDict, total=False):
+    """How images are sampled; what is left out the service chooses."""
+
+    num_inference_steps: int
+    scheduler: Scheduler | str
+    guidance_scale: float
+    guidance_start: float
+    guidance_stop: float
+    guide: dict[str, int]
+
+
+class PlanFields(SamplingFields, total=False):
     """Fields of POST /plan."""
 
     max_mem_gb: float
@@ -86,8 +97,6 @@ class PlanFields(TypedDict, total=False):
     max_latency_ms: float
     min_quality: float
     n: int
-    num_inference_steps: int
-    guidance_scale: float
     depth: int
     rank: int
     mode: Mode | str
@@ -104,14 +113,11 @@ class ModelFields(PlanFields, total=False):
     refine: dict[str, int]
 
 
-class GenerateFields(TypedDict, total=False):
+class GenerateFields(SamplingFields, total=False):
     """Fields of POST /generate, without the model."""
 
     class_labels: list[int | str]
     n: int
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: Scheduler | str
     seed: int
     deadline_seconds: float
     previews: bool

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from learngenes.config import Mode, NetworkConfig, Scheduler, SizeSpace
+from learngenes.config import Mode, NetworkConfig, Sampling, SamplingRequest, SizeSpace
 from learngenes.sizing.budget import Budget, Cost, Plan, Slack, Training, Verified
 
 DEFAULT_TASK = "default"
@@ -182,7 +182,7 @@ class TaskList(BaseModel):
     tasks: list[TaskResponse]
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(SamplingRequest):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={"examples": [{"model": "m-…", "class_labels": ["Sneaker"], "n": 4}]},
@@ -193,10 +193,6 @@ class GenerateRequest(BaseModel):
     """Class names or numbers, repeated in turn over the `n` images; by default every class."""
     n: Annotated[int, Field(ge=1)] | None = None
     """Number of images; by default one per class label."""
-    num_inference_steps: Annotated[int, Field(ge=1)] = 25
-    guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] = 2.0
-    """Classifier-free guidance; 1 is unguided."""
-    scheduler: Scheduler = Scheduler.DDIM
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     """Seed of the first image; image i has seed + i. By default it is drawn."""
     format: Literal["png"] = "png"
@@ -235,6 +231,9 @@ class GenerationResponse(BaseModel):
     status: str
     model: str
     revision: int | None
+    sampling: Sampling | None = None
+    """How the images are sampled: what was asked for, and what the model's plan says of the rest.
+    None from services that do not tell."""
     images: list[ImageResponse]
     seconds: Seconds
     error: str | None

@@ -240,3 +240,80 @@ class Size(Frozen):
 
     depth: PositiveInt
     rank: PositiveInt
+
+    def __str__(self) -> str:
+        return f"depth {self.depth}, rank {self.rank}"
+
+    def smaller_than(self, other: "Size") -> bool:
+        """Whether this is no larger in either respect, and smaller in one."""
+        return self != other and self.depth <= other.depth and self.rank <= other.rank
+
+
+GuidanceScale = Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Sampling(Frozen):
+    """How images are sampled from a model, in the words of requests and of diffusers' guiders.
+
+    A guided step's prediction is that of the guide, and `guidance_scale` times what the model's
+    differs from it.
+    """
+
+    num_inference_steps: PositiveInt = 25
+    scheduler: Scheduler = Scheduler.DDIM
+    guidance_scale: GuidanceScale = 2.0
+    """Scale of guidance; 1 is unguided."""
+    guidance_start: Share = 0.0
+    guidance_stop: Share = 1.0
+    """Interval of the steps that are guided (arXiv 2404.07724), as shares of their number."""
+    guide: Size | None = None
+    """Smaller size of the same family that guides (autoguidance, arXiv 2406.02507); None is the
+    model itself without a class (classifier-free guidance, arXiv 2207.12598)."""
+
+    @property
+    def guided(self) -> range:
+        """Steps that are guided, counted from 0; as diffusers' guiders round them."""
+        if self.guidance_scale == 1:
+            return range(0)
+        shares = self.guidance_start, self.guidance_stop
+        return range(*(int(share * self.num_inference_steps) for share in shares))
+
+
+GUIDANCE_FIELDS = {"guidance_scale", "guidance_start", "guidance_stop", "guide"}
+
+
+class SamplingRequest(BaseModel):
+    """What a caller says of the sampling; None is left open."""
+
+    num_inference_steps: PositiveInt | None = None
+    scheduler: Scheduler | None = None
+    guidance_scale: GuidanceScale | None = None
+    """Scale of guidance; 1 is unguided, and halves the rows of a step."""
+    guidance_start: Share | None = None
+    guidance_stop: Share | None = None
+    """Interval of the steps that are guided, as shares of their number: 0 and 1 by default."""
+    guide: Size | None = None
+    """Smaller size of the model's family that guides; by default the model itself does, without a
+    class."""
+
+    @model_validator(mode="after")
+    def _forward(self) -> Self:
+        asked = self.over(Sampling())
+        if asked.guidance_start >= asked.guidance_stop:
+            raise ValueError(
+                f"guidance starts at {asked.guidance_start:g} of the steps and stops at "
+                f"{asked.guidance_stop:g}: let it stop after it starts"
+            )
+        return self
+
+    def over(self, chosen: Sampling) -> Sampling:
+        """What was asked for, and for the rest what was chosen: guidance is one choice."""
+        said = {
+            name: value
+            for name in Sampling.model_fields
+            if (value := getattr(self, name)) is not None
+        }
+        if said.keys() & GUIDANCE_FIELDS:
+            chosen = chosen.model_copy(update=Sampling().model_dump(include=GUIDANCE_FIELDS))
+        return chosen.model_copy(update=said)

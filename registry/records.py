@@ -9,7 +9,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fineserve.wire import DEFAULT_TASK, Family, Refinement
-from learngenes.config import Scheduler
+from learngenes.config import Sampling
 from learngenes.sizing.budget import Budget, Cost, Plan, Training, Verified
 from learngenes.sizing.quality import QualityTable
 
@@ -147,7 +147,7 @@ class GenerationStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class GenerationRecord(Record):
+class GenerationRecord(Sampling, Record):
     NAME = "generation"
     ID_PREFIX = "g"
     TRANSITIONS = {
@@ -164,9 +164,6 @@ class GenerationRecord(Record):
     class_labels: list[int]
     """Class number of each image."""
     seeds: list[int]
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: Scheduler
     previews: bool = False
     timed: bool = False
     """Whether it is made only to be timed."""
@@ -176,6 +173,10 @@ class GenerationRecord(Record):
     """Time at which the engine got the request."""
     finished_at: datetime | None = None
     """Time at which the engine had the images."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
 
 
 class FamilyRecord(Family):

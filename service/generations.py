@@ -11,15 +11,17 @@ from fastapi.concurrency import run_in_threadpool
 from redis import RedisError
 
 from fineserve.wire import MAX_SEED, GenerateRequest
+from learngenes.config import Mode, Sampling, Size
 from registry.errors import IllegalTransition
 from registry.events import follow
 from registry.queue import SAMPLE_TASK
-from registry.records import GenerationRecord, GenerationStatus, now
+from registry.records import FamilyRecord, GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
 from service.access import Caller
 from service.class_labels import resolve_classes
 from service.connection import left
 from service.deps import State
+from service.planning import require_guide
 from service.problems import Problem
 from service.serving import require_family, require_servable, require_worker
 from service.submission import accept, check_limits
@@ -40,12 +42,13 @@ def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> G
     require_worker(state, model)
     labels = resolve_classes(request.class_labels, model.class_names or family.class_names)
     n = request.n or len(labels)
-    check_limits(state.settings, n, request.num_inference_steps)
+    sampling = request.over(model.plan.sampling or Sampling())
+    check_limits(state.settings, n, sampling.num_inference_steps)
     if request.class_labels and n < len(labels):
         detail = f"n={n} is less than the {len(labels)} class_labels; raise n"
         raise Problem(422, "invalid-request", detail)
+    _require_guide(sampling.guide, model, family)
     first = secrets.randbelow(2**32) if request.seed is None else request.seed
-    same = {"num_inference_steps", "guidance_scale", "scheduler", "previews"}
     return GenerationRecord(
         id=GenerationRecord.new_id(),
         model=model.id,
@@ -54,8 +57,26 @@ def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> G
         seeds=[(first + i) % (MAX_SEED + 1) for i in range(n)],
         deadline=request.deadline_seconds and now() + timedelta(seconds=request.deadline_seconds),
         owner=caller.owner,
-        **request.model_dump(include=same),
+        previews=request.previews,
+        **dict(sampling),
     )
+
+
+def _require_guide(guide: Size | None, model: ModelRecord, family: FamilyRecord) -> None:
+    """Raise Problem unless this smaller size can guide the model."""
+    require_guide(guide, family, len(model.class_names) if model.class_names else None)
+    own = Size(depth=model.plan.depth, rank=model.plan.rank)
+    if guide is None:
+        return
+    if model.plan.mode is Mode.DENSE:
+        detail = f"model {model.id} is of imported layers, which no size guides: leave guide out"
+        raise Problem(422, "unsuitable-guide", detail)
+    if not guide.smaller_than(own):
+        raise Problem(
+            422,
+            "unsuitable-guide",
+            f"a guide is smaller than what it guides: {guide} is not, beside the model's {own}",
+        )
 
 
 async def stay_for(

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fineserve.wire import PlanRequest, ProfileResponse
+from learngenes.config import Size
+from learngenes.sizing.budget import Workload
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.quality import QualityTable
 from learngenes.sizing.solver import Candidates, Impossible, Infeasible, Solution, solve
@@ -139,6 +141,24 @@ def missing_profiles(
     return sorted(missing)
 
 
+def require_guide(guide: Size | None, family: FamilyRecord, num_classes: int | None) -> None:
+    """Raise Problem unless this size of a family can guide a model, of `num_classes` of a task."""
+    if guide is None:
+        return
+    if num_classes is not None:
+        detail = "the model has classes of its own, which no other size knows: leave guide out"
+        raise Problem(422, "unsuitable-guide", detail)
+    sizes = family.sizes
+    if guide.depth not in sizes.depths or guide.rank not in sizes.ranks:
+        depths, ranks = (", ".join(map(str, values)) for values in (sizes.depths, sizes.ranks))
+        raise Problem(
+            422,
+            "unsuitable-guide",
+            f"the family {family.name} has no size of {guide} that could guide; its depths are "
+            f"{depths}, its ranks {ranks}",
+        )
+
+
 def solve_budget(
     state: State, request: PlanRequest, site: Site, num_classes: int | None = None
 ) -> Solution:
@@ -146,13 +166,16 @@ def solve_budget(
 
     Raises Problem: over the limits, contradictory, infeasible.
     """
-    check_limits(state.settings, request.n, request.num_inference_steps)
+    quality = site.quality if num_classes is None else site.quality.of_other_classes
+    samplings = quality.samplings(request)
+    check_limits(state.settings, request.n, samplings[0].num_inference_steps)
+    require_guide(request.guide, site.family, num_classes)
     candidates = Candidates.of(
         site.family.network.with_classes(num_classes),
         site.family.sizes,
-        site.quality if num_classes is None else site.quality.shared_alone,
+        quality,
         site.profile,
-        request.workload,
+        *(Workload(request.n, sampling) for sampling in samplings),
     )
     try:
         solution = solve(candidates, request.constraints)

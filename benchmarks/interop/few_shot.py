@@ -7,7 +7,6 @@ import zipfile
 import torch
 
 from benchmarks.deployment import FAMILIES, Deployment, pixels
-from benchmarks.frechet import frechet_distance, gaussian
 from benchmarks.parts import REPOSITORY, Figures
 from fineserve import Client
 from learngenes.config import Mode, Scheduler, Size
@@ -15,6 +14,7 @@ from learngenes.data import labelled
 from learngenes.data.images import as_picture, encode_png
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import load_family
+from learngenes.judging.frechet import frechet_distance, gaussian
 from learngenes.model.sampling import sample
 
 TASKS = {"animal-mnist": "silhouettes", "mnist": "digits"}

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.classifier import accuracy, train_classifier
 from benchmarks.deployment import FAMILIES, FreshClone, pixels
 from benchmarks.parts import RESULTS, Figures, say
 from learngenes.config import Mode, Scheduler, Size
@@ -21,6 +20,7 @@ from learngenes.data.images import grid
 from learngenes.data.labelled import LabelledImages, load
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import to_diffusers
+from learngenes.judging.classifier import accuracy, train_classifier
 from learngenes.model.sampling import initial_noise
 from learngenes.model.schedulers import diffusers_scheduler
 

@@ -25,7 +25,7 @@ from learngenes.training.calibrate import calibrate
 from learngenes.training.retrain import RetrainingConfig, retrain
 
 APPROACHES = ("fine", "scratch", "pruning", "int8")
-WORKLOAD = Workload(n=4, num_inference_steps=10, guided=False)
+WORKLOAD = Workload.of(n=4, num_inference_steps=10, guidance_scale=1)
 TIMED_STEPS = 8
 LATENCY_RUNS = 20
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.classifier import accuracy, new_classifier, train_classifier
-from benchmarks.frechet import Gaussian, frechet_distance, gaussian
 from benchmarks.paper.setting import Setting, Splits
 from benchmarks.paper.training import CPU, denoising_loss
 from learngenes.config import Scheduler
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
+from learngenes.judging.classifier import accuracy, new_classifier, train_classifier
+from learngenes.judging.frechet import Gaussian, frechet_distance, gaussian
 from learngenes.model.dense import DenseDiT
 from learngenes.model.dit import DiT
 from learngenes.model.sampling import sample

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.frechet import FEATURES
 from benchmarks.parts import REPOSITORY
 from learngenes.config import DiffusionConfig, NetworkConfig
 from learngenes.data import labelled
 from learngenes.data.labelled import LabelledImages
+from learngenes.judging.frechet import FEATURES
 from learngenes.training.config import PretrainingConfig
 
 DATA = PretrainingConfig.read(REPOSITORY / "families" / "fashion" / "config.toml").data

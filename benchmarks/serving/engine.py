@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.parts import REPOSITORY
 from benchmarks.serving.subjects import STEPS
 from benchmarks.serving.subjects import family as fashion
-from learngenes.config import DType, Mode, Scheduler, Size
+from learngenes.config import DType, Mode, Sampling, Scheduler, Size
 from learngenes.device import compute_dtype, with_threads
 from learngenes.family.family import Family
 from learngenes.stepping.kernels import CompiledGraphs, Kernels, graphs
@@ -75,9 +75,9 @@ def request(
         load=lambda: loaded.scales_of(size),
         class_labels=labels,
         seeds=seeds,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        scheduler=scheduler,
+        sampling=Sampling(
+            num_inference_steps=steps, guidance_scale=guidance_scale, scheduler=scheduler
+        ),
     )
 
 

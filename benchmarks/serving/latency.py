@@ -8,7 +8,7 @@ from http.client import HTTPConnection
 import numpy as np
 
 from benchmarks.parts import Figures, say
-from benchmarks.serving.subjects import STEPS, Served
+from benchmarks.serving.subjects import SAMPLING, STEPS, Served
 
 REQUESTS = 200
 LONG_REQUESTS, LONG_STEPS, SHORT_STEPS = 10, 200, 10
@@ -32,7 +32,7 @@ class _Client:
     def generate(self, steps: int, number: int) -> tuple[float, float]:
         """Seconds until the answer, and those of it that the engine had the request."""
         request = {"model": self._model, "class_labels": [number % 10], "seed": number}
-        body = json.dumps({**request, "num_inference_steps": steps})
+        body = json.dumps({**request, **SAMPLING, "num_inference_steps": steps})
         started = time.perf_counter()
         self._connection.request("POST", "/generate", body, {"content-type": "application/json"})
         answer = self._connection.getresponse().read()

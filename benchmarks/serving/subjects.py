@@ -19,6 +19,8 @@ from worker.artifacts import load_own
 from worker.build.restore import kept_record
 
 STEPS = 25
+SAMPLING = {"num_inference_steps": STEPS, "guidance_scale": 2.0, "scheduler": "ddim"}
+"""Sampling that all servers are asked for."""
 MIX = 20
 SEED = 2409
 BUILD = {"retraining_steps": 2, "verify_seconds": 0.1, "profile_seconds": 5}
@@ -87,7 +89,7 @@ def requests(models: list[str]) -> MakeRequest:
     def make(number: int) -> tuple[str, dict[str, Any], dict[str, str]]:
         model = models[order[number % len(order)]]
         body = {"model": model, "class_labels": [number % 10], "seed": number}
-        return "/generate", {**body, "num_inference_steps": STEPS}, {"accept": "image/png"}
+        return "/generate", {**body, **SAMPLING}, {"accept": "image/png"}
 
     return make
 
@@ -101,6 +103,7 @@ def peer_requests(name: str, models: list[str]) -> MakeRequest:
     def make(number: int) -> tuple[str, dict[str, Any], dict[str, str]]:
         path, request, _ = ours(number)
         label = request.pop("class_labels")[0]
-        return path, body(name, {**request, "class_label": label, "guidance_scale": 2.0}), {}
+        request.pop("scheduler")  # they have this one alone
+        return path, body(name, {**request, "class_label": label}), {}
 
     return make

@@ -24,7 +24,7 @@ from matplotlib import pyplot as plt
 CASES = {"fashion": 100, "dit-xl-2": 100}
 SEED = 2409
 MEASURED_SECONDS = 5.0
-REFERENCE = Workload(n=4, num_inference_steps=10)
+REFERENCE = Workload.of(n=4, num_inference_steps=10)
 REFERENCE_EVERY = 10
 MOST_SECONDS = {"fashion": 6.0, "dit-xl-2": 2.5}
 """The longest latency budget: else one case would take minutes to measure."""
@@ -55,7 +55,7 @@ def measure() -> Figures:
                 "size": describe(plan),
                 "n": workload.n,
                 "num_inference_steps": workload.num_inference_steps,
-                "guided": workload.guided,
+                "guided": workload.guided_steps > 0,
                 "max_mem_bytes": constraints.max_mem_bytes,
                 "max_latency_seconds": constraints.max_latency_seconds,
                 "predicted": _plain(plan.predicted),
@@ -137,7 +137,7 @@ def _workload(chance: random.Random, family: str) -> Workload:
         n, steps = chance.choice((1, 2, 4, 8)), chance.choice((5, 10, 20))
     else:
         n, steps = 1, chance.choice((1, 2))
-    return Workload(n=n, num_inference_steps=steps, guided=guided)
+    return Workload.of(n=n, num_inference_steps=steps, guidance_scale=2 if guided else 1)
 
 
 def _budget(chance: random.Random, candidates: Candidates, most_seconds: float) -> Constraints:

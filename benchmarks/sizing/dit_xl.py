@@ -7,7 +7,7 @@ from learngenes.sizing.budget import Budget, Constraints, Plan, Workload
 from learngenes.sizing.cost import weight_bytes
 from learngenes.sizing.solver import solve
 
-WORKLOAD = Workload(n=1, num_inference_steps=1)
+WORKLOAD = Workload.of(n=1, num_inference_steps=1)
 BUDGETS_GB = (0.25, 0.5, 1.0, 2.0, 4.0)
 LATENCIES_MS = (None, 2000)
 """Depth 28 factored fits all of these; in a hurry, more memory buys a better model."""

@@ -23,7 +23,7 @@ from learngenes.sizing.solver import Candidates, Infeasible, solve
 from worker.build.verify import Specimen
 
 GROUPS = Path("/sys/fs/cgroup")
-WORKLOAD = Workload(n=1, num_inference_steps=2)
+WORKLOAD = Workload.of(n=1, num_inference_steps=2)
 SIZES = (
     (fashion, Constraints(depth=2, rank=32, mode=Mode.FACTORED, dtype=DType.INT8)),
     (fashion, Constraints(depth=8, rank=256, mode=Mode.MATERIALISED, dtype=DType.FLOAT32)),

@@ -33,7 +33,7 @@ def measure() -> Figures:
     kinds: collections.Counter[str] = collections.Counter()
     shares: list[float] = []
     while sum(kinds.values()) < BUDGETS:
-        workload = Workload(chance.choice((1, 2, 4, 8)), 25, chance.random() < 0.5)
+        workload = Workload.of(chance.choice((1, 2, 4, 8)), guidance_scale=chance.choice((1, 2)))
         manifest, table = family.manifest, family.quality
         assert table is not None
         candidates = Candidates.of(manifest.network, manifest.sizes, table, profile, workload)

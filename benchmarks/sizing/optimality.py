@@ -22,10 +22,10 @@ def measure() -> Figures:
     for _ in range(CASES):
         network, sizes = _family(chance)
         quality, profile = _quality(chance, sizes), _profile(chance, sizes)
-        workload = Workload(
+        workload = Workload.of(
             n=chance.choice((1, 2, 4, 16)),
             num_inference_steps=chance.choice((1, 10, 50)),
-            guided=chance.random() < 0.5,
+            guidance_scale=chance.choice((1, 2)),
         )
         constraints = _constraints(chance, sizes)
         candidates = Candidates.of(network, sizes, quality, profile, workload)

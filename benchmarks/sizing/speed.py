@@ -38,7 +38,7 @@ def solving() -> Figures:
             max_mem_bytes=int(10 ** chance.uniform(6.5, 9.5)),
             max_latency_seconds=10 ** chance.uniform(-1, 2),
         )
-        workload = Workload(n=chance.randint(1, 8), num_inference_steps=chance.randint(1, 50))
+        workload = Workload.of(n=chance.randint(1, 8), num_inference_steps=chance.randint(1, 50))
         started = time.perf_counter()
         candidates = subject.candidates(workload)
         with contextlib.suppress(Infeasible):

@@ -93,8 +93,7 @@ class Subject:
             load=lambda: kept(own, self.family, plan.mode, plan.dtype),
             class_labels=[i % len(self.family.manifest.class_names) for i in range(workload.n)],
             seeds=range(workload.n),
-            num_inference_steps=workload.num_inference_steps,
-            guidance_scale=2.0 if workload.guided else 1.0,
+            sampling=workload.sampling,
         )
         began = time.perf_counter()
         job = self.engine.submit(request)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from benchmarks.classifier import accuracy, train_classifier
 from benchmarks.deployment import Deployment, pixels
 from benchmarks.parts import REPOSITORY, Figures, say
 from learngenes.data.labelled import LabelledImages
+from learngenes.judging.classifier import accuracy, train_classifier
 
 SHAPES = ("circle", "square", "triangle")
 PER_SHAPE = 20

@@ -100,13 +100,25 @@ def calibrate(
     family: FamilyDirectory,
     points: Annotated[int, typer.Option(min=2, help="at most, of depths and of ranks")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="of Sigma retraining, for each size")] = 300,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="real images, train and test: measure what pictures are worth, too"),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="file of results; another run goes on from it")
+    ] = None,
 ) -> None:
-    """Measure what each size of a family is worth, and store it there; minutes to an hour."""
+    """Measure what each size of a family is worth, and store it there; minutes to an hour.
+
+    With `--data`, pictures by several samplings are measured, too, which takes hours on a CPU:
+    plans then choose the sampling beside the size.
+    """
     from tqdm import tqdm
 
-    from learngenes.config import Size
+    from learngenes.config import Sampling, Size
     from learngenes.family.family import write_quality
     from learngenes.training.calibrate import calibrate as measure
+    from learngenes.training.pictures import pictures_config
     from learngenes.training.retrain import RetrainingConfig
 
     loaded = _loaded(family)
@@ -117,8 +129,16 @@ def calibrate(
             bar.set_description(f"L{size.depth} r{size.rank}: {before:.4f} -> {after:.4f}")
             bar.update(done - bar.n)
 
+        def on_pictures(size: Size, sampling: Sampling, distance: float, accuracy: float) -> None:
+            bar.write(
+                f"L{size.depth} r{size.rank}, {sampling.num_inference_steps} steps, guided "
+                f"{len(sampling.guided)}: distance {distance:.1f}, accuracy {accuracy:.3f}"
+            )
+
         config = RetrainingConfig(steps=steps, max_seconds=float("inf"))
-        table = measure(loaded, config, points, on_size)
+        with _refusals():
+            pictures = None if data is None else pictures_config(loaded, data, work)
+        table = measure(loaded, config, points, on_size, pictures, on_pictures)
     write_quality(family, table)
     typer.echo(f"{family}/quality.json is written; restart its workers")
 
@@ -183,6 +203,7 @@ def _refusals() -> Iterator[None]:
     from learngenes.data.latents import AutoencoderError
     from learngenes.family.family import FamilyError
     from learngenes.formats.teacher import TeacherError
+    from learngenes.judging.frechet import FeaturesMissing
     from learngenes.training.config import TrainingError
 
     try:
@@ -192,6 +213,7 @@ def _refusals() -> Iterator[None]:
         ConfigError,
         DataError,
         FamilyError,
+        FeaturesMissing,
         TeacherError,
         TrainingError,
     ) as error:

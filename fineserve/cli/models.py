@@ -16,10 +16,15 @@ from fineserve.cli.options import (
     AsJson,
     BatchImages,
     FamilyName,
+    GuidanceScale,
+    GuidanceStart,
+    GuidanceStop,
+    GuideSize,
     MaxLatencyMs,
     MaxMemGb,
     ModelId,
     Number,
+    SchedulerName,
     Text,
     Url,
     echo,
@@ -27,6 +32,7 @@ from fineserve.cli.options import (
     echo_table,
     fail,
     given,
+    parsed_guide,
 )
 from fineserve.client import Client
 from fineserve.wire import ExportFormat, ModelResponse
@@ -48,6 +54,11 @@ def create(
     ] = None,
     n: BatchImages = None,
     num_inference_steps: Number = None,
+    scheduler: SchedulerName = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_start: GuidanceStart = None,
+    guidance_stop: GuidanceStop = None,
+    guide: GuideSize = None,
     refine_seconds: Annotated[
         int | None, typer.Option(help="train every weight for so long after Sigma")
     ] = None,
@@ -64,6 +75,11 @@ def create(
         task=task,
         n=n,
         num_inference_steps=num_inference_steps,
+        scheduler=scheduler,
+        guidance_scale=guidance_scale,
+        guidance_start=guidance_start,
+        guidance_stop=guidance_stop,
+        guide=parsed_guide(guide),
         refine=None if refine_seconds is None else {"max_seconds": refine_seconds},
     )
     with connected(url) as client:
@@ -152,9 +168,14 @@ def generate(
         list[str] | None, typer.Option("--class", help="name or number; by default every class")
     ] = None,
     n: Annotated[int | None, typer.Option(help="images; by default one for each class")] = None,
-    steps: Annotated[int, typer.Option()] = 25,
-    guidance_scale: Annotated[float, typer.Option(help="1 is unguided")] = 2.0,
-    scheduler: Annotated[str, typer.Option(help="ddim, dpmsolver++ or euler")] = "ddim",
+    num_inference_steps: Annotated[
+        int | None, typer.Option("--steps", "--num-inference-steps")
+    ] = None,
+    scheduler: SchedulerName = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_start: GuidanceStart = None,
+    guidance_stop: GuidanceStop = None,
+    guide: GuideSize = None,
     seed: Number = None,
     out: Annotated[Path, typer.Option(help="directory for the PNGs")] = Path(),
     as_json: AsJson = False,
@@ -164,15 +185,17 @@ def generate(
     request = given(
         class_labels=class_label or None,
         n=n,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
+        num_inference_steps=num_inference_steps,
         scheduler=scheduler,
+        guidance_scale=guidance_scale,
+        guidance_start=guidance_start,
+        guidance_stop=guidance_stop,
+        guide=parsed_guide(guide),
         seed=seed,
     )
     with connected(url) as client:
         asked = client.create_generation(model, **request)
         with _bar("sampling", quiet=as_json) as update:
-            update(total=steps)
             done = client.wait_generation(asked.id, _following(update))
     out.mkdir(parents=True, exist_ok=True)
     files = []

@@ -24,6 +24,14 @@ BatchImages = Annotated[int | None, typer.Option(help="images in one batch")]
 Text = Annotated[str | None, typer.Option()]
 Number = Annotated[int | None, typer.Option()]
 
+SchedulerName = Annotated[str | None, typer.Option(help="ddim, dpmsolver++ or euler")]
+GuidanceScale = Annotated[float | None, typer.Option(help="1 is unguided")]
+GuidanceStart = Annotated[float | None, typer.Option(help="share of the steps, 0 by default")]
+GuidanceStop = Annotated[float | None, typer.Option(help="share of the steps, 1 by default")]
+GuideSize = Annotated[
+    str | None, typer.Option(help="smaller size that guides, as DEPTHxRANK; by default the model")
+]
+
 FamilyDirectory = Annotated[Path, typer.Argument(help="a family's directory", exists=True)]
 FamilyConfig = Annotated[Path, typer.Argument(help="see families/*/config.toml", exists=True)]
 Work = Annotated[Path, typer.Option(help="checkpoints and the loss log; resumes from it")]
@@ -33,6 +41,16 @@ NewFamily = Annotated[Path, typer.Option(help="where the family is written")]
 def given(**options: Any) -> dict[str, Any]:
     """Options that were given; the service chooses the others."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def parsed_guide(text: str | None) -> dict[str, int] | None:
+    """A size that is written as DEPTHxRANK. Raises BadParameter."""
+    if text is None:
+        return None
+    depth, _, rank = text.partition("x")
+    if not (depth.isdecimal() and rank.isdecimal()):
+        raise typer.BadParameter(f"--guide {text!r} is no DEPTHxRANK; 2x96 is one")
+    return {"depth": int(depth), "rank": int(rank)}
 
 
 def echo(text: object, answer: object, as_json: bool) -> None:

@@ -12,16 +12,23 @@ from fineserve.cli.options import (
     AsJson,
     BatchImages,
     FamilyName,
+    GuidanceScale,
+    GuidanceStart,
+    GuidanceStop,
+    GuideSize,
     MaxLatencyMs,
     MaxMemGb,
     Number,
+    SchedulerName,
     Text,
     Url,
     echo_table,
     fail,
     given,
+    parsed_guide,
 )
 from fineserve.wire import PlanResponse
+from learngenes.config import Sampling
 
 cli = typer.Typer()
 
@@ -38,7 +45,11 @@ def plan(
     min_quality: Annotated[float | None, typer.Option(help="of the family's best, 1")] = None,
     n: BatchImages = None,
     num_inference_steps: Number = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 is unguided")] = None,
+    scheduler: SchedulerName = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_start: GuidanceStart = None,
+    guidance_stop: GuidanceStop = None,
+    guide: GuideSize = None,
     depth: Number = None,
     rank: Number = None,
     mode: Annotated[str | None, typer.Option(help="factored, materialised or dense")] = None,
@@ -57,7 +68,11 @@ def plan(
         min_quality=min_quality,
         n=n,
         num_inference_steps=num_inference_steps,
+        scheduler=scheduler,
         guidance_scale=guidance_scale,
+        guidance_start=guidance_start,
+        guidance_stop=guidance_stop,
+        guide=parsed_guide(guide),
         depth=depth,
         rank=rank,
         mode=mode,
@@ -90,23 +105,39 @@ def _table(answer: PlanResponse) -> Table:
         title=f"{answer.family} on {answer.device_class}",
         caption=f"{shown.start + 1} to {shown.stop} of the {len(front)} sizes on the Pareto front",
     )
-    for heading in ("", "depth", "rank", "mode", "dtype", "quality"):
+    for heading in ("", "depth", "rank", "mode", "dtype", "quality", "FD"):
         result.add_column(heading, justify="left" if heading in ("mode", "dtype") else "right")
     for heading in ("memory, MB", "process, MB", "median, ms", "p95, ms"):
         result.add_column(heading, justify="right")
+    result.add_column("sampling")
     for i in shown:
         size, cost = front[i], front[i].predicted
         result.add_row(
             "→" if i == place else "",
             *map(str, (size.depth, size.rank, size.mode, size.dtype)),
             f"{size.quality:.4f}",
+            "" if size.distance is None else f"{size.distance:.0f}",
             f"{cost.memory_bytes / 1e6:.1f}",
             f"{cost.process_memory_bytes / 1e6:.0f}",
             f"{cost.latency_seconds * 1e3:.0f}",
             f"{cost.latency_p95_seconds * 1e3:.0f}",
+            told(size.sampling),
             style="bold" if i == place else None,
         )
     return result
+
+
+def told(sampling: Sampling | None) -> str:
+    """Sampling in a few words; records of earlier releases have none."""
+    sampling = sampling or Sampling()
+    steps = f"{sampling.num_inference_steps} {sampling.scheduler}"
+    if not sampling.guided:
+        return f"{steps}, unguided"
+    guide, interval = sampling.guide, ""
+    if sampling.guidance_start > 0 or sampling.guidance_stop < 1:
+        interval = f" at {sampling.guidance_start:.0%}-{sampling.guidance_stop:.0%}"
+    by = f" by {guide.depth}x{guide.rank}" if guide else ""
+    return f"{steps}, guided {sampling.guidance_scale:g}{by}{interval}"
 
 
 def _explanation(answer: PlanResponse) -> str:

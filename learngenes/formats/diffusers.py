@@ -18,6 +18,7 @@ from learngenes.model.factors import Own
 from learngenes.model.schedulers import diffusers_scheduler
 
 LABELS = "id2label.json"
+GUIDE = "guide"
 PIPELINE_NULL_CLASS = 1000
 """Class that `DiTPipeline` guides away from, whatever number of classes the network has."""
 EMBEDDER = "norm1.emb"
@@ -33,10 +34,15 @@ LINEARS = {
 
 
 def export_model(
-    family: Family, own: Own, directory: Path, class_names: Sequence[str] = ()
+    family: Family,
+    own: Own,
+    directory: Path,
+    class_names: Sequence[str] = (),
+    guide: Own | None = None,
 ) -> None:
     """Write `transformer/` (float32) and `scheduler/` (DDIM), as `DiTPipeline` samples from them,
-    and `id2label.json`: the names of the classes, by default the family's.
+    the smaller model that guides as `guide/`, and `id2label.json`: the names of the classes, by
+    default the family's.
 
     Of a family of latents the whole pipeline. Raises ValueError when the family has more than 1,000
     classes.
@@ -44,6 +50,18 @@ def export_model(
     labels = {
         str(number): name for number, name in enumerate(class_names or family.manifest.class_names)
     }
+    _save_network(family, own, directory / "transformer")
+    if guide is not None:
+        _save_network(family, guide, directory / GUIDE)
+    (directory / LABELS).write_text(json.dumps(labels, indent=2) + "\n")
+    # the number of steps is the request's, and is not part of a saved scheduler
+    scheduler = diffusers_scheduler(family.manifest.diffusion, Scheduler.DDIM, 1)
+    scheduler.save_pretrained(directory / "scheduler")
+    if family.encoder is not None:
+        _save_pipeline(family, labels, directory)
+
+
+def _save_network(family: Family, own: Own, directory: Path) -> None:
     model = family.assemble(own, Mode.MATERIALISED)
     config = diffusers_config(model.config, len(model.layers))
     config["num_embeds_ada_norm"] = PIPELINE_NULL_CLASS
@@ -53,13 +71,7 @@ def export_model(
         if name.endswith("class_embedder.embedding_table.weight"):
             state[name] = _pipeline_classes(tensor)
     network.load_state_dict(state)
-    network.save_pretrained(directory / "transformer")
-    (directory / LABELS).write_text(json.dumps(labels, indent=2) + "\n")
-    if family.encoder is not None:
-        _save_pipeline(family, labels, directory)
-    # the number of steps is the request's, and is not part of a saved scheduler
-    scheduler = diffusers_scheduler(family.manifest.diffusion, Scheduler.DDIM, 1)
-    scheduler.save_pretrained(directory / "scheduler")
+    network.save_pretrained(directory)
 
 
 def _save_pipeline(family: Family, labels: Mapping[str, str], directory: Path) -> None:

@@ -29,9 +29,9 @@ from learngenes.measuring.steps import (
     SecondsOf,
     batch_of,
     execution_on,
-    step_seconds,
     own_model,
     seconds_a_step,
+    step_seconds,
     worked_seconds_a_step,
 )
 from learngenes.sizing.budget import Workload
@@ -261,8 +261,8 @@ def overhead_bytes(family: Family) -> int:
     sizes = family.manifest.sizes
     size = Size(depth=sizes.depths[0], rank=sizes.middle.rank)
     scales = family.scales_of(size)
-    workloads = [Workload(num_inference_steps=2)]
-    workloads += [Workload(n=n, guided=False) for n in (1, decoded_together(device))]
+    workloads = [Workload.of(num_inference_steps=2)]
+    workloads += [Workload.of(n=n, guidance_scale=1) for n in (1, decoded_together(device))]
     kinds = [each for each in itertools.product(SHARED_MODES, DType) if executable(*each)]
     most = 0
     for mode, dtype in kinds:

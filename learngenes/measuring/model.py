@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,10 @@ class Measurement:
     """Bytes that batches of the family need beyond the prediction."""
 
 
-def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of parameters and buffers; those that layers share count once."""
-    tensors = (*model.parameters(), *model.buffers())
+def parameter_bytes(*models: nn.Module) -> int:
+    """Bytes of parameters and buffers; those that layers or models share count once."""
+    together = nn.ModuleList(models)
+    tensors = (*together.parameters(), *together.buffers())
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
@@ -38,45 +40,52 @@ def run(
     model: DiT | DenseDiT,
     diffusion: DiffusionConfig,
     workload: Workload,
-    scheduler: Scheduler = Scheduler.DDIM,
+    guide: DiT | DenseDiT | None = None,
 ) -> float:
     """Sample one batch as `workload` says; returns the seconds it took."""
     labels = [i % model.config.num_classes for i in range(workload.n)]
+    how = {**dict(workload.sampling), "guide": guide}
     started = time.perf_counter()
-    sample(
-        model,
-        diffusion,
-        labels,
-        range(workload.n),
-        num_inference_steps=workload.num_inference_steps,
-        guidance_scale=2.0 if workload.guided else 1.0,
-        scheduler=scheduler,
-    )
+    sample(model, diffusion, labels, range(workload.n), **how)
     synchronise(model.stem.positions.device)
     return time.perf_counter() - started
 
 
-def memory(model: DiT | DenseDiT, diffusion: DiffusionConfig, workload: Workload) -> int:
-    """Bytes of weights and peak activations of one batch."""
-    short = dataclasses.replace(workload, num_inference_steps=2)
+def memory(
+    model: DiT | DenseDiT,
+    diffusion: DiffusionConfig,
+    workload: Workload,
+    guide: DiT | DenseDiT | None = None,
+) -> int:
+    """Bytes of weights and peak activations of one batch, by the scheduler that needs most."""
     device = model.stem.positions.device
-    activations = max(
-        peak_bytes(lambda name=name: run(model, diffusion, short, name), device)  # type: ignore[misc]
-        for name in Scheduler
-    )
-    return parameter_bytes(model) + activations
+    briefly: dict[str, object] = {"num_inference_steps": 2}
+    briefly |= {"guidance_start": 0.0, "guidance_stop": 1.0}
+    if not workload.guided_steps:
+        briefly["guidance_scale"] = 1.0
+
+    def batch(scheduler: Scheduler) -> Callable[[], float]:
+        sampling = workload.sampling.model_copy(update={**briefly, "scheduler": scheduler})
+        short = dataclasses.replace(workload, sampling=sampling)
+        return lambda: run(model, diffusion, short, guide)
+
+    activations = max(peak_bytes(batch(scheduler), device) for scheduler in Scheduler)
+    return parameter_bytes(model, *([] if guide is None else [guide])) + activations
 
 
-def measure(model: DiT, diffusion: DiffusionConfig, workload: Workload) -> Measurement:
+def measure(
+    model: DiT, diffusion: DiffusionConfig, workload: Workload, guide: DiT | None = None
+) -> Measurement:
     """Run some batches as `workload` says, measuring memory and seconds."""
-    run(model, diffusion, dataclasses.replace(workload, num_inference_steps=1))
-    seconds = [run(model, diffusion, workload)]
+    once = workload.sampling.model_copy(update={"num_inference_steps": 1})
+    run(model, diffusion, dataclasses.replace(workload, sampling=once), guide)
+    seconds = [run(model, diffusion, workload, guide)]
     while len(seconds) < MOST_RUNS and sum(seconds) < RUNS_SECONDS:
-        seconds.append(run(model, diffusion, workload))
+        seconds.append(run(model, diffusion, workload, guide))
     process_bytes = process_peak_bytes(model.stem.positions.device)  # the profiler takes some, too
     return Measurement(
         Cost(
-            memory_bytes=memory(model, diffusion, workload),
+            memory_bytes=memory(model, diffusion, workload, guide),
             process_memory_bytes=process_bytes,
             latency_seconds=float(np.median(seconds)),
             latency_p95_seconds=float(np.quantile(seconds, 0.95)),

@@ -121,7 +121,7 @@ def measure_step_costs(
 def _row_bytes(shared: SharedWeights, rows: int) -> int:
     """Bytes of a row by sizing's cost model, in the mode that needs more; without decoding."""
     network, device = shared.network.model_copy(update={"autoencoder": None}), shared.device
-    workload = Workload(n=rows, guided=False)
+    workload = Workload.of(n=rows, guidance_scale=1)
     executions = (execution_on(device, mode, shared.dtype) for mode in SHARED_MODES)
     held = max(int(activation_bytes(network, network.rank, e, workload)) for e in executions)
     return -(-held // rows)
@@ -139,9 +139,7 @@ def own_model(
     return model
 
 
-def step_seconds(
-    batches: Mapping[K, Batch], until: float, seconds_of: SecondsOf
-) -> dict[K, float]:
+def step_seconds(batches: Mapping[K, Batch], until: float, seconds_of: SecondsOf) -> dict[K, float]:
     """Seconds of a step of each, medians of rounds: a slow moment of the machine is nobody's alone.
 
     The fastest round is a tenth less than a request sees.
@@ -169,7 +167,8 @@ def batch_of(models: Sequence[ModelWeights], rows: int, kernels: Kernels) -> Bat
     for model in models:
         modulations.append(model.modulations(timesteps, 0).flatten(0, 1))
         x = torch.zeros(rows, *picture, device=shared.device)
-        parts.append(Part(model, plan, 0, [at] * rows, None, 1.0, x, torch.zeros_like(x)))
+        unguided = range(0), model, list[int](), 1.0
+        parts.append(Part(model, plan, 0, [at] * rows, *unguided, x, torch.zeros_like(x)))
         at += len(modulations[-1])
     tables = Tables(plan.coefficients.to(shared.device), torch.cat(modulations))
     batch = Batch(parts, tables, Stack(shared), kernels)

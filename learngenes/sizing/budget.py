@@ -3,12 +3,12 @@
 Neither numpy nor torch here: the service's HTTP types and its clients are made of these.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from learngenes.config import DType, Frozen, Mode
+from learngenes.config import DType, Frozen, Mode, Sampling, SamplingRequest
 
 MemoryScope = Literal["model", "process"]
 BudgetName = Literal["max_mem_gb", "max_latency_ms", "min_quality"]
@@ -23,13 +23,30 @@ class Workload:
 
     n: int = 4
     """Images in one batch."""
-    num_inference_steps: int = 25
-    guided: bool = True
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @classmethod
+    def of(cls, n: int = 4, **sampling: Any) -> "Workload":
+        """The workload of a sampling that is stated by its fields."""
+        return cls(n, Sampling(**sampling))
+
+    @property
+    def num_inference_steps(self) -> int:
+        return self.sampling.num_inference_steps
+
+    @property
+    def guided_steps(self) -> int:
+        return len(self.sampling.guided)
 
     @property
     def rows(self) -> int:
-        """Rows of a forward pass: a guided image needs a second, unconditional one."""
-        return self.n * (2 if self.guided else 1)
+        """Most rows of a step: a guided image needs a second one."""
+        return self.n * (2 if self.guided_steps else 1)
+
+    @property
+    def rows_of_an_image(self) -> int:
+        """Rows of all steps of one image."""
+        return self.num_inference_steps + self.guided_steps
 
 
 class Constraints(Frozen):
@@ -45,7 +62,7 @@ class Constraints(Frozen):
     dtype: DType | None = None
 
 
-class Budget(BaseModel):
+class Budget(SamplingRequest):
     """What the caller can afford, for which sampling, and what is fixed."""
 
     max_mem_gb: Annotated[Number, Field(gt=0, le=10_000)] | None = None
@@ -58,17 +75,11 @@ class Budget(BaseModel):
     """Least quality, where the family's best has 1."""
     n: Annotated[Count, Field(le=1024)] = 4
     """Images in one batch."""
-    num_inference_steps: Annotated[Count, Field(le=1000)] = 25
-    guidance_scale: Annotated[Number, Field(ge=1, le=20)] = 2.0
-    """1 is unguided, and halves the rows of a step."""
+    num_inference_steps: Annotated[Count, Field(le=1000)] | None = None
     depth: Count | None = None
     rank: Count | None = None
     mode: Mode | None = None
     dtype: DType | None = None
-
-    @property
-    def workload(self) -> Workload:
-        return Workload(self.n, self.num_inference_steps, guided=self.guidance_scale > 1)
 
     @property
     def constraints(self) -> Constraints:
@@ -110,11 +121,22 @@ class Plan:
     """Images in one batch: what the budget was stated for."""
     predicted: Cost
     quality: float
-    """Share of the family's best, which is 1."""
+    """Share of the way from the family's worst pictures to real ones; where nobody has measured
+    pictures, the family's least loss over this size's."""
     latency_estimated: bool = False
     """Whether latency is an estimate: the device has not been measured idle yet."""
     latency_range_seconds: tuple[float, float] | None = None
     """Range in which the measured median lies for nine sizes of ten; None in older records."""
+    sampling: Sampling | None = None
+    """Sampling that it is for, and that requests get by default; None in older records."""
+    distance: float | None = None
+    """Fréchet distance of its pictures to real ones; None where nobody has measured it."""
+    class_accuracy: float | None = None
+    """Share of its pictures in which a classifier finds the class that was asked for."""
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(self.n, self.sampling or Sampling())
 
     @property
     def constraints(self) -> Constraints:

@@ -168,7 +168,7 @@ def activation_bytes(
     )
     widest = functools.reduce(np.maximum, moments)
     image = network.in_channels * network.sample_size**2 * BYTES_PER_FLOAT32
-    images = (8 if workload.guided else 4) * workload.n
+    images = 4 * workload.rows
     widest = np.maximum(widest + conditioning, decoding_bytes(network, workload.n))
     return widest + images * image + SCHEDULE_BYTES
 
@@ -180,9 +180,19 @@ def memory_bytes(
     execution: Execution,
     workload: Workload,
 ) -> Ints | int:
-    """Bytes that the model itself needs on the device: weights and peak activations."""
+    """Bytes that the model itself needs on the device: weights, its guide's, peak activations."""
     weights = weight_bytes(network, depth, rank, execution)
-    return weights + activation_bytes(network, rank, execution, workload)
+    activations = activation_bytes(network, rank, execution, workload)
+    return weights + guide_bytes(network, execution, workload) + activations
+
+
+def guide_bytes(network: NetworkConfig, execution: Execution, workload: Workload) -> int:
+    """Bytes of the smaller model that guides, without the stem, which it shares; 0 for none."""
+    guide = workload.sampling.guide
+    if guide is None or not workload.guided_steps:
+        return 0
+    stem = stem_parameters(network) * execution.compute_bytes + decoder_bytes(network)
+    return int(weight_bytes(network, guide.depth, guide.rank, execution)) - stem
 
 
 def process_bytes(memory: Ints | int, shared: Ints | int, base_bytes: int) -> Ints | int:

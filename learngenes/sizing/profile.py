@@ -1,5 +1,7 @@
 """Measured speed of a device for a family: everything that sizing cannot compute."""
 
+import functools
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal, Self
 
@@ -14,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from learngenes.config import DType, Frozen, Mode
+from learngenes.config import DType, Frozen, Mode, Size
 from learngenes.sizing.budget import Cost, Workload
 from learngenes.sizing.cost import Execution, Ints
 from learngenes.sizing.quality import Floats
@@ -63,9 +65,19 @@ class LayerCost(Frozen):
 
     def step(self, depth: Ints | int, rank: Ints | int, rows: int) -> Floats:
         """Seconds of one step; vectorised over depth and rank."""
+        return np.asarray(self._without_blocks(rows) + depth * self._block(rank, rows))
+
+    def guided_step(self, depth: Ints | int, rank: Ints | int, n: int, guide: Size) -> Floats:
+        """The same of `n` images, each with a row of the model and one of its guide."""
+        own, others = self._block(rank, n), self._block(guide.rank, n)
+        return np.asarray(self._without_blocks(2 * n) + depth * own + guide.depth * others)
+
+    def _without_blocks(self, rows: int) -> float:
+        return _linear(rows, self.rows, self.step_seconds)
+
+    def _block(self, rank: Ints | int, rows: int) -> Floats | float:
         by_rank = [_linear(rows, self.rows, row) for row in self.seconds]
-        layer = np.interp(rank, self.ranks, by_rank) if len(by_rank) > 1 else by_rank[0]
-        return np.asarray(_linear(rows, self.rows, self.step_seconds) + depth * layer)
+        return np.interp(rank, self.ranks, by_rank) if len(by_rank) > 1 else by_rank[0]
 
 
 class Observation(Frozen):
@@ -151,9 +163,27 @@ class DeviceProfile(Frozen):
         self, depth: Ints | int, rank: Ints | int, execution: Execution, workload: Workload
     ) -> Floats:
         """Median seconds of one batch as it is served; vectorised over depth and rank."""
-        step = self._cost(execution).step(depth, rank, workload.rows)
-        working = workload.n * self.image_seconds + workload.num_inference_steps * step
-        return np.asarray(self.overhead_seconds + working * self.speed_correction)
+        return np.asarray(self.latencies(depth, rank, execution, [workload])[0])
+
+    def latencies(
+        self,
+        depth: Ints | int,
+        rank: Ints | int,
+        execution: Execution,
+        workloads: Sequence[Workload],
+    ) -> Floats:
+        """The same of several workloads, (W, …)."""
+        cost = self._cost(execution)
+        plain = functools.cache(lambda rows: cost.step(depth, rank, rows))
+        by_other = functools.cache(lambda n, guide: cost.guided_step(depth, rank, n, guide))
+        working = []
+        for workload in workloads:
+            n, guided, guide = workload.n, workload.guided_steps, workload.sampling.guide
+            stepping = (workload.num_inference_steps - guided) * plain(n)
+            if guided:
+                stepping = stepping + guided * (by_other(n, guide) if guide else plain(2 * n))
+            working.append(n * self.image_seconds + stepping)
+        return np.asarray(self.overhead_seconds + np.array(working) * self.speed_correction)
 
     def latency_estimated(self, execution: Execution) -> bool:
         return self._cost(execution).estimated

@@ -1,16 +1,94 @@
-"""Quality of a size: a family's measured losses, interpolated so that more is never worse."""
+"""Quality of a size and a sampling: a family's measured tables, in which more is never worse."""
 
+import itertools
 import math
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from learngenes.config import Ascending, DType, Frozen, Mode
+from learngenes.config import (
+    Ascending,
+    DType,
+    Frozen,
+    Mode,
+    Sampling,
+    SamplingRequest,
+    Scheduler,
+    Share,
+)
 
 Row = tuple[PositiveFloat, ...]
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+DEFAULT_SAMPLING = Sampling(
+    num_inference_steps=10,
+    scheduler=Scheduler.DPMSOLVER,
+    guidance_scale=2,
+    guidance_start=0.2,
+    guidance_stop=0.8,
+)
+"""Sampling where nothing is known of a family's pictures."""
+LEAST_QUALITY = 1e-6
+"""Quality of pictures that are no better than the worst that were measured."""
+
+
+class PictureTable(Frozen):
+    """What the pictures of one sampling are worth, over the grid of a QualityTable."""
+
+    sampling: Sampling
+    distances: tuple[Row, ...]
+    """Fréchet distances to real images; one row per depth, one column per rank."""
+    accuracies: tuple[tuple[Share, ...], ...]
+    """Share of the pictures in which a classifier finds the class that was asked for."""
+
+
+class Pictures(Frozen):
+    """What pictures are worth, by sampling."""
+
+    floor: PositiveFloat
+    """Distance of real images that were held out."""
+    count: PositiveInt
+    """Number of pictures, and of real images, of which each distance is."""
+    tables: Annotated[tuple[PictureTable, ...], Field(min_length=1)]
+    heldout_error: NonNegativeFloat
+    """Median of |predicted / measured - 1| of the distances of sizes that no table has."""
+    source: str
+    """Note on how it was measured."""
+
+    @property
+    def worst(self) -> float:
+        """Distance that has quality 0: the smallest size's by the sampling that is worst for it."""
+        return max(table.distances[0][0] for table in self.tables)
+
+    def at(self, sampling: Sampling) -> tuple[Floats, Floats] | None:
+        """Distances and accuracies over the grid; None where the sampling was not measured.
+
+        Between two measured numbers of steps they are linear in the logarithm of it.
+        """
+        alike = {
+            table.sampling.num_inference_steps: table
+            for table in self.tables
+            if table.sampling == sampling.model_copy(update=_steps(table.sampling))
+        }
+        steps, known = sampling.num_inference_steps, sorted(alike)
+        if not known or not known[0] <= steps <= known[-1]:
+            return None
+        low, high = max(n for n in known if n <= steps), min(n for n in known if n >= steps)
+        weight = math.log(steps / low) / math.log(high / low) if high > low else 0.0
+        below, above = alike[low], alike[high]
+
+        def between(name: str) -> Floats:
+            one, other = (np.array(getattr(table, name)) for table in (below, above))
+            return np.asarray(one + weight * (other - one))
+
+        return between("distances"), between("accuracies")
+
+
+def _steps(sampling: Sampling) -> dict[str, int]:
+    return {"num_inference_steps": sampling.num_inference_steps}
 
 
 class QualityTable(Frozen):
@@ -36,10 +114,14 @@ class QualityTable(Frozen):
     """Ratio of an imported model's loss in a dtype to that in float32."""
     source: str
     """Note on how it was measured, or that it was not."""
+    pictures: Pictures | None = None
+    """What pictures are worth; None until that is measured, and quality is then by loss."""
 
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
-        for table in (self.unretrained, self.retrained):
+        pictures = self.pictures.tables if self.pictures else ()
+        of_pictures = ((table.distances, table.accuracies) for table in pictures)
+        for table in (self.unretrained, self.retrained, *itertools.chain(*of_pictures)):
             if [len(row) for row in table] != [len(self.ranks)] * len(self.depths):
                 raise ValueError(
                     f"a table must have {len(self.depths)} rows of {len(self.ranks)} losses"
@@ -61,26 +143,72 @@ class QualityTable(Frozen):
     @property
     def shared_alone(self) -> Self:
         """This table without sizes of imported layers."""
-        return self.model_copy(update={"imported": {}, "imported_loss_ratios": {}})
+        nothing: dict[str, object] = {"imported": {}, "imported_loss_ratios": {}}
+        return self.model_copy(update=nothing)
+
+    @property
+    def of_other_classes(self) -> Self:
+        """This table for another data set, of whose pictures it says nothing."""
+        return self.shared_alone.model_copy(update={"pictures": None})
 
     @property
     def imported_alone(self) -> Self:
         """This table without sizes that share U and V."""
         nothing = dict.fromkeys(("depths", "ranks", "unretrained", "retrained"), ())
         unknown: dict[str, object] = {"dtype_loss_ratios": {}, "materialised_loss_ratios": {}}
-        return self.model_copy(update={**nothing, **unknown})
+        return self.model_copy(update={**nothing, **unknown, "pictures": None})
 
-    def qualities(self, depths: Floats, ranks: Floats, loss_ratios: Floats) -> Floats:
-        """Qualities of many sizes at once, in (0, 1]: the family's best loss over theirs.
-
-        Between the points of the grid the loss is bilinear in depth and log rank, after each
-        was replaced by the least loss of any size that is no larger. Outside, the edge holds.
+    def samplings(self, asked: SamplingRequest) -> tuple[Sampling, ...]:
+        """Samplings among which a plan chooses: all that were measured, as far as a caller leaves
+        it open; one where none was.
         """
-        if not self.depths:
-            return np.zeros(len(depths))
-        losses = self._falling
+        tables = () if self.pictures is None else self.pictures.tables
+        wanted = dict.fromkeys(asked.over(table.sampling) for table in tables)
+        known = tuple(s for s in wanted if self.pictures and self.pictures.at(s) is not None)
+        return known or (asked.over(DEFAULT_SAMPLING),)
+
+    def losses(self, depths: Ints, ranks: Ints) -> Floats:
+        """Losses of many sizes at once, in float32."""
+        return self._between(np.array(self.retrained), depths, ranks)
+
+    def qualities(self, losses: Floats) -> Floats:
+        """Qualities by loss alone, in (0, 1]: the family's best loss over these."""
+        return np.asarray(self._best / losses)
+
+    def distances(
+        self, sampling: Sampling, depths: Ints, ranks: Ints
+    ) -> tuple[Floats, Floats] | None:
+        """Distances and class accuracies of many sizes at once; None where they are not known."""
+        if self.pictures is None or (measured := self.pictures.at(sampling)) is None:
+            return None
+        distances, accuracies = measured
+        worse = -self._between(-accuracies, depths, ranks)
+        return self._between(distances, depths, ranks), worse
+
+    def distance_of_loss(self, sampling: Sampling, losses: Floats) -> Floats:
+        """Distance that sizes of these losses have by and large, with which rounding is judged."""
+        assert self.pictures is not None
+        measured = self.pictures.at(sampling)
+        assert measured is not None
+        known, distances = (_falling(t).ravel() for t in (np.array(self.retrained), measured[0]))
+        order = np.argsort(known)
+        return np.interp(losses, known[order], np.maximum.accumulate(distances[order]))
+
+    def picture_qualities(self, distances: Floats) -> Floats:
+        """Share of the way from the worst pictures to real ones, in (0, 1]."""
+        assert self.pictures is not None
+        worst, floor = self.pictures.worst, self.pictures.floor
+        return np.clip((worst - distances) / max(worst - floor, 1e-9), LEAST_QUALITY, 1)
+
+    def _between(self, table: Floats, depths: Ints, ranks: Ints) -> Floats:
+        """Values of many sizes at once.
+
+        Between the points of the grid they are bilinear in depth and log rank, after each was
+        replaced by the least of any size that is no larger. Outside, the edge holds.
+        """
+        falling = _falling(table)
         by_rank = np.stack(
-            [np.interp(np.log(ranks), np.log(self.ranks), row) for row in losses]
+            [np.interp(np.log(ranks), np.log(self.ranks), row) for row in falling]
         )  # (grid depths, sizes)
         position = np.interp(depths, self.depths, np.arange(len(self.depths)))
         low = position.astype(int)
@@ -88,24 +216,20 @@ class QualityTable(Frozen):
         columns = np.arange(len(depths))
         weight = position - low
         below = by_rank[low, columns]
-        loss = below + (by_rank[high, columns] - below) * weight  # exact where it is flat
-        return self._best / np.asarray(loss * np.maximum(1, loss_ratios))
+        return np.asarray(below + (by_rank[high, columns] - below) * weight)  # exact where flat
 
-    def imported_qualities(self, depths: Floats, loss_ratio: float) -> Floats:
-        """The same of sizes in mode dense, between the depths that were measured."""
-        if not (known := sorted(self.imported)):
-            return np.zeros(len(depths))
+    def imported_losses(self, depths: Ints) -> Floats:
+        """Losses of sizes in mode dense, between the depths that were measured."""
+        known = sorted(self.imported)
         falling = np.minimum.accumulate([self.imported[depth] for depth in known])
-        loss = np.interp(depths, known, falling)
-        return self._best / np.asarray(loss * np.maximum(1, loss_ratio))
-
-    @property
-    def _falling(self) -> Floats:
-        """Least loss of any size that is no larger."""
-        losses = np.array(self.retrained)
-        return np.minimum.accumulate(np.minimum.accumulate(losses, axis=0), axis=1)
+        return np.interp(depths, known, falling)
 
     @property
     def _best(self) -> float:
-        shared = [float(self._falling[-1, -1])] if self.depths else []
-        return min([*shared, *self.imported.values()])
+        shared = [float(_falling(np.array(self.retrained))[-1, -1])] if self.depths else []
+        return min([*shared, *self.imported.values()], default=0.0)
+
+
+def _falling(table: Floats) -> Floats:
+    """Least value of any size that is no larger."""
+    return np.minimum.accumulate(np.minimum.accumulate(table, axis=0), axis=1)

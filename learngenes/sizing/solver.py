@@ -2,12 +2,14 @@
 
 import bisect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learngenes.config import Mode, NetworkConfig, SizeSpace, executable
+from learngenes.config import Mode, NetworkConfig, Sampling, Size, SizeSpace, executable
 from learngenes.sizing.budget import (
     BudgetName,
     Constraints,
@@ -20,15 +22,20 @@ from learngenes.sizing.budget import (
 from learngenes.sizing.cost import (
     Execution,
     Ints,
+    activation_bytes,
+    guide_bytes,
     loading_bytes,
-    memory_bytes,
     process_bytes,
     shared_bytes,
+    weight_bytes,
 )
 from learngenes.sizing.profile import ESTIMATE_RATIO, MEASURED_RATIO, DeviceProfile
 from learngenes.sizing.quality import Floats, QualityTable
 
 Bools = NDArray[np.bool_]
+
+FRONT_PART = 256
+"""Candidates that are looked at together for the front."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +69,14 @@ class Infeasible(ValueError):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Every size in every execution, as columns."""
+    """Every size in every execution by every sampling, as columns."""
 
-    workload: Workload
+    n: int
+    samplings: tuple[Sampling, ...]
     executions: tuple[Execution, ...]
     estimated: tuple[bool, ...]
     """For each execution, whether its latency is an estimate."""
+    sampling: Ints
     execution: Ints
     depth: Ints
     rank: Ints
@@ -76,6 +85,9 @@ class Candidates:
     latency: Floats
     p95: Floats
     quality: Floats
+    distance: Floats
+    """Distance of the pictures to real ones; NaN where quality is by loss."""
+    accuracy: Floats
 
     @classmethod
     def of(
@@ -84,71 +96,167 @@ class Candidates:
         sizes: SizeSpace,
         quality: QualityTable,
         profile: DeviceProfile,
-        workload: Workload,
+        *workloads: Workload,
     ) -> "Candidates":
+        """Candidates for workloads that differ in their sampling."""
+        samplings = tuple(workload.sampling for workload in workloads)
         grid = [a.ravel() for a in np.meshgrid(sizes.depths, sizes.ranks, indexing="ij")]
         imported = np.array([depth for depth in sizes.depths if quality.imported], dtype=np.int64)
+        dense = imported, np.full_like(imported, network.width)
+        worths = _Worths(quality, samplings, grid, imported)
         executions = tuple(profile.executions)
-        columns: list[tuple[Ints, ...]] = []
-        measures: list[tuple[Floats, ...]] = []
+        columns: list[tuple[NDArray[Any], ...]] = []
         for index, execution in enumerate(executions):
-            ratio = quality.loss_ratio(execution.mode, execution.dtype)
-            depths, ranks = grid
-            if execution.mode is Mode.DENSE:
-                depths, ranks = imported, np.full_like(imported, network.width)
-                worth = quality.imported_qualities(imported.astype(np.float64), ratio)
-            else:
-                worth = quality.qualities(depths, ranks, np.full(len(depths), ratio))
-            needed = memory_bytes(network, depths, ranks, execution, workload)
+            depths, ranks = dense if execution.mode is Mode.DENSE else grid
+            own = weight_bytes(network, depths, ranks, execution)
+            by_rows = {w.rows: activation_bytes(network, ranks, execution, w) for w in workloads}
+            needed = np.array(
+                [own + guide_bytes(network, execution, w) + by_rows[w.rows] for w in workloads]
+            )
             shared = shared_bytes(network, ranks, execution)
-            shared = np.asarray(shared - loading_bytes(network, depths, execution))
-            indices = np.full_like(depths, index)
-            needed = needed + profile.memory_overhead_bytes
-            columns.append((indices, depths, ranks, np.asarray(needed), np.asarray(shared)))
-            measures.append((profile.latency_seconds(depths, ranks, execution, workload), worth))
-        which, every_depth, every_rank, bytes_, of_family = map(
+            shared = shared - loading_bytes(network, depths, execution)
+            seconds = profile.latencies(depths, ranks, execution, workloads)
+            shape = seconds.shape
+            kind = np.arange(len(workloads))[:, None]
+            every = (
+                *(kind, index, depths, ranks, needed + profile.memory_overhead_bytes, shared),
+                *(seconds, *worths.of(execution)),
+            )
+            columns.append(tuple(np.broadcast_to(c, shape).ravel() for c in every))
+        (by, which, depth, rank, memory, shared, latency, worth, distance, accuracy) = map(
             np.concatenate, zip(*columns, strict=True)
         )
-        seconds, worths = map(np.concatenate, zip(*measures, strict=True))
-        base_bytes = profile.process_base_bytes
         return cls(
-            workload=workload,
+            n=workloads[0].n,
+            samplings=samplings,
             executions=executions,
             estimated=tuple(map(profile.latency_estimated, executions)),
+            sampling=by,
             execution=which,
-            depth=every_depth,
-            rank=every_rank,
-            memory=bytes_,
-            process=np.asarray(process_bytes(bytes_, of_family, base_bytes)),
-            latency=seconds,
-            p95=seconds * profile.p95_ratio,
-            quality=worths,
+            depth=depth,
+            rank=rank,
+            memory=memory,
+            process=np.asarray(process_bytes(memory, shared, profile.process_base_bytes)),
+            latency=latency,
+            p95=latency * profile.p95_ratio,
+            quality=worth,
+            distance=distance,
+            accuracy=accuracy,
         )
 
     def scoped_memory(self, scope: MemoryScope) -> Ints:
         return self.process if scope == "process" else self.memory
 
+    def predicted(self, plan: Plan) -> Cost:
+        """What exactly this plan costs. Raises KeyError where it is none of these."""
+        kinds = [(each.mode, each.dtype) for each in self.executions]
+        if (plan.mode, plan.dtype) not in kinds or plan.workload.sampling not in self.samplings:
+            raise KeyError(f"no candidate is {plan}")
+        found = _all(
+            [
+                self.depth == plan.depth,
+                self.rank == plan.rank,
+                self.execution == kinds.index((plan.mode, plan.dtype)),
+                self.sampling == self.samplings.index(plan.workload.sampling),
+            ]
+        )
+        return self.plans(np.flatnonzero(found).tolist())[0].predicted
+
     def plans(self, indices: list[int]) -> list[Plan]:
         columns = (
-            *(self.execution, self.depth, self.rank, self.memory, self.process),
-            *(self.latency, self.p95, self.quality),
+            *(self.sampling, self.execution, self.depth, self.rank, self.memory, self.process),
+            *(self.latency, self.p95, self.quality, self.distance, self.accuracy),
         )
         return [
-            Plan(
-                depth=depth,
-                rank=rank,
-                mode=self.executions[execution].mode,
-                dtype=self.executions[execution].dtype,
-                n=self.workload.n,
-                predicted=Cost(memory, process, latency, p95),
-                quality=quality,
-                latency_estimated=self.estimated[execution],
-                latency_range_seconds=_range(latency, estimated=self.estimated[execution]),
-            )
-            for execution, depth, rank, memory, process, latency, p95, quality in zip(
-                *(column[indices].tolist() for column in columns), strict=True
-            )
+            self._plan(*values)
+            for values in zip(*(column[indices].tolist() for column in columns), strict=True)
         ]
+
+    def _plan(
+        self,
+        by: int,
+        execution: int,
+        depth: int,
+        rank: int,
+        memory: int,
+        process: int,
+        latency: float,
+        p95: float,
+        quality: float,
+        distance: float,
+        accuracy: float,
+    ) -> Plan:
+        estimated = self.estimated[execution]
+        return Plan(
+            depth=depth,
+            rank=rank,
+            mode=self.executions[execution].mode,
+            dtype=self.executions[execution].dtype,
+            n=self.n,
+            predicted=Cost(memory, process, latency, p95),
+            quality=quality,
+            latency_estimated=estimated,
+            latency_range_seconds=_range(latency, estimated=estimated),
+            sampling=self.samplings[by],
+            distance=None if math.isnan(distance) else distance,
+            class_accuracy=None if math.isnan(accuracy) else accuracy,
+        )
+
+
+class _Worths:
+    """Quality, distance and class accuracy of sizes by samplings, (S, N) each."""
+
+    def __init__(
+        self,
+        table: QualityTable,
+        samplings: Sequence[Sampling],
+        grid: Sequence[Ints],
+        imported: Ints,
+    ) -> None:
+        self._table, self._samplings = table, samplings
+        depths, ranks = grid
+        self._shared = table.losses(depths, ranks) if table.depths else np.full(len(depths), np.inf)
+        self._imported = table.imported_losses(imported) if len(imported) else np.zeros(0)
+        of_pictures = [table.distances(sampling, depths, ranks) for sampling in samplings]
+        self._pictures = [each for each in of_pictures if each is not None]
+        self._by_pictures = len(self._pictures) == len(samplings)
+        self._guided = np.array(
+            [
+                _is_larger(depths, ranks, sampling.guide if sampling.guided else None)
+                for sampling in samplings
+            ]
+        )
+
+    def of(self, execution: Execution) -> tuple[Floats, Floats, Floats]:
+        """Of an execution; quality is 0 where nobody knows it, or where a guide is no smaller."""
+        table, dense = self._table, execution.mode is Mode.DENSE
+        exact = self._imported if dense else self._shared
+        losses = exact * max(1.0, table.loss_ratio(execution.mode, execution.dtype))
+        unknown = np.full((len(self._samplings), len(exact)), np.nan)
+        alone = np.array([[s.guide is None or not s.guided] for s in self._samplings])
+        guided = alone if dense else self._guided  # no imported layers guide others
+        if not self._by_pictures or not np.isfinite(losses).all():
+            return guided * table.qualities(losses), unknown, unknown
+        distances, accuracies = [], []
+        for place, sampling in enumerate(self._samplings):
+            rounded = table.distance_of_loss(sampling, losses)
+            if dense:
+                distances.append(rounded)
+                accuracies.append(np.full(len(exact), np.nan))
+            else:
+                distance, accuracy = self._pictures[place]
+                distances.append(distance + rounded - table.distance_of_loss(sampling, exact))
+                accuracies.append(accuracy)
+        every = np.array(distances)
+        return guided * table.picture_qualities(every), every, np.array(accuracies)
+
+
+def _is_larger(depths: Ints, ranks: Ints, guide: Size | None) -> Bools:
+    """Whether sizes are larger than the one that guides; all are where none does."""
+    if guide is None:
+        return np.ones(len(depths), dtype=bool)
+    no_smaller = (depths >= guide.depth) & (ranks >= guide.rank)
+    return no_smaller & ((depths > guide.depth) | (ranks > guide.rank))
 
 
 def _range(seconds: float, *, estimated: bool) -> tuple[float, float]:
@@ -290,21 +398,26 @@ def _front(candidates: Candidates, memory: Ints, allowed: Bools) -> list[int]:
     """Indices of what nothing dominates, best quality first.
 
     In that order a candidate is dominated only by one before it. The least latency of those
-    that need no more memory is read off a staircase: memory ascending, latency descending.
+    that need no more memory is read off a staircase: memory ascending, latency descending. Most
+    candidates are sorted out by a look at the staircase as the part before theirs has left it.
     """
     order = _ordered(candidates, memory, allowed)
     front: list[int] = []
     steps: list[int] = []
     latencies: list[float] = []
-    for index, needed, seconds in zip(
-        order.tolist(), memory[order].tolist(), candidates.p95[order].tolist(), strict=True
-    ):
-        position = bisect.bisect_right(steps, needed)
-        if position and latencies[position - 1] <= seconds:
-            continue
-        front.append(index)
-        end = position
-        while end < len(steps) and latencies[end] >= seconds:
-            end += 1
-        steps[position:end], latencies[position:end] = [needed], [seconds]
+    for start in range(0, len(order), FRONT_PART):
+        part = order[start : start + FRONT_PART]
+        known = np.searchsorted(steps, memory[part], side="right")
+        part = part[np.array([math.inf, *latencies])[known] > candidates.p95[part]]
+        for index, needed, seconds in zip(
+            part.tolist(), memory[part].tolist(), candidates.p95[part].tolist(), strict=True
+        ):
+            position = bisect.bisect_right(steps, needed)
+            if position and latencies[position - 1] <= seconds:
+                continue
+            front.append(index)
+            end = position
+            while end < len(steps) and latencies[end] >= seconds:
+                end += 1
+            steps[position:end], latencies[position:end] = [needed], [seconds]
     return front

@@ -33,8 +33,12 @@ class Part:
     """Place of its first step in the table of coefficients."""
     conditional_at: list[int]
     """Place of each image's first step in the table of modulations."""
-    unconditional_at: int | None
-    """Place of the null class's first step; None without guidance."""
+    guided: range
+    """Steps that are guided."""
+    guide: ModelWeights
+    """Model that guides: a smaller one, or this one without a class."""
+    guide_at: list[int]
+    """Place of each image's first step of the guide's; none without guidance."""
     guidance_scale: float
     x: Tensor
     """Noisy images (I, C, H, W), float32."""
@@ -51,6 +55,17 @@ class Part:
     @property
     def finished(self) -> bool:
         return self.done_steps == len(self.schedule)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the next step is guided."""
+        return self.done_steps in self.guided
+
+    @property
+    def steps_alike(self) -> int:
+        """Number of steps until guidance begins or ends, or until the last one."""
+        done, ends = self.done_steps, (self.guided.start, self.guided.stop, len(self.schedule))
+        return min((end - done for end in ends if end > done), default=0)
 
 
 @dataclass(frozen=True)
@@ -195,6 +210,7 @@ class Batch:
         if materialised:
             rows += self._add_materialised(len(rows), materialised, stack)
         self._index(rows)
+        self._guided = [part.is_guided for part in self.parts]
         for part in self.parts:
             part.batch = self
 
@@ -221,14 +237,21 @@ class Batch:
         self._conditional = tensor(conditional[i] for i in images)  # row of each image, (I,)
         self._unconditional = tensor(unconditional.get(i, conditional[i]) for i in images)
         owner = [part for part in self.parts for _ in part.x]
-        guidance = [p.guidance_scale if p.unconditional_at is not None else 1.0 for p in owner]
+        guidance = [part.guidance_scale if part.is_guided else 1.0 for part in owner]
         self._guidance = tensor(guidance, torch.float32)
         self._coefficients_at = tensor(p.coefficients_at + p.done_steps for p in owner)
 
     @property
     def steps_left(self) -> int:
-        """Number of steps until a part is finished."""
-        return min(len(part.schedule) - part.done_steps for part in self.parts)
+        """Number of steps until a part is finished, or is guided otherwise."""
+        return min(part.steps_alike for part in self.parts)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a part is finished, or is to be guided otherwise: it needs another batch."""
+        return any(part.finished for part in self.parts) or self._guided != [
+            part.is_guided for part in self.parts
+        ]
 
     def step(self) -> None:
         """Run one denoising step of every part; nothing has changed if it raises."""
@@ -269,13 +292,16 @@ class Batch:
         rows: tuple[list[_Row], list[_Row]] = [], []
         image = 0
         for part in self.parts:
-            model = part.model
-            chosen = rows[0] if model.materialised is None else rows[1]
-            done = part.done_steps * (model.depth + 1)
-            for at in part.conditional_at:
-                chosen.append(_Row(image, at + done, model, True))
-                if part.unconditional_at is not None:
-                    chosen.append(_Row(image, part.unconditional_at + done, model, False))
+            guiding = part.guide_at if part.is_guided else [None] * len(part.conditional_at)
+            for at, guide_at in zip(part.conditional_at, guiding, strict=True):
+                for model, first, conditional in (
+                    (part.model, at, True),
+                    (part.guide, guide_at, False),
+                ):
+                    if first is not None:
+                        chosen = rows[0] if model.materialised is None else rows[1]
+                        now = first + part.done_steps * (model.depth + 1)
+                        chosen.append(_Row(image, now, model, conditional))
                 image += 1
         return rows
 

@@ -1,13 +1,15 @@
 """Measure a family's quality table."""
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 
-from learngenes.config import SHARED_MODES, DType, Mode, Size, executable
+from learngenes.config import SHARED_MODES, DType, Mode, Size, SizeSpace, executable
 from learngenes.family.family import Family
 from learngenes.model.diffusion import heldout_loss, noise_process
 from learngenes.model.factors import DenseLayers, Own, Scales
 from learngenes.sizing.quality import QualityTable
+from learngenes.training.pictures import OnPictures, PicturesConfig, measure_pictures
 from learngenes.training.refine import Refined, RefinementConfig, refine
 from learngenes.training.retrain import Retrained, RetrainingConfig, retrain
 from learngenes.training.tuning import split_heldout
@@ -15,6 +17,8 @@ from learngenes.training.tuning import split_heldout
 FLOAT = DType.FLOAT32
 MOST_LAYER_SECONDS = 60.0
 """Most seconds in which layers are trained for one loss; a build takes as long by default."""
+MOST_BETWEEN = 2
+"""Most sizes with which the table's error is measured."""
 OnSize = Callable[[int, int, Size, float, float], None]
 """Callback with (sizes done, in all, the size, its loss unretrained, its loss retrained)."""
 
@@ -28,9 +32,15 @@ def spread(values: Sequence[int], points: int) -> tuple[int, ...]:
 
 
 def calibrate(
-    family: Family, config: RetrainingConfig, points: int = 4, on_size: OnSize = lambda *_: None
+    family: Family,
+    config: RetrainingConfig,
+    points: int = 4,
+    on_size: OnSize = lambda *_: None,
+    pictures: PicturesConfig | None = None,
+    on_pictures: OnPictures = lambda *_: None,
 ) -> QualityTable:
-    """Losses over a grid of at most `points` depths and ranks, each size retrained.
+    """Losses over a grid of at most `points` depths and ranks, each size retrained, and what
+    `pictures` of them are worth.
 
     Imported layers at as many depths, trained as long; nothing shared where nothing is fitted.
     """
@@ -70,7 +80,7 @@ def calibrate(
         full = family.full_own(Mode.DENSE)
         ratios[Mode.DENSE] = loss_ratios(family, [full], config, Mode.DENSE)
     written = ratios[Mode.MATERIALISED].items()
-    return QualityTable(
+    table = QualityTable(
         depths=depths if results else (),
         ranks=ranks if results else (),
         unretrained=tuple(tuple(r.initial_heldout_loss for r in row) for row in results),
@@ -81,6 +91,27 @@ def calibrate(
         imported_loss_ratios=ratios[Mode.DENSE],
         source=f"held-out denoising loss, {config.steps} steps of Sigma retraining",
     )
+    if pictures is None or not results:
+        return table
+    models = dict(
+        zip(itertools.chain(*shared), (r.scales for r in itertools.chain(*results)), strict=True)
+    )
+    between = {
+        size: retrain(family, family.scales_of(size), config).scales
+        for size in _between(sizes, table)
+    }
+    worth = measure_pictures(family, table, models, between, pictures, on_pictures)
+    return table.model_copy(update={"pictures": worth})
+
+
+def _between(sizes: SizeSpace, table: QualityTable) -> list[Size]:
+    """Sizes between the grid's points, with which what is between them is judged."""
+    depths, ranks = (
+        [value for value in every if value not in known]
+        for every, known in ((sizes.depths, table.depths), (sizes.ranks, table.ranks))
+    )
+    pairs = zip(spread(depths, MOST_BETWEEN), spread(ranks, MOST_BETWEEN), strict=False)
+    return [Size(depth=depth, rank=rank) for depth, rank in pairs]
 
 
 def _trained_layers(

@@ -131,6 +131,7 @@ def _response(record: GenerationRecord, images: list[ImageResponse]) -> Generati
         status=record.status,
         model=record.model,
         revision=record.revision,
+        sampling=record.sampling,
         images=images,
         seconds=Seconds(
             queued=_between(record.created_at, record.started_at),

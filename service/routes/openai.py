@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fineserve.wire import GenerateRequest, Text
-from learngenes.config import Scheduler
+from learngenes.config import SamplingRequest
 from registry.errors import RecordNotFound
 from registry.records import GenerationRecord, ModelRecord
 from service.access import Anybody, Caller, ModelDep, Sampler, visible
@@ -28,7 +28,7 @@ MOST_NAMED = 5
 """Models that a refusal names."""
 
 
-class ImagesRequest(BaseModel):
+class ImagesRequest(SamplingRequest):
     """A request of OpenAI's image API; clients send `seed` and what follows as `extra_body`."""
 
     model_config = ConfigDict(
@@ -60,9 +60,6 @@ class ImagesRequest(BaseModel):
     moderation: Literal["auto", "low"] | None = None
     """Moderation, which like the two before changes no image: a class has nothing to moderate."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1)] = 25
-    guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] = 2.0
-    scheduler: Scheduler = Scheduler.DDIM
 
 
 class ImageData(BaseModel):
@@ -104,7 +101,7 @@ async def generate_images(
 ) -> Response:
     """Sample images of a class and wait for them."""
     size = await run_in_threadpool(_check_size, state, request, caller)
-    same = {"model", "seed", "num_inference_steps", "guidance_scale", "scheduler"}
+    same = {"model", "seed", *SamplingRequest.model_fields}
     ours = request.model_dump(include=same)
     asked = GenerateRequest(class_labels=[request.prompt], n=request.n or 1, **ours)
     record = await run_in_threadpool(accept_generation, state, asked, key, caller)

@@ -1,7 +1,7 @@
 // Two sliders over the Pareto front, the size that a budget gives, and a click to deploy it.
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { get, post } from "./api.js";
-import { Chart, Figures, Problem, bytes, seconds, size } from "./parts.js";
+import { Chart, Figures, Problem, bytes, seconds, share, size, told } from "./parts.js";
 
 const STEPS = 200;
 const EVERYTHING = { max_mem_gb: 10000 };
@@ -116,17 +116,21 @@ export function Budgets({ id, families }) {
             ${Object.entries(REFINEMENTS).map(([s, name]) => html`<option value=${s}>${name}</option>`)}
           </select>
         </label>
-        <p class="quiet">For 4 images of 25 guided steps on ${everything.device_class}.</p>
+        <p class="quiet">For 4 images on ${everything.device_class}; the sampling is chosen with the size.</p>
         <div aria-live="polite">
           <${Problem} of=${problem} />
           ${plan && html`
             <h2>${size(plan)}</h2>
-            <p class="quiet">${plan.mode}, ${plan.dtype}</p>
+            <p class="quiet">${plan.mode}, ${plan.dtype}; ${told(plan.sampling)}</p>
             <${Figures} of=${{
               "memory, predicted": bytes(plan.predicted.memory_bytes),
               [plan.latency_estimated ? "latency, estimated" : "latency, predicted"]:
                 seconds(plan.predicted.latency_p95_seconds),
-              "quality, of the best": plan.quality.toFixed(4),
+              quality: plan.quality.toFixed(4),
+              ...(plan.distance && {
+                "distance to real pictures": plan.distance.toFixed(0),
+                "class accuracy": share(plan.class_accuracy),
+              }),
             }} />`}
         </div>
         <button onClick=${deploy} disabled=${!plan || busy} aria-busy=${busy}>Deploy this size</button>
@@ -135,7 +139,7 @@ export function Budgets({ id, families }) {
         <${Chart}
           label=${`${front.filter(kept).length} of ${front.length} sizes on the Pareto front keep the budget`}
           x=${{ title: "memory", format: bytes, log: true }}
-          y=${{ title: "quality, of the best", format: (v) => v.toFixed(3) }}
+          y=${{ title: "quality", format: (v) => v.toFixed(3) }}
           series=${[{ label: "keeps the budget" }, { label: "does not", faint: true }, { label: "the plan", ring: true }]}
           data=${chartData(front, kept, plan)} />
         ${plan && plan.mode !== "dense" && family && !task && html`<${Samples} family=${family} plan=${plan} />`}
@@ -144,10 +148,10 @@ export function Budgets({ id, families }) {
     <details>
       <summary>The front as a table</summary>
       <div class="overflow-auto" tabindex="0" role="region" aria-label="Pareto front"><table>
-        <thead><tr><th scope="col">size</th><th scope="col">mode</th><th scope="col">dtype</th>
+        <thead><tr><th scope="col">size</th><th scope="col">mode</th><th scope="col">dtype</th><th scope="col">sampling</th>
           <th scope="col">memory</th><th scope="col">latency</th><th scope="col">quality</th></tr></thead>
         <tbody>${front.map((p) => html`<tr>
-          <td>${size(p)}</td><td>${p.mode}</td><td>${p.dtype}</td>
+          <td>${size(p)}</td><td>${p.mode}</td><td>${p.dtype}</td><td>${told(p.sampling)}</td>
           <td>${bytes(p.predicted.memory_bytes)}</td>
           <td>${seconds(p.predicted.latency_p95_seconds)}</td><td>${p.quality.toFixed(4)}</td>
         </tr>`)}</tbody>
@@ -157,7 +161,7 @@ export function Budgets({ id, families }) {
 
 function chartData(front, kept, plan) {
   const points = [...front].sort((a, b) => a.predicted.memory_bytes - b.predicted.memory_bytes);
-  const same = (p) => plan && ["depth", "rank", "mode", "dtype"].every((key) => p[key] === plan[key]);
+  const same = (p) => plan && JSON.stringify([size(p), p.mode, p.dtype, p.sampling]) === JSON.stringify([size(plan), plan.mode, plan.dtype, plan.sampling]);
   return [
     points.map((p) => p.predicted.memory_bytes),
     points.map((p) => (kept(p) ? p.quality : null)),

@@ -18,6 +18,17 @@ export const share = (value) => (value === undefined ? "–" : `${Math.round(100
 
 export const size = (plan) =>
   plan.mode === "dense" ? `depth ${plan.depth}, dense` : `depth ${plan.depth}, rank ${plan.rank}`;
+
+// How images are sampled, in a few words; `sampling` is null in records of older releases.
+export function told(sampling) {
+  if (!sampling) return "25 guided steps";
+  const { num_inference_steps: steps, scheduler, guidance_scale: scale, guidance_start, guidance_stop, guide } = sampling;
+  const when = guidance_start > 0 || guidance_stop < 1
+    ? ` from ${share(guidance_start)} to ${share(guidance_stop)} of them` : "";
+  const by = guide ? ` by ${size(guide)}` : "";
+  return `${steps} steps of ${scheduler}, ${scale > 1 ? `guided ${scale}×${by}${when}` : "unguided"}`;
+}
+
 export const moment = (text) => new Date(text).toLocaleTimeString();
 export const png = (b64) => `data:image/png;base64,${b64}`;
 

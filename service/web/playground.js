@@ -1,21 +1,21 @@
 // The same seeds from several models side by side; images appear step by step.
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { FINISHED, follow, get, post } from "./api.js";
-import { Problem, png, seconds, size } from "./parts.js";
+import { Problem, png, seconds, size, told } from "./parts.js";
 
 export function Playground({ live, families }) {
   const servable = live.models.filter(
     (model) => model.revision !== null && !["failed", "cancelled"].includes(model.status),
   );
   const [chosen, setChosen] = useState(null);
-  const [form, setForm] = useState({ label: "", steps: 25, guidance: 2, seed: 1, scheduler: "ddim" });
+  const [form, setForm] = useState({ label: "", steps: "", guidance: "", seed: 1, scheduler: "" });
   const [runs, setRuns] = useState([]);
   const models = chosen ?? servable.slice(0, 1).map((model) => model.id);
   const classesOf = (model) => model?.class_names ?? families.find((f) => f.name === model?.family)?.class_names ?? [];
   const classes = classesOf(servable.find((m) => models.includes(m.id)));
   const label = classes.includes(form.label) ? form.label : "";
   const set = (name, number) => (event) =>
-    setForm({ ...form, [name]: number ? Number(event.target.value) : event.target.value });
+    setForm({ ...form, [name]: number && event.target.value ? Number(event.target.value) : event.target.value });
 
   const toggle = (id) => (event) =>
     setChosen(event.target.checked ? [...models, id] : models.filter((other) => other !== id));
@@ -23,10 +23,9 @@ export function Playground({ live, families }) {
   function generate(event) {
     event.preventDefault();
     const body = {
-      num_inference_steps: form.steps,
-      guidance_scale: form.guidance,
-      scheduler: form.scheduler,
-      seed: form.seed,
+      ...Object.fromEntries(Object.entries({
+        num_inference_steps: form.steps, guidance_scale: form.guidance, scheduler: form.scheduler, seed: form.seed,
+      }).filter(([, value]) => value !== "")), // the model's plan says the rest
       previews: true,
       ...(label && { class_labels: [label], n: 4 }),
     };
@@ -56,13 +55,14 @@ export function Playground({ live, families }) {
           </select>
         </label>
         <label>Steps
-          <input type="number" min="1" max="250" value=${form.steps} onInput=${set("steps", true)} />
+          <input type="number" min="1" max="250" placeholder="as planned" value=${form.steps} onInput=${set("steps", true)} />
         </label>
         <label>Guidance
-          <input type="number" min="1" max="20" step="0.1" value=${form.guidance} onInput=${set("guidance", true)} />
+          <input type="number" min="1" max="20" step="0.1" placeholder="as planned" value=${form.guidance} onInput=${set("guidance", true)} />
         </label>
         <label>Scheduler
           <select value=${form.scheduler} onChange=${set("scheduler")}>
+            <option value="">as planned</option>
             ${["ddim", "dpmsolver++", "euler"].map((name) => html`<option value=${name} selected=${name === form.scheduler}>${name}</option>`)}
           </select>
         </label>
@@ -77,7 +77,7 @@ export function Playground({ live, families }) {
 }
 
 function Run({ model, body, names }) {
-  const [progress, setProgress] = useState({ step: 0, steps: body.num_inference_steps });
+  const [progress, setProgress] = useState({ step: 0, steps: 1 });
   const [done, setDone] = useState(null);
   const [problem, setProblem] = useState(null);
   const stop = useRef(() => {});
@@ -119,6 +119,6 @@ function Run({ model, body, names }) {
         <img src=${png(image.b64_png)} alt=${names[image.class_label] ?? `class ${image.class_label}`} />
         <figcaption>${names[image.class_label] ?? image.class_label}</figcaption>
       </figure>`)}</div>
-      <p class="quiet">${seconds(done.seconds.sampling)} to sample, ${seconds(done.seconds.queued)} in the queue</p>`}
+      <p class="quiet">${told(done.sampling)}; ${seconds(done.seconds.sampling)} to sample, ${seconds(done.seconds.queued)} in the queue</p>`}
   </article>`;
 }

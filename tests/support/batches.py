@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from learngenes.config import SHARED_MODES, Mode, Scheduler, Size
+from learngenes.config import SHARED_MODES, Mode, Sampling, Scheduler, Size
 from learngenes.family.family import Family
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import initial_noise
@@ -68,8 +68,11 @@ class Desk:
 
     def run(self, parts: Sequence[Part], steps: int = 1, kernels: Kernels | None = None) -> None:
         batch = self.batch(parts, kernels)
-        for _ in range(steps):
+        for left in range(steps - 1, -1, -1):
             batch.step()
+            if left and batch.is_over:
+                batch.settle()
+                batch = self.batch(parts, kernels)
         batch.settle()
 
     def model(self, mode: Mode, depth: int = 2, seed: int = 0, rank: int = 24) -> ModelWeights:
@@ -82,36 +85,54 @@ class Desk:
         class_labels: Sequence[int],
         seeds: Sequence[int],
         *,
+        guide: ModelWeights | None = None,
         num_inference_steps: int = 4,
-        guidance_scale: float = 2.0,
         scheduler: Scheduler = Scheduler.DDIM,
+        **guidance: float,
     ) -> Part:
+        """`guide` guides the part; by default the model does, without a class."""
+        sampling = Sampling(
+            num_inference_steps=num_inference_steps, scheduler=scheduler, **guidance
+        )
         diffusion = self.shared.family.manifest.diffusion
         steps = schedule(diffusion, scheduler, num_inference_steps)
-        at = {
-            label: self._add(self.modulations, model.modulations(steps.timesteps, label))
-            for label in dict.fromkeys([*class_labels, self.shared.network.num_classes])
-        }
+
+        def places(model: ModelWeights, labels: Sequence[int]) -> list[int]:
+            at = {
+                label: self._add(self.modulations, model.modulations(steps.timesteps, label))
+                for label in dict.fromkeys(labels)
+            }
+            return [at[label] for label in labels]
+
+        null = [self.shared.network.num_classes] * len(class_labels)
+        guiding = places(guide, class_labels) if guide else places(model, null)
         noise = initial_noise(self.shared.network, seeds)
         return Part(
             model,
             steps,
             self._add(self.coefficients, steps.coefficients),
-            [at[label] for label in class_labels],
-            at[self.shared.network.num_classes] if guidance_scale > 1 else None,
-            guidance_scale,
+            places(model, class_labels),
+            sampling.guided,
+            guide or model,
+            guiding if sampling.guided else [],
+            sampling.guidance_scale,
             noise * steps.initial_scale,
             torch.zeros_like(noise),
         )
 
     def random_part(self, model: ModelWeights, generator: random.Random) -> Part:
         images = generator.randint(1, 3)
+        start = generator.choice([0.0, 0.3, 0.5])
+        smaller = self.model(generator.choice(SHARED_MODES), 2, rank=8)
         return self.part(
             model,
             [generator.randrange(self.shared.network.num_classes) for _ in range(images)],
             [generator.randrange(1000) for _ in range(images)],
             num_inference_steps=generator.randint(1, 7),
             guidance_scale=generator.choice([1.0, 1.5, 4.0]),
+            guidance_start=start,
+            guidance_stop=generator.choice([1.0, start + 0.4]),
+            guide=smaller if generator.random() < 0.3 else None,
             scheduler=generator.choice([*Scheduler]),
         )
 

@@ -4,7 +4,7 @@ import torch
 
 from learngenes.device import default_device, device_class, native_bfloat16, packing_threads
 from learngenes.family.family import Family
-from learngenes.sizing.budget import Budget, Plan
+from learngenes.sizing.budget import Budget, Plan, Workload
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.solver import Candidates, solve
 from registry.records import WorkerRecord
@@ -50,7 +50,8 @@ def planned(family: Family, profile: DeviceProfile, budget: Budget) -> Plan:
     """Plan that the service makes of a budget."""
     manifest = family.manifest
     assert family.quality is not None
+    workloads = (Workload(budget.n, sampling) for sampling in family.quality.samplings(budget))
     candidates = Candidates.of(
-        manifest.network, manifest.sizes, family.quality, profile, budget.workload
+        manifest.network, manifest.sizes, family.quality, profile, *workloads
     )
     return solve(candidates, budget.constraints).plan

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from learngenes.config import SHARED_MODES, DType, Mode, Size
+from learngenes.config import SHARED_MODES, DType, Mode, Sampling, Size
 from learngenes.family.family import Family
 from learngenes.measuring.device import ComputeTimes
 from learngenes.measuring.quiet import Quiet
@@ -19,6 +19,7 @@ from learngenes.measuring.steps import StepCosts
 from learngenes.model.factors import Scales
 from learngenes.model.sampling import sample
 from learngenes.stepping.batch import Batch, Part
+from learngenes.stepping.weights import kept
 from tests.support.batches import other_scales
 from worker.sampling.engine import Engine
 from worker.sampling.jobs import Job, Pixels, SampleRequest
@@ -151,10 +152,14 @@ def ask(
         "load": lambda: model.scales(family),
         "class_labels": [i % 5 for i in range(images)],
         "seeds": list(range(images)),
-        "num_inference_steps": 3,
         "target_seconds": inf,
     }
-    return SampleRequest(**{**fields, **changes})
+    asked = {name: changes.pop(name) for name in {*Sampling.model_fields} & changes.keys()}
+    sampling = Sampling().model_copy(update={"num_inference_steps": 3, **asked})
+    if sampling.guide is not None:
+        size, mode, dtype = sampling.guide, model.mode, model.dtype
+        changes["load_guide"] = lambda: kept(family.own_of(size, mode, dtype), family, mode, dtype)
+    return SampleRequest(**{**fields, **changes}, sampling=sampling)
 
 
 class GatedEngine(Engine):
@@ -224,15 +229,16 @@ def undisturbed(engine: GatedEngine, *jobs: Job) -> bool:
 
 
 def reference(family: Family, model: Model, request: SampleRequest) -> np.ndarray:
-    """By the model's own network and diffusers' scheduler."""
+    """By the model's own network, its guide's, and diffusers' scheduler."""
+    guide = None
+    if request.load_guide is not None:
+        guide = family.assemble(request.load_guide(), model.mode, model.dtype)
     images = sample(
         family.assemble(model.scales(family), model.mode, model.dtype),
         family.manifest.diffusion,
         request.class_labels,
         request.seeds,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        scheduler=request.scheduler,
+        **{**dict(request.sampling), "guide": guide},
     )
     return images.numpy().astype(int)
 

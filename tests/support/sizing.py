@@ -10,12 +10,15 @@ from learngenes.config import (
     DType,
     Mode,
     NetworkConfig,
+    Sampling,
+    Scheduler,
+    Size,
     SizeSpace,
     executable,
 )
 from learngenes.sizing.cost import Execution, dense_parameters, learngene_parameters
 from learngenes.sizing.profile import DeviceProfile, LayerCost
-from learngenes.sizing.quality import QualityTable
+from learngenes.sizing.quality import Pictures, PictureTable, QualityTable
 
 NETWORK = NetworkConfig(
     sample_size=8,
@@ -82,6 +85,43 @@ def quality_table(sizes: SizeSpace, **changes: Any) -> QualityTable:
         source="made up",
     )
     return table.model_copy(update=changes)
+
+
+GUIDE = Size(depth=2, rank=8)
+
+
+def pictures(sizes: SizeSpace) -> Pictures:
+    """Distances that fall with depth, rank and steps, and by guidance; half of them by a guide."""
+    kinds: list[tuple[float, dict[str, Any]]] = [
+        (1.0, {"guidance_scale": 1.0}),
+        (0.8, {"guidance_start": 0.2, "guidance_stop": 0.8}),
+        (0.7, {"guide": GUIDE}),
+    ]
+
+    def table(steps: int, factor: float, guidance: dict[str, Any]) -> PictureTable:
+        sampling = Sampling(num_inference_steps=steps, scheduler=Scheduler.DPMSOLVER, **guidance)
+        return PictureTable(
+            sampling=sampling,
+            distances=tuple(
+                tuple(
+                    100 + factor * (400 / depth + 2000 / rank + 1000 / steps)
+                    for rank in sizes.ranks
+                )
+                for depth in sizes.depths
+            ),
+            accuracies=tuple(
+                tuple(1 - 1 / (depth + rank + steps) for rank in sizes.ranks)
+                for depth in sizes.depths
+            ),
+        )
+
+    return Pictures(
+        floor=90.0,
+        count=5000,
+        tables=tuple(table(steps, *kind) for steps in (5, 10, 20) for kind in kinds),
+        heldout_error=0.01,
+        source="made up",
+    )
 
 
 def device_profile(network: NetworkConfig, sizes: SizeSpace, **changes: Any) -> DeviceProfile:

@@ -59,7 +59,8 @@ def make_model(runtime: Runtime) -> MakeModel:
 
 @pytest.fixture
 def make_generation(runtime: Runtime) -> MakeGeneration:
-    def make(model: str, n: int = 6, num_inference_steps: int = 3, **more: Any) -> GenerationRecord:
+    def make(model: str, n: int = 6, **more: Any) -> GenerationRecord:
+        briefly = {"num_inference_steps": 3, "guidance_scale": 2.0, "scheduler": Scheduler.DDIM}
         return runtime.repository.generations.create(
             GenerationRecord(
                 id=GenerationRecord.new_id(),
@@ -67,10 +68,7 @@ def make_generation(runtime: Runtime) -> MakeGeneration:
                 device_class=runtime.device_class,
                 class_labels=[i % 5 for i in range(n)],
                 seeds=list(range(n)),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=2.0,
-                scheduler=Scheduler.DDIM,
-                **more,
+                **{**briefly, **more},
             )
         )
 

@@ -64,7 +64,7 @@ def step_down(
     if tried >= MOST_STEPS_DOWN:
         raise OverBudget(f"{story}, after {MOST_STEPS_DOWN} smaller ones; raise the budget")
     try:
-        predicted = solve(candidates, plan.constraints).plan.predicted
+        predicted = candidates.predicted(plan)
         return solve(candidates, tightened(constraints, predicted, measured, missed)).plan
     except (Impossible, Infeasible) as error:
         raise OverBudget(f"{story}; {error}; raise the budget or fix less") from error

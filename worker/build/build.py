@@ -20,7 +20,7 @@ from redis import RedisError
 from safetensors.torch import save as save_tensors
 
 from fineserve.wire import DEFAULT_TASK
-from learngenes.config import DType, Mode, Size
+from learngenes.config import DType, Mode, Sampling, SamplingRequest, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import release_memory
 from learngenes.measuring.model import Measurement
@@ -102,7 +102,7 @@ class _Build:
         self.runtime, self.tools = runtime, tools
         self.record = record
         self.family = runtime.family(record.family)
-        self.workload, self.constraints = record.budget.workload, record.budget.constraints
+        self.constraints = record.budget.constraints
         self.reporter = Reporter(runtime, runtime.repository.models, record)
         self._num_classes: int | None = None
         if record.task != DEFAULT_TASK:
@@ -242,8 +242,12 @@ class _Build:
         name = f"checkpoint-{revision}-L{size.depth}r{size.rank}-{fingerprint}.safetensors"
         return self.runtime.store.root / "models" / self.record.id / name
 
-    def _candidates(self, profile: DeviceProfile) -> Candidates:
-        return candidates(self.family, profile, self.workload, self._num_classes)
+    def _candidates(
+        self, profile: DeviceProfile, asked: SamplingRequest | Sampling | None = None
+    ) -> Candidates:
+        """Candidates for what was asked for, by default for the budget."""
+        budget = self.record.budget
+        return candidates(self.family, profile, budget.n, asked or budget, self._num_classes)
 
     def _replan(self) -> None:
         """Plan again, since this device's profile may have changed since the request."""
@@ -383,14 +387,14 @@ class _Build:
                 rank=plan.rank,
                 mode=plan.mode,
                 dtype=plan.dtype,
-                workload=self.workload,
+                workload=plan.workload,
             ),
             own,
             self.reporter.tell,
         ).cost
         seconds = self.runtime.settings.verify_seconds
         stopwatch = self.tools.stopwatch(self.runtime, seconds, self.reporter.tell)
-        timing: Timing | None = stopwatch.time(self.record, self.workload)
+        timing: Timing | None = stopwatch.time(self.record, plan.workload)
         disturbed, overhead_seconds = UNSERVED, None
         if timing is not None:
             disturbed = timing.disturbed
@@ -402,7 +406,7 @@ class _Build:
             )
 
         def predicted(profile: DeviceProfile) -> Cost:
-            return solve(self._candidates(profile), plan.constraints).plan.predicted
+            return self._candidates(profile, plan.workload.sampling).predicted(plan)
 
         self.profile = correct_profile(
             self.runtime, self.family, self.profile, predicted, measured, overhead_seconds

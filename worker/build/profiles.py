@@ -10,7 +10,7 @@ import structlog
 import torch
 from redis import RedisError
 
-from learngenes.config import DType, Mode, Size
+from learngenes.config import DType, Mode, Sampling, SamplingRequest, Size
 from learngenes.device import process_peak_bytes, with_threads
 from learngenes.family.family import Family
 from learngenes.measuring.device import (
@@ -214,7 +214,7 @@ def process_base_bytes(
     """
     manifest = family.manifest
     size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[-1])
-    workload = Workload(n=1, num_inference_steps=1)
+    workload = Workload.of(n=1, num_inference_steps=1)
     execution = execution_on(family.stem.positions.device, Mode.FACTORED, DType.INT8)
     measured = verify(
         Specimen(
@@ -234,9 +234,13 @@ def process_base_bytes(
 
 
 def candidates(
-    family: Family, profile: DeviceProfile, workload: Workload, num_classes: int | None = None
+    family: Family,
+    profile: DeviceProfile,
+    n: int,
+    asked: SamplingRequest | Sampling,
+    num_classes: int | None = None,
 ) -> Candidates:
-    """Every size of a family on this device; `num_classes`: of a task.
+    """Every size of a family on this device, for what was asked for; `num_classes`: of a task.
 
     Raises Impossible when the family is not calibrated.
     """
@@ -244,8 +248,10 @@ def candidates(
     network = manifest.network.with_classes(num_classes)
     if family.quality is None:
         raise Impossible(f"the family {manifest.name} is not calibrated")
-    quality = family.quality if num_classes is None else family.quality.shared_alone
-    return Candidates.of(network, manifest.sizes, quality, profile, workload)
+    quality = family.quality if num_classes is None else family.quality.of_other_classes
+    samplings = (asked,) if isinstance(asked, Sampling) else quality.samplings(asked)
+    workloads = (Workload(n, sampling) for sampling in samplings)
+    return Candidates.of(network, manifest.sizes, quality, profile, *workloads)
 
 
 def correct_profile(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learngenes.config import Scheduler
 from learngenes.sizing.budget import Workload
 from registry.errors import IllegalTransition
 from registry.queue import SAMPLE_QUEUE, SAMPLE_TASK
@@ -135,9 +134,7 @@ class Stopwatch:
                 timed=True,
                 class_labels=[i % classes for i in range(workload.n)],
                 seeds=list(range(workload.n)),
-                num_inference_steps=workload.num_inference_steps,
-                guidance_scale=2.0 if workload.guided else 1.0,
-                scheduler=Scheduler.DDIM,
+                **dict(workload.sampling),
             )
         )
         self._runtime.queue.enqueue(SAMPLE_TASK, record.id, record.device_class)

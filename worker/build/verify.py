@@ -112,8 +112,12 @@ def main() -> None:
         size = Size(depth=specimen.depth, rank=specimen.rank)
         own = family.own_of(size, specimen.mode, specimen.dtype)
     model = family.assemble(own, specimen.mode, specimen.dtype)
+    guide = None
+    if (smaller := specimen.workload.sampling.guide) is not None:
+        scales = family.own_of(smaller, specimen.mode, specimen.dtype)
+        guide = family.assemble(scales, specimen.mode, specimen.dtype)
     release_memory(default_device())  # of what was only stored in another dtype
-    measurement = measure(model, family.manifest.diffusion, specimen.workload)
+    measurement = measure(model, family.manifest.diffusion, specimen.workload, guide)
     if specimen.overhead:
         more = overhead_bytes(family)
         measurement = dataclasses.replace(measurement, overhead_bytes=more)

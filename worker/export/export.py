@@ -16,6 +16,7 @@ from learngenes.formats.native import save_model
 from learngenes.formats.onnx import export_in_process
 from learngenes.model.factors import Own
 from learngenes.model.frozen import as_served
+from learngenes.model.schedulers import diffusers_scheduler
 from registry.errors import StorageFull
 from registry.records import ModelRecord
 from registry.repository import Reason
@@ -47,6 +48,7 @@ A diffusion transformer that fineserve sized for a budget. {usage}
 | size | depth {plan.depth}, rank {plan.rank}; served as {plan.mode}, {plan.dtype} |
 | budget | {budget} |
 | measured when served | {measured} |
+| sampling | {sampling} |
 | image | {channels} x {pixels} x {pixels}, values from -1 to 1 |
 | classes | {classes}; {null_class} is the null class |
 
@@ -54,12 +56,24 @@ Method: FINE (arXiv 2409.19289). {licence}
 """
 
 
-DIFFUSERS_USAGE = """Its weights are written out in float32:
+DIFFUSERS_USAGE = """Its weights are written out in float32, and sampled from as it was planned:
 
-    from diffusers import DDIMScheduler, DiTTransformer2DModel
+    from diffusers import {scheduler}, DiTTransformer2DModel
 
-    transformer = DiTTransformer2DModel.from_pretrained(".", subfolder="transformer")
-    scheduler = DDIMScheduler.from_pretrained(".", subfolder="scheduler")"""
+    transformer = DiTTransformer2DModel.from_pretrained(".", subfolder="transformer"){load_guide}
+    scheduler = {scheduler}.from_pretrained(".", subfolder="scheduler")
+    scheduler.set_timesteps({steps})
+    for step, t in enumerate(scheduler.timesteps):
+        scaled, times = scheduler.scale_model_input(x, t), t.expand(len(x))
+        prediction = transformer(scaled, times, labels).sample
+        if step in range({start}, {stop}):  # guided
+            other = {guide}(scaled, times, {guide_labels}).sample
+            prediction = other + {scale:g} * (prediction - other)
+        x = scheduler.step(prediction, t, x).prev_sample
+
+`DiTPipeline` guides by the class in every step, and by no smaller model."""
+LOAD_GUIDE = """
+    guide = DiTTransformer2DModel.from_pretrained(".", subfolder="guide")"""
 ONNX_USAGE = """Its weights are written out in float32; the loop over the scheduler's
 timesteps is the caller's:
 
@@ -158,7 +172,12 @@ def _write(
     if form in (ExportFormat.DIFFUSERS, ExportFormat.ONNX):  # in float32, bits unpacked
         own = as_served(family.genes, own, record.plan.mode, record.plan.dtype)
     if form is ExportFormat.DIFFUSERS:
-        export_model(family, own, directory, record.class_names or ())
+        plan, size = record.plan, record.plan.workload.sampling.guide
+        guide = None
+        if size is not None:
+            begun = family.own_of(size, plan.mode, plan.dtype)
+            guide = as_served(family.genes, begun, plan.mode, plan.dtype)
+        export_model(family, own, directory, record.class_names or (), guide)
     elif form is ExportFormat.ONNX:
         export_in_process(family, own, directory)
     else:
@@ -178,6 +197,18 @@ def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
     manifest = family.manifest
     class_names = record.class_names or manifest.class_names
     library, usage = USAGES[form]
+    sampling = record.plan.workload.sampling
+    if form is ExportFormat.DIFFUSERS:
+        usage = usage.format(
+            scheduler=type(diffusers_scheduler(manifest.diffusion, sampling.scheduler, 1)).__name__,
+            steps=sampling.num_inference_steps,
+            start=sampling.guided.start,
+            stop=sampling.guided.stop,
+            scale=sampling.guidance_scale,
+            load_guide=LOAD_GUIDE if sampling.guide else "",
+            guide="guide" if sampling.guide else "transformer",
+            guide_labels="labels" if sampling.guide else f"0 * labels + {PIPELINE_NULL_CLASS}",
+        )
     if manifest.network.autoencoder is not None:
         usage += LATENTS_USAGE.get(form, "")
     seed = "" if manifest.seed is None else f", seed {manifest.seed}"
@@ -186,6 +217,7 @@ def model_card(record: ModelRecord, family: Family, form: ExportFormat) -> str:
     return CARD.format(
         library=library,
         usage=usage,
+        sampling=sampling.model_dump_json(exclude_none=True),
         seed=seed,
         null_class=null_class,
         record=record,

@@ -8,10 +8,11 @@ that it waits for (`learngenes.stepping.lanes`), in which rows share every matri
 
 import contextlib
 import functools
+import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import structlog
@@ -31,6 +32,7 @@ from learngenes.measuring.device import ComputeTimes, measure_times
 from learngenes.measuring.quiet import Quiet
 from learngenes.measuring.steps import StepCosts, measure_step_costs, seconds_a_step
 from learngenes.model.dit import Stem
+from learngenes.model.factors import Own
 from learngenes.model.sampling import initial_noise
 from learngenes.sizing.cost import decoder_bytes, decoding_bytes
 from learngenes.stepping.batch import Batch, Part, Stack, Tables
@@ -405,7 +407,9 @@ class Engine:
         target = request.target_seconds
         if target is None:
             step_seconds = costs.step_seconds(max(request.rows, costs.full_rows))
-            target = self._latency_target_ratio * request.num_inference_steps * step_seconds
+            target = (
+                self._latency_target_ratio * request.sampling.num_inference_steps * step_seconds
+            )
         job.deadline = job.arrived_at + target
         waiting = {part.owner for part in self._parts}
         self._served = {owner: self._served.get(owner, 0.0) for owner in waiting}
@@ -429,7 +433,7 @@ class Engine:
                 parts = [part for part in self._running if part.pool is pool]
                 if parts:  # else another batch could not be composed, and all are taken apart
                     self._start_batch(parts)
-        steps = min((part.left for part in self._running), default=0)
+        steps = min((part.steps_alike for part in self._running), default=0)
         everybody = len(self._running) == len(self._parts)
         return steps if everybody else min(steps, QUANTUM_STEPS)
 
@@ -469,50 +473,71 @@ class Engine:
 
     def _prepare(self, part: JobPart) -> Part:
         request, pool = part.job.request, part.pool
-        shared = pool.shared
+        sampling, shared = request.sampling, pool.shared
         model = self._model(part)
-        steps = schedule(
-            request.family.manifest.diffusion, request.scheduler, request.num_inference_steps
-        )
-        kind = (request.scheduler, request.num_inference_steps)
+        kind = (sampling.scheduler, sampling.num_inference_steps)
+        steps = schedule(request.family.manifest.diffusion, *kind)
         timesteps = steps.timesteps.to(self._device)
 
-        def modulations(label: int) -> int:
-            key = (request.model_key, kind, label)
+        def modulations(of: Hashable, model: ModelWeights, label: int) -> int:
+            key = (of, kind, label)
             at = pool.modulations.take(
                 key, lambda: model.modulations(timesteps, label).flatten(0, 1)
             )
             part.modulations.append(key)
             return at
 
-        conditional = [modulations(label) for label in request.class_labels[part.images]]
-        unconditional = modulations(model.null_class) if request.guided else None
+        labels = request.class_labels[part.images]
+        conditional = [modulations(request.model_key, model, label) for label in labels]
+        guide, guiding = model, list[int]()
+        if request.load_guide is not None and sampling.guided:
+            guide = self._guide(part, request.load_guide, model)
+            guiding = [modulations(request.guide_key, guide, label) for label in labels]
+        elif sampling.guided:
+            guiding = [modulations(request.model_key, model, model.null_class)] * len(labels)
         noise = initial_noise(shared.network, part.seeds).to(self._device)
         return Part(
             model,
             steps,
             pool.coefficients.at(kind, steps),
             conditional,
-            unconditional,
-            request.guidance_scale,
+            sampling.guided,
+            guide,
+            guiding,
+            sampling.guidance_scale,
             noise * steps.initial_scale,
             torch.zeros_like(noise),
         )
 
     def _model(self, part: JobPart) -> ModelWeights:
-        request, pool = part.job.request, part.pool
-        in_use = {other.state.model for other in self._parts if other.state is not None}
-        costs = self._costs(pool.shared)
-        written_out = request.mode is Mode.MATERIALISED and not costs.prefers_factored(request.rank)
-        model = self.residency.model(
-            pool,
-            request.model_key,
-            lambda: part.job.own or request.load(),
-            in_use,
-            materialise=written_out,
+        request = part.job.request
+        model = self._resident(
+            part, request.model_key, request.rank, lambda: part.job.own or request.load()
         )
         part.job.own = None  # of a refined model it is as much as the model
         return model
+
+    def _guide(self, part: JobPart, load: Callable[[], Own], model: ModelWeights) -> ModelWeights:
+        request = part.job.request
+        assert request.sampling.guide is not None
+        return self._resident(part, request.guide_key, request.sampling.guide.rank, load, model)
+
+    def _resident(
+        self,
+        part: JobPart,
+        key: Hashable,
+        rank: int,
+        load: Callable[[], Own],
+        *needed: ModelWeights,
+    ) -> ModelWeights:
+        """Weights on the device, beside those that are `needed` and those of what has begun."""
+        begun = [other.state for other in self._parts if other.state is not None]
+        in_use = {*needed, *itertools.chain(*((state.model, state.guide) for state in begun))}
+        costs = self._costs(part.pool.shared)
+        written_out = part.job.request.mode is Mode.MATERIALISED and not costs.prefers_factored(
+            rank
+        )
+        return self.residency.model(part.pool, key, load, in_use, materialise=written_out)
 
     def _step(self, batch: Batch) -> bool:
         """Step a batch; False when it failed and has been taken apart."""
@@ -554,7 +579,8 @@ class Engine:
             log.warning("batches are smaller from now on", rows=pool.most_rows)
 
     def _collect(self) -> None:
-        if not any(part.left == 0 for part in self._running):
+        """Finish what is done; what is guided otherwise from now on is composed again."""
+        if not any(batch.is_over for batch in self._batches):
             return
         finished = [part for part in self._running if part.left == 0]
         self._dissolve()
@@ -611,7 +637,8 @@ class Engine:
         """Give all images back to their parts, and count the rows of their owners."""
         for part in self._running:
             if part.state is not None and part.state.batch is not None:
-                self._served[part.owner] += part.rows * part.state.batch.steps_run
+                rows = part.rows_at(part.state.steps_before)
+                self._served[part.owner] += rows * part.state.batch.steps_run
         for batch in self._batches:
             batch.settle()
         self._batches, self._running = [], []

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from opentelemetry.trace import Link
 
-from learngenes.config import DType, Mode, Scheduler
+from learngenes.config import DType, Mode, Sampling
 from learngenes.family.family import Family
 from learngenes.model.factors import Own
 from learngenes.stepping.batch import Part
@@ -40,21 +40,18 @@ class SampleRequest:
     """Loader of the model's own parameters; the submitting thread calls it if need be."""
     class_labels: Sequence[int]
     seeds: Sequence[int]
-    num_inference_steps: int
-    guidance_scale: float = 2.0
-    scheduler: Scheduler = Scheduler.DDIM
+    sampling: Sampling
+    load_guide: Callable[[], Own] | None = None
+    """Loader of the parameters of the smaller size that guides; None where none does."""
     owner: str = ""
     """Owner of the request; owners share a busy device evenly."""
     target_seconds: float | None = None
     """Seconds in which it should be done; by default a multiple of its time in a full batch."""
 
     @property
-    def guided(self) -> bool:
-        return self.guidance_scale > 1
-
-    @property
     def rows_per_image(self) -> int:
-        return 2 if self.guided else 1
+        """Most rows of an image in a step."""
+        return 2 if self.sampling.guided else 1
 
     @property
     def rows(self) -> int:
@@ -63,6 +60,11 @@ class SampleRequest:
     @property
     def model_key(self) -> Hashable:
         return self.model, self.artifact
+
+    @property
+    def guide_key(self) -> Hashable:
+        """Key of the smaller size that guides, which all models of this mode share."""
+        return self.family.fingerprint, self.sampling.guide, self.mode
 
 
 @dataclass(eq=False)
@@ -89,7 +91,7 @@ class Job:
     @property
     def progress(self) -> tuple[int, int]:
         """(Steps done, steps in all) over all batches that its images need."""
-        steps, finished = self.request.num_inference_steps, len(self._images)
+        steps, finished = self.request.sampling.num_inference_steps, len(self._images)
         done = finished * steps + sum(part.done_steps for part in self.parts)
         return done, max(1, finished + len(self.parts)) * steps
 
@@ -135,7 +137,11 @@ class JobPart:
 
     @property
     def rows(self) -> int:
-        return len(self.seeds) * self.job.request.rows_per_image
+        """Rows of the next step."""
+        return self.rows_at(self.done_steps)
+
+    def rows_at(self, step: int) -> int:
+        return len(self.seeds) * (2 if step in self.job.request.sampling.guided else 1)
 
     @property
     def seeds(self) -> Sequence[int]:
@@ -151,7 +157,12 @@ class JobPart:
 
     @property
     def left(self) -> int:
-        return self.job.request.num_inference_steps - self.done_steps
+        return self.job.request.sampling.num_inference_steps - self.done_steps
+
+    @property
+    def steps_alike(self) -> int:
+        """Number of steps until its rows are others."""
+        return self.left if self.state is None else self.state.steps_alike
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -19,6 +19,8 @@ from learngenes.device import capacity_bytes
 from learngenes.family.family import Family
 from learngenes.measuring.device import computes
 from learngenes.measuring.quiet import Quiet
+from learngenes.model.factors import Own
+from learngenes.sizing.budget import Workload
 from learngenes.stepping.weights import kept
 from registry import metrics
 from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
@@ -167,12 +169,20 @@ class Sampling:
             ),
             class_labels=record.class_labels,
             seeds=record.seeds,
-            num_inference_steps=record.num_inference_steps,
-            guidance_scale=record.guidance_scale,
-            scheduler=record.scheduler,
+            sampling=record.sampling,
+            load_guide=self._guide_loader(record, model),
             owner=record.owner,
             target_seconds=_target_seconds(record, model),
         )
+
+    def _guide_loader(
+        self, record: GenerationRecord, model: ModelRecord
+    ) -> Callable[[], Own] | None:
+        family, guide = self.runtime.family(model.family), record.guide
+        mode, dtype = model.plan.mode, model.plan.dtype
+        if guide is None:
+            return None
+        return lambda: kept(family.own_of(guide, mode, dtype), family, mode, dtype)
 
     def _follow(self, job: Job, record: GenerationRecord) -> None:
         """Follow a job to its end: tell its progress, and cancel it when nobody wants it.
@@ -227,6 +237,7 @@ def _target_seconds(record: GenerationRecord, model: ModelRecord) -> float | Non
         targets.append((record.deadline - now()).total_seconds())
     budget = model.budget
     if budget.max_latency_ms is not None:
-        steps = record.num_inference_steps / budget.num_inference_steps
-        targets.append(budget.max_latency_ms / 1000 * steps * max(1, len(record.seeds) / budget.n))
+        asked, planned = Workload(len(record.seeds), record.sampling), model.plan.workload
+        longer = asked.rows_of_an_image / planned.rows_of_an_image
+        targets.append(budget.max_latency_ms / 1000 * longer * max(1, asked.n / planned.n))
     return min(targets, default=None)

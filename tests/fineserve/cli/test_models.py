@@ -46,6 +46,16 @@ def test_answers_for_scripts(url: str, working: None, runtime: Runtime, tmp_path
     assert models[0] in run("models", "list", "--url", url).stdout
     (sampled,) = answers("generate", models[0], "--steps", "1", "--out", str(tmp_path))
     assert (sampled["status"], len(sampled["files"])) == ("done", 5)
+    guided = ("--guide", "2x8", "--guidance-stop", "0.5", "--steps", "2")
+    (sampled,) = answers("generate", models[0], *guided, "--out", str(tmp_path))
+    assert sampled["sampling"] == {
+        "num_inference_steps": 2,
+        "scheduler": "dpmsolver++",
+        "guidance_scale": 2,
+        "guidance_start": 0,
+        "guidance_stop": 0.5,
+        "guide": {"depth": 2, "rank": 8},
+    }
     (watched,) = answers("models", "watch", models[1])
     assert watched["status"] == "ready"
     assert answers("models", "delete", *models) == [{"deleted": model} for model in models]
@@ -61,6 +71,12 @@ def test_a_refusal_is_said_and_is_no_success(url: str) -> None:
         (("generate", queued), "is queued"),
     ):
         assert message in run(*words, "--url", url, exit_code=1).stderr
+
+
+def test_a_guide_that_is_no_size_is_a_wrong_command_line() -> None:
+    for guide in ("2", "2x", "x8", "twox8", "2x-8"):
+        told = run("plan", "--max-mem-gb", "1", "--guide", guide, exit_code=2).stderr
+        assert f"--guide '{guide}' is no DEPTHxRANK" in " ".join(told.replace("│", " ").split())
 
 
 def test_a_model_that_had_no_time_is_continued(

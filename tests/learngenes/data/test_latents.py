@@ -166,7 +166,7 @@ def test_what_decoding_needs_is_predicted(latent_family: Family, dtype: DType) -
     weights = int(weight_bytes(network, 2, 8, execution))
     assert parameter_bytes(model) == pytest.approx(weights, abs=positions)
     for n in (1, 3, 9):
-        workload = Workload(n=n, guided=False)
+        workload = Workload.of(n=n, guidance_scale=1)
         predicted = int(memory_bytes(network, 2, 8, execution, workload))
         measured = memory(model, diffusion, workload)
         assert 0.85 < measured / predicted <= 1.02
@@ -188,7 +188,8 @@ def test_decoding_takes_time_for_each_image(
     execution = profile.executions[0]
     undecoded = profile.model_copy(update={"image_seconds": 0})
     four, less = (
-        float(each.latency_seconds(2, 8, execution, Workload(4))) for each in (profile, undecoded)
+        float(each.latency_seconds(2, 8, execution, Workload.of(4)))
+        for each in (profile, undecoded)
     )
     assert four - less == pytest.approx(4 * profile.image_seconds)
 

@@ -99,7 +99,8 @@ def test_a_step_takes_about_what_is_predicted(
     execution = next(e for e in profile.executions if (e.mode, e.dtype) == EXECUTIONS[5])
     assert (execution.mode, execution.dtype) == ("materialised", "float32")
     ten, one = (
-        float(profile.latency_seconds(3, 48, execution, Workload(4, steps))) for steps in (11, 1)
+        float(profile.latency_seconds(3, 48, execution, Workload.of(4, num_inference_steps=steps)))
+        for steps in (11, 1)
     )
     assert (ten - one) / 50 < measured < (ten - one) / 2
 
@@ -163,7 +164,9 @@ def test_a_device_has_a_dtype_for_each_that_it_computes_in() -> None:
 
 
 def test_libraries_take_little_beside_the_live_set(profile: DeviceProfile) -> None:
-    smallest = memory_bytes(NETWORK, 2, 8, profile.executions[0], Workload(n=1, guided=False))
+    smallest = memory_bytes(
+        NETWORK, 2, 8, profile.executions[0], Workload.of(n=1, guidance_scale=1)
+    )
     assert profile.memory_overhead_bytes < 0.2 * smallest
 
 

@@ -12,7 +12,7 @@ from learngenes.measuring.model import (
 from learngenes.model.dit import DiT
 from learngenes.sizing.budget import Workload
 
-WORKLOAD = Workload(n=2, num_inference_steps=3)
+WORKLOAD = Workload.of(n=2, num_inference_steps=3)
 
 
 @pytest.fixture
@@ -51,16 +51,18 @@ def test_a_quantised_matrix_counts_as_its_parts(family: Family) -> None:
 def test_a_run_is_a_batch_as_stated(
     family: Family, model: DiT, rows: list[int], scheduler: Scheduler
 ) -> None:
-    for guided in (True, False):
-        workload = Workload(n=3, num_inference_steps=2, guided=guided)
-        assert run(model, family.manifest.diffusion, workload, scheduler) > 0
+    for scale in (2, 1):
+        workload = Workload.of(
+            n=3, num_inference_steps=2, guidance_scale=scale, scheduler=scheduler
+        )
+        assert run(model, family.manifest.diffusion, workload) > 0
     assert rows == [6, 6, 3, 3]
 
 
 def test_more_images_than_classes_can_be_measured(
     family: Family, model: DiT, rows: list[int]
 ) -> None:
-    run(model, family.manifest.diffusion, Workload(n=7, num_inference_steps=1))
+    run(model, family.manifest.diffusion, Workload.of(n=7, num_inference_steps=1))
     assert rows == [14]
 
 
@@ -68,10 +70,10 @@ def test_memory_is_of_weights_and_of_one_batch_however_many_steps(
     family: Family, model: DiT
 ) -> None:
     diffusion = family.manifest.diffusion
-    two, three = (memory(model, diffusion, Workload(n=n)) for n in (2, 3))
-    unguided = memory(model, diffusion, Workload(n=2, guided=False))
+    two, three = (memory(model, diffusion, Workload.of(n=n)) for n in (2, 3))
+    unguided = memory(model, diffusion, Workload.of(n=2, guidance_scale=1))
     assert parameter_bytes(model) < unguided < two < three
-    assert two == memory(model, diffusion, Workload(n=2, num_inference_steps=1000))
+    assert two == memory(model, diffusion, Workload.of(n=2, num_inference_steps=1000))
 
 
 @pytest.mark.parametrize(("seconds", "runs"), [(0.0, 1), (600.0, MOST_RUNS)])

@@ -27,7 +27,7 @@ from tests.support.sizing import executions
 
 SIZES = [Size(depth=2, rank=8), Size(depth=3, rank=24), Size(depth=4, rank=48)]
 CPU = torch.device("cpu")
-WORKLOADS = [Workload(n=n, guided=guided) for n in (1, 4) for guided in (False, True)]
+WORKLOADS = [Workload.of(n=n, guidance_scale=scale) for n in (1, 4) for scale in (1, 2)]
 
 every_execution = pytest.mark.parametrize("execution", executions(), ids=str)
 every_workload = pytest.mark.parametrize("workload", WORKLOADS, ids=str)
@@ -114,10 +114,12 @@ def test_many_sizes_are_computed_at_once() -> None:
 
 @every_execution
 def test_memory_grows_with_everything(execution: Execution) -> None:
-    def needed(depth: int = 8, rank: int = 144, n: int = 4, guided: bool = False) -> int:
-        return int(memory_bytes(DIT_XL_2, depth, rank, execution, Workload(n=n, guided=guided)))
+    def needed(depth: int = 8, rank: int = 144, n: int = 4, scale: float = 1) -> int:
+        return int(
+            memory_bytes(DIT_XL_2, depth, rank, execution, Workload.of(n=n, guidance_scale=scale))
+        )
 
-    assert min(needed(depth=28), needed(n=8), needed(guided=True)) > needed()
+    assert min(needed(depth=28), needed(n=8), needed(scale=2)) > needed()
     factored = execution.mode is Mode.FACTORED
     assert needed(rank=1152) > needed() if factored else needed(rank=1152) == needed()
 

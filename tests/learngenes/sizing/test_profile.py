@@ -41,7 +41,7 @@ def latency(
     execution: Execution = FACTORED,
     **workload: Any,
 ) -> float:
-    return float(profile.latency_seconds(depth, rank, execution, Workload(**workload)))
+    return float(profile.latency_seconds(depth, rank, execution, Workload.of(**workload)))
 
 
 AT = datetime(2026, 2, 1, tzinfo=UTC)
@@ -120,7 +120,7 @@ def test_what_was_measured_is_what_is_predicted(profile: DeviceProfile) -> None:
     for row, rank in enumerate(SIZES.ranks):
         for column, rows in enumerate(ROWS):
             step = cost.step_seconds[column] + 4 * cost.seconds[row][column]
-            predicted = latency(profile, 4, rank, n=rows, guided=False, num_inference_steps=10)
+            predicted = latency(profile, 4, rank, n=rows, guidance_scale=1, num_inference_steps=10)
             assert predicted == pytest.approx(profile.request_seconds + 10 * step)
 
 
@@ -135,10 +135,10 @@ def test_between_two_ranks_latency_is_between_theirs(profile: DeviceProfile) -> 
 def test_latency_is_linear_between_two_batches_and_beyond_the_largest(
     profile: DeviceProfile,
 ) -> None:
-    four, ten, sixteen, forty = (latency(profile, n=n, guided=False) for n in (4, 10, 16, 40))
+    four, ten, sixteen, forty = (latency(profile, n=n, guidance_scale=1) for n in (4, 10, 16, 40))
     assert ten == pytest.approx((four + sixteen) / 2)
     assert forty - sixteen == pytest.approx(2 * (sixteen - four))
-    assert latency(profile, n=2, guided=True) == four  # a guided image costs two rows
+    assert latency(profile, n=2, guidance_scale=2) == four  # a guided image costs two rows
 
 
 def test_beyond_the_largest_batch_latency_never_falls() -> None:
@@ -146,7 +146,7 @@ def test_beyond_the_largest_batch_latency_never_falls() -> None:
     whole = device_profile(NETWORK, SIZES)
     layer = whole.layers[0].model_copy(update={"step_seconds": (0.001, 0.9, 0.8)})
     noisy = whole.model_copy(update={"layers": (layer,)})
-    assert latency(noisy, n=1000, guided=False) > latency(noisy, n=16, guided=False)
+    assert latency(noisy, n=1000, guidance_scale=1) > latency(noisy, n=16, guidance_scale=1)
 
 
 def test_a_profile_of_one_batch_holds_for_all() -> None:
@@ -162,7 +162,7 @@ def test_a_profile_of_one_batch_holds_for_all() -> None:
         for cost in whole.layers
     )
     one = device_profile(NETWORK, SIZES, layers=layers)
-    assert latency(one, n=16) == latency(one, n=1, guided=False)
+    assert latency(one, n=16) == latency(one, n=1, guidance_scale=1)
 
 
 def test_a_table_that_is_not_one_is_refused(profile: DeviceProfile) -> None:

@@ -20,8 +20,8 @@ def table() -> QualityTable:
 
 
 def quality(table: QualityTable, depth: float, rank: float, loss_ratio: float = 1.0) -> float:
-    (value,) = table.qualities(np.array([depth]), np.array([rank]), np.array([loss_ratio]))
-    return float(value)
+    losses = table.losses(np.array([depth]), np.array([rank])) * max(1, loss_ratio)
+    return float(table.qualities(losses)[0])
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_the_loss_is_linear_in_depth_and_in_the_logarithm_of_the_rank(table: Qua
 def test_more_is_never_worse(table: QualityTable) -> None:
     depths, ranks = np.arange(1, 11), np.arange(8, 300, 7)
     every_depth, every_rank = (a.ravel() for a in np.meshgrid(depths, ranks, indexing="ij"))
-    ratios = np.ones(len(every_depth))
-    qualities = table.qualities(every_depth, every_rank, ratios).reshape(len(depths), len(ranks))
+    losses = table.losses(every_depth, every_rank).reshape(len(depths), len(ranks))
+    qualities = table.qualities(losses)
     assert np.diff(qualities, axis=0).min() > -1e-12
     assert np.diff(qualities, axis=1).min() > -1e-12
 
@@ -119,12 +119,12 @@ def test_imported_layers_are_measured_beside_what_is_shared() -> None:
             "imported_loss_ratios": {"float32": 1.0},
         }
     )
-    depths = np.array([2.0, 4.0, 6.0])
-    assert only.imported_qualities(depths, 1).tolist() == pytest.approx([0.5, 2 / 3, 1])
-    assert not only.qualities(depths, depths, np.ones(3)).any()
+    depths = np.array([2, 4, 6])
+    qualities = only.qualities(only.imported_losses(depths))
+    assert qualities.tolist() == pytest.approx([0.5, 2 / 3, 1])
     assert only.loss_ratio(Mode.DENSE, DType.FLOAT32) == 1
     assert only.loss_ratio(Mode.FACTORED, DType.FLOAT32) == math.inf
-    assert not only.shared_alone.imported_qualities(depths, 1).any()
+    assert only.shared_alone.imported == {}
 
 
 def test_the_best_of_both_is_what_quality_is_a_share_of(table: QualityTable) -> None:

@@ -156,7 +156,11 @@ def draw_profile(rng: random.Random, sizes: SizeSpace) -> DeviceProfile:
 
 
 def draw_workload(rng: random.Random) -> Workload:
-    return Workload(rng.choice((1, 4, 20)), rng.choice((1, 25)), rng.random() < 0.5)
+    return Workload.of(
+        rng.choice((1, 4, 20)),
+        num_inference_steps=rng.choice((1, 25)),
+        guidance_scale=rng.choice((1, 2)),
+    )
 
 
 def draw_constraints(rng: random.Random, plans: list[Plan]) -> Constraints:
@@ -230,7 +234,7 @@ def test_the_cases_are_of_every_sort(solved: Solved, refused: Refused) -> None:
 
 
 def test_every_size_is_a_candidate_in_every_execution() -> None:
-    table, workload = quality_table(SIZES), Workload(n=2, num_inference_steps=7)
+    table, workload = quality_table(SIZES), Workload.of(n=2, num_inference_steps=7)
     candidates = candidates_of(table, workload, memory_overhead_bytes=123)
     profile = device_profile(NETWORK, SIZES)
     plans = candidates.plans([*range(len(candidates.depth))])

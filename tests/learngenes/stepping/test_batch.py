@@ -105,6 +105,35 @@ def test_images_are_those_of_the_models_own_network(
         assert (images - expected).abs().mean() <= 3
 
 
+GUIDES = [
+    {"guidance_start": 0.2, "guidance_stop": 0.8},
+    {"guide": Size(depth=2, rank=8)},
+    {"guide": Size(depth=2, rank=24), "guidance_start": 0.5},
+]
+
+
+@pytest.mark.parametrize("guidance", GUIDES)
+@pytest.mark.parametrize("mode", SHARED_MODES)
+def test_guided_images_are_those_of_the_networks_of_model_and_guide(
+    family: Family, mode: Mode, guidance: dict[str, Any]
+) -> None:
+    desk, how = Desk(SharedWeights(family, DType.FLOAT32)), {"num_inference_steps": 5}
+    scales = family.scales_of(Size(depth=4, rank=48))
+    networks, others = {}, {}
+    if (size := guidance.get("guide")) is not None:
+        smaller = family.scales_of(size)
+        networks = {"guide": family.assemble(smaller, mode)}
+        others = {"guide": weights(desk.shared, smaller, mode)}
+    model, diffusion = family.assemble(scales, mode), family.manifest.diffusion
+    expected = sample(model, diffusion, LABELS, SEEDS, **{**how, **guidance, **networks}).float()
+    own = weights(desk.shared, scales, mode)
+    part = desk.part(own, LABELS, SEEDS, **{**how, **guidance, **others})
+    images = to_pixels(desk.alone(part)).float()
+    assert (images - expected).abs().max() <= 1
+    unguided = sample(model, diffusion, LABELS, SEEDS, guidance_scale=1, **how).float()
+    assert (images - unguided).abs().max() > 1
+
+
 # Neighbours in a batch make no difference, to the last bit
 
 

@@ -1,6 +1,7 @@
 import base64
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,34 @@ def test_by_default_each_class_has_a_new_seed(stack: Stack, model: str, working:
     first, second = (stack.generate(model).json()["images"] for _ in range(2))
     assert [image["class_label"] for image in first] == [0, 1, 2, 3, 4]
     assert first[0]["seed"] != second[0]["seed"]
+
+
+def test_what_is_left_open_is_as_it_was_planned(stack: Stack, working: None) -> None:
+    guide = {"depth": 2, "rank": 8}
+    model = stack.ready_model(depth=4, num_inference_steps=3, guide=guide, guidance_stop=0.7)
+    planned = stack.told(f"/models/{model}")["plan"]["sampling"]
+    assert (planned["guide"], planned["num_inference_steps"]) == (guide, 3)
+
+    def sampled(**asked: object) -> dict[str, Any]:
+        answer = stack.api.post("/generate", json={"model": model, "n": 1, "seed": 1, **asked})
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    alone, again = sampled(), sampled(**planned)
+    assert alone["sampling"] == again["sampling"] == planned
+    assert alone["images"] == again["images"]
+    old = {"num_inference_steps": 25, "guidance_scale": 2.0, "scheduler": "ddim"}
+    whole = {**old, "guidance_start": 0, "guidance_stop": 1, "guide": None}
+    assert sampled(**old)["sampling"] == whole
+
+
+def test_what_an_older_release_planned_is_sampled_as_it_was(stack: Stack, model: str) -> None:
+    plan = stack.runtime.repository.models.get(model).plan
+    stack.runtime.repository.models.change(model, plan=replace(plan, sampling=None))
+    answer = stack.api.post("/generate", json={"model": model}, headers=ASYNC)
+    sampling = answer.json()["sampling"]
+    assert (sampling["scheduler"], sampling["num_inference_steps"]) == ("ddim", 25)
+    assert (sampling["guidance_scale"], sampling["guidance_stop"]) == (2, 1)
 
 
 @pytest.mark.parametrize(("n", "size"), [(1, (8, 8)), (5, (24, 16))])
@@ -145,6 +174,11 @@ def test_revision_zero_serves_while_the_model_is_retrained(stack: Stack) -> None
         ({"class_labels": [0, 1], "n": 1}, "n=1 is less than the 2 class_labels"),
         ({"seed": -1}, "seed"),
         ({"guidance_scale": 0.5}, "guidance_scale"),
+        ({"guidance_start": -0.1}, "guidance_start"),
+        ({"guidance_stop": 1.1}, "guidance_stop"),
+        ({"guidance_start": 0.5, "guidance_stop": 0.2}, "let it stop after it starts"),
+        ({"guide": {"depth": 9, "rank": 8}}, "no size of depth 9, rank 8"),
+        ({"guide": {"depth": 4, "rank": 48}}, "a guide is smaller than what it guides"),
         ({"scheduler": "heun"}, "scheduler"),
         ({"format": "gif"}, "format"),
         ({"prompt": "a shoe"}, "prompt: Extra inputs"),

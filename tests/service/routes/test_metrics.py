@@ -85,7 +85,8 @@ def test_images_and_the_engine(stack: Stack) -> None:
     model = stack.ready_model()
     watched = Watched(stack.api)
     for _ in range(2):
-        generation = stack.queue(model, class_labels=[0, 1], num_inference_steps=3)
+        how = {"num_inference_steps": 3, "guidance_scale": 2}
+        generation = stack.queue(model, class_labels=[0, 1], **how)
         assert now(stack.api, "fineserve_active", kind="generation") == 1
         stack.sampler.generate(generation)
     assert now(stack.api, "fineserve_active", kind="generation") == 0

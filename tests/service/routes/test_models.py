@@ -55,14 +55,17 @@ def test_smaller_budgets_give_smaller_models(stack: Stack) -> None:
 
 def test_the_record_repeats_the_whole_request(stack: Stack) -> None:
     fixed = {"depth": 3, "rank": 24, "mode": "factored", "dtype": "int8", "n": 2}
-    workload = {"num_inference_steps": 3, "guidance_scale": 1.0}
+    workload: dict[str, object] = {"num_inference_steps": 3, "guidance_scale": 1.0}
     bounds = {"max_mem_gb": 2.0, "max_latency_ms": 60_000.0, "min_quality": 0.1}
+    guidance = {"guidance_start": 0.0, "guidance_stop": 0.5, "guide": {"depth": 2, "rank": 8}}
+    workload |= {**guidance, "scheduler": "euler"}
     body = {**fixed, **workload, **bounds, "mem_scope": "process"}
     names = {"name": "my model", "family": "tiny", "device_class": stack.runtime.device_class}
     model = stack.deploy(**body, **names).json()
     assert model["budget"] == body
     assert {key: model[key] for key in names} == names
     assert {key: model["plan"][key] for key in fixed} == fixed
+    assert model["plan"]["sampling"] == workload
 
 
 def test_a_model_that_was_made_again_shows_both_figures(stack: Stack) -> None:

@@ -144,13 +144,23 @@ def test_a_budget_for_the_process_bounds_the_process(stack: Stack, profile: Devi
     assert process["slack"]["memory_bytes"] == round(budget_gb * 1e9) - needed
 
 
+def test_a_guide_is_smaller_than_every_size_that_is_planned(stack: Stack) -> None:
+    body = planned(stack, **NOTHING_BINDS, guide={"depth": 3, "rank": 24})
+    for plan in (body["plan"], *body["front"]):
+        assert (plan["depth"], plan["rank"]) != (3, 24)
+        assert plan["depth"] >= 3
+        assert plan["rank"] >= 24
+    refused(stack.plan(**NOTHING_BINDS, guide={"depth": 3, "rank": 9}), 422, "its ranks 8, 24, 48")
+    refused(stack.plan(**NOTHING_BINDS, guide={"depth": 4, "rank": 48}), 422, "is fixed excludes")
+
+
 def test_fewer_rows_cost_less(stack: Stack) -> None:
     fixed = {"max_mem_gb": 1, "depth": 4, "rank": 48, "mode": "materialised", "dtype": "float32"}
     whole = needs(planned(stack, **fixed)["plan"])
     for less in ({"n": 1}, {"guidance_scale": 1}):
         fewer = needs(planned(stack, **fixed, **less)["plan"])
         assert all(a < b for a, b in zip(fewer, whole, strict=True))
-    shorter = needs(planned(stack, **fixed, num_inference_steps=1)["plan"])
+    shorter = needs(planned(stack, **fixed, num_inference_steps=5)["plan"])
     assert shorter[0] == whole[0]
     assert shorter[1] < whole[1]
 

@@ -36,7 +36,7 @@ from worker.build.verify import Specimen, VerificationError
 from worker.runtime import Runtime
 from worker.sampling.kept_steps import KeptSteps
 
-WORKLOAD = Workload(n=4, num_inference_steps=2)
+WORKLOAD = Workload.of(n=4, num_inference_steps=2)
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_the_process_is_what_a_model_in_int8_needs_beside_itself(
     int8 = (Mode.FACTORED, DType.INT8)
     (execution,) = (e for e in profile.executions if (e.mode, e.dtype) == int8)
     network = family.manifest.network
-    own = memory_bytes(network, 2, 48, execution, Workload(1, 1))
+    own = memory_bytes(network, 2, 48, execution, Workload.of(1, num_inference_steps=1))
     shared = shared_bytes(network, 48, execution)
     assert base / PROCESS_MARGIN == pytest.approx(3 * 10**8 - int(own) + int(shared), abs=1)
 

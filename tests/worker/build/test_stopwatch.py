@@ -16,7 +16,7 @@ from worker.build.stopwatch import LEAST_RUNS, MOST_RUNS, OWNER, WARMING_RUNS, S
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
-WORKLOAD = Workload(n=2, num_inference_steps=2)
+WORKLOAD = Workload.of(n=2, num_inference_steps=2)
 
 
 @pytest.fixture

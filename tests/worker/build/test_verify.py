@@ -30,7 +30,7 @@ def specimen(families_dir: Path) -> Specimen:
         rank=8,
         mode=Mode.FACTORED,
         dtype=DType.FLOAT32,
-        workload=Workload(n=2, num_inference_steps=2),
+        workload=Workload.of(n=2, num_inference_steps=2),
         max_seconds=1,
     )
 

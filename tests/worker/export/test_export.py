@@ -1,5 +1,6 @@
 """An exported model in a process that has diffusers and nothing of ours."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -88,6 +90,33 @@ def test_plain_diffusers_samples_the_same_images(
     )
     theirs = to_pixels(torch.from_numpy(np.load(out))).permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("asked", [{}, {"guide": {"depth": 2, "rank": 8}}, {"scheduler": "ddim"}])
+def test_what_its_card_says_samples_the_images_that_are_served(
+    runtime: Runtime,
+    sampler: Sampling,
+    make_model: MakeModel,
+    make_generation: MakeGeneration,
+    tmp_path: Path,
+    asked: dict[str, Any],
+) -> None:
+    model = build(runtime, make_model(dtype="float32", depth=4, num_inference_steps=5, **asked).id)
+    generation = make_generation(model.id, **dict(model.plan.workload.sampling))
+    sampler.generate(generation.id)
+    ours = [
+        np.asarray(Image.open(io.BytesIO(runtime.store.read(generation_name(generation.id), file))))
+        for file in map(image_file, range(len(generation.seeds)))
+    ]
+    directory = unpacked(runtime, model.id, tmp_path)
+    card = (directory / "README.md").read_text()
+    code = [line[4:] for line in card.splitlines() if line.startswith("    ")]
+    noise = initial_noise(runtime.family("tiny").manifest.network, generation.seeds)
+    scope: dict[str, Any] = {"x": noise, "labels": torch.tensor(generation.class_labels)}
+    with contextlib.chdir(directory), torch.inference_mode():
+        exec("\n".join(code), scope)
+    theirs = to_pixels(scope["x"]).permute(0, 2, 3, 1).numpy().astype(int)
+    assert np.abs(np.stack(ours).astype(int) - theirs).max() <= 1
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [(m, d) for m, d in EXECUTIONS if d.bits is not None])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from learngenes.config import SHARED_MODES, DType, Mode, Scheduler
+from learngenes.config import SHARED_MODES, DType, Mode, Scheduler, Size
 from learngenes.family.family import Family
 from learngenes.measuring.steps import SecondsOf, StepCosts, batch_of, own_model
 from learngenes.model.factors import Scales
@@ -33,6 +33,13 @@ from tests.support.engines import (
 )
 from worker.sampling.jobs import EngineStopped
 
+GUIDANCE: list[dict[str, Any]] = [
+    {},
+    {"guidance_start": 0.25, "guidance_stop": 0.75},
+    {"guide": Size(depth=1, rank=8)},
+    {"guide": Size(depth=1, rank=8), "guidance_stop": 0.5},
+]
+
 
 @pytest.mark.parametrize("seed", range(4))
 def test_requests_that_come_and_go_together_get_the_images_they_get_alone(
@@ -48,6 +55,7 @@ def test_requests_that_come_and_go_together_get_the_images_they_get_alone(
             seeds=[generator.randrange(10_000) for _ in range(images)],
             num_inference_steps=generator.randint(1, 12) if i else 100,
             guidance_scale=generator.choice([1.0, 1.5, 4.0]),
+            **generator.choice(GUIDANCE),
             scheduler=generator.choice([*Scheduler]),
             owner=generator.choice("ab"),
             target_seconds=generator.choice([0.01, 1.0, None]),
@@ -85,9 +93,10 @@ def test_images_are_those_of_the_models_own_network(
     engine: GatedEngine, mode: Mode, scheduler: Scheduler
 ) -> None:
     model = Model(mode=mode)
-    request = engine.ask(model, 3, scheduler=scheduler)
-    difference = np.stack(alone(engine, request)) - reference(engine.family, model, request)
-    assert np.abs(difference).max() <= 1
+    for guidance in GUIDANCE:
+        request = engine.ask(model, 3, scheduler=scheduler, **guidance)
+        difference = np.stack(alone(engine, request)) - reference(engine.family, model, request)
+        assert np.abs(difference).max() <= 1
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from learngenes.model.sampling import sample
+from learngenes.sizing.budget import Workload
 from registry.errors import Superseded
 from registry.records import GenerationRecord, now
 from registry.store import generation_name, image_file, served_name
 from tests.support.builds import build
+from tests.support.records import A_PLAN
 from tests.worker.conftest import MakeGeneration, MakeModel, told
 from worker.artifacts import load_own
 from worker.runtime import Runtime
@@ -255,7 +257,8 @@ def test_an_engine_that_takes_nothing_any_more_ends_its_worker(desk: Desk, ended
 def test_a_latency_budget_is_a_target_for_as_many_steps_and_images_as_are_asked_for(
     make_model: MakeModel, make_generation: MakeGeneration
 ) -> None:
-    model = make_model(max_latency_ms=800, n=4, num_inference_steps=20)
+    planned = replace(A_PLAN, sampling=Workload.of(num_inference_steps=20).sampling)
+    model = make_model(max_latency_ms=800, n=4, num_inference_steps=20, plan=planned)
     targets = [
         _target_seconds(make_generation(model.id, n=n, num_inference_steps=steps), model)
         for n, steps in ((1, 20), (4, 10), (8, 20))

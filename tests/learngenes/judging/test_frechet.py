@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.frechet import FEATURES, Gaussian, frechet_distance, gaussian
+from learngenes.judging.frechet import FEATURES, Gaussian, frechet_distance, gaussian
 
 
 def normal(mean: float, std: float, dimensions: int = 3) -> Gaussian:

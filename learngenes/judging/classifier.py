@@ -8,20 +8,25 @@ from tqdm import trange
 from learngenes.data.labelled import LabelledImages
 
 
-def new_classifier(classes: int) -> nn.Module:
-    """Untrained network for images (N, 1, 28, 28)."""
+def new_classifier(classes: int, channels: int = 1) -> nn.Module:
+    """Untrained network for images (N, channels, H, W), of 28 pixels or more."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(channels, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64 * 7 * 7, 128), nn.ReLU()),
+        *(
+            nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten()),
+            nn.Dropout(0.2),
+            nn.Linear(64 * 7 * 7, 128),
+            nn.ReLU(),
+        ),
         nn.Linear(128, classes),
     )
 
 
 def train_classifier(data: LabelledImages, epochs: int = 2, batch_size: int = 200) -> nn.Module:
-    """Network trained on the images of `data` (N, 1, 28, 28); one cycle of Adam."""
+    """Network trained on the images of `data`; one cycle of Adam."""
     torch.manual_seed(0)
-    network = new_classifier(len(data.class_names))
+    network = new_classifier(len(data.class_names), data.images.shape[1])
     steps = len(data) // batch_size
     optimizer = torch.optim.Adam(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * steps)

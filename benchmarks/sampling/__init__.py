@@ -1,0 +1,1 @@
+"""What pictures are worth by sampling, and whether plans choose the right one."""
