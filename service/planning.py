@@ -1,10 +1,11 @@
 """Planning: a solution for a budget, or a refusal that says what would fit."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from fineserve.wire import PlanRequest, ProfileResponse
-from learngenes.config import Size
+from learngenes.config import NetworkConfig, Sampling, Size, SizeSpace
 from learngenes.sizing.budget import Workload
 from learngenes.sizing.profile import DeviceProfile
 from learngenes.sizing.quality import QualityTable
@@ -141,6 +142,20 @@ def missing_profiles(
     return sorted(missing)
 
 
+@functools.lru_cache(maxsize=16)
+def _candidates(
+    network: str, sizes: str, quality: str, profile: str, n: int, samplings: tuple[Sampling, ...]
+) -> Candidates:
+    """Every size by every sampling, for a while: they outlast many a budget."""
+    return Candidates.of(
+        NetworkConfig.model_validate_json(network),
+        SizeSpace.model_validate_json(sizes),
+        QualityTable.model_validate_json(quality),
+        DeviceProfile.model_validate_json(profile),
+        *(Workload(n, sampling) for sampling in samplings),
+    )
+
+
 def require_guide(guide: Size | None, family: FamilyRecord, num_classes: int | None) -> None:
     """Raise Problem unless this size of a family can guide a model, of `num_classes` of a task."""
     if guide is None:
@@ -170,12 +185,13 @@ def solve_budget(
     samplings = quality.samplings(request)
     check_limits(state.settings, request.n, samplings[0].num_inference_steps)
     require_guide(request.guide, site.family, num_classes)
-    candidates = Candidates.of(
-        site.family.network.with_classes(num_classes),
-        site.family.sizes,
-        quality,
-        site.profile,
-        *(Workload(request.n, sampling) for sampling in samplings),
+    candidates = _candidates(
+        site.family.network.with_classes(num_classes).model_dump_json(),
+        site.family.sizes.model_dump_json(),
+        quality.model_dump_json(),
+        site.profile.model_dump_json(),
+        request.n,
+        samplings,
     )
     try:
         solution = solve(candidates, request.constraints)

@@ -1,5 +1,6 @@
 """Small networks with random weights, and a real Valkey: no test needs a trained family."""
 
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -35,6 +36,14 @@ CLASS_NAMES = ("circle", "square", "triangle", "star", "cross")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
+
+
+@pytest.fixture(autouse=True)
+def log_handlers() -> Iterator[None]:
+    """The root logger's, as they were: what a test has set would write to its closed output."""
+    before = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers = before
 
 
 @pytest.fixture

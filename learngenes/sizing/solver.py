@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ from learngenes.sizing.quality import Floats, QualityTable
 
 Bools = NDArray[np.bool_]
 
+FIXED = {"mem_scope", "depth", "rank", "mode", "dtype"}
+"""Constraints that a front depends on."""
+MOST_FRONTS = 16
 FRONT_PART = 256
 """Candidates that are looked at together for the front."""
 
@@ -88,6 +91,9 @@ class Candidates:
     distance: Floats
     """Distance of the pictures to real ones; NaN where quality is by loss."""
     accuracy: Floats
+    _orders: dict[MemoryScope, Ints] = field(default_factory=dict, repr=False)
+    _fronts: dict[Constraints, tuple[Plan, ...]] = field(default_factory=dict, repr=False)
+    """Fronts that were found, by what was fixed."""
 
     @classmethod
     def of(
@@ -146,6 +152,25 @@ class Candidates:
 
     def scoped_memory(self, scope: MemoryScope) -> Ints:
         return self.process if scope == "process" else self.memory
+
+    def order(self, scope: MemoryScope) -> Ints:
+        """Indices of all: the best first, then the quickest, then the smallest."""
+        if scope not in self._orders:
+            keys = (self.scoped_memory(scope), self.p95, -self.quality)
+            self._orders[scope] = np.lexsort(keys)
+        return self._orders[scope]
+
+    def front(self, constraints: Constraints) -> tuple[Plan, ...]:
+        """What nothing dominates of what is allowed, best first. Raises Impossible."""
+        fixed = Constraints(**constraints.model_dump(include=FIXED))
+        if fixed not in self._fronts:
+            if len(self._fronts) >= MOST_FRONTS:
+                self._fronts.clear()
+            order = self.order(fixed.mem_scope)
+            among = order[_allowed(self, fixed)[order]]
+            memory = self.scoped_memory(fixed.mem_scope)
+            self._fronts[fixed] = tuple(self.plans(_front(self, memory, among)))
+        return self._fronts[fixed]
 
     def predicted(self, plan: Plan) -> Cost:
         """What exactly this plan costs. Raises KeyError where it is none of these."""
@@ -276,7 +301,8 @@ def solve(candidates: Candidates, constraints: Constraints) -> Solution:
     if not feasible.any():
         raise _infeasible(candidates, constraints, allowed, kept)
     memory = candidates.scoped_memory(constraints.mem_scope)
-    best = int(_ordered(candidates, memory, feasible)[0])
+    order = candidates.order(constraints.mem_scope)
+    best = int(order[np.argmax(feasible[order])])
     mem, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
     return Solution(
         plan=candidates.plans([best])[0],
@@ -285,7 +311,7 @@ def solve(candidates: Candidates, constraints: Constraints) -> Solution:
             memory_bytes=None if mem is None else int(mem - memory[best]),
             latency_seconds=None if latency is None else float(latency - candidates.p95[best]),
         ),
-        front=tuple(candidates.plans(_front(candidates, memory, allowed))),
+        front=candidates.front(constraints),
     )
 
 
@@ -333,12 +359,6 @@ def _kept(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, 
     if constraints.min_quality is not None:
         kept["min_quality"] = candidates.quality >= constraints.min_quality
     return kept
-
-
-def _ordered(candidates: Candidates, memory: Ints, among: Bools) -> Ints:
-    """Indices of some candidates: the best first, then the quickest, then the smallest."""
-    i = np.flatnonzero(among)
-    return i[np.lexsort((memory[i], candidates.p95[i], -candidates.quality[i]))]
 
 
 def _binding(
@@ -394,14 +414,13 @@ def _infeasible(
     return Infeasible(binding, plan, {name: needed[name] for name in binding})
 
 
-def _front(candidates: Candidates, memory: Ints, allowed: Bools) -> list[int]:
-    """Indices of what nothing dominates, best quality first.
+def _front(candidates: Candidates, memory: Ints, order: Ints) -> list[int]:
+    """Indices of what nothing dominates, of some that are given best first.
 
     In that order a candidate is dominated only by one before it. The least latency of those
     that need no more memory is read off a staircase: memory ascending, latency descending. Most
     candidates are sorted out by a look at the staircase as the part before theirs has left it.
     """
-    order = _ordered(candidates, memory, allowed)
     front: list[int] = []
     steps: list[int] = []
     latencies: list[float] = []

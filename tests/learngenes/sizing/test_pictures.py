@@ -141,6 +141,21 @@ def test_a_guide_costs_its_memory_and_its_time() -> None:
     assert alone.latency_seconds < min(guided.latency_seconds, by_class.latency_seconds)
 
 
+def test_candidates_can_be_asked_again_and_again() -> None:
+    kept = candidates()
+    asked = [
+        {"max_latency_seconds": 0.05},
+        {"max_latency_seconds": 0.05, "depth": 3},
+        {"max_mem_bytes": 10**9, "mem_scope": "process"},
+        {"max_latency_seconds": 0.08},
+        *({"rank": rank, "dtype": dtype} for rank in SIZES.ranks for dtype in DType),
+        {"max_latency_seconds": 0.05},
+    ]
+    for budget in asked:
+        constraints = Constraints.model_validate(budget)
+        assert solve(kept, constraints) == solve(candidates(), constraints)
+
+
 def test_a_table_of_another_shape_is_refused() -> None:
     made = pictures(SIZES)
     short = made.tables[0].model_copy(update={"distances": made.tables[0].distances[1:]})
