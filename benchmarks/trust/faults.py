@@ -37,9 +37,9 @@ CLOCK_JUMP_SECONDS = 3600.0
 SETTINGS: dict[str, object] = {"profile_seconds": 5, "verify_seconds": 2, "max_attempts": ATTEMPTS}
 
 
-def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
+def kills(number: int = KILLS, families: Path = FASHION, *, attacked: bool = True) -> Figures:
     """SIGKILL to one of four at random, when all are well again after the last one; hostile clients
-    are there all the time.
+    are there all the time, if it is to be `attacked`.
     """
     chance, account = random.Random(0), Account()
     killed = dict.fromkeys(VICTIMS, 0)
@@ -47,7 +47,8 @@ def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
     with Deployment(families, **SETTINGS) as deployment:
         deployment.up()
         load = Load(deployment, [deployment.ready_model()], account)
-        with load.running(), hostile.running(deployment):
+        beside = hostile.running(deployment) if attacked else contextlib.nullcontext()
+        with load.running(), beside:
             for i in range(number):
                 time.sleep(chance.uniform(0, 4))
                 victim = chance.choice([*VICTIMS])
@@ -62,7 +63,7 @@ def kills(number: int = KILLS, families: Path = FASHION) -> Figures:
         figures = settle(deployment, account)
     return {
         "kills": number,
-        "hostile_clients": len(hostile.ATTACKS),
+        "hostile_clients": len(hostile.ATTACKS) if attacked else 0,
         "killed": killed,
         "max_attempts": ATTEMPTS,
         "longest_recovery_seconds": round(max(recoveries), 1),
