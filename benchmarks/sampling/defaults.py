@@ -12,7 +12,7 @@ from learngenes.config import DType, Mode, Sampling, SamplingRequest, Size
 from learngenes.data.images import encode_png, grid
 from learngenes.family.family import Family
 from learngenes.measuring.device import estimate_profile
-from learngenes.sizing.budget import Constraints, Workload
+from learngenes.sizing.budget import Constraints, Plan, Workload
 from learngenes.sizing.solver import Candidates, solve
 from learngenes.training.pictures import COUNT, sampled
 from worker.sampling.engine import Engine
@@ -66,7 +66,7 @@ def _compared(name: str) -> Figures:
     }
 
 
-def planned(family: Family, constraints: Constraints):  # type: ignore[no-untyped-def]
+def planned(family: Family, constraints: Constraints) -> Plan:
     """The plan of a request that leaves everything open."""
     manifest = family.manifest
     assert family.quality is not None

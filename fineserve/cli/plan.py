@@ -42,7 +42,9 @@ def plan(
     max_latency_ms: MaxLatencyMs = None,
     family: FamilyName = None,
     mem_scope: Annotated[str | None, typer.Option(help="model or process")] = None,
-    min_quality: Annotated[float | None, typer.Option(help="of the family's best, 1")] = None,
+    min_quality: Annotated[
+        float | None, typer.Option(help="from 0 to 1, as plans state it")
+    ] = None,
     n: BatchImages = None,
     num_inference_steps: Number = None,
     scheduler: SchedulerName = None,

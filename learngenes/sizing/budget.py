@@ -72,7 +72,7 @@ class Budget(SamplingRequest):
     max_latency_ms: Annotated[Number, Field(gt=0, le=86_400_000)] | None = None
     """The 95th percentile of one batch, on an idle device."""
     min_quality: Annotated[Number, Field(gt=0, le=1)] | None = None
-    """Least quality, where the family's best has 1."""
+    """Least quality, as plans state it."""
     n: Annotated[Count, Field(le=1024)] = 4
     """Images in one batch."""
     num_inference_steps: Annotated[Count, Field(le=1000)] | None = None
