@@ -52,14 +52,19 @@ def test_by_default_each_class_has_a_new_seed(stack: Stack, model: str, working:
     assert first[0]["seed"] != second[0]["seed"]
 
 
-def test_what_is_left_open_is_as_it_was_planned(stack: Stack, working: None) -> None:
-    guide = {"depth": 2, "rank": 8}
-    model = stack.ready_model(depth=4, num_inference_steps=3, guide=guide, guidance_stop=0.7)
-    planned = stack.told(f"/models/{model}")["plan"]["sampling"]
-    assert (planned["guide"], planned["num_inference_steps"]) == (guide, 3)
+@pytest.fixture
+def guided(stack: Stack) -> str:
+    return stack.ready_model(
+        depth=4, num_inference_steps=3, guide={"depth": 2, "rank": 8}, guidance_stop=0.7
+    )
+
+
+def test_what_is_left_open_is_as_it_was_planned(stack: Stack, guided: str, working: None) -> None:
+    planned = stack.told(f"/models/{guided}")["plan"]["sampling"]
+    assert (planned["guide"], planned["num_inference_steps"]) == ({"depth": 2, "rank": 8}, 3)
 
     def sampled(**asked: object) -> dict[str, Any]:
-        answer = stack.api.post("/generate", json={"model": model, "n": 1, "seed": 1, **asked})
+        answer = stack.api.post("/generate", json={"model": guided, "n": 1, "seed": 1, **asked})
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
