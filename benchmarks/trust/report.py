@@ -24,7 +24,8 @@ def faults(result: Figures) -> Table:
             seconds = part.get("longest_recovery_seconds", part.get("recovery_seconds"))
             most = "at most " if name == "kills" else ""
             table += rows(
-                f"""{what.format(**part)} | {part["accepted"]:,} | {part["lost"]:,} \
+                f"""{what.format(**part)}{_attacked(part)} \
+                    | {part["accepted"]:,} | {part["lost"]:,} \
                     | {part["duplicated"]:,} | {part["corrupt"]:,} | {part["answered_5xx"]:,} \
                     | {most}{math.ceil(seconds)} s \
                     | {math.ceil(part["longest_without_an_image_seconds"])} s"""
@@ -63,7 +64,8 @@ def endurance(result: Figures) -> Table:
         )
     if soak := parts.get("soak"):
         table += rows(
-            f"""{soak["soak_minutes"]} minutes of mixed load: memory of all processes | ±0 \
+            f"""{soak["soak_minutes"]} minutes of mixed load{_attacked(soak)}: \
+                memory of all processes | ±0 \
                 | {soak["soak_rss_growth_bytes"] / 1e6:+.1f} MB
             … open files · Redis's keys | ±0 \
                 | {sum(soak["file_growth"].values()):+d} · {soak["redis_key_growth"]:+d}"""
@@ -75,3 +77,8 @@ def endurance(result: Figures) -> Table:
                 everything is up after {registry["up_seconds"]:.0f} s"""
         )
     return table
+
+
+def _attacked(part: Figures) -> str:
+    clients = part.get("hostile_clients", 0)
+    return f", beside {clients} hostile clients" if clients else ""
