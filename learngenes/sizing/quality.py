@@ -31,6 +31,11 @@ DEFAULT_SAMPLING = Sampling(
     guidance_stop=0.8,
 )
 """Sampling where nothing is known of a family's pictures."""
+TASK_SAMPLING = DEFAULT_SAMPLING.model_copy(
+    update={"guidance_scale": 3.0, "guidance_start": 0.0, "guidance_stop": 1.0}
+)
+"""Sampling for the classes of a task, which are learned in a minute: guidance in the middle steps
+alone makes the asked class in 86 % of 600 pictures, this in 95 % (`make bench-start`)."""
 LEAST_QUALITY = 1e-6
 """Quality of pictures that are no better than the worst that were measured."""
 
@@ -158,14 +163,16 @@ class QualityTable(Frozen):
         unknown: dict[str, object] = {"dtype_loss_ratios": {}, "materialised_loss_ratios": {}}
         return self.model_copy(update={**nothing, **unknown, "pictures": None})
 
-    def samplings(self, asked: SamplingRequest) -> tuple[Sampling, ...]:
+    def samplings(
+        self, asked: SamplingRequest, unmeasured: Sampling = DEFAULT_SAMPLING
+    ) -> tuple[Sampling, ...]:
         """Samplings among which a plan chooses: all that were measured, as far as a caller leaves
-        it open; one where none was.
+        it open; `unmeasured` where none was.
         """
         tables = () if self.pictures is None else self.pictures.tables
         wanted = dict.fromkeys(asked.over(table.sampling) for table in tables)
         known = tuple(s for s in wanted if self.pictures and self.pictures.at(s) is not None)
-        return known or (asked.over(DEFAULT_SAMPLING),)
+        return known or (asked.over(unmeasured),)
 
     def losses(self, depths: Ints, ranks: Ints) -> Floats:
         """Losses of many sizes at once, in float32."""

@@ -127,6 +127,16 @@ def test_a_refined_model_of_a_task_keeps_its_classes(stack: Stack) -> None:
     assert stack.told(f"/models/{model}")["status"] == "ready"
 
 
+def test_classes_that_are_learned_in_a_minute_are_guided_in_all_steps(stack: Stack) -> None:
+    task = upload(stack)
+    model, own = (stack.told(f"/models/{stack.ready_model(**of)}") for of in ({"task": task}, {}))
+    fields = ("guidance_scale", "guidance_start", "guidance_stop")
+    assert [model["plan"]["sampling"][name] for name in fields] == [3, 0, 1]
+    assert [own["plan"]["sampling"][name] for name in fields] == [2, 0.2, 0.8]
+    asked = stack.make_model(task=task, guidance_scale=2)
+    assert stack.told(f"/models/{asked}")["plan"]["sampling"]["guidance_scale"] == 2
+
+
 def test_a_deleted_task_fails_what_is_not_built_and_nothing_else(stack: Stack) -> None:
     task = upload(stack)
     built, waiting = stack.ready_model(task=task), stack.make_model(task=task)
