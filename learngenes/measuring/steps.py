@@ -3,8 +3,8 @@
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -56,6 +56,31 @@ class StepCosts:
         """Whether a model of this rank is faster factor by factor than with W written out."""
         ranks = sorted(self.factored_ratio)
         return float(np.interp(rank, ranks, [self.factored_ratio[r] for r in ranks])) < 1
+
+
+M = TypeVar("M")
+
+
+def median_of(measured: Sequence[M]) -> M:
+    """Median, field by field, of dataclasses over one grid; the last where their grids differ."""
+    last = measured[-1]
+    try:
+        medians = {
+            field.name: _median([getattr(each, field.name) for each in measured])
+            for field in fields(last)  # type: ignore[arg-type]
+        }
+    except (KeyError, ValueError):
+        return last
+    return replace(last, **medians)  # type: ignore[type-var]
+
+
+def _median(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _median([value[key] for value in values]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_median(each) for each in zip(*values, strict=True))
+    return statistics.median(values) if isinstance(first, float) else statistics.median_low(values)
 
 
 def seconds_a_step(batch: Batch, steps: int) -> float:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import structlog
 import torch
@@ -30,7 +31,12 @@ from learngenes.device import (
 from learngenes.family.family import Family
 from learngenes.measuring.device import ComputeTimes, measure_times
 from learngenes.measuring.quiet import Quiet
-from learngenes.measuring.steps import StepCosts, measure_step_costs, seconds_a_step
+from learngenes.measuring.steps import (
+    StepCosts,
+    measure_step_costs,
+    median_of,
+    seconds_a_step,
+)
 from learngenes.model.dit import Stem
 from learngenes.model.factors import Own
 from learngenes.model.sampling import initial_noise
@@ -65,6 +71,10 @@ IDLE_SECONDS = 2.0
 """Seconds without a request after which they are measured as they should be."""
 AGAIN_SECONDS = 30.0
 """Seconds until what was measured beside something else is measured again."""
+MEASUREMENTS = 3
+"""Times that steps are measured, APART_SECONDS apart, and the median kept: a machine that others
+have a share of is slower for half a minute now and then."""
+APART_SECONDS = 60.0
 
 Key = tuple[str, torch.dtype]
 """A family's fingerprint, and what it computes in."""
@@ -72,6 +82,17 @@ Key = tuple[str, torch.dtype]
 
 class Wanted(Exception):
     """Somebody came while the engine was measuring, which can wait."""
+
+
+@dataclass
+class Unmeasured:
+    """Steps of a family that were measured in a hurry, by other kernels, too seldom, or never."""
+
+    family: Family
+    dtype: DType
+    due: float = 0.0
+    """Time, by time.monotonic(), before which they are not measured."""
+    taken: list[tuple[StepCosts, ComputeTimes]] = field(default_factory=list)
 
 
 class Engine:
@@ -116,10 +137,7 @@ class Engine:
         self._latency_target_ratio = latency_target_ratio
         self.costs: dict[Key, StepCosts] = {}
         """Step costs of everything that was asked for."""
-        self._unmeasured: dict[Key, tuple[Family, DType]] = {}
-        """What was measured in a hurry, by other kernels, or not at all."""
-        self._measure_at = 0.0
-        """Time, by time.monotonic(), before which nothing is measured again."""
+        self._unmeasured: dict[Key, Unmeasured] = {}
         self._asked: list[tuple[Family, DType]] = []
         self.gauges: dict[str, float] = {}
         """Values of registry.metrics.WORKER_GAUGES at the last composition."""
@@ -190,9 +208,11 @@ class Engine:
             self._changed.notify()
 
     def is_measured(self, fingerprint: str, compute: torch.dtype) -> bool:
-        """Whether nothing is left to measure of a family in one dtype of computing."""
+        """Whether a family has been measured in one dtype of computing, as its steps are now."""
         key = fingerprint, compute
-        return key not in self._unmeasured and not self._asked and key not in self._arrived_kernels
+        left = self._unmeasured.get(key)
+        known = left is None or bool(left.taken)
+        return known and not self._asked and key not in self._arrived_kernels
 
     def preview(self, job: Job, max_seconds: float = 1.0) -> Pixels | None:
         """First image (C, H, W) as the last step predicted it; None before the first step."""
@@ -236,12 +256,13 @@ class Engine:
             previews, self._previews = self._previews, []
             kernels, self._arrived_kernels = self._arrived_kernels, {}
             asked, self._asked = self._asked, []
+        for key in kernels:
+            self._unmeasured.pop(key, None)
         for family, dtype in asked:
             self._note_unmeasured(family, dtype)
         if idle:
             self._release_unused()
-            if self._unmeasured and time.monotonic() >= self._measure_at:
-                self._measure()
+            self._measure_due()
         if kernels:
             self._exchange(kernels)
         for job in arrived:
@@ -277,8 +298,7 @@ class Engine:
     def _idle_seconds(self) -> float | None:
         """Seconds without a request after which there is something to do; None for never."""
         now, due = time.monotonic(), []
-        if self._unmeasured:
-            due.append(max(IDLE_SECONDS, self._measure_at - now))
+        due += [max(IDLE_SECONDS, each.due - now) for each in self._unmeasured.values()]
         used = [pool.used_at for pool in self.residency.pools]
         if used and self._idle_release_seconds < math.inf:
             due.append(max(0.0, min(used) + self._idle_release_seconds - now))
@@ -328,15 +348,21 @@ class Engine:
         if self._kept is not None:
             kept = self._kept.get(family, key[1], kernels, self._max_rows)
         costs, exact = kept or (None, False)
-        if exact:
-            self._unmeasured.pop(key, None)
-        else:
-            self._unmeasured.setdefault(key, (family, dtype))
+        if not exact:
+            self._unmeasured.setdefault(key, Unmeasured(family, dtype))
+        elif (begun := self._unmeasured.get(key)) and not begun.taken:
+            del self._unmeasured[key]
         return costs
 
-    def _measure(self) -> None:
+    def _measure_due(self) -> None:
+        now = time.monotonic()
+        due = next((key for key, each in self._unmeasured.items() if each.due <= now), None)
+        if due is not None:
+            self._measure(due, self._unmeasured[due])
+
+    def _measure(self, key: Key, unmeasured: Unmeasured) -> None:
         """Measure steps that were not measured as they should be, unless somebody comes."""
-        key, (family, dtype) = next(iter(self._unmeasured.items()))
+        family, dtype = unmeasured.family, unmeasured.dtype
         held = [pool.shared for pool in self.residency.pools if _key(pool.shared) == key]
         started = time.monotonic()
         try:
@@ -358,12 +384,17 @@ class Engine:
             del self._unmeasured[key]
             return
         if disturbed:
-            self._measure_at = time.monotonic() + AGAIN_SECONDS
+            unmeasured.due = time.monotonic() + AGAIN_SECONDS
             log.warning("measured beside others, and again later", reason=disturbed)
             return
+        unmeasured.taken.append((costs, times))
+        unmeasured.due = time.monotonic() + APART_SECONDS
+        if len(unmeasured.taken) == MEASUREMENTS:
+            del self._unmeasured[key]
+        costs = median_of([costs for costs, _ in unmeasured.taken])
+        times = median_of([times for _, times in unmeasured.taken])
         if key in self.costs:
             self.costs[key] = costs
-        del self._unmeasured[key]
         if self._kept is not None:
             self._kept.keep(family, key[1], kernels, self._max_rows, costs, times)
         log.info(

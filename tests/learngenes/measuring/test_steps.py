@@ -6,7 +6,12 @@ from learngenes.config import SHARED_MODES, DType, Mode
 from learngenes.device import peak_bytes
 from learngenes.family.family import Family
 from learngenes.measuring import steps
-from learngenes.measuring.steps import StepCosts, measure_step_costs, seconds_a_step
+from learngenes.measuring.steps import (
+    StepCosts,
+    measure_step_costs,
+    median_of,
+    seconds_a_step,
+)
 from learngenes.stepping.batch import Batch
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.weights import SharedWeights
@@ -111,3 +116,18 @@ def test_beside_other_processes_a_step_is_what_is_worked_at_it(
     assert steps.worked_seconds_a_step(batch, 4, processors=2) == 0.5
     worked = iter([100.0, 200.0])
     assert steps.worked_seconds_a_step(batch, 4, processors=2) == 10.0
+
+
+def test_the_median_of_measurements_is_taken_field_by_field() -> None:
+    def measured(rows: tuple[int, ...], *seconds: float, ratio: float) -> StepCosts:
+        return StepCosts(rows, seconds, rows[-1], 100, {8: ratio})
+
+    found = [
+        measured((2, 4), 0.3, 0.4, ratio=0.9),
+        measured((2, 4), 0.1, 0.6, ratio=0.7),
+        measured((2, 4), 0.2, 0.5, ratio=0.8),
+    ]
+    assert median_of(found) == measured((2, 4), 0.2, 0.5, ratio=0.8)
+    assert median_of(found[:1]) == found[0]
+    of_more_rows = measured((2, 4, 8), 0.2, 0.5, 0.9, ratio=0.8)
+    assert median_of([*found, of_more_rows]) == of_more_rows

@@ -489,6 +489,27 @@ def test_what_was_measured_beside_others_is_measured_again(
         assert engine.is_measured(*key)
 
 
+def test_a_moment_of_the_machine_is_not_believed_alone(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("IDLE_SECONDS", "APART_SECONDS"):
+        monkeypatch.setattr(f"worker.sampling.engine.{name}", 0.05)
+    found = iter([costs_of(30), costs_of(10), costs_of(20)])
+
+    def measured(*_: object, seconds_of: object = None) -> StepCosts:
+        return costs_of(99) if seconds_of is None else next(found)
+
+    with GatedEngine(family, measure_steps=measured) as engine:
+        images_of(engine.begin())
+        key = family.fingerprint, torch.float32
+        wait_until(lambda: engine.is_measured(*key))
+        wait_until(lambda: engine.costs == {key: costs_of(20)})
+        assert next(found, None) is None
+        images_of(engine.begin())
+        time.sleep(0.3)
+        assert engine.costs == {key: costs_of(20)}
+
+
 def test_what_nobody_has_used_is_measured_when_that_is_asked_for(
     family: Family, measuring: Measuring
 ) -> None:
