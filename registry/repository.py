@@ -165,6 +165,14 @@ class Repository:
         lock: Lock = self._redis.lock(redis_key("lock", name), seconds, thread_local=False)
         return lock
 
+    def want(self, name: str, seconds: float) -> None:
+        """Tell who holds a lock, for `seconds`, that another waits for it."""
+        self._redis.set(redis_key("wanted", name), "1", px=int(seconds * 1000))
+
+    def wanted(self, name: str) -> bool:
+        """Whether somebody waits for a lock."""
+        return bool(self._redis.exists(redis_key("wanted", name)))
+
     def once(self, name: str, seconds: float) -> bool:
         """Whether the caller is the first of many that asks within `seconds`."""
         return bool(self._redis.set(redis_key("once", name), "1", nx=True, px=int(seconds * 1000)))

@@ -21,6 +21,9 @@ from registry.lifecycle import Records
 from registry.records import GenerationRecord, ModelRecord
 from registry.repository import Repository
 
+WAITING_SECONDS = 0.5
+"""Seconds after which whoever waits for a lock tells its holder so, again and again."""
+
 R = TypeVar("R", bound=ModelRecord | GenerationRecord)
 
 
@@ -131,7 +134,8 @@ class Leases:
         lock = self._repository.lock(name, self._seconds)
         resting = self._watch.resting
         self._watch.rest()  # who waits for another is not stuck
-        while not lock.acquire(blocking_timeout=self._seconds):
+        while not lock.acquire(blocking_timeout=WAITING_SECONDS):
+            self._repository.want(name, 2 * WAITING_SECONDS)
             self.check_stopping()
         with self._kept_and_released(lock):
             if not resting:

@@ -131,6 +131,10 @@ class Runtime:
         """Have the device alone: those who measure wait for each other."""
         return self.leases.alone(f"device:{self.device_class}")
 
+    def device_wanted(self) -> bool:
+        """Whether somebody waits to have the device alone."""
+        return self.repository.wanted(f"device:{self.device_class}")
+
     def device_first(self) -> AbstractContextManager[bool]:
         """Whether nobody has the device alone; if so, nobody will meanwhile."""
         return self.leases.first(f"device:{self.device_class}")

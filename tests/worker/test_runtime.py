@@ -15,6 +15,7 @@ from learngenes.family.family import FamilyError
 from registry.records import now
 from registry.settings import Settings
 from tests.support.devices import beat
+from tests.support.engines import wait_until
 from tests.support.failures import raising
 from tests.support.records import queued_model
 from tests.worker.conftest import MakeModel, build_housekeeping
@@ -88,6 +89,17 @@ def test_whoever_waits_for_another_is_not_stuck(runtime: Runtime) -> None:
 def _use_device(runtime: Runtime) -> None:
     with runtime.device_alone():
         pass
+
+
+def test_whoever_has_the_device_hears_that_another_waits_for_it(runtime: Runtime) -> None:
+    with runtime.device_first() as first:
+        assert first
+        assert not runtime.device_wanted()
+        waiting = threading.Thread(target=_use_device, args=(runtime,))
+        waiting.start()
+        wait_until(runtime.device_wanted)
+    waiting.join()
+    wait_until(lambda: not runtime.device_wanted())
 
 
 def test_a_lease_outlives_its_first_period(runtime: Runtime, make_model: MakeModel) -> None:

@@ -81,7 +81,7 @@ Key = tuple[str, torch.dtype]
 
 
 class Wanted(Exception):
-    """Somebody came while the engine was measuring, which can wait."""
+    """Somebody came, or wants the device alone, while the engine was measuring, which can wait."""
 
 
 @dataclass
@@ -112,14 +112,15 @@ class Engine:
         kept: KeptSteps | None = None,
         quiet: Callable[[torch.device], Quiet] = Quiet,
         alone: Callable[[], AbstractContextManager[bool]] = lambda: contextlib.nullcontext(True),
+        others_wait: Callable[[], bool] = lambda: False,
         compose: Callable[[Sequence[Part], Tables, Stack, Kernels], Batch] = Batch,
     ) -> None:
         """`measure_steps` and `measure_times` measure the steps of a family in one dtype, up to a
         number of rows, the latter for about `profile_seconds`.
 
-        They do when the device is idle, if `alone` says that nobody else measures or compiles, and
-        again later when it was not `quiet`. Weights that nobody has asked for in
-        `idle_release_seconds` leave the device.
+        They do when the device is idle, if `alone` says that nobody else measures or compiles,
+        until `others_wait` for that, and again later when it was not `quiet`. Weights that nobody
+        has asked for in `idle_release_seconds` leave the device.
         """
         self._families = {family.fingerprint: family for family in families}
         self._device = next(iter(self._families.values())).stem.positions.device
@@ -127,6 +128,7 @@ class Engine:
         self._measure_steps, self._measure_times = measure_steps, measure_times
         self._profile_seconds, self._compose_batch = profile_seconds, compose
         self._kept, self._alone, self._quiet = kept, alone, quiet
+        self._others_wait = others_wait
         self._idle_release_seconds = idle_release_seconds
         self.lanes = Lanes.of(self._device)
         self._kernels: dict[Key, Kernels] = {}
@@ -414,7 +416,7 @@ class Engine:
     def _seconds_a_step(self, batch: Batch, steps: int) -> float:
         seconds = 0.0
         for _ in range(steps):
-            if self._wanted:
+            if self._wanted or self._others_wait():
                 raise Wanted
             self.watch.moved()
             seconds += seconds_a_step(batch, 1)

@@ -10,9 +10,11 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import structlog
+from redis import RedisError
 
 from learngenes.data.images import as_picture, encode_png
 from learngenes.device import capacity_bytes
@@ -39,6 +41,8 @@ log = structlog.get_logger()
 PREVIEW_PIXELS = 64
 WAITING_PERIODS = 4
 """Factor by which a waiting request looks less often whether it is still wanted."""
+LOOK_SECONDS = 0.2
+"""Seconds after which an engine that measures looks again whether somebody wants the device."""
 SWITCH_SECONDS = 0.0005
 """Seconds that a waiting task may hold Python's lock; 5 ms by default."""
 
@@ -60,7 +64,9 @@ class Sampling:
             idle_release_seconds=settings.idle_release_seconds or math.inf,
             kept=KeptSteps(runtime),
             alone=self._alone,
+            others_wait=self._others_wait,
         )
+        self._looked_at, self._device_wanted = 0.0, False
         self._quiet = Quiet(runtime.device)
         self._others = 0
         """Number of generations that nobody times, since one was timed."""
@@ -98,6 +104,14 @@ class Sampling:
             return
         with self.runtime.device_first() as first:
             yield first
+
+    def _others_wait(self) -> bool:
+        """Whether a build waits for the device; asked before every step, looked up now and then."""
+        if time.monotonic() >= self._looked_at + LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            with contextlib.suppress(RedisError):
+                self._device_wanted = self.runtime.device_wanted()
+        return self._device_wanted
 
     def generate(self, generation_id: str) -> None:
         """Make the images of a queued generation.

@@ -352,6 +352,23 @@ def test_what_a_step_costs_is_measured_in_a_hurry_and_again_when_nobody_waits(
     assert measuring.thorough == 1
 
 
+def test_measuring_ends_where_another_wants_the_device(
+    family: Family, measuring: Measuring
+) -> None:
+    wanted = threading.Event()
+    with GatedEngine(family, measure_steps=measuring, others_wait=wanted.is_set) as engine:
+        images_of(engine.begin())
+        assert measuring.begun.wait(SECONDS)
+        wanted.set()
+        for _ in range(2):  # it is begun anew, and ended again
+            measuring.begun.clear()
+            assert measuring.begun.wait(SECONDS)
+        assert measuring.thorough == 0
+        wanted.clear()
+        measuring.may_end.set()
+        wait_until(lambda: measuring.thorough == 1)
+
+
 def test_nothing_is_measured_while_another_has_the_device(
     family: Family, measuring: Measuring
 ) -> None:
