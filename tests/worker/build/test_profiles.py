@@ -287,7 +287,9 @@ SIZE = Constraints(depth=3, rank=24, mode=Mode.MATERIALISED, dtype=DType.FLOAT32
 def predict(runtime: Runtime) -> Callable[[DeviceProfile], Cost]:
     """Of SIZE."""
     family = runtime.family("tiny")
-    return lambda profile: solve(candidates(family, profile, WORKLOAD), SIZE).plan.predicted
+    return lambda profile: (
+        solve(candidates(family, profile, WORKLOAD.n, WORKLOAD.sampling), SIZE).plan.predicted
+    )
 
 
 def missed(
