@@ -8,7 +8,7 @@ from fineserve.wire import PlanRequest, ProfileResponse
 from learngenes.config import NetworkConfig, Sampling, Size, SizeSpace
 from learngenes.sizing.budget import Workload
 from learngenes.sizing.profile import DeviceProfile
-from learngenes.sizing.quality import DEFAULT_SAMPLING, TASK_SAMPLING, QualityTable
+from learngenes.sizing.quality import QualityTable
 from learngenes.sizing.solver import Candidates, Impossible, Infeasible, Solution, solve
 from registry import metrics
 from registry.queue import BUILD_QUEUE
@@ -181,10 +181,7 @@ def solve_budget(
 
     Raises Problem: over the limits, contradictory, infeasible.
     """
-    quality, unmeasured = site.quality, DEFAULT_SAMPLING
-    if num_classes is not None:
-        quality, unmeasured = site.quality.of_other_classes, TASK_SAMPLING
-    samplings = quality.samplings(request, unmeasured)
+    quality, samplings = site.quality.choices(request, num_classes)
     check_limits(state.settings, request.n, samplings[0].num_inference_steps)
     require_guide(request.guide, site.family, num_classes)
     candidates = _candidates(

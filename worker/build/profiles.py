@@ -26,7 +26,6 @@ from learngenes.measuring.steps import execution_on
 from learngenes.sizing.budget import Cost, Workload
 from learngenes.sizing.cost import memory_bytes, shared_bytes
 from learngenes.sizing.profile import DeviceProfile
-from learngenes.sizing.quality import DEFAULT_SAMPLING, TASK_SAMPLING
 from learngenes.sizing.solver import Candidates, Impossible
 from learngenes.stepping.kernels import CompiledGraphs, Kernels, graphs
 from learngenes.stepping.lanes import Lanes
@@ -249,10 +248,10 @@ def candidates(
     network = manifest.network.with_classes(num_classes)
     if family.quality is None:
         raise Impossible(f"the family {manifest.name} is not calibrated")
-    quality, unmeasured = family.quality, DEFAULT_SAMPLING
-    if num_classes is not None:
-        quality, unmeasured = family.quality.of_other_classes, TASK_SAMPLING
-    samplings = (asked,) if isinstance(asked, Sampling) else quality.samplings(asked, unmeasured)
+    request = SamplingRequest() if isinstance(asked, Sampling) else asked
+    quality, samplings = family.quality.choices(request, num_classes)
+    if isinstance(asked, Sampling):
+        samplings = (asked,)
     workloads = (Workload(n, sampling) for sampling in samplings)
     return Candidates.of(network, manifest.sizes, quality, profile, *workloads)
 

@@ -258,15 +258,13 @@ class Engine:
             previews, self._previews = self._previews, []
             kernels, self._arrived_kernels = self._arrived_kernels, {}
             asked, self._asked = self._asked, []
-        for key in kernels:
-            self._unmeasured.pop(key, None)
-        for family, dtype in asked:
-            self._note_unmeasured(family, dtype)
         if idle:
             self._release_unused()
             self._measure_due()
         if kernels:
             self._exchange(kernels)
+        for family, dtype in asked:  # by the kernels that have just come
+            self._note_unmeasured(family, dtype)
         for job in arrived:
             with self._failing(job):
                 self._take_in(job)
@@ -320,6 +318,8 @@ class Engine:
         """Go on by other kernels, whose steps are measured when there is time."""
         self._dissolve()
         self._kernels |= kernels
+        for key in kernels:  # what was taken is of others
+            self._unmeasured.pop(key, None)
         for pool in self.residency.pools:
             if (key := _key(pool.shared)) in kernels and key in self.costs:
                 before = self.costs.pop(key)
@@ -385,8 +385,9 @@ class Engine:
             log.exception("steps cannot be measured; what was measured in a hurry stays")
             del self._unmeasured[key]
             return
-        if disturbed:
-            unmeasured.due = time.monotonic() + AGAIN_SECONDS
+        if disturbed:  # whatever is measured next would be, too
+            for each in self._unmeasured.values():
+                each.due = max(each.due, time.monotonic() + AGAIN_SECONDS)
             log.warning("measured beside others, and again later", reason=disturbed)
             return
         unmeasured.taken.append((costs, times))
