@@ -76,7 +76,7 @@ def _ended(deployment: Deployment) -> int:
 
 
 def with_keys() -> Figures:
-    figures = measure(keys=True)
+    figures = measure(examples=EXAMPLES // 3, keys=True)
     return {f"keys_{name}": value for name, value in figures.items()}
 
 
