@@ -285,6 +285,23 @@ def release_memory(device: torch.device) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def trim_memory(device: torch.device) -> None:
+    """Return the holes between tensors that stay; CUDA's allocator fills them by itself, and to
+    empty its cache waits for all that runs."""
+    if device.type != "cuda":
+        release_memory(device)
+
+
+def require_usable(device: torch.device) -> None:
+    """Raise what a device raises on which nothing can be computed any more.
+
+    After some errors every later call of this process fails, and only a new one helps.
+    """
+    if device.type == "cuda":
+        torch.ones(1, device=device).add_(1)
+        torch.cuda.synchronize(device)
+
+
 def capacity_bytes(device: torch.device) -> int:
     """Bytes of memory that this process may use: of a CPU's, half of the container's; of a GPU's
     what nobody has, and never the share of it that builds and verifying processes need."""

@@ -25,7 +25,9 @@ from learngenes.device import (
     peak_bytes,
     process_peak_bytes,
     release_memory,
+    require_usable,
     synchronise,
+    trim_memory,
     use_exact_float32,
 )
 
@@ -138,6 +140,26 @@ def test_what_a_process_takes_of_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatc
     assert process_peak_bytes(CUDA) == 700 + (500 - 300)
     monkeypatch.setattr("learngenes.nvml.process_bytes", lambda _: 0)  # nobody can say
     assert process_peak_bytes(CUDA) == 700
+
+
+def test_a_device_on_which_nothing_works_any_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_usable(CPU)
+
+    def gone(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch, "ones", gone)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        require_usable(CUDA)
+
+
+def test_holes_are_left_to_the_allocator_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("all"))
+    trim_memory(CUDA)
+    assert emptied == []
+    release_memory(CUDA)
+    assert emptied == ["all"]
 
 
 def test_float32_is_float32() -> None:
