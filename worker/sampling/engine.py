@@ -25,6 +25,7 @@ from learngenes.device import (
     compute_dtype,
     decoded_together,
     release_memory,
+    require_usable,
     synchronise,
     with_threads,
 )
@@ -161,7 +162,8 @@ class Engine:
         """Bytes of the decoders of families of latents, which Residency does not count."""
         networks = [family.manifest.network for family in self._families.values()]
         held = sum(decoder_bytes(network) for network in networks)
-        decoding = max(decoding_bytes(network, self._max_rows) for network in networks)
+        together = decoded_together(self._device)
+        decoding = max(decoding_bytes(network, self._max_rows, together) for network in networks)
         return held + self.lanes.count * decoding
 
     def start(self) -> None:
@@ -607,7 +609,9 @@ class Engine:
             except Exception as error:
                 failed = True
                 self._end(part.job, error)
-        if not failed:
+        if failed:
+            require_usable(self._device)  # raises where nothing works any more: this engine ends
+        else:
             pool = parts[0].pool
             pool.most_rows = max(1, sum(part.rows for part in parts) // 2)
             log.warning("batches are smaller from now on", rows=pool.most_rows)
