@@ -7,9 +7,9 @@ only the seconds of a step are a formula, times chance.
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from worker.sampling.elastic import Ask, Choice, Controller, Load, Place, Promise
+from worker.sampling.elastic import Ask, Choice, Controller, Load, Place, Promise, uncrowded
 from worker.sampling.turns import BatchLimits, choose
 
 QUANTUM_STEPS = 8
@@ -68,6 +68,7 @@ class _Part:
         return Load(
             *(load.owner, load.place, load.deadline, load.rows, load.depth, self.left),
             promised=load.promised,
+            elastic=load.elastic,
         )
 
 
@@ -122,6 +123,9 @@ def simulate(
     rows_of: dict[str, float] = {}
     limits = BatchLimits(place.full_rows, lambda rows: place.seconds([(place.depth, rows)]))
 
+    def is_modest(owner: str) -> bool:
+        return controller.pace.is_modest(owner, now)
+
     def limits_of(_: object) -> BatchLimits:
         return limits
 
@@ -142,6 +146,7 @@ def simulate(
                 jobs.append(job)
         parts = [part for job in jobs for part in job.parts]
         chosen = choose(parts, rows_of, limits_of, now)
+        chosen = uncrowded([(part, part.now) for part in chosen], is_modest, now)
         steps = min((part.left for part in chosen), default=0)
         if len(chosen) < len(parts):
             steps = min(steps, QUANTUM_STEPS)
@@ -185,5 +190,9 @@ def _begun(
         if not isinstance(decided, Promise):
             return None
         choice, foreseen = decided.choice, decided.seconds + now - arrival.at
-    parts = [_Part(load, load.left) for load in controller.loads_of(ask, choice)]
+    loads = controller.loads_of(ask, choice)
+    if limit is None:
+        controller.noticed(ask, choice, now)
+        loads = [replace(load, promised=False, elastic=False) for load in loads]
+    parts = [_Part(load, load.left) for load in loads]
     return _Job(arrival, choice, parts, foreseen)

@@ -191,6 +191,18 @@ ELASTIC = (
         },
         "As plans state it. It falls while there is much to do, and comes back.",
     ),
+    Panel(
+        "Depth that elastic requests were served by",
+        "short",
+        {"{{worker}}": "fineserve_elastic_depth"},
+        "In the mean of the last seconds.",
+    ),
+    Panel(
+        "Elastic requests a second",
+        "reqps",
+        {"{{worker}}": "fineserve_elastic_rate"},
+        "Those that were served.",
+    ),
 )
 DEVICE = (
     Panel(

@@ -15,6 +15,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from worker.sampling.turns import in_turn
 
@@ -37,6 +38,10 @@ MARGIN_STEP, MARGIN_MISSES = 0.05, 0.01
 """Steps by which the margin follows what happens, so that it leaves such a share outside."""
 ANSWER_SECONDS = 0.02
 """Seconds, about, in which a caller has the answer once the images are stored."""
+FORGOTTEN = 1e-3
+"""Share of the device below which an owner is nobody that the device has to be shared with."""
+CROWDED = 1.1
+"""Ratio by which elastic requests may slow down those of a modest owner, while they have time."""
 STEPS_SEEN = 64
 """Last steps whose seconds are compared with what was expected of them."""
 MOST_RETRY_SECONDS = 60
@@ -115,6 +120,8 @@ class Load:
     """Number of steps that it still needs."""
     promised: bool = False
     """Whether its end was promised; else nobody is told when it comes."""
+    elastic: bool = False
+    """Whether it came as an elastic request."""
 
     @property
     def device_seconds(self) -> float:
@@ -177,16 +184,45 @@ def forecast(loads: Sequence[Load], now: float) -> list[float]:
             held[place.key] = before + loads[i].rows
             running.append(i)
         waiting = still
-        of_place: dict[Place, list[tuple[float, float]]] = {}
-        for i in running:
-            of_place.setdefault(loads[i].place, []).append((loads[i].depth, loads[i].rows))
         steps = min(left[i] for i in running)
-        now += steps * sum(place.seconds(depths) for place, depths in of_place.items())
+        now += steps * step_seconds(loads[i] for i in running)
         for i in running:
             left[i] -= steps
             ends[i] = now
         running = [i for i in running if left[i]]
     return ends
+
+
+P = TypeVar("P")
+
+
+def uncrowded(
+    chosen: Sequence[tuple[P, Load]], modest: Callable[[str], bool], now: float
+) -> list[P]:
+    """Those of the chosen that leave the requests of modest owners about the speed that they have
+    alone: elastic ones of others give way to them while they have time."""
+    firm = [load for _, load in chosen if not load.elastic]
+    guarded = {load.owner for load in firm if modest(load.owner)}
+    if not guarded:
+        return [part for part, _ in chosen]
+    alone, beside, kept = step_seconds(firm), list(firm), []
+    wait = alone * max(load.left for load in firm)
+    for part, load in chosen:
+        if load.elastic and load.owner not in guarded:
+            late = now + wait + load.left * step_seconds([load]) > load.deadline
+            if not late and step_seconds([*beside, load]) > CROWDED * alone:
+                continue
+            beside.append(load)
+        kept.append(part)
+    return kept
+
+
+def step_seconds(loads: Iterable[Load]) -> float:
+    """Seconds of one step of all these loads, place after place."""
+    of_place: dict[Place, list[tuple[float, float]]] = {}
+    for load in loads:
+        of_place.setdefault(load.place, []).append((load.depth, load.rows))
+    return sum(place.seconds(depths) for place, depths in of_place.items())
 
 
 class Pace:
@@ -208,6 +244,12 @@ class Pace:
         more = images / self._seconds
         self._rates[owner] = rate + more, load + more * best_seconds, now
 
+    def is_modest(self, owner: str, now: float) -> bool:
+        """Whether an owner asks for less than an equal part of the device."""
+        loads = [self._now(other, now)[1] for other in self._rates]
+        there = sum(load > FORGOTTEN for load in loads)
+        return self._now(owner, now)[1] < USED_SHARE / max(1, there)
+
     def _now(self, owner: str, now: float) -> tuple[float, float]:
         rate, load, at = self._rates.get(owner, (0.0, 0.0, now))
         faded = math.exp(min(0.0, at - now) / self._seconds)
@@ -217,7 +259,7 @@ class Pace:
         """Seconds of the device that one more image of this owner may take, of such a share of it;
         infinite where there is more than anybody wants."""
         loads = {other: self._now(other, now)[1] for other in self._rates}
-        for other in [o for o, load in loads.items() if load < 1e-3 and o != owner]:
+        for other in [o for o, load in loads.items() if load < FORGOTTEN and o != owner]:
             self._rates.pop(other)
             self._credit.pop(other, None)
             loads.pop(other)
@@ -284,6 +326,10 @@ class Controller:
     def __init__(self) -> None:
         self.pace, self.learned = Pace(), Learned()
 
+    def noticed(self, ask: Ask, choice: Choice, now: float) -> None:
+        """Note a request that is not elastic, and is served by this."""
+        self.pace.arrived(ask.owner, ask.images, ask.place.image_seconds(choice), now)
+
     def decide(
         self, ask: Ask, loads: Sequence[Load], served: Mapping[str, float], now: float
     ) -> Promise | Refusal:
@@ -315,11 +361,9 @@ class Controller:
 
     def _allowed(self, ask: Ask, loads: Sequence[Load], now: float) -> float:
         """Seconds of the device that each image of this request may take."""
-        others = sum(load.device_seconds for load in loads if not load.promised)
         ahead = sum(load.device_seconds for load in loads)
         slack = max(ask.deadline - now, 1e-6)
-        share = max(USED_SHARE - others / max(slack, PACE_SECONDS), 0.1)
-        allowed = self.pace.image_seconds(ask.owner, share, now)
+        allowed = self.pace.image_seconds(ask.owner, USED_SHARE, now)
         calm, full = CALM_BACKLOG * slack, FULL_BACKLOG * slack
         if ahead <= calm:
             return allowed
@@ -377,6 +421,7 @@ class Controller:
                 depth=choice.depth,
                 left=choice.num_inference_steps,
                 promised=True,
+                elastic=True,
             )
             for count in counts
         ]

@@ -308,6 +308,7 @@ class Engine:
             "engine_models": self.residency.models,
             "engine_running": len(self._running),
             "engine_waiting": len(self._parts) - len(self._running),
+            **self._promises.gauges(),
         }
 
     @property
@@ -476,6 +477,8 @@ class Engine:
         request = job.request
         pool = self._pool(request)
         costs = self._costs(pool.shared)
+        if job.elastic is None:
+            self._promises.noticed(request, pool)
         target = request.target_seconds
         if job.promise is not None and job.elastic is not None:
             target = job.elastic.deadline - job.arrived_at
@@ -500,6 +503,7 @@ class Engine:
                 self._shrink(job, choice)
         limits = {pool: self._limits(pool) for pool in {part.pool for part in self._parts}}
         chosen = choose(self._parts, self._served, limits.__getitem__, time.monotonic())
+        chosen = self._promises.uncrowded(chosen)
         if set(chosen) != set(self._running):
             self._dissolve()
             begun = [part for part in chosen if self._begin(part)]

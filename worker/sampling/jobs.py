@@ -69,6 +69,19 @@ class SampleRequest:
         return self.family.fingerprint, self.sampling.guide, self.mode
 
 
+def choice_of(request: SampleRequest, quality: float = 1.0) -> Choice:
+    """What a request is served by, in the words of `elastic`."""
+    sampling = request.sampling
+    guide = sampling.guide if sampling.guided else None
+    return Choice(
+        quality,
+        request.depth,
+        sampling.num_inference_steps,
+        sampling.guided,
+        guide.depth if guide else 0,
+    )
+
+
 @dataclass(frozen=True)
 class Elastic:
     """What a request may be served by, where the engine is to choose."""

@@ -1,17 +1,31 @@
 """What the engine promises: its state in the words of `elastic`, and what has come of it."""
 
+import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from learngenes.measuring.steps import StepCosts
 from registry import metrics
 from registry.errors import Refused
-from worker.sampling.elastic import Ask, Choice, Controller, Load, Place, Promise, forecast
-from worker.sampling.jobs import Elastic, Job, JobPart, SampleRequest
+from worker.sampling.elastic import (
+    Ask,
+    Choice,
+    Controller,
+    Load,
+    Place,
+    Promise,
+    forecast,
+    uncrowded,
+)
+from worker.sampling.jobs import Elastic, Job, JobPart, SampleRequest, choice_of
 from worker.sampling.residency import Pool
 from worker.sampling.turns import in_turn
 
+GAUGED_SECONDS = 5.0
+"""Seconds over which gauges are taken."""
 WORTH_STEPS = 2
 """Fewest steps that are left where going on by a smaller size is worth composing it."""
 
@@ -35,6 +49,8 @@ class Promises:
         """`is_estimated` says whether costs were measured in a hurry."""
         self.controller = Controller()
         self._pool_of, self._costs_of, self._is_estimated = pool_of, costs_of, is_estimated
+        self._recent: deque[tuple[float, int]] = deque()
+        """When, and by which depths, the last requests were served."""
 
     def decide(
         self, elastic: Elastic, parts: Sequence[JobPart], served: Mapping[str, float]
@@ -53,6 +69,7 @@ class Promises:
         decided = self.controller.decide(ask, [self.load(part) for part in parts], served, now)
         if isinstance(decided, Promise):
             metrics.ELASTIC_QUALITY.observe(decided.choice.quality)
+            self._recent.append((now, decided.choice.depth))
             return elastic.choices[decided.choice], decided
         metrics.PROMISES.labels("refused").inc()
         left = max(0.0, elastic.deadline - now)
@@ -68,6 +85,15 @@ class Promises:
             f"retry in {decided.retry_seconds} s, or allow more",
             decided.retry_seconds,
         )
+
+    def gauges(self) -> dict[str, float]:
+        """Values of registry.metrics.WORKER_GAUGES; no depth where nothing came."""
+        since = time.monotonic() - GAUGED_SECONDS
+        while self._recent and self._recent[0][0] < since:
+            self._recent.popleft()
+        depths = [depth for _, depth in self._recent]
+        gauges = {"elastic_rate": len(depths) / GAUGED_SECONDS}
+        return gauges | ({"elastic_depth": statistics.mean(depths)} if depths else {})
 
     def place(self, pool: Pool) -> Place:
         costs, learned = self._costs_of(pool), self.controller.learned
@@ -88,7 +114,24 @@ class Promises:
         rows = len(part.seeds) * (1 + guiding / max(1, left))
         promised = part.job.promise is not None and part.job.promise.kept
         place = self.place(part.pool)
-        return Load(part.owner, place, part.deadline, rows, request.depth, left, promised)
+        elastic = part.job.elastic is not None
+        return Load(part.owner, place, part.deadline, rows, request.depth, left, promised, elastic)
+
+    def noticed(self, request: SampleRequest, pool: Pool) -> None:
+        """Note a request that is not elastic."""
+        ask = Ask(request.owner, len(request.seeds), self.place(pool), (), math.inf)
+        self.controller.noticed(ask, choice_of(request), time.monotonic())
+
+    def uncrowded(self, chosen: Sequence[JobPart]) -> list[JobPart]:
+        """Those of the chosen that leave modest owners their speed."""
+        if not any(part.job.elastic for part in chosen):
+            return list(chosen)
+        now = time.monotonic()
+
+        def is_modest(owner: str) -> bool:
+            return self.controller.pace.is_modest(owner, now)
+
+        return uncrowded([(part, self.load(part)) for part in chosen], is_modest, now)
 
     def expected(self, parts: Sequence[JobPart]) -> Expected:
         """What the next steps of a batch of parts should take."""

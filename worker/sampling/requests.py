@@ -19,7 +19,7 @@ from registry.store import served_name
 from worker.artifacts import load_own
 from worker.runtime import Runtime
 from worker.sampling.elastic import Choice
-from worker.sampling.jobs import Elastic, Job, SampleRequest
+from worker.sampling.jobs import Elastic, Job, SampleRequest, choice_of
 
 LATENCY_ROOM, LEAST_ROOM_SECONDS = 3.0, 0.5
 """Multiple of its measured 95th percentile, and seconds more, in which an elastic model's request
@@ -57,7 +57,7 @@ def elastic_of(
     choices: dict[Choice, SampleRequest] = {}
     if model is not None:
         own = request_of(runtime, record, model)
-        choices[_choice(own, model.plan.quality)] = own
+        choices[choice_of(own, model.plan.quality)] = own
         family, mode, dtype = own.family, own.mode, own.dtype
         top = Size(depth=own.depth, rank=own.rank)
     else:
@@ -69,7 +69,7 @@ def elastic_of(
         if model is not None and rung.size.depth >= top.depth:
             continue
         request = _of_size(family, rung, record, mode, dtype)
-        choices.setdefault(_choice(request, rung.quality), request)
+        choices.setdefault(choice_of(request, rung.quality), request)
     if not choices:
         raise Refused(f"no size is of quality {terms.min_quality:g}: ask for less", None)
     left = math.inf if terms.due is None else (terms.due - now()).total_seconds()
@@ -153,18 +153,6 @@ def _loader(
     if size is None:
         return None
     return lambda: kept(family.own_of(size, mode, dtype), family, mode, dtype)
-
-
-def _choice(request: SampleRequest, quality: float) -> Choice:
-    sampling = request.sampling
-    guide = sampling.guide if sampling.guided else None
-    return Choice(
-        quality,
-        request.depth,
-        sampling.num_inference_steps,
-        sampling.guided,
-        guide.depth if guide else 0,
-    )
 
 
 def _usual_seconds(record: GenerationRecord, model: ModelRecord) -> float:
