@@ -95,7 +95,7 @@ def run(
                 *(str(deployment.bin / "schemathesis"), "--config-file", str(config), "run"),
                 *(f"{deployment.url}/openapi.json", "--phases", ",".join(phases), "--seed", "1"),
                 *("--max-examples", str(examples), "--exclude-path", ENDLESS, *by),
-                *("--request-timeout", "120", "--no-color"),
+                *("--request-timeout", "600", "--no-color"),
                 *("--continue-on-failure", "--generation-database", "none", "--no-shrink"),
                 *("--report", "json", "--report-json-path", str(report)),
             ],
