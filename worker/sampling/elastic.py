@@ -76,14 +76,15 @@ class Place:
     """Family and dtype whose rows are one batch, and what its steps take."""
 
     key: Hashable
-    depth: int
+    """What alone tells one place from another."""
+    depth: int = field(compare=False)
     """Depth of the full size, whose steps are known."""
-    full_rows: int
-    step_seconds: Callable[[float], float]
+    full_rows: int = field(compare=False)
+    step_seconds: Callable[[float], float] = field(compare=False)
     """Seconds of a step of the full size, by its rows."""
-    ratio: Callable[[float], float] = lambda _: 1.0
+    ratio: Callable[[float], float] = field(default=lambda _: 1.0, compare=False)
     """What steps were seen to take over what is expected, by the depth of their deepest row."""
-    estimated: bool = False
+    estimated: bool = field(default=False, compare=False)
     """Whether those seconds were measured in a hurry."""
 
     def seconds(self, depths: Sequence[tuple[float, float]]) -> float:

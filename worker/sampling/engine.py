@@ -198,7 +198,9 @@ class Engine:
 
     def submit_elastic(self, elastic: Elastic) -> Job:
         """Hand in a request of which the engine chooses the size; it may end as Refused."""
-        return self._accept(Job(elastic.best, own=None, elastic=elastic))
+        best = elastic.best
+        known = self.residency.knows(best.model_key)
+        return self._accept(Job(best, None if known else best.load(), elastic))
 
     def _accept(self, job: Job) -> Job:
         with self._changed:
@@ -310,8 +312,12 @@ class Engine:
             "engine_models": self.residency.models,
             "engine_running": len(self._running),
             "engine_waiting": len(self._parts) - len(self._running),
-            **self._promises.gauges(),
         }
+
+    @property
+    def elastic_gauges(self) -> dict[str, float]:
+        """The same of elastic requests, as they are now. Any thread may ask."""
+        return self._promises.gauges()
 
     @property
     def _wanted(self) -> bool:
@@ -474,6 +480,8 @@ class Engine:
             except Refused as refusal:
                 self._end(job, refusal)
                 return
+            if decided[0] is not job.request:
+                job.own = None
             job.request, job.promise = decided
             job.decided_at = time.monotonic()
         request = job.request

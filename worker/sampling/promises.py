@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -38,7 +39,7 @@ class Expected(NamedTuple):
 
 
 class Promises:
-    """Promises of one engine, whose thread alone calls this."""
+    """Promises of one engine, whose thread alone calls what does not say otherwise."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Promises:
         self._pool_of, self._costs_of, self._is_estimated = pool_of, costs_of, is_estimated
         self._recent: deque[tuple[float, int]] = deque()
         """When, and by which depths, the last requests were served."""
+        self._counting = threading.Lock()
 
     def decide(
         self, elastic: Elastic, parts: Sequence[JobPart], served: Mapping[str, float]
@@ -69,7 +71,8 @@ class Promises:
         decided = self.controller.decide(ask, [self.load(part) for part in parts], served, now)
         if isinstance(decided, Promise):
             metrics.ELASTIC_QUALITY.observe(decided.choice.quality)
-            self._recent.append((now, decided.choice.depth))
+            with self._counting:
+                self._recent.append((now, decided.choice.depth))
             return elastic.choices[decided.choice], decided
         metrics.PROMISES.labels("refused").inc()
         left = max(0.0, elastic.deadline - now)
@@ -87,11 +90,12 @@ class Promises:
         )
 
     def gauges(self) -> dict[str, float]:
-        """Values of registry.metrics.WORKER_GAUGES; no depth where nothing came."""
+        """Values of registry.metrics.WORKER_GAUGES; no depth where nothing came. Any thread."""
         since = time.monotonic() - GAUGED_SECONDS
-        while self._recent and self._recent[0][0] < since:
-            self._recent.popleft()
-        depths = [depth for _, depth in self._recent]
+        with self._counting:
+            while self._recent and self._recent[0][0] < since:
+                self._recent.popleft()
+            depths = [depth for _, depth in self._recent]
         gauges = {"elastic_rate": len(depths) / GAUGED_SECONDS}
         return gauges | ({"elastic_depth": statistics.mean(depths)} if depths else {})
 

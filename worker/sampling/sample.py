@@ -91,7 +91,7 @@ class Sampling:
     @property
     def gauges(self) -> dict[str, float]:
         """Values of registry.metrics.WORKER_GAUGES."""
-        return {**self.engine.gauges, **self.compiler.gauges}
+        return {**self.engine.gauges, **self.engine.elastic_gauges, **self.compiler.gauges}
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:

@@ -8,7 +8,7 @@ import pytest
 from learngenes.config import Size
 from registry.errors import Refused
 from tests.support.engines import SECONDS, GatedEngine, Model, alone, images_of, same
-from worker.sampling.elastic import Choice
+from worker.sampling.elastic import Choice, step_seconds
 from worker.sampling.jobs import Elastic, Job, SampleRequest
 
 STEPS = 9
@@ -129,3 +129,22 @@ def test_others_among_elastic_requests_get_the_bytes_that_they_get_alone(
     engine.gate.open()
     for job in jobs:
         assert same(images_of(job), alone(engine, job.request))
+
+
+def test_parts_of_one_place_are_stepped_together_in_a_forecast(engine: GatedEngine) -> None:
+    engine.gate.close()
+    jobs = [engine.submit_elastic(elastic(engine, SECONDS))]
+    engine.gate.reached()
+    jobs.append(engine.submit_elastic(elastic(engine, SECONDS)))
+    engine.gate.allow(1)
+    first, second = (engine._promises.load(job.parts[0]) for job in jobs)
+    assert first.place == second.place
+    alone = step_seconds([first])
+    assert alone < step_seconds([first, second]) < 2 * alone
+    engine.gate.open()
+    assert engine.elastic_gauges == {"elastic_rate": 0.4, "elastic_depth": 4}
+    assert all(job.wait(SECONDS) for job in jobs)
+
+
+def test_the_depth_is_gauged_while_requests_come(engine: GatedEngine) -> None:
+    assert engine.elastic_gauges == {"elastic_rate": 0}
