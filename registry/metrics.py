@@ -114,7 +114,7 @@ WORKER_GAUGES = {
     "engine_models": "Models that the sampling engine has on its device.",
     "engine_running": "Parts of requests that take part in the present steps.",
     "engine_waiting": "Parts of requests that wait for room or their turn.",
-    "elastic_depth": "Mean depth that elastic requests were served by in the last seconds.",
+    "elastic_depth": "Mean depth that the last elastic requests were served by.",
     "elastic_rate": "Elastic requests a second that were served in the last seconds.",
     "engine_compiled": "Share of what the sampling engine uses that runs compiled.",
     "process_resident_bytes": "Resident memory of a worker.",

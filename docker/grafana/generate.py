@@ -195,7 +195,7 @@ ELASTIC = (
         "Depth that elastic requests were served by",
         "short",
         {"{{worker}}": "fineserve_elastic_depth"},
-        "In the mean of the last seconds.",
+        "In the mean of the last ones.",
     ),
     Panel(
         "Elastic requests a second",

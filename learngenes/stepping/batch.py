@@ -287,7 +287,7 @@ class Batch:
             part.steps_before, part.batch = part.done_steps, None
 
     def predicted(self, part: Part) -> Tensor:
-        """Clean images (I, C, H, W) of `part` that the last step predicted."""
+        """Clean images (I, C, H, W) of `part` that the last step predicted; until the next one."""
         return torch.split(self._previous, self._sizes)[self.parts.index(part)]
 
     def _rows(self) -> tuple[list[_Row], list[_Row]]:

@@ -15,7 +15,7 @@ function seen({ workers }) {
   const rates = workers.map(({ gauges }) => gauges.elastic_rate ?? 0);
   const busiest = workers[rates.indexOf(Math.max(0, ...rates))]?.gauges ?? {};
   const rate = rates.reduce((sum, each) => sum + each, 0);
-  return { at: Date.now(), rate, depth: busiest.elastic_depth ?? null };
+  return { at: Date.now(), rate, depth: rate > 0 ? busiest.elastic_depth ?? null : null };
 }
 
 const address = () => location.hash.slice(1).split("/");

@@ -52,6 +52,8 @@ class Promises:
         self._pool_of, self._costs_of, self._is_estimated = pool_of, costs_of, is_estimated
         self._recent: deque[tuple[float, int]] = deque()
         """When, and by which depths, the last requests were served."""
+        self._depth: float | None = None
+        """Mean of those depths; what it was last, where nothing has come for a while."""
         self._counting = threading.Lock()
 
     def decide(
@@ -90,14 +92,15 @@ class Promises:
         )
 
     def gauges(self) -> dict[str, float]:
-        """Values of registry.metrics.WORKER_GAUGES; no depth where nothing came. Any thread."""
+        """Values of registry.metrics.WORKER_GAUGES; no depth before anything came. Any thread."""
         since = time.monotonic() - GAUGED_SECONDS
         with self._counting:
             while self._recent and self._recent[0][0] < since:
                 self._recent.popleft()
             depths = [depth for _, depth in self._recent]
+            self._depth = statistics.mean(depths) if depths else self._depth
         gauges = {"elastic_rate": len(depths) / GAUGED_SECONDS}
-        return gauges | ({"elastic_depth": statistics.mean(depths)} if depths else {})
+        return gauges if self._depth is None else {**gauges, "elastic_depth": self._depth}
 
     def place(self, pool: Pool) -> Place:
         costs, learned = self._costs_of(pool), self.controller.learned

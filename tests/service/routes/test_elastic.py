@@ -97,15 +97,10 @@ def test_nobody_samples_from_the_family(stack: Stack) -> None:
     refused(stack.api.post("/generate", json=body), 503, "no worker samples from the family tiny")
 
 
-def test_a_model_may_be_elastic(stack: Stack, sampling: None) -> None:
-    model = stack.make_model(depth=4, elastic={"min_quality": 0.01}, num_inference_steps=2)
-    record = stack.told(f"/models/{model}")
-    assert record["elastic"] == {"min_quality": 0.01}
-
-
 def test_an_elastic_model_serves_itself_while_there_is_time(
     stack: Stack, elastic_model: str, sampling: None
 ) -> None:
+    assert stack.told(f"/models/{elastic_model}")["elastic"] == {"min_quality": 0.01}
     answer = stack.generate(elastic_model, n=2, seed=3).json()
     assert answer["elastic"]["size"]["depth"] == 4
     assert answer["elastic"]["promised_seconds"] is None
