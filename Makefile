@@ -14,7 +14,7 @@ TASKS := var/data/mnist
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-sampling bench-training bench-form bench-healing bench-import bench-start bench-operate bench-trust faults fuzz compose-test paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock sbom pin-images cases clean
+.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-sampling bench-training bench-form bench-healing bench-import bench-start bench-elastic bench-operate bench-trust faults fuzz compose-test gpu-check gpu-bundle paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock sbom pin-images cases clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -96,6 +96,16 @@ bench-import: $(INSTALLED_DEV) $(FASHION_MNIST)  ## a DiT imported, half its dep
 
 bench-start: $(INSTALLED_DEV)  ## first start, second start, kills, promises by the stopwatch; an hour and a half
 	$(BIN)/python -m benchmarks.start $(PARTS)
+	$(BIN)/python -m benchmarks.docs
+
+gpu-check:  ## this machine's GPU, in eight minutes, or `SKIPPED` and 77; DEVICE=cpu for its test
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu.check $(DEVICE:%=--device %)
+
+gpu-bundle: $(INSTALLED_DEV)  ## the same for a machine without a network, into var/gpu-bundle.tar.gz
+	$(BIN)/python -m benchmarks.gpu.bundle
+
+bench-elastic: $(INSTALLED_DEV)  ## promises under load, sizes that sink and rise; an hour
+	$(BIN)/python -m benchmarks.elastic $(PARTS)
 	$(BIN)/python -m benchmarks.docs
 
 compose-test: $(INSTALLED_DEV) $(DOCKERD)  ## the images, and the whole stack through the main job

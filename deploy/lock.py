@@ -21,7 +21,7 @@ ROLES = {
     "dev": ("server", "plot", "dev", "condense", "tracing"),
 }
 """Extras of each role; uv installs the others."""
-OF_GPUS = re.compile(r"nvidia-|cuda-|triton")
+OF_GPUS = re.compile(r"nvidia-(?!ml-py)|cuda-|triton")
 OPTIONS = (
     "--generate-hashes",
     "--no-header",

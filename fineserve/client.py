@@ -24,7 +24,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mappi
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import IO, Any, Concatenate, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 from httpx_retries import Retry, RetryTransport
@@ -39,6 +39,7 @@ from fineserve.wire import (
     ModelList,
     ModelResponse,
     PlanResponse,
+    Served,
     SkippedResponse,
     Status,
     TaskList,
@@ -111,6 +112,7 @@ class ModelFields(PlanFields, total=False):
     name: str
     task: str
     refine: dict[str, int]
+    elastic: dict[str, float]
 
 
 class GenerateFields(SamplingFields, total=False):
@@ -120,7 +122,15 @@ class GenerateFields(SamplingFields, total=False):
     n: int
     seed: int
     deadline_seconds: float
+    min_quality: float
+    when_late: Literal["smaller", "end"]
     previews: bool
+
+
+class GenerationFields(GenerateFields, total=False):
+    """The same, of a family where no model is asked."""
+
+    family: str
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,13 @@ class GeneratedImage:
 
     def save(self, path: str | Path) -> None:
         Path(path).write_bytes(self.png)
+
+
+@dataclass(frozen=True)
+class ElasticImages:
+    images: list[GeneratedImage]
+    served: Served
+    """By what they were made, and what was promised."""
 
 
 class AsyncClient:
@@ -239,16 +256,27 @@ class AsyncClient:
             record = await self.create_generation(model_id, **request)
         if record.status != "done":  # it takes longer than one answer may
             record = await self.wait_generation(record.id, on_event)
-        return [
-            GeneratedImage(base64.b64decode(image.b64_png), image.class_label, image.seed)
-            for image in record.images
-        ]
+        return _images(record)
+
+    async def generate_within(
+        self, seconds: float, family: str, **request: Unpack[GenerateFields]
+    ) -> ElasticImages:
+        """Sample images of the best size of a family that has them there in so many seconds.
+
+        Raises FineserveError when that cannot be promised: `too-busy` says when to try again.
+        """
+        body = {"family": family, **request, "deadline_seconds": seconds}
+        record = _parsed(GenerationResponse, await self._make("/generate", body))
+        if record.status != "done":
+            record = await self.wait_generation(record.id)
+        assert record.elastic is not None, "the service tells by what it served a family"
+        return ElasticImages(_images(record), record.elastic)
 
     async def create_generation(
-        self, model_id: str, **request: Unpack[GenerateFields]
+        self, model_id: str | None = None, **request: Unpack[GenerationFields]
     ) -> GenerationResponse:
-        """Queue a generation; `wait_generation` for it."""
-        body = {"model": model_id, **request}
+        """Queue a generation of a model, or of a family; `wait_generation` for it."""
+        body = {**({} if model_id is None else {"model": model_id}), **request}
         made = await self._make("/generate", body, Prefer="respond-async")
         return _parsed(GenerationResponse, made)
 
@@ -422,6 +450,7 @@ class Client:
     delete_model = _blocking(AsyncClient.delete_model)
     export = _blocking(AsyncClient.export)
     generate = _blocking(AsyncClient.generate)
+    generate_within = _blocking(AsyncClient.generate_within)
     create_generation = _blocking(AsyncClient.create_generation)
     generation = _blocking(AsyncClient.generation)
     wait_generation = _blocking(AsyncClient.wait_generation)
@@ -466,6 +495,13 @@ def _unpack(file: IO[bytes], into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=file) as tar:
         tar.extractall(into, filter="data")
+
+
+def _images(record: GenerationResponse) -> list[GeneratedImage]:
+    return [
+        GeneratedImage(base64.b64decode(image.b64_png), image.class_label, image.seed)
+        for image in record.images
+    ]
 
 
 def _parsed(kind: type[M], answer: httpx.Response) -> M:

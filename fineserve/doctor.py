@@ -15,8 +15,13 @@ import redis
 from registry.repository import connect
 from registry.settings import Settings
 
-NEEDED_TORCH = (2, 6)
-"""First version of torch that can be told never to compile within a request."""
+NEEDED_TORCH = (2, 13)
+"""Version of torch that all of this was tested with: compiled kernels are saved and loaded by
+functions that earlier ones do not have."""
+CUDA_13_DRIVER = 580
+"""First driver for wheels that are built for CUDA 13, as PyPI's torch is from 2.11 on."""
+CUDA_12_DRIVER = 525
+"""First driver for wheels that are built for CUDA 12."""
 LEAST_DISK_BYTES, SPARSE_DISK_BYTES = 10**9, 5 * 10**9
 LEAST_MEMORY_BYTES = 2 * 10**9
 
@@ -50,7 +55,7 @@ def torch(_: Settings) -> Finding:
     return Finding("torch", "ok", version)
 
 
-def gpu(_: Settings) -> Finding:
+def gpu(settings: Settings) -> Finding:
     driver = _nvidia_smi()
     if importlib.util.find_spec("torch") is None:
         return Finding("gpu", "warning", driver or "no driver", "install torch to use it")
@@ -67,9 +72,23 @@ def gpu(_: Settings) -> Finding:
     if driver:
         return Finding(
             "gpu", "broken", f"driver {driver} is too old for CUDA {torch.version.cuda}",
-            "update the driver, or install a torch for an older CUDA",
+            _wheel_for(driver),
+        )  # fmt: skip
+    if settings.device == "cuda":
+        return Finding(
+            "gpu", "broken", "none, and FINESERVE_DEVICE is cuda",
+            "install a driver, or set FINESERVE_DEVICE to auto",
         )  # fmt: skip
     return Finding("gpu", "ok", "none; models run on the CPU")
+
+
+def _wheel_for(driver: str) -> str:
+    """What to install beside a driver that torch cannot use."""
+    major = int(driver.partition(".")[0])
+    newer = f"update the driver to {CUDA_13_DRIVER} or newer"
+    if major < CUDA_12_DRIVER:
+        return newer
+    return f"{newer}, or install torch from PyTorch's index cu126 or cu129, which it fits"
 
 
 def _nvidia_smi() -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from learngenes.config import Mode, NetworkConfig, Sampling, SamplingRequest, SizeSpace
+from learngenes.config import Mode, NetworkConfig, Sampling, SamplingRequest, Size, SizeSpace
 from learngenes.sizing.budget import Budget, Cost, Plan, Slack, Training, Verified
 
 DEFAULT_TASK = "default"
@@ -69,6 +69,15 @@ class Refinement(BaseModel):
     """Whether the caller wants no more of it: the best so far is taken."""
 
 
+class Elastic(BaseModel):
+    """Leave to serve a model's requests by smaller sizes while there is much to do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_quality: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    """Least quality, as plans state it, however much there is to do."""
+
+
 class ModelRequest(PlanRequest):
     name: Annotated[str, Field(pattern=NAME)] | None = None
     task: Text = DEFAULT_TASK
@@ -77,6 +86,8 @@ class ModelRequest(PlanRequest):
     refine: RefineRequest | None = None
     """Train every weight further, after Σ: the model then shares none with its family, so its
     mode is materialised unless it is dense."""
+    elastic: Elastic | None = None
+    """Serve its requests by smaller sizes of its family while there is much to do."""
 
     @model_validator(mode="after")
     def _refinable(self) -> Self:
@@ -84,6 +95,11 @@ class ModelRequest(PlanRequest):
             raise ValueError("a refined model has no factors: leave mode out, or leave refine out")
         if self.refine and self.mode is None:
             self.mode = Mode.MATERIALISED
+        if self.elastic and (self.refine or self.task != DEFAULT_TASK):
+            raise ValueError(
+                "no other size knows what a refined model or a task has learned: leave elastic "
+                "out, or make the model without"
+            )
         return self
 
 
@@ -117,6 +133,7 @@ class ModelResponse(Answer):
     revision: int | None
     budget: Budget
     refine: Refinement | None
+    elastic: Elastic | None = None
     plan: Plan
     training: Training | None = None
     """What was done for its Σ, and what ended that; None until then."""
@@ -185,10 +202,26 @@ class TaskList(BaseModel):
 class GenerateRequest(SamplingRequest):
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"model": "m-…", "class_labels": ["Sneaker"], "n": 4}]},
+        json_schema_extra={
+            "examples": [
+                {"model": "m-…", "class_labels": ["Sneaker"], "n": 4},
+                {"family": "fashion", "class_labels": ["Sneaker"], "deadline_seconds": 0.5},
+            ]
+        },
     )
 
-    model: Text
+    model: Text | None = None
+    """Id of a model; or leave it out, and name a family."""
+    family: Text | None = None
+    """Family: the service then chooses, for this one request, the best size (and what of the
+    sampling is left open) whose images are there within `deadline_seconds`."""
+    size: Literal["auto"] | None = None
+    """Size of a family's request, which is always chosen by the service."""
+    min_quality: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    """Least quality, as plans state it, of an elastic request."""
+    when_late: Literal["smaller", "end"] = "smaller"
+    """What happens to an elastic request whose promise can no longer be kept: its last steps are
+    made by a smaller size, and it comes late if that does not help; or it ends."""
     class_labels: Annotated[list[int | Text], Field(min_length=1, max_length=1000)] | None = None
     """Class names or numbers, repeated in turn over the `n` images; by default every class."""
     n: Annotated[int, Field(ge=1)] | None = None
@@ -197,9 +230,22 @@ class GenerateRequest(SamplingRequest):
     """Seed of the first image; image i has seed + i. By default it is drawn."""
     format: Literal["png"] = "png"
     deadline_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
-    """Seconds after which nobody wants the images any more: the generation then fails."""
+    """Seconds from now in which the images are to be there. Of an elastic request it is a promise,
+    or a refusal at once; for any other nobody wants them afterwards: the generation then fails."""
     previews: bool = False
     """Whether progress events carry a small picture of the first image as it is by then."""
+
+    @model_validator(mode="after")
+    def _of_a_model_or_a_family(self) -> Self:
+        if (self.model is None) == (self.family is None):
+            raise ValueError("send a model's id, or a family and deadline_seconds")
+        if self.family is not None and self.deadline_seconds is None:
+            raise ValueError(
+                "send deadline_seconds: the best size of a family is chosen that is there by then"
+            )
+        if self.size is not None and self.family is None:
+            raise ValueError("a model has its size already: leave size out, or send a family")
+        return self
 
 
 class ExportFormat(StrEnum):
@@ -226,16 +272,41 @@ class Seconds(BaseModel):
     sampling: float | None
 
 
+class Served(BaseModel):
+    """By what an elastic request was served, and what was promised of it."""
+
+    size: Size
+    quality: float
+    """Quality of that size by that sampling, as plans state it."""
+    best_quality: float
+    """Quality that it would have had at best."""
+    promised_seconds: float | None
+    """Seconds from the request's arrival in which its images were promised; None for a model's
+    request that named no deadline."""
+    foreseen_seconds: float
+    """The same in which they were foreseen."""
+    took_seconds: float
+    """Seconds from its arrival until they were there."""
+    estimated: bool = False
+    """Whether the device had not been measured yet, and more room was left for what may go wrong.
+    """
+    finished_by: Size | None = None
+    """Smaller size that made the last steps; None where none had to."""
+
+
 class GenerationResponse(BaseModel):
     id: str
     status: str
     model: str
+    """Model that was asked, or the family of an elastic request."""
     revision: int | None
     sampling: Sampling | None = None
     """How the images are sampled: what was asked for, and what the model's plan says of the rest.
     None from services that do not tell."""
     images: list[ImageResponse]
     seconds: Seconds
+    elastic: Served | None = None
+    """Of an elastic request by what it was served; None until it is done."""
     error: str | None
 
 

@@ -11,23 +11,51 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from learngenes import nvml
 from learngenes.cgroup import memory_limit_bytes, processors_limit
 from learngenes.config import DType
+
+log = structlog.get_logger()
 
 M_ARENA_MAX = -8
 """Parameter number in glibc's malloc.h."""
 MOST_ARENAS = 2
+OTHERS_SHARE = 0.1
+"""Share of a GPU's memory that a sampling worker leaves to builds and to what they measure."""
 MOST_LANES = 2
 """Most lanes: a guided image has two rows, so that all cores work for a single one."""
 
 
+class DeviceError(Exception):
+    """The device that was asked for is not there; the message says what to do."""
+
+
 def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Device that FINESERVE_DEVICE names: `cpu`, `cuda`, or `auto`, which is CUDA where there is
+    one. Raises DeviceError.
+    """
+    wanted = os.environ.get("FINESERVE_DEVICE") or "auto"
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            f"FINESERVE_DEVICE={wanted}, but torch {torch.__version__} can use no GPU here: "
+            "`fineserve doctor` says why"
+        )
+    return torch.device("cuda")
+
+
+def use_exact_float32() -> None:
+    """Let float32 be float32: no product of it is made in TF32, whose 10 bits of mantissa would
+    make an image depend on what else is in its batch. What is to be quick is in bfloat16."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -89,6 +117,16 @@ def device_class(device: torch.device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def device_id(device: torch.device) -> str:
+    """Name of this one device, which nobody else's has: a GPU's UUID, or that of a MIG slice; of
+    CPUs this boot of the machine."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_properties(device).uuid)
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return platform.node()
+
+
 def _processor() -> str:
     with contextlib.suppress(OSError):
         found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -107,7 +145,9 @@ def compile_ahead(
     """
     how: dict[str, Any] = {"cpp_wrapper": True, "cpp.threads": threads}
     if default_device().type == "cuda":
-        how = {"triton.cudagraphs": True}
+        # graphs of parts of a step would be recorded while requests wait, for each path through
+        # it, and copy every weight into them: a whole step is captured instead (`WholeStep`)
+        how = {"triton.cudagraphs": False}
     made = torch.compile(function, fullgraph=True, options=how)
     made.aot_compile((arguments, {})).save_compiled_function(str(file))  # type: ignore[attr-defined]
 
@@ -131,24 +171,47 @@ def varying(tensor: Tensor, dims: Iterable[int]) -> Tensor:
     return tensor
 
 
-def begin_step(device: torch.device) -> None:
-    """Let CUDA graphs overwrite the outputs of the step before."""
-    if device.type == "cuda":
-        torch.compiler.cudagraph_mark_step_begin()
+WARM_STEPS = 3
+"""Steps of a batch before it is captured: those who come and go soon never are."""
 
 
-def kept(tensor: Tensor) -> Tensor:
-    """A compiled function's output, safe to use in later steps."""
-    return tensor.clone() if tensor.device.type == "cuda" else tensor
+class WholeStep:
+    """A step that changes its tensors in place: called as it is, or on CUDA replayed as one graph.
+
+    Launching its kernels one by one takes a CPU longer than a GPU takes for a small network. It is
+    captured after WARM_STEPS, where FINESERVE_CUDA_GRAPHS says so; where that fails it is called
+    as before.
+    """
+
+    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
+        self._step, self._device, self._done = step, device, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._captures = device.type == "cuda" and captures_steps()
+
+    def __call__(self) -> None:
+        if self._captures and self._graph is None and self._done == WARM_STEPS:
+            self._capture()
+        self._done += 1
+        if self._graph is None:
+            self._step()
+        else:
+            self._graph.replay()
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):  # nothing is computed yet
+                self._step()
+        except Exception as error:
+            log.warning("a step cannot be captured, and is called as it is", reason=str(error))
+            self._captures = False
+        else:
+            self._graph = graph
 
 
-def padded(rows: int, device: torch.device) -> int:
-    """Number of rows that a batch is padded to: one of a few, as each has a CUDA graph."""
-    if device.type != "cuda":
-        return rows
-    power = 1 << max(1, (rows - 1).bit_length())
-    between = 3 * power // 4
-    return between if rows <= between and between % 2 == 0 else power
+def captures_steps() -> bool:
+    """Whether steps are captured as CUDA graphs, which no card has measured yet."""
+    return os.environ.get("FINESERVE_CUDA_GRAPHS", "").lower() in ("1", "true", "yes", "on")
 
 
 @contextlib.contextmanager
@@ -175,11 +238,13 @@ def synchronise(device: torch.device) -> None:
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """Most bytes that the allocator held at once during `work`, above those it held before.
 
-    On CUDA the caching allocator keeps this figure. On the CPU every allocation and release
+    On CUDA the caching allocator keeps this figure; what cuBLAS takes for itself, 32 MiB on a
+    Hopper, counts, too. On the CPU every allocation and release
     of torch's allocator is recorded by the profiler and summed in order, which is exact for
     tensors and, unlike the resident set size, free of the allocator's caching.
     """
     if device.type == "cuda":
+        forget_workspaces()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
@@ -193,6 +258,12 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     events = recorded.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), int(e.nbytes())) for e in events if e.name() == "[memory]")
     return max(itertools.accumulate((nbytes for _, nbytes in changes), initial=0))
+
+
+def forget_workspaces() -> None:
+    """Free what cuBLAS has taken for itself; its next product takes it again."""
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 def share_arenas() -> None:
@@ -214,10 +285,29 @@ def release_memory(device: torch.device) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def capacity_bytes(device: torch.device) -> int:
-    """Bytes of memory that this process may use: of a CPU's, half of the container's."""
+def trim_memory(device: torch.device) -> None:
+    """Return the holes between tensors that stay; CUDA's allocator fills them by itself, and to
+    empty its cache waits for all that runs."""
+    if device.type != "cuda":
+        release_memory(device)
+
+
+def require_usable(device: torch.device) -> None:
+    """Raise what a device raises on which nothing can be computed any more.
+
+    After some errors every later call of this process fails, and only a new one helps.
+    """
     if device.type == "cuda":
-        return int(0.9 * torch.cuda.mem_get_info(device)[1])
+        torch.ones(1, device=device).add_(1)
+        torch.cuda.synchronize(device)
+
+
+def capacity_bytes(device: torch.device) -> int:
+    """Bytes of memory that this process may use: of a CPU's, half of the container's; of a GPU's
+    what nobody has, and never the share of it that builds and verifying processes need."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)  # after this process's own context
+        return min(free, int((1 - OTHERS_SHARE) * total))
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(total, memory_limit_bytes() or total) // 2
 
@@ -239,8 +329,8 @@ def process_peak_bytes(device: torch.device) -> int:
     counts. On CUDA what the allocator reserved and what the context takes besides.
     """
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        context = total - free - torch.cuda.memory_reserved(device)
+        reserved = torch.cuda.memory_reserved(device)
+        context = max(0, nvml.process_bytes(device_id(device)) - reserved)
         return int(torch.cuda.max_memory_reserved(device)) + context
     status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent's, too
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)

@@ -51,3 +51,12 @@ class ModelGone(RegistryError): ...
 
 
 class ArtifactError(RegistryError): ...
+
+
+class Refused(Exception):
+    """A request cannot be served by the time that it names, and its caller would not wait."""
+
+    def __init__(self, message: str, retry_seconds: int | None) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+        """Seconds until as much may be asked for again; None where no wait would help."""

@@ -25,7 +25,7 @@ from registry.errors import (
 )
 from registry.events import MAX_EVENTS, redis_key, stream_key
 from registry.idempotency import IdempotencyKeys
-from registry.records import GIVEN_UP, GenerationRecord, Record, now, readable
+from registry.records import GIVEN_UP, REFUSED, GenerationRecord, Record, now, readable
 
 R = TypeVar("R", bound=Record)
 Command = tuple[str, ...]
@@ -375,7 +375,7 @@ class Records(Generic[R]):
         commands.append(("DEL", self._lease(record.id)))  # else one more write to disk releases it
         if record.status not in GIVEN_UP:
             commands += _pushed(self._finished, str(time.time()), PACE_RECORDS)
-        if record.status == "failed":
+        if record.status == "failed" and record.problem != REFUSED:
             failure = Failure(kind=self.name, id=record.id, error=record.error or "", at=now())
             commands += _pushed(FAILURES, failure.model_dump_json(), MAX_FAILURES)
         if isinstance(record, GenerationRecord) and record.status == "done" and not record.timed:

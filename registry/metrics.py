@@ -24,6 +24,7 @@ LONG_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
 STEP_SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0)
+QUALITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
 LOSSES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 
@@ -76,6 +77,11 @@ RETRAINING_LOSS = _histogram(
 
 IMAGES = _counter("images_total", "Images made, by depth of their model.", "depth")
 
+PROMISES = _counter("promises_total", "Elastic requests, by what came of their promise.", "outcome")
+ELASTIC_QUALITY = _histogram(
+    "elastic_quality", "Quality of what elastic requests were served by.", QUALITIES
+)
+
 STEP = _histogram("engine_step_seconds", "Time of one step of a whole batch.", STEP_SECONDS)
 BATCH_ROWS = _histogram("engine_batch_rows", "Rows in a batch, at each composition.", SIZES)
 BATCH_MODELS = _histogram("engine_batch_models", "Models in a batch, at each composition.", SIZES)
@@ -91,6 +97,9 @@ for _counted, *_labels in (
     (FINISHED, "model", "failed"),
     (FINISHED, "generation", "done"),
     (FINISHED, "generation", "failed"),
+    (PROMISES, "kept"),
+    (PROMISES, "missed"),
+    (PROMISES, "refused"),
     (LOOKUPS, "model", "hit"),
     (LOOKUPS, "modulations", "hit"),
     (EVICTIONS, "model"),
@@ -105,6 +114,8 @@ WORKER_GAUGES = {
     "engine_models": "Models that the sampling engine has on its device.",
     "engine_running": "Parts of requests that take part in the present steps.",
     "engine_waiting": "Parts of requests that wait for room or their turn.",
+    "elastic_depth": "Mean depth that the last elastic requests were served by.",
+    "elastic_rate": "Elastic requests a second that were served in the last seconds.",
     "engine_compiled": "Share of what the sampling engine uses that runs compiled.",
     "process_resident_bytes": "Resident memory of a worker.",
 }

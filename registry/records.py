@@ -3,13 +3,13 @@
 import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fineserve.wire import DEFAULT_TASK, Family, Refinement
-from learngenes.config import Sampling
+from fineserve.wire import DEFAULT_TASK, Elastic, Family, Refinement, Served
+from learngenes.config import Sampling, SamplingRequest
 from learngenes.sizing.budget import Budget, Cost, Plan, Training, Verified
 from learngenes.sizing.quality import QualityTable
 
@@ -32,6 +32,8 @@ def readable(kind: type[M], raw: str) -> M | None:
 
 
 GIVEN_UP = {"failed", "cancelled", "deleted"}
+REFUSED = "refused"
+"""Problem of a request that could not be served in time: no failure."""
 
 
 class Record(BaseModel):
@@ -116,6 +118,7 @@ class ModelRecord(Record):
     None is `revision-N`, which earlier releases wrote."""
     budget: Budget
     refine: Refinement | None = None
+    elastic: Elastic | None = None
     plan: Plan
     training: Training | None = None
     """What was done for its Sigma; None until that is known, and in older records."""
@@ -147,6 +150,19 @@ class GenerationStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Terms(BaseModel):
+    """What the caller of an elastic request allows."""
+
+    asked: SamplingRequest
+    """What was said of the sampling, which is never changed."""
+    due: datetime | None
+    """Time by which the images are to be there; None where a model alone is elastic."""
+    seconds: float | None
+    """The same from the request's arrival: what is left is never more, whatever a clock says."""
+    min_quality: float = 0.0
+    when_late: Literal["smaller", "end"] = "smaller"
+
+
 class GenerationRecord(Sampling, Record):
     NAME = "generation"
     ID_PREFIX = "g"
@@ -159,6 +175,14 @@ class GenerationRecord(Sampling, Record):
 
     status: GenerationStatus = GenerationStatus.QUEUED
     model: str
+    """Id of a model; the name of the family where none was asked."""
+    family: str | None = None
+    """Family of an elastic request that asks no model."""
+    elastic: Terms | None = None
+    served: Served | None = None
+    """By what an elastic request was served, once it is."""
+    retry_seconds: int | None = None
+    """Seconds until what was refused may be asked for again."""
     device_class: str
     revision: int | None = None
     class_labels: list[int]

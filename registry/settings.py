@@ -137,6 +137,11 @@ class Settings(BaseSettings):
     idle_release_seconds: PositiveFloat | None = None
     """Seconds without a request for a family after which its weights leave the device; the next
     request loads them again, in about a second. By default they stay."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What workers compute on: `auto` takes CUDA where torch can use it; `cuda` ends a worker that
+    cannot."""
+    cuda_graphs: bool = False
+    """Whether a step that stays the same is captured as one CUDA graph; no card has measured it."""
     compile: bool = True
     """Whether a sampling worker has its kernels compiled while it serves without them."""
     kernels_dir: Path | None = None

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import secrets
-from datetime import timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import structlog
 from fastapi import Request
@@ -11,19 +13,28 @@ from fastapi.concurrency import run_in_threadpool
 from redis import RedisError
 
 from fineserve.wire import MAX_SEED, GenerateRequest
-from learngenes.config import Mode, Sampling, Size
+from learngenes.config import DType, Mode, Sampling, SamplingRequest, Size
+from learngenes.sizing.ladder import ladder
 from registry.errors import IllegalTransition
 from registry.events import follow
 from registry.queue import SAMPLE_TASK
-from registry.records import FamilyRecord, GenerationRecord, GenerationStatus, ModelRecord, now
+from registry.records import (
+    REFUSED,
+    FamilyRecord,
+    GenerationRecord,
+    GenerationStatus,
+    ModelRecord,
+    Terms,
+    now,
+)
 from registry.store import generation_name, image_file
 from service.access import Caller
 from service.class_labels import resolve_classes
 from service.connection import left
 from service.deps import State
-from service.planning import require_guide
+from service.planning import choose_family, require_calibrated, require_guide
 from service.problems import Problem
-from service.serving import require_family, require_servable, require_worker
+from service.serving import require_family, require_servable, require_worker, sampling_class
 from service.submission import accept, check_limits
 
 log = structlog.get_logger()
@@ -37,28 +48,110 @@ def accept_generation(
 
 
 def _new_generation(state: State, request: GenerateRequest, caller: Caller) -> GenerationRecord:
-    model = require_servable(state, request.model, caller)
-    family = require_family(state, model)
-    require_worker(state, model)
-    labels = resolve_classes(request.class_labels, model.class_names or family.class_names)
-    n = request.n or len(labels)
-    sampling = request.over(model.plan.sampling or Sampling())
+    asks = _of_model if request.model is not None else _of_family
+    subject = asks(state, request, caller)
+    labels = resolve_classes(request.class_labels, subject.class_names)
+    n, sampling = request.n or len(labels), subject.sampling
     check_limits(state.settings, n, sampling.num_inference_steps)
     if request.class_labels and n < len(labels):
         detail = f"n={n} is less than the {len(labels)} class_labels; raise n"
         raise Problem(422, "invalid-request", detail)
-    _require_guide(sampling.guide, model, family)
     first = secrets.randbelow(2**32) if request.seed is None else request.seed
+    terms, ends = subject.terms, request.when_late == "end" or subject.terms is None
     return GenerationRecord(
         id=GenerationRecord.new_id(),
-        model=model.id,
-        device_class=model.device_class,
+        model=subject.name,
+        family=subject.family,
+        elastic=terms,
+        device_class=subject.device_class,
         class_labels=[labels[i % len(labels)] for i in range(n)],
         seeds=[(first + i) % (MAX_SEED + 1) for i in range(n)],
-        deadline=request.deadline_seconds and now() + timedelta(seconds=request.deadline_seconds),
+        deadline=_due(request) if ends else None,
         owner=caller.owner,
         previews=request.previews,
         **dict(sampling),
+    )
+
+
+def _due(request: GenerateRequest) -> datetime | None:
+    seconds = request.deadline_seconds
+    return None if seconds is None else now() + timedelta(seconds=seconds)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is asked for images."""
+
+    name: str
+    family: str | None
+    """Family of an elastic request; None where a model is asked."""
+    device_class: str
+    class_names: Sequence[str]
+    sampling: Sampling
+    terms: Terms | None
+
+
+def _of_model(state: State, request: GenerateRequest, caller: Caller) -> _Subject:
+    assert request.model is not None
+    model = require_servable(state, request.model, caller)
+    family = require_family(state, model)
+    require_worker(state, model)
+    sampling = request.over(model.plan.sampling or Sampling())
+    _require_guide(sampling.guide, model, family)
+    terms = None
+    if model.elastic is not None:
+        floor = max(model.elastic.min_quality, request.min_quality or 0.0)
+        terms = _terms(request, floor)
+    elif request.min_quality is not None:
+        detail = (
+            f"model {model.id} has one size: leave min_quality out, ask its family, or make a "
+            "model with elastic"
+        )
+        raise Problem(422, "not-elastic", detail, field="min_quality")
+    names = model.class_names or family.class_names
+    return _Subject(model.id, None, model.device_class, names, sampling, terms)
+
+
+def _of_family(state: State, request: GenerateRequest, _: Caller) -> _Subject:
+    family = choose_family(state, request.family)
+    table = require_calibrated(family)
+    require_guide(request.guide, family, None)
+    rungs = ladder(
+        table,
+        family.sizes,
+        table.samplings(request),
+        top=family.network.full_size,
+        mode=Mode.MATERIALISED,
+        dtype=DType.FLOAT32,
+    )
+    if not rungs:
+        detail = f"no size of {family.name} is larger than the guide {request.guide}: take another"
+        raise Problem(422, "unsuitable-guide", detail, field="guide")
+    best, floor = rungs[0], request.min_quality or 0.0
+    if best.quality < floor:
+        raise Problem(
+            422,
+            "infeasible-quality",
+            f"min_quality={floor:g} is above {best.quality:.4g}, the best that {family.name} has "
+            "by this sampling: ask for less",
+            field="min_quality",
+            best_quality=best.quality,
+        )
+    device_class = sampling_class(state, family)
+    terms = _terms(request, floor)
+    return _Subject(
+        family.name, family.name, device_class, family.class_names, best.sampling, terms
+    )
+
+
+def _terms(request: GenerateRequest, floor: float) -> Terms:
+    said = request.model_dump(include=set(SamplingRequest.model_fields))
+    return Terms(
+        asked=SamplingRequest.model_validate(said),
+        due=_due(request),
+        seconds=request.deadline_seconds,
+        min_quality=floor,
+        when_late=request.when_late,
     )
 
 
@@ -134,6 +227,12 @@ def pictures_of(state: State, record: GenerationRecord) -> list[bytes]:
             f"generation {record.id} was not done within its deadline_seconds; allow more, ask for "
             "less, or come back when less is asked for",
         )
+    if record.problem == REFUSED:
+        told = (record.error or "").partition(": ")[2]
+        if record.retry_seconds is None:
+            raise Problem(422, "infeasible-deadline", told, field="deadline_seconds")
+        headers = {"Retry-After": str(record.retry_seconds)}
+        raise Problem(429, "too-busy", told, headers=headers)
     if record.status == GenerationStatus.FAILED:
         raise Problem(500, "generation-failed", f"generation {record.id} failed: {record.error}")
     name = generation_name(record.id)

@@ -1,7 +1,8 @@
 """Models at a caller's word: accepted from a budget, cancelled, deleted."""
 
-from fineserve.wire import DEFAULT_TASK, ModelRequest, Refinement
+from fineserve.wire import DEFAULT_TASK, Elastic, ModelRequest, Refinement
 from learngenes.config import Mode
+from learngenes.sizing.budget import Plan
 from registry.datasets import Dataset
 from registry.queue import BUILD_TASK
 from registry.records import ModelRecord, ModelStatus
@@ -28,6 +29,8 @@ def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelReco
         request = request.model_copy(update={"mode": Mode.DENSE})
     class_names = None if dataset is None else dataset.class_names
     solution = solve_budget(state, request, site, len(class_names) if class_names else None)
+    if request.elastic is not None:
+        _require_elastic(request.elastic, solution.plan)
     model_id = ModelRecord.new_id()
     return ModelRecord(
         id=model_id,
@@ -39,8 +42,25 @@ def _new_model(state: State, request: ModelRequest, caller: Caller) -> ModelReco
         class_names=class_names,
         budget=request.budget,
         refine=request.refine and Refinement(max_seconds=request.refine.max_seconds),
+        elastic=request.elastic,
         plan=solution.plan,
     )
+
+
+def _require_elastic(elastic: Elastic, plan: Plan) -> None:
+    """Raise Problem where no smaller size may serve a model."""
+    if plan.mode is Mode.DENSE:
+        detail = "a size of imported layers shares nothing with smaller ones: leave elastic out"
+        raise Problem(422, "not-elastic", detail, field="elastic")
+    if elastic.min_quality > plan.quality:
+        raise Problem(
+            422,
+            "infeasible-quality",
+            f"elastic.min_quality={elastic.min_quality:g} is above {plan.quality:.4g}, the quality "
+            "of the best size that the budget allows: ask for less",
+            field="elastic",
+            best_quality=plan.quality,
+        )
 
 
 def _dataset(state: State, request: ModelRequest, caller: Caller) -> Dataset | None:

@@ -30,6 +30,13 @@ class Site(NamedTuple):
 def choose_site(state: State, request: PlanRequest, *, live: bool) -> Site:
     """Family and profile of the device class; `live`: only where a worker builds now."""
     family = choose_family(state, request.family)
+    quality = require_calibrated(family)
+    profile = _profile(state.repository, family, request.device_class, live=live)
+    return Site(family, quality, profile)
+
+
+def require_calibrated(family: FamilyRecord) -> QualityTable:
+    """Quality table of a family. Raises Problem where it has none."""
     if family.quality is None:
         raise Problem(
             422,
@@ -37,8 +44,7 @@ def choose_site(state: State, request: PlanRequest, *, live: bool) -> Site:
             f"the family {family.name} has no quality table, so no size can be called best; "
             f"run `fineserve calibrate` on it and restart its workers",
         )
-    profile = _profile(state.repository, family, request.device_class, live=live)
-    return Site(family, family.quality, profile)
+    return family.quality
 
 
 def choose_family(state: State, name: str | None) -> FamilyRecord:

@@ -50,3 +50,16 @@ def require_worker(state: State, model: ModelRecord) -> None:
             f"{', '.join(sorted(classes))} only: start one there, or make the model again here",
             "no-worker",
         )
+
+
+def sampling_class(state: State, family: FamilyRecord) -> str:
+    """Class of device on which most workers sample from a family. Raises Problem for none."""
+    classes = [
+        worker.device_class
+        for worker in state.repository.workers()
+        if worker.queue == SAMPLE_QUEUE and family.name in worker.families
+    ]
+    if not classes:
+        detail = f"no worker samples from the family {family.name} now; start one, or wait for it"
+        raise unavailable(detail, "no-worker")
+    return max(sorted(set(classes)), key=classes.count)

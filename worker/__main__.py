@@ -7,7 +7,15 @@ import os
 import sys
 from pathlib import Path
 
-from learngenes.device import default_device, device_class, limit_threads, share_arenas
+from learngenes import nvml
+from learngenes.device import (
+    DeviceError,
+    default_device,
+    device_class,
+    limit_threads,
+    share_arenas,
+    use_exact_float32,
+)
 from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE, queue_name
 from registry.settings import get_settings
 from worker.app import app
@@ -18,6 +26,13 @@ from worker.sampling.compiler import main as compile_graph
 def main() -> None:
     os.umask(0o077)  # artifacts and logs are nobody else's
     limit_threads()
+    use_exact_float32()
+    nvml.remember_use()  # before there is a context of ours
+    try:
+        default_device()
+    except DeviceError as error:  # it will not come by restarting
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(os.EX_CONFIG) from error
     commands = (BUILD_QUEUE, SAMPLE_QUEUE, "verify")
     if sys.argv[1:2] == ["compile"] and len(sys.argv) == 3:
         compile_graph(Path(sys.argv[2]))

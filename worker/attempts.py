@@ -6,14 +6,15 @@
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Generic
+from typing import Any, Generic
 
 import redis
 import structlog
 
 from learngenes.training.tuning import Pause
-from registry.errors import DeadlineMissed, ModelGone, StorageFull, Superseded
+from registry.errors import DeadlineMissed, ModelGone, Refused, StorageFull, Superseded
 from registry.lifecycle import Records
+from registry.records import REFUSED
 from worker.leases import R, Stopping
 from worker.runtime import Runtime
 
@@ -21,7 +22,11 @@ log = structlog.get_logger()
 
 LONG_WAIT_SECONDS = 600.0
 """Seconds after which queued work is enqueued again even if the queue is not empty."""
-PROBLEMS: dict[type[Exception], str] = {DeadlineMissed: "deadline-missed", ModelGone: "model-gone"}
+PROBLEMS: dict[type[Exception], str] = {
+    DeadlineMissed: "deadline-missed",
+    ModelGone: "model-gone",
+    Refused: REFUSED,
+}
 """Kinds of failure that a caller is told."""
 
 
@@ -59,6 +64,9 @@ def attempt(
         except GivingWay as reason:
             next_task = reason.task
             _give_back(records, record)
+        except Refused as refusal:
+            log.info("refused", record=record_id, reason=str(refusal))
+            _fail(records, record, refusal, retry_seconds=refusal.retry_seconds)
         except redis.RedisError:
             raise
         except Exception as error:
@@ -76,7 +84,7 @@ def _give_back(records: Records[R], record: R) -> None:
         records.change(record.id, attempt=record.attempts, attempts=record.attempts - 1)
 
 
-def _fail(records: Records[R], record: R, error: Exception) -> None:
+def _fail(records: Records[R], record: R, error: Exception, **changes: Any) -> None:
     with contextlib.suppress(Superseded):
         records.change(
             record.id,
@@ -84,6 +92,7 @@ def _fail(records: Records[R], record: R, error: Exception) -> None:
             status="failed",
             error=f"{type(error).__name__}: {error}",
             problem=PROBLEMS.get(type(error)),
+            **changes,
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from learngenes.device import default_device, device_class, with_threads
+from learngenes.device import default_device, device_class, device_id, with_threads
 from learngenes.family.family import Family, FamilyError, load_family
 from registry.queue import Queue, make_celery
 from registry.records import FamilyRecord
@@ -127,17 +127,22 @@ class Runtime:
             )
         return self.families[name]
 
+    @property
+    def _device_lock(self) -> str:
+        """Name of the lock of this one device: another host's, or the next GPU, is another."""
+        return f"device:{device_id(self.device)}"
+
     def device_alone(self) -> AbstractContextManager[None]:
         """Have the device alone: those who measure wait for each other."""
-        return self.leases.alone(f"device:{self.device_class}")
+        return self.leases.alone(self._device_lock)
 
     def device_wanted(self) -> bool:
         """Whether somebody waits to have the device alone."""
-        return self.repository.wanted(f"device:{self.device_class}")
+        return self.repository.wanted(self._device_lock)
 
     def device_first(self) -> AbstractContextManager[bool]:
         """Whether nobody has the device alone; if so, nobody will meanwhile."""
-        return self.leases.first(f"device:{self.device_class}")
+        return self.leases.first(self._device_lock)
 
     def announce_families(self) -> None:
         for name, family in self.families.items():

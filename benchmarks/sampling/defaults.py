@@ -87,6 +87,7 @@ def _seconds(cases: list[tuple[Family, Sampling]]) -> list[float]:
             family=family,
             model=family.fingerprint,
             artifact="",
+            depth=family.full_size.depth,
             rank=family.full_size.rank,
             mode=Mode.MATERIALISED,
             dtype=DType.FLOAT32,

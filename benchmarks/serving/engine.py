@@ -69,6 +69,7 @@ def request(
         family=loaded,
         model=f"L{size.depth} r{size.rank} {mode} {dtype} {number}",
         artifact="",
+        depth=size.depth,
         rank=size.rank,
         mode=mode,
         dtype=dtype,

@@ -87,6 +87,7 @@ class Subject:
             family=self.family,
             model=describe(plan),
             artifact="own",
+            depth=plan.depth,
             rank=plan.rank,
             mode=plan.mode,
             dtype=plan.dtype,

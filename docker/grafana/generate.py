@@ -49,6 +49,11 @@ HIT_SHARE = (
     f"/ {rate('engine_lookups_total', 'cache')}"
 )
 
+KEPT_SHARE = (
+    'sum(increase(fineserve_promises_total{outcome="kept"}[5m])) '
+    '/ sum(increase(fineserve_promises_total{outcome=~"kept|missed"}[5m]))'
+)
+
 HEALTH = (
     Panel(
         "Workers",
@@ -162,6 +167,43 @@ MODELS = (
         "By depth of the model.",
     ),
 )
+ELASTIC = (
+    Panel(
+        "Promises kept",
+        "percentunit",
+        {"kept": KEPT_SHARE},
+        "Of elastic requests that were accepted. Below 1: the device does something that the "
+        "engine does not know of.",
+        single=True,
+    ),
+    Panel(
+        "Promises a second",
+        "ops",
+        {"{{outcome}}": rate("promises_total", "outcome")},
+        "`refused` comes back when it is told to; where it stays, another worker helps.",
+    ),
+    Panel(
+        "Quality that elastic requests were served by",
+        "percentunit",
+        {
+            "mean": mean("elastic_quality"),
+            "p5": quantile(0.05, "elastic_quality"),
+        },
+        "As plans state it. It falls while there is much to do, and comes back.",
+    ),
+    Panel(
+        "Depth that elastic requests were served by",
+        "short",
+        {"{{worker}}": "fineserve_elastic_depth"},
+        "In the mean of the last ones.",
+    ),
+    Panel(
+        "Elastic requests a second",
+        "reqps",
+        {"{{worker}}": "fineserve_elastic_rate"},
+        "Those that were served.",
+    ),
+)
 DEVICE = (
     Panel(
         "Denoising steps a second",
@@ -264,6 +306,7 @@ DEVICE = (
 DASHBOARDS = {
     "health": ("Service health", HEALTH),
     "models": ("Models and budgets", MODELS),
+    "elastic": ("Elastic requests", ELASTIC),
     "device": ("Device and engine", DEVICE),
 }
 

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +40,7 @@ from fineserve.wire import ExportFormat, ModelResponse
 
 cli = typer.Typer(no_args_is_help=True, help="Make, watch and delete models.")
 
+MODEL_ID = re.compile(r"m-[0-9a-f]{16}")
 Show = Callable[..., None]
 """Callback that changes a progress bar, as rich's `Progress.update` does."""
 
@@ -62,6 +64,10 @@ def create(
     refine_seconds: Annotated[
         int | None, typer.Option(help="train every weight for so long after Sigma")
     ] = None,
+    elastic: Annotated[
+        float | None,
+        typer.Option(help="least quality to which smaller sizes may serve it under load"),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="until it is ready")] = True,
     as_json: AsJson = False,
     url: Url = None,
@@ -81,6 +87,7 @@ def create(
         guidance_stop=guidance_stop,
         guide=parsed_guide(guide),
         refine=None if refine_seconds is None else {"max_seconds": refine_seconds},
+        elastic=None if elastic is None else {"min_quality": elastic},
     )
     with connected(url) as client:
         model = client.create_model(**budget)
@@ -163,7 +170,9 @@ def delete(
 
 
 def generate(
-    model: ModelId,
+    model: Annotated[
+        str, typer.Argument(help="a model's id, or a family where --deadline-seconds is given")
+    ],
     class_label: Annotated[
         list[str] | None, typer.Option("--class", help="name or number; by default every class")
     ] = None,
@@ -177,6 +186,10 @@ def generate(
     guidance_stop: GuidanceStop = None,
     guide: GuideSize = None,
     seed: Number = None,
+    deadline_seconds: Annotated[
+        float | None, typer.Option(help="of a family: its best size that is there by then")
+    ] = None,
+    min_quality: Annotated[float | None, typer.Option(help="least quality of a family")] = None,
     out: Annotated[Path, typer.Option(help="directory for the PNGs")] = Path(),
     as_json: AsJson = False,
     url: Url = None,
@@ -192,9 +205,14 @@ def generate(
         guidance_stop=guidance_stop,
         guide=parsed_guide(guide),
         seed=seed,
+        deadline_seconds=deadline_seconds,
+        min_quality=min_quality,
     )
     with connected(url) as client:
-        asked = client.create_generation(model, **request)
+        if MODEL_ID.fullmatch(model):
+            asked = client.create_generation(model, **request)
+        else:
+            asked = client.create_generation(family=model, **request)
         with _bar("sampling", quiet=as_json) as update:
             done = client.wait_generation(asked.id, _following(update))
     out.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ class StepCosts:
     """For each rank: seconds of a full step with half of the rows factored, over those of one that
     is all materialised; both kinds in one batch take twice as many calls."""
 
-    def step_seconds(self, rows: int) -> float:
+    def step_seconds(self, rows: float) -> float:
         """Seconds of one step; beyond the measured rows they grow in proportion."""
         if rows > self.rows[-1]:
             return self.seconds[-1] * rows / self.rows[-1]

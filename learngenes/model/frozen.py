@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learngenes.config import DType, Kind, Mode, executable
-from learngenes.device import release_memory
+from learngenes.device import trim_memory
 from learngenes.model.factors import DenseLayers, Learngenes, Own, materialise
 from learngenes.model.rounded import Rounded
 
@@ -96,7 +96,7 @@ def serving_layers(
             else:
                 weight = materialise(u[kind], layer.sigma[kind], v[kind])
                 modules[kind] = MaterialisedLinear(stored(weight, dtype), bias)
-        release_memory(u[Kind.QKV].device)  # else the holes between kept matrices stay
+        trim_memory(u[Kind.QKV].device)  # else the holes between kept matrices stay
         yield nn.ModuleDict(modules)
 
 

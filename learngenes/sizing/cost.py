@@ -111,12 +111,16 @@ def decoder_bytes(network: NetworkConfig) -> int:
     return network.autoencoder.decoder_parameters * BYTES_PER_FLOAT32
 
 
-def decoding_bytes(network: NetworkConfig, images: int) -> int:
-    """Peak bytes while latents are decoded, as many at once as the device decodes."""
+def decoding_bytes(network: NetworkConfig, images: int, at_once: int = 1) -> int:
+    """Peak bytes while latents are decoded, as many at once as the device decodes that measured
+    it, or `at_once`, if that is more: then in proportion."""
     if network.autoencoder is None:
         return 0
     measured = network.autoencoder.decode_bytes
-    return measured[min(images, len(measured)) - 1]
+    together = min(images, max(at_once, len(measured)))
+    if together > len(measured):
+        return measured[-1] * together // len(measured)
+    return measured[together - 1]
 
 
 def weight_bytes(

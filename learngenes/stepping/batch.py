@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learngenes.device import begin_step, kept, padded
+from learngenes.device import WholeStep
 from learngenes.stepping.arithmetic import BLOCK_KINDS
 from learngenes.stepping.kernels import Kernels
 from learngenes.stepping.lanes import shares
@@ -87,8 +87,8 @@ class _Segment:
     """Rows of a batch that run through the same products, deepest first."""
 
     at: slice
-    layers: list[tuple[int, int, RunLayer]]
-    """For each layer: rows that need it, rows it runs for, and the layer."""
+    layers: list[tuple[int, RunLayer]]
+    """For each layer: rows that need it, and the layer."""
 
     @classmethod
     def of(
@@ -97,15 +97,12 @@ class _Segment:
         depths: list[int],
         size: int,
         layer: Callable[[int, int], RunLayer],
-        shared: SharedWeights,
     ) -> "_Segment":
         """Slots of `size` rows from `start` on; `layer` makes layer `index` for `count` slots."""
         layers = []
         for index in range(depths[0]):
-            count = needed = sum(depth > index for depth in depths)
-            while count < len(depths) and count * size < padded(needed * size, shared.device):
-                count += 1
-            layers.append((needed * size, count * size, layer(index, count)))
+            count = sum(depth > index for depth in depths)
+            layers.append((count * size, layer(index, count)))
         return cls(slice(start, start + len(depths) * size), layers)
 
     def run(self, h: Tensor, modulations: Tensor) -> list[Tensor]:
@@ -113,10 +110,10 @@ class _Segment:
         h, modulations = h[self.at], modulations[:, self.at]
         ended: list[Tensor] = []
         left = len(h)
-        for index, (needed, count, layer) in enumerate(self.layers):
-            if needed < left:
-                ended.append(h[needed:left])
-                left = needed
+        for index, (count, layer) in enumerate(self.layers):
+            if count < left:
+                ended.append(h[count:left])
+                left = count
             h = layer(h[:count], modulations[index, :count])
         return [h[:left], *reversed(ended)]
 
@@ -210,6 +207,7 @@ class Batch:
         if materialised:
             rows += self._add_materialised(len(rows), materialised, stack)
         self._index(rows)
+        self._whole_step = WholeStep(self._advance, self.shared.device)
         self._guided = [part.is_guided for part in self.parts]
         for part in self.parts:
             part.batch = self
@@ -255,8 +253,12 @@ class Batch:
 
     def step(self) -> None:
         """Run one denoising step of every part; nothing has changed if it raises."""
+        self._whole_step()
+        self.steps_run += 1
+
+    def _advance(self) -> None:
+        """Make the images those of the next step, in place."""
         kernels, shared, tables = self._kernels, self.shared, self._tables
-        begin_step(shared.device)
         h = kernels.embed(self._x[self._image], *shared.embedder)
         modulations = tables.modulations[self._modulation_at + self._layer]  # (L + 1, N, 6D)
         runs = [functools.partial(segment.run, h, modulations) for segment in self._segments]
@@ -272,10 +274,10 @@ class Batch:
             self._conditional,
             self._unconditional,
         )
-        self._x, self._previous = kept(x), kept(previous)
+        self._x.copy_(x)
+        self._previous.copy_(previous)
         self._modulation_at += self._modulation_stride
         self._coefficients_at += 1
-        self.steps_run += 1
 
     def settle(self) -> None:
         """Give the images back to their parts; the batch is of no use afterwards."""
@@ -285,7 +287,7 @@ class Batch:
             part.steps_before, part.batch = part.done_steps, None
 
     def predicted(self, part: Part) -> Tensor:
-        """Clean images (I, C, H, W) of `part` that the last step predicted."""
+        """Clean images (I, C, H, W) of `part` that the last step predicted; until the next one."""
         return torch.split(self._previous, self._sizes)[self.parts.index(part)]
 
     def _rows(self) -> tuple[list[_Row], list[_Row]]:
@@ -321,7 +323,6 @@ class Batch:
     def _add_factored(self, start: int, rows: list[_Row]) -> list[_Row]:
         shared, block = self.shared, self._kernels.factored_block
         rows.sort(key=lambda row: -row.model.depth)
-        rows += [rows[-1]] * (padded(len(rows), shared.device) - len(rows))
         rank = max(row.model.rank for row in rows)
         factors = shared.block_factors
         bias, sigma = self._own([row.model for row in rows], rank)
@@ -343,7 +344,7 @@ class Batch:
                 return layer(index, at, count)
 
             first = start + share.start * size
-            self._segments.append(_Segment.of(first, depths[share], size, of_share, self.shared))
+            self._segments.append(_Segment.of(first, depths[share], size, of_share))
 
     def _add_materialised(self, start: int, rows: list[_Row], stack: Stack) -> list[_Row]:
         """Add slots whose number of rows divides that of every model, each with its model's W."""
@@ -352,7 +353,6 @@ class Batch:
         for row in rows:
             of_model.setdefault(row.model, []).append(row)
         if len(of_model) == 1:
-            rows += [rows[-1]] * (padded(len(rows), shared.device) - len(rows))
             size, slots = 1, [row.model for row in rows]
         else:
             size = math.gcd(*(len(rows) for rows in of_model.values()))

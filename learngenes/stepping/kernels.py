@@ -170,6 +170,7 @@ class CompiledGraphs:
         """Environment of a process that compiles, or loads: both have to have the same."""
         return {
             "TORCHINDUCTOR_CACHE_DIR": str(self.directory / "inductor"),
+            "TRITON_CACHE_DIR": str(self.directory / "triton"),  # a library is loaded from there
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
             "TORCHINDUCTOR_VEC_ISA_OK": "1",  # what the processor can do is known

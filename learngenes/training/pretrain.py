@@ -260,7 +260,9 @@ class Pretraining:
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         self.ema.update_parameters(self.model)
-        return loss.item()
+        if self.accelerator.num_processes > 1:  # or one would stop, and the others wait for it
+            loss = self.accelerator.reduce(loss, "mean")
+        return float(loss)
 
     @property
     def _smaller_depths(self) -> list[int]:

@@ -132,6 +132,7 @@ def _response(record: GenerationRecord, images: list[ImageResponse]) -> Generati
         model=record.model,
         revision=record.revision,
         sampling=record.sampling,
+        elastic=record.served,
         images=images,
         seconds=Seconds(
             queued=_between(record.created_at, record.started_at),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fineserve.wire import GenerateRequest, Text
 from learngenes.config import SamplingRequest
 from registry.errors import RecordNotFound
-from registry.records import GenerationRecord, ModelRecord
+from registry.records import FamilyRecord, GenerationRecord, ModelRecord
 from service.access import Anybody, Caller, ModelDep, Sampler, visible
 from service.deps import IdempotencyKey, State, StateDep
 from service.generations import accept_generation, pictures_of, stay_for
@@ -24,6 +24,7 @@ from service.serving import require_family
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 
+ELASTIC_FIELDS = {"deadline_seconds", "min_quality", "when_late"}
 MOST_NAMED = 5
 """Models that a refusal names."""
 
@@ -43,6 +44,7 @@ class ImagesRequest(SamplingRequest):
         return {k: v for k, v in sent.items() if v is not None} if isinstance(sent, dict) else sent
 
     model: Text
+    """Id of a model; or a family, of which `deadline_seconds` chooses the size."""
     prompt: Text
     """Name or number of a class."""
     n: Annotated[int, Field(ge=1)] | None = None
@@ -60,6 +62,10 @@ class ImagesRequest(SamplingRequest):
     moderation: Literal["auto", "low"] | None = None
     """Moderation, which like the two before changes no image: a class has nothing to moderate."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    deadline_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    min_quality: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    when_late: Literal["smaller", "end"] | None = None
+    """As POST /generate has these three."""
 
 
 class ImageData(BaseModel):
@@ -100,25 +106,43 @@ async def generate_images(
     key: IdempotencyKey = None,
 ) -> Response:
     """Sample images of a class and wait for them."""
-    size = await run_in_threadpool(_check_size, state, request, caller)
-    same = {"model", "seed", *SamplingRequest.model_fields}
-    ours = request.model_dump(include=same)
+    family = await run_in_threadpool(_family, state, request)
+    size = await run_in_threadpool(_check_size, state, request, caller, family)
+    same = {"seed", *ELASTIC_FIELDS, *SamplingRequest.model_fields}
+    ours = request.model_dump(include=same, exclude_none=True)
+    ours |= {"model": request.model} if family is None else {"family": family.name}
     asked = GenerateRequest(class_labels=[request.prompt], n=request.n or 1, **ours)
     record = await run_in_threadpool(accept_generation, state, asked, key, caller)
     await stay_for(state, record, connection, may_leave=key is not None)
     return await run_in_threadpool(_answer, state, record.id, size)
 
 
-def _check_size(state: State, request: ImagesRequest, caller: Caller) -> str:
-    """Size of the model's images. Raises Problem when the request wants another."""
-    model = _model(state, request.model, caller)
-    side = require_family(state, model).network.image_size
+def _family(state: State, request: ImagesRequest) -> FamilyRecord | None:
+    """The family that a request asks in place of a model. Raises Problem without a deadline."""
+    family = state.repository.family(request.model)
+    if family is not None and request.deadline_seconds is None:
+        raise Problem(
+            422,
+            "deadline-needed",
+            f"{request.model} is a family: send deadline_seconds, by which its size is chosen, or "
+            "a model's id",
+            field="deadline_seconds",
+        )
+    return family
+
+
+def _check_size(
+    state: State, request: ImagesRequest, caller: Caller, family: FamilyRecord | None
+) -> str:
+    """Size of the images. Raises Problem when the request wants another."""
+    family = family or require_family(state, _model(state, request.model, caller))
+    side = family.network.image_size
     size = f"{side}x{side}"
     if request.size not in (None, "auto", size):
         raise Problem(
             422,
             "unsupported-size",
-            f"size={request.size!r}: model {model.id} makes images of {size}; send that, or auto",
+            f"size={request.size!r}: {request.model} makes images of {size}; send that, or auto",
             field="size",
         )
     return size

@@ -1,8 +1,8 @@
 // Health of the service at a glance: whether it is ready, its load, its last failures.
 import { html } from "./vendor/preact.js";
-import { Figures, Problem, State, bytes, moment, share } from "./parts.js";
+import { Chart, Figures, Problem, State, bytes, moment, share } from "./parts.js";
 
-export function Health({ live }) {
+export function Health({ live, past }) {
   const { status } = live;
   if (live.lost) {
     return html`<h1>Health</h1><${Problem} of="Redis cannot be reached, so no new work is accepted; accepted work is kept." />`;
@@ -35,6 +35,7 @@ export function Health({ live }) {
         <td>${bytes(gauges.process_resident_bytes)}</td>
       </tr>`)}</tbody>
     </table></div>
+    <${Elastic} past=${past} />
     <h2>Device profiles</h2>
     <div class="overflow-auto" tabindex="0" role="region" aria-label="Device profiles"><table>
       <thead><tr><th scope="col">family</th><th scope="col">device</th><th scope="col">latency</th>
@@ -53,4 +54,18 @@ export function Health({ live }) {
           ${failure.error}</li>`)}</ul>`
       : html`<p class="quiet">None.</p>`}
     <p><a href="metrics">Metrics for Prometheus</a> · <a href="docs">API</a></p>`;
+}
+
+// How deep elastic requests are served while this page is open: a crowd makes it sink, and it rises again.
+function Elastic({ past }) {
+  if (!past.some(({ depth }) => depth !== null)) return null;
+  const now = past.at(-1).at;
+  const ago = past.map(({ at }) => (at - now) / 1000);
+  return html`
+    <h2>Elastic requests</h2>
+    <${Chart} label="Depth that elastic requests were served by, and requests a second, since this page was opened"
+      series=${[{ label: "depth served", line: true }, { label: "requests a second", line: true, faint: true }]}
+      data=${[ago, past.map(({ depth }) => depth), past.map(({ rate }) => rate)]}
+      x=${{ title: "seconds ago", format: (value) => `${Math.round(-value)}` }}
+      y=${{ title: "", format: (value) => value.toFixed(0) }} />`;
 }

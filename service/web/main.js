@@ -9,11 +9,21 @@ import { SignIn } from "./signin.js";
 import { Tasks } from "./tasks.js";
 
 const VIEWS = { budgets: Budgets, models: Models, playground: Playground, tasks: Tasks, health: Health };
+const MOST_MOMENTS = 300;
+// What the load chart draws of a status, by the worker that serves most.
+function seen({ workers }) {
+  const rates = workers.map(({ gauges }) => gauges.elastic_rate ?? 0);
+  const busiest = workers[rates.indexOf(Math.max(0, ...rates))]?.gauges ?? {};
+  const rate = rates.reduce((sum, each) => sum + each, 0);
+  return { at: Date.now(), rate, depth: rate > 0 ? busiest.elastic_depth ?? null : null };
+}
+
 const address = () => location.hash.slice(1).split("/");
 
 function App() {
   const [[view, id], setAddress] = useState(address());
   const [live, setLive] = useState({ models: [], images: {}, status: null });
+  const [past, setPast] = useState([]);
   const [families, setFamilies] = useState([]);
   const [locked, setLocked] = useState(false);
   const familyNames = (live.status?.families ?? []).join();
@@ -28,7 +38,10 @@ function App() {
     return () => removeEventListener("hashchange", changed);
   }, []);
   useEffect(() => follow("status/events", {
-    snapshot: (now) => setLive((before) => (now.status ? now : { ...before, status: null, lost: true })),
+    snapshot: (now) => {
+      setLive((before) => (now.status ? now : { ...before, status: null, lost: true }));
+      if (now.status) setPast((before) => [...before, seen(now.status)].slice(-MOST_MOMENTS));
+    },
   }), []);
   useEffect(() => {
     get("families").then((answer) => setFamilies(answer.families), () => {});
@@ -66,7 +79,7 @@ function App() {
       </nav>
     </header>
     <main class="container" id="main" tabindex="-1">
-      <${View} key=${view === "models" && id} id=${id} live=${live} families=${families} />
+      <${View} key=${view === "models" && id} id=${id} live=${live} past=${past} families=${families} />
     </main>`;
 }
 

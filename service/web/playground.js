@@ -8,11 +8,13 @@ export function Playground({ live, families }) {
     (model) => model.revision !== null && !["failed", "cancelled"].includes(model.status),
   );
   const [chosen, setChosen] = useState(null);
+  const calibrated = families.filter((family) => family.quality);
+  const [elastic, setElastic] = useState({ family: "", seconds: 2 });
   const [form, setForm] = useState({ label: "", steps: "", guidance: "", seed: 1, scheduler: "" });
   const [runs, setRuns] = useState([]);
   const models = chosen ?? servable.slice(0, 1).map((model) => model.id);
   const classesOf = (model) => model?.class_names ?? families.find((f) => f.name === model?.family)?.class_names ?? [];
-  const classes = classesOf(servable.find((m) => models.includes(m.id)));
+  const classes = classesOf(servable.find((m) => models.includes(m.id)) ?? { family: elastic.family });
   const label = classes.includes(form.label) ? form.label : "";
   const set = (name, number) => (event) =>
     setForm({ ...form, [name]: number && event.target.value ? Number(event.target.value) : event.target.value });
@@ -30,10 +32,15 @@ export function Playground({ live, families }) {
       ...(label && { class_labels: [label], n: 4 }),
     };
     const started = Date.now();
-    setRuns(servable.filter((m) => models.includes(m.id)).map((model) => ({ model, body, started })));
+    const asked = servable.filter((m) => models.includes(m.id)).map((model) => ({ of: model.id, title: size(model.plan), name: model.name, names: classesOf(model), body: { ...body, model: model.id }, started }));
+    if (elastic.family) {
+      const within = { family: elastic.family, deadline_seconds: Number(elastic.seconds) };
+      asked.push({ of: elastic.family, title: `within ${elastic.seconds} s`, name: elastic.family, names: classesOf({ family: elastic.family }), body: { ...body, ...within }, started });
+    }
+    setRuns(asked);
   }
 
-  if (!servable.length) {
+  if (!servable.length && !calibrated.length) {
     return html`<h1>Playground</h1>
       <p>No model can be sampled from yet. <a href="#budgets">Choose a budget</a> to make one.</p>`;
   }
@@ -46,6 +53,18 @@ export function Playground({ live, families }) {
           <input type="checkbox" checked=${models.includes(model.id)} onChange=${toggle(model.id)} />
           ${size(model.plan)} <span class="quiet">${model.name}</span>
         </label>`)}
+      </fieldset>
+      <fieldset class="grid">
+        <legend>Or whatever size of a family is there in time</legend>
+        <label>Family
+          <select value=${elastic.family} onChange=${(event) => setElastic({ ...elastic, family: event.target.value })}>
+            <option value="">none</option>
+            ${calibrated.map(({ name }) => html`<option value=${name}>${name}</option>`)}
+          </select>
+        </label>
+        <label>Within, seconds
+          <input type="number" min="0.05" step="0.05" value=${elastic.seconds} onInput=${(event) => setElastic({ ...elastic, seconds: event.target.value })} />
+        </label>
       </fieldset>
       <fieldset class="grid">
         <label>Class
@@ -70,13 +89,12 @@ export function Playground({ live, families }) {
           <input type="number" min="0" value=${form.seed} onInput=${set("seed", true)} />
         </label>
       </fieldset>
-      <button type="submit" disabled=${!models.length}>Generate</button>
+      <button type="submit" disabled=${!models.length && !elastic.family}>Generate</button>
     </form>
-    <div class="columns">${runs.map((run) => html`<${Run} key=${run.started + run.model.id} ...${run}
-      names=${classesOf(run.model)} />`)}</div>`;
+    <div class="columns">${runs.map((run) => html`<${Run} key=${run.started + run.of} ...${run} />`)}</div>`;
 }
 
-function Run({ model, body, names }) {
+function Run({ title, name, body, names }) {
   const [progress, setProgress] = useState({ step: 0, steps: 1 });
   const [done, setDone] = useState(null);
   const [problem, setProblem] = useState(null);
@@ -86,8 +104,7 @@ function Run({ model, body, names }) {
     let gone = false;
     (async () => {
       try {
-        const asked = { model: model.id, ...body };
-        const { id } = await post("generate", asked, { prefer: "respond-async" });
+        const { id } = await post("generate", body, { prefer: "respond-async" });
         if (gone) return;
         stop.current = follow(`generations/${id}/events`, {
           progress: setProgress,
@@ -108,8 +125,8 @@ function Run({ model, body, names }) {
     };
   }, []);
 
-  return html`<article aria-label=${size(model.plan)}>
-    <header>${size(model.plan)} <span class="quiet">${model.name}</span></header>
+  return html`<article aria-label=${title}>
+    <header>${title} <span class="quiet">${name}</span></header>
     <${Problem} of=${problem} />
     ${!done && !problem && html`
       <progress value=${progress.step} max=${progress.steps} aria-label="Denoising steps"></progress>
@@ -119,6 +136,7 @@ function Run({ model, body, names }) {
         <img src=${png(image.b64_png)} alt=${names[image.class_label] ?? `class ${image.class_label}`} />
         <figcaption>${names[image.class_label] ?? image.class_label}</figcaption>
       </figure>`)}</div>
+      ${done.elastic && html`<p>depth ${done.elastic.size.depth} of the family, quality ${done.elastic.quality.toFixed(2)}, there in ${seconds(done.elastic.took_seconds)}</p>`}
       <p class="quiet">${told(done.sampling)}; ${seconds(done.seconds.sampling)} to sample, ${seconds(done.seconds.queued)} in the queue</p>`}
   </article>`;
 }

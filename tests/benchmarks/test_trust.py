@@ -12,7 +12,9 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_process_loses_no_work(families_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "SETTINGS", {**faults.SETTINGS, "compile": "false"})
+    monkeypatch.setattr(
+        faults, "SETTINGS", {**faults.SETTINGS, "compile": "false", "lease_seconds": 3}
+    )
     figures = faults.kills(2, families_dir, attacked=False)
     assert figures["kills"] == sum(figures["killed"].values()) == 2
     assert figures["accepted_generations"] > 0

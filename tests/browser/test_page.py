@@ -178,6 +178,20 @@ def test_the_same_seeds_from_two_models(page: Page, models: list[str]) -> None:
     assert len(set(pictures)) == len(pictures)
 
 
+def test_a_family_is_asked_within_seconds(page: Page, shipped: Deployment) -> None:
+    visit(page, "playground")
+    page.get_by_label("Family").select_option("fashion")
+    page.get_by_label("Within, seconds").fill("60")
+    for model in page.get_by_role("checkbox").all():
+        model.uncheck()
+    press(page, "Generate")
+    told = page.get_by_text(re.compile("depth 12 of the family, quality"))
+    expect(told).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("img", name="Sneaker")).to_have_count(1)
+    visit(page, "health")
+    expect(page.get_by_role("heading", name="Elastic requests")).to_be_visible(timeout=30_000)
+
+
 def test_health_tells_of_a_worker_that_died(page: Page, shipped: Deployment) -> None:
     page.goto("/#health")
     expect(page.get_by_text("a budget sent now becomes images")).to_be_visible()

@@ -14,6 +14,7 @@ class Loader(yaml.SafeLoader):
 
 
 Loader.add_constructor("!reset", lambda loader, node: "reset")
+Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
 
 
 def load(name: str) -> dict[str, Any]:
@@ -66,6 +67,27 @@ def test_nothing_grows_without_an_end(name: str) -> None:
 def test_whoever_needs_redis_waits_for_it() -> None:
     for name in OURS:
         assert SERVICES[name]["depends_on"]["redis"] == {"condition": "service_healthy"}
+
+
+def devices(service: dict[str, Any]) -> dict[str, Any]:
+    """The one request for devices of a service."""
+    (wanted,) = service["deploy"]["resources"]["reservations"]["devices"]
+    return dict(wanted)
+
+
+def test_each_worker_has_a_gpu_by_its_id() -> None:
+    """`count: 1` is always the first; an id is a number, a UUID, or that of a MIG slice."""
+    for name, variable in (("worker-build", "BUILD"), ("worker-sample", "SAMPLE")):
+        ids = [f"${{FINESERVE_{variable}_GPU:-0}}"]
+        expected = {"driver": "nvidia", "device_ids": ids, "capabilities": ["gpu"]}
+        assert devices(SERVICES[name]) == expected
+
+
+def test_a_second_gpu_has_a_worker_of_its_own() -> None:
+    (second,) = load("docker/two-gpus.yml").values()
+    assert second["extends"] == {"file": "../docker-compose.yml", "service": "worker-sample"}
+    assert devices(second)["device_ids"] == ["${FINESERVE_SECOND_GPU:-1}"]
+    assert "count" not in devices(second)
 
 
 def test_no_gpu_is_reserved_on_a_host_without_one() -> None:

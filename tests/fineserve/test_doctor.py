@@ -81,20 +81,33 @@ def test_a_corrupt_family_is_told(host: Settings) -> None:
 
 def test_a_torch_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.4.1+cu121")
-    assert broken("torch")["advice"] == "pip install 'torch>=2.6'"
+    assert broken("torch")["advice"] == "pip install 'torch>=2.13'"
 
 
 @pytest.mark.parametrize(
-    ("cuda", "advice"),
-    [(None, "install a torch that is built for CUDA"), ("12.8", "update the driver")],
+    ("driver", "cuda", "advice"),
+    [
+        ("535.1", None, "install a torch that is built for CUDA"),
+        ("535.1", "13.0", "update the driver to 580 or newer, or install torch from PyTorch's"),
+        ("470.2", "13.0", "update the driver to 580 or newer"),
+    ],
 )
 def test_a_torch_that_cannot_use_the_gpu_is_told(
-    monkeypatch: pytest.MonkeyPatch, cuda: str | None, advice: str
+    monkeypatch: pytest.MonkeyPatch, driver: str, cuda: str | None, advice: str
 ) -> None:
-    monkeypatch.setattr("fineserve.doctor._nvidia_smi", lambda: "535.1")
+    monkeypatch.setattr("fineserve.doctor._nvidia_smi", lambda: driver)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert broken("gpu")["advice"].startswith(advice)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_told(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fineserve.doctor._nvidia_smi", lambda: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    configure(device="cuda")
+    assert "FINESERVE_DEVICE to auto" in broken("gpu")["advice"]
 
 
 def test_a_check_that_breaks_itself_hides_nothing(

@@ -103,7 +103,7 @@ def test_another_answer_than_fineserves_is_said(proxied: Proxied, tmp_path: Path
 def test_a_client_has_the_words_of_the_wire() -> None:
     assert set(clients.PlanFields.__annotations__) == set(PlanRequest.model_fields)
     assert set(clients.ModelFields.__annotations__) == set(ModelRequest.model_fields)
-    sampling = set(GenerateRequest.model_fields) - {"model", "format"}
-    assert set(clients.GenerateFields.__annotations__) == sampling
+    sampling = set(GenerateRequest.model_fields) - {"model", "size", "format"}
+    assert set(clients.GenerationFields.__annotations__) == sampling
     public = {name for name in vars(AsyncClient) if not name.startswith("_")}
     assert public == {name for name in vars(Client) if not name.startswith("_")}

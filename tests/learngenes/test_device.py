@@ -1,25 +1,37 @@
+import contextlib
 import ctypes
 import re
 import subprocess
 import sys
+import types
+from typing import ClassVar
 
 import pytest
 import torch
 
 from learngenes.config import DType
 from learngenes.device import (
+    WARM_STEPS,
+    DeviceError,
+    WholeStep,
     attention,
+    capacity_bytes,
     compute_dtype,
     default_device,
     device_class,
+    device_id,
     native_bfloat16,
     packing_threads,
     peak_bytes,
     process_peak_bytes,
     release_memory,
+    require_usable,
     synchronise,
+    trim_memory,
+    use_exact_float32,
 )
 
+CUDA = torch.device("cuda")
 CPU = torch.device("cpu")
 MEGABYTE = 2**20
 
@@ -75,6 +87,143 @@ def test_the_peak_of_a_process_stays_when_memory_is_given_back() -> None:
 def test_without_cuda_the_device_is_the_cpu() -> None:
     synchronise(CPU)
     assert default_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "given"),
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("", True, "cuda"),
+        ("cpu", True, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_the_device_is_the_one_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, there: bool, given: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setenv("FINESERVE_DEVICE", wanted)
+    assert default_device().type == given
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("FINESERVE_DEVICE", "cuda")
+    with pytest.raises(DeviceError, match="fineserve doctor"):
+        default_device()
+
+
+@pytest.mark.parametrize(
+    ("free", "given"), [(20 * 10**9, 20 * 10**9), (23.9 * 10**9, 21.6 * 10**9), (10**9, 10**9)]
+)
+def test_of_a_gpu_no_more_is_used_than_is_free(
+    monkeypatch: pytest.MonkeyPatch, free: float, given: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free), 24 * 10**9))
+    assert capacity_bytes(CUDA) == int(given)
+
+
+def test_each_device_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(r"[0-9a-f-]{36}", device_id(CPU))
+    properties = types.SimpleNamespace(uuid="2f3e")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert device_id(CUDA) == "2f3e"
+
+
+def test_what_a_process_takes_of_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = types.SimpleNamespace(uuid="2f3e")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 300)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 700)
+    monkeypatch.setattr("learngenes.nvml.process_bytes", lambda uuid: {"2f3e": 500}[uuid])
+    assert process_peak_bytes(CUDA) == 700 + (500 - 300)
+    monkeypatch.setattr("learngenes.nvml.process_bytes", lambda _: 0)  # nobody can say
+    assert process_peak_bytes(CUDA) == 700
+
+
+def test_a_device_on_which_nothing_works_any_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_usable(CPU)
+
+    def gone(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch, "ones", gone)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        require_usable(CUDA)
+
+
+def test_holes_are_left_to_the_allocator_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("all"))
+    trim_memory(CUDA)
+    assert emptied == []
+    release_memory(CUDA)
+    assert emptied == ["all"]
+
+
+def test_float32_is_float32() -> None:
+    use_exact_float32()
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+
+
+class Recording:
+    """In place of a CUDA graph: what it replays is noted."""
+
+    made: ClassVar[list["Recording"]] = []
+
+    def __init__(self) -> None:
+        self.replays = 0
+        self.made.append(self)
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Steps that were called, where whole steps are captured."""
+    Recording.made.clear()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: contextlib.nullcontext())
+    monkeypatch.setenv("FINESERVE_CUDA_GRAPHS", "true")
+    return []
+
+
+def test_a_step_that_stays_is_captured_once_and_replayed(steps: list[str]) -> None:
+    whole = WholeStep(lambda: steps.append("step"), CUDA)
+    for _ in range(WARM_STEPS):
+        whole()
+    assert (len(steps), Recording.made) == (WARM_STEPS, [])
+    for _ in range(5):
+        whole()
+    (graph,) = Recording.made
+    assert (len(steps), graph.replays) == (WARM_STEPS + 1, 5)
+
+
+def test_a_step_that_cannot_be_captured_is_called(
+    steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    whole = WholeStep(lambda: steps.append("step"), CUDA)
+    for _ in range(9):
+        whole()
+    assert len(steps) == 9
+
+
+@pytest.mark.parametrize(("device", "said"), [(CPU, "true"), (CUDA, "false"), (CUDA, "")])
+def test_nothing_is_captured_unless_it_is_asked_for(
+    steps: list[str], monkeypatch: pytest.MonkeyPatch, device: torch.device, said: str
+) -> None:
+    monkeypatch.setenv("FINESERVE_CUDA_GRAPHS", said)
+    whole = WholeStep(lambda: steps.append("step"), device)
+    for _ in range(9):
+        whole()
+    assert (len(steps), Recording.made) == (9, [])
 
 
 @pytest.mark.gpu

@@ -146,6 +146,7 @@ def ask(
         "family": family,
         "model": str(model),
         "artifact": "revision-0",
+        "depth": model.depth,
         "rank": model.rank,
         "mode": model.mode,
         "dtype": model.dtype,

@@ -25,6 +25,7 @@ from learngenes.device import (
     compute_dtype,
     decoded_together,
     release_memory,
+    require_usable,
     synchronise,
     with_threads,
 )
@@ -47,8 +48,11 @@ from learngenes.stepping.lanes import Lanes
 from learngenes.stepping.schedules import schedule
 from learngenes.stepping.weights import ModelWeights, SharedWeights
 from registry import metrics, tracing
+from registry.errors import Refused
 from worker.leases import Watch
+from worker.sampling.elastic import Choice
 from worker.sampling.jobs import (
+    Elastic,
     EngineStopped,
     Job,
     JobPart,
@@ -58,6 +62,7 @@ from worker.sampling.jobs import (
     SampleRequest,
 )
 from worker.sampling.kept_steps import KeptSteps
+from worker.sampling.promises import Expected, Promises
 from worker.sampling.residency import OutOfRoom, Pool, Residency
 from worker.sampling.turns import BatchLimits, choose
 
@@ -65,6 +70,8 @@ log = structlog.get_logger()
 
 QUANTUM_STEPS = 8
 """Steps after which it is decided again who runs, when there are more than fit."""
+WATCHED_STEPS = 4
+"""The same while a promise could be broken."""
 FIRST_SECONDS = 0.5
 """Seconds, about, in which the steps of a family are measured when somebody waits for them."""
 IDLE_SECONDS = 2.0
@@ -148,6 +155,9 @@ class Engine:
         self._batches: list[Batch] = []
         self._served: dict[str, float] = {}
         """Rows stepped for each owner that has something here."""
+        self._expected: dict[Batch, Expected] = {}
+        """What a step of each batch is expected to take."""
+        self._promises = Promises(self._pool, self._costs_of, self._is_estimated)
         self._changed = threading.Condition()
         self._arrived: list[Job] = []
         self._cancelled: list[Job] = []
@@ -161,7 +171,8 @@ class Engine:
         """Bytes of the decoders of families of latents, which Residency does not count."""
         networks = [family.manifest.network for family in self._families.values()]
         held = sum(decoder_bytes(network) for network in networks)
-        decoding = max(decoding_bytes(network, self._max_rows) for network in networks)
+        together = decoded_together(self._device)
+        decoding = max(decoding_bytes(network, self._max_rows, together) for network in networks)
         return held + self.lanes.count * decoding
 
     def start(self) -> None:
@@ -183,13 +194,26 @@ class Engine:
     def submit(self, request: SampleRequest) -> Job:
         """Hand in a request. Raises what `request.load` raises, and EngineStopped."""
         known = self.residency.knows(request.model_key)
-        job = Job(request, None if known else request.load())
+        return self._accept(Job(request, None if known else request.load()))
+
+    def submit_elastic(self, elastic: Elastic) -> Job:
+        """Hand in a request of which the engine chooses the size; it may end as Refused."""
+        best = elastic.best
+        known = self.residency.knows(best.model_key)
+        return self._accept(Job(best, None if known else best.load(), elastic))
+
+    def _accept(self, job: Job) -> Job:
         with self._changed:
             if self._stopping:
                 raise EngineStopped("the engine is not running")
             self._arrived.append(job)
             self._changed.notify()
         return job
+
+    def delivered(self, job: Job) -> None:
+        """Note that the images of a job are stored."""
+        if job.promise is not None and job.finished_at is not None:
+            self._promises.controller.learned.delivered(time.monotonic() - job.finished_at)
 
     def cancel(self, job: Job) -> None:
         """End a job with EngineStopped; its rows leave the batch before the next step."""
@@ -289,6 +313,11 @@ class Engine:
             "engine_running": len(self._running),
             "engine_waiting": len(self._parts) - len(self._running),
         }
+
+    @property
+    def elastic_gauges(self) -> dict[str, float]:
+        """The same of elastic requests, as they are now. Any thread may ask."""
+        return self._promises.gauges()
 
     @property
     def _wanted(self) -> bool:
@@ -432,14 +461,38 @@ class Engine:
             log.exception("a request failed in the engine", model=job.request.model)
             self._end(job, error)
 
-    def _take_in(self, job: Job) -> None:
-        request = job.request
+    def _costs_of(self, pool: Pool) -> StepCosts:
+        return self._costs(pool.shared)
+
+    def _is_estimated(self, pool: Pool) -> bool:
+        left = self._unmeasured.get(_key(pool.shared))
+        return left is not None and not left.taken
+
+    def _pool(self, request: SampleRequest) -> Pool:
         full = request.family.full_size.rank  # what is written out has no factors in few bits
         rank = request.rank if request.mode is Mode.FACTORED else full
-        pool = self.residency.pool(request.family, request.dtype, rank)
+        return self.residency.pool(request.family, request.dtype, rank)
+
+    def _take_in(self, job: Job) -> None:
+        if job.elastic is not None:
+            try:
+                decided = self._promises.decide(job.elastic, self._parts, self._served)
+            except Refused as refusal:
+                self._end(job, refusal)
+                return
+            if decided[0] is not job.request:
+                job.own = None
+            job.request, job.promise = decided
+            job.decided_at = time.monotonic()
+        request = job.request
+        pool = self._pool(request)
         costs = self._costs(pool.shared)
+        if job.elastic is None:
+            self._promises.noticed(request, pool)
         target = request.target_seconds
-        if target is None:
+        if job.promise is not None and job.elastic is not None:
+            target = job.elastic.deadline - job.arrived_at
+        elif target is None:
             step_seconds = costs.step_seconds(max(request.rows, costs.full_rows))
             target = (
                 self._latency_target_ratio * request.sampling.num_inference_steps * step_seconds
@@ -455,8 +508,12 @@ class Engine:
 
     def _compose(self) -> int:
         """Decide who is in the next batches; returns after how many steps to decide again."""
+        for job, choice in self._promises.in_danger(self._parts, self._served):
+            with self._failing(job):
+                self._shrink(job, choice)
         limits = {pool: self._limits(pool) for pool in {part.pool for part in self._parts}}
         chosen = choose(self._parts, self._served, limits.__getitem__, time.monotonic())
+        chosen = self._promises.uncrowded(chosen)
         if set(chosen) != set(self._running):
             self._dissolve()
             begun = [part for part in chosen if self._begin(part)]
@@ -468,8 +525,22 @@ class Engine:
                 if parts:  # else another batch could not be composed, and all are taken apart
                     self._start_batch(parts)
         steps = min((part.steps_alike for part in self._running), default=0)
+        if any(part.job.promise is not None for part in self._running):
+            return min(steps, WATCHED_STEPS)
         everybody = len(self._running) == len(self._parts)
         return steps if everybody else min(steps, QUANTUM_STEPS)
+
+    def _shrink(self, job: Job, choice: Choice) -> None:
+        """Go on by a smaller size from the next step on, with the images as they are."""
+        assert job.elastic is not None
+        self._dissolve()
+        job.request, job.shrunk = job.elastic.choices[choice], choice
+        for part in job.parts:
+            if (before := part.state) is not None:
+                self._give_back(part)
+                part.state = self._prepare(part)
+                part.state.x, part.state.previous = before.x, before.previous
+                part.state.steps_before = before.done_steps
 
     def _limits(self, pool: Pool) -> BatchLimits:
         costs = self._costs(pool.shared)
@@ -482,6 +553,7 @@ class Engine:
         try:
             batch = self._composed(states, pool)
             self._batches.append(batch)
+            self._expected[batch] = self._promises.expected(parts)
             metrics.BATCH_ROWS.observe(sum(part.rows for part in parts))
             metrics.BATCH_MODELS.observe(len({state.model for state in states}))
         except Exception:
@@ -576,13 +648,17 @@ class Engine:
     def _step(self, batch: Batch) -> bool:
         """Step a batch; False when it failed and has been taken apart."""
         try:
-            links = [part.job.link for part in self._running if part.state in batch.parts]
+            parts = [part for part in self._running if part.state in batch.parts]
+            began = time.perf_counter()
             with (
                 metrics.timed(metrics.STEP),
-                tracing.tracer.start_as_current_span("engine step", links=links),
+                tracing.tracer.start_as_current_span(
+                    "engine step", links=[part.job.link for part in parts]
+                ),
             ):
                 batch.step()
                 synchronise(self._device)
+            self._promises.stepped(self._expected[batch], time.perf_counter() - began)
             self.watch.moved()
         except Exception:
             log.exception("a step failed", parts=len(batch.parts))
@@ -607,7 +683,9 @@ class Engine:
             except Exception as error:
                 failed = True
                 self._end(part.job, error)
-        if not failed:
+        if failed:
+            require_usable(self._device)  # raises where nothing works any more: this engine ends
+        else:
             pool = parts[0].pool
             pool.most_rows = max(1, sum(part.rows for part in parts) // 2)
             log.warning("batches are smaller from now on", rows=pool.most_rows)
@@ -653,6 +731,8 @@ class Engine:
                     self._parts.remove(part)
                     self._give_back(part)
                     part.job.keep(part, list(images.numpy()))
+                    if part.job.done:
+                        self._promises.ended(part.job)
 
     def _decoded(self, stem: Stem, x: Tensor, at_once: int | None = None) -> Tensor:
         """Images (uint8, (N, C, H, W)), decoded a few at a time so that the watch sees it move."""
@@ -675,7 +755,7 @@ class Engine:
                 self._served[part.owner] += rows * part.state.batch.steps_run
         for batch in self._batches:
             batch.settle()
-        self._batches, self._running = [], []
+        self._batches, self._running, self._expected = [], [], {}
 
     def _end(self, job: Job, error: Exception) -> None:
         if job.done:

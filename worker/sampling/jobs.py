@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from learngenes.family.family import Family
 from learngenes.model.factors import Own
 from learngenes.stepping.batch import Part
 from registry import tracing
+from worker.sampling.elastic import Choice, Promise
 from worker.sampling.residency import Entry, Pool
 
 Pixels = NDArray[np.uint8]
@@ -33,6 +34,7 @@ class SampleRequest:
     model: str
     artifact: str
     """Artifact that is served of the model, by which its weights are kept on the device too."""
+    depth: int
     rank: int
     mode: Mode
     dtype: DType
@@ -67,14 +69,54 @@ class SampleRequest:
         return self.family.fingerprint, self.sampling.guide, self.mode
 
 
+def choice_of(request: SampleRequest, quality: float = 1.0) -> Choice:
+    """What a request is served by, in the words of `elastic`."""
+    sampling = request.sampling
+    guide = sampling.guide if sampling.guided else None
+    return Choice(
+        quality,
+        request.depth,
+        sampling.num_inference_steps,
+        sampling.guided,
+        guide.depth if guide else 0,
+    )
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """What a request may be served by, where the engine is to choose."""
+
+    choices: Mapping[Choice, SampleRequest]
+    deadline: float
+    """Time by which its images should be there, by time.monotonic()."""
+    yields: bool
+    """Whether it is refused where they cannot be."""
+    shrinks: bool
+    """Whether it goes on by a smaller size where its promise would be broken."""
+
+    @property
+    def best(self) -> SampleRequest:
+        return self.choices[max(self.choices, key=lambda choice: choice.quality)]
+
+
 @dataclass(eq=False)
 class Job:
     """Request that the engine has accepted."""
 
     request: SampleRequest
+    """What is sampled: of an elastic request, by what the engine chose."""
     own: Own | None
     """Own parameters of the model; None when the engine had it already."""
+    elastic: Elastic | None = None
+    promise: Promise | None = None
+    """What was promised of an elastic request."""
+    shrunk: Choice | None = None
+    """Size by which it went on, if that was the only way to keep the promise."""
     arrived_at: float = field(default_factory=time.monotonic)
+    decided_at: float = 0.0
+    """Time at which that was promised."""
+    finished_at: float | None = None
+    """Time at which its images were there, by time.monotonic()."""
     deadline: float = float("inf")
     """Deadline, by time.monotonic()."""
     parts: list["JobPart"] = field(default_factory=list)
@@ -108,6 +150,7 @@ class Job:
         self._images[part.images.start] = images
         self.parts.remove(part)
         if not self.parts:
+            self.finished_at = time.monotonic()
             self._done.set()
 
     def fail(self, error: Exception) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import structlog
 from redis import RedisError
@@ -21,20 +21,17 @@ from learngenes.device import capacity_bytes
 from learngenes.family.family import Family
 from learngenes.measuring.device import computes
 from learngenes.measuring.quiet import Quiet
-from learngenes.model.factors import Own
-from learngenes.sizing.budget import Workload
-from learngenes.stepping.weights import kept
 from registry import metrics
 from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
-from registry.store import generation_name, image_file, served_name
-from worker.artifacts import load_own
+from registry.store import generation_name, image_file
 from worker.attempts import Reporter, attempt
 from worker.runtime import Runtime
 from worker.sampling.compiler import Compiler
 from worker.sampling.engine import Engine
-from worker.sampling.jobs import EngineStopped, Job, SampleRequest
+from worker.sampling.jobs import EngineStopped, Job
 from worker.sampling.kept_steps import KeptSteps
+from worker.sampling.requests import elastic_of, request_of, served_by
 
 log = structlog.get_logger()
 
@@ -94,7 +91,7 @@ class Sampling:
     @property
     def gauges(self) -> dict[str, float]:
         """Values of registry.metrics.WORKER_GAUGES."""
-        return {**self.engine.gauges, **self.compiler.gauges}
+        return {**self.engine.gauges, **self.engine.elastic_gauges, **self.compiler.gauges}
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -129,14 +126,17 @@ class Sampling:
     def _run(self, record: GenerationRecord) -> None:
         _require_wanted(record)
         repository = self.runtime.repository
-        model = repository.models.get(record.model)
-        if not model.servable:
-            raise ModelGone(f"model {record.model} is {model.status}")
+        model = None if record.family is not None else self._model(record)
         if not record.timed:
             self._others += 1
         started_at = now()
         with _vital():
-            job = self.engine.submit(self._request(record, model))
+            if record.elastic is not None:
+                elastic = elastic_of(self.runtime, record, record.elastic, model)
+                job = self.engine.submit_elastic(elastic)
+            else:
+                assert model is not None, "only elastic requests ask a family"
+                job = self.engine.submit(request_of(self.runtime, record, model))
         self._follow(job, record)
         finished_at = now()
         with _vital():  # nobody has cancelled the job
@@ -151,14 +151,16 @@ class Sampling:
             attempt=record.attempts,
             known=record,
             status=GenerationStatus.DONE,
-            revision=model.revision,
+            revision=model.revision if model else None,
             started_at=started_at,
             finished_at=finished_at,
+            **served_by(job, record),
         )
+        self.engine.delivered(job)
         if record.timed:
             repository.tell_disturbance(record.id, self._disturbed_by())
         else:
-            metrics.IMAGES.labels(model.plan.depth).inc(len(pictures))
+            metrics.IMAGES.labels(job.request.depth).inc(len(pictures))
 
     def _disturbed_by(self) -> str:
         """What else used the device since this was asked last; empty for nothing."""
@@ -166,37 +168,12 @@ class Sampling:
         disturbed, self._others = self._quiet.disturbed_by(), 0
         return f"{others} generations of others" if others else disturbed
 
-    def _request(self, record: GenerationRecord, model: ModelRecord) -> SampleRequest:
-        family, artifact = self.runtime.family(model.family), served_name(model)
-        return SampleRequest(
-            family=family,
-            model=model.id,
-            artifact=artifact,
-            rank=model.plan.rank,
-            mode=model.plan.mode,
-            dtype=model.plan.dtype,
-            load=lambda: kept(
-                load_own(self.runtime.store, family, artifact),
-                family,
-                model.plan.mode,
-                model.plan.dtype,
-            ),
-            class_labels=record.class_labels,
-            seeds=record.seeds,
-            sampling=record.sampling,
-            load_guide=self._guide_loader(record, model),
-            owner=record.owner,
-            target_seconds=_target_seconds(record, model),
-        )
-
-    def _guide_loader(
-        self, record: GenerationRecord, model: ModelRecord
-    ) -> Callable[[], Own] | None:
-        family, guide = self.runtime.family(model.family), record.guide
-        mode, dtype = model.plan.mode, model.plan.dtype
-        if guide is None:
-            return None
-        return lambda: kept(family.own_of(guide, mode, dtype), family, mode, dtype)
+    def _model(self, record: GenerationRecord) -> ModelRecord:
+        """Model of a request. Raises ModelGone."""
+        model = self.runtime.repository.models.get(record.model)
+        if not model.servable:
+            raise ModelGone(f"model {record.model} is {model.status}")
+        return model
 
     def _follow(self, job: Job, record: GenerationRecord) -> None:
         """Follow a job to its end: tell its progress, and cancel it when nobody wants it.
@@ -241,17 +218,3 @@ def _require_wanted(record: GenerationRecord) -> None:
     """Raise DeadlineMissed when nobody waits any more."""
     if record.deadline is not None and now() > record.deadline:
         raise DeadlineMissed(f"{record.id} was not done by {record.deadline:%H:%M:%S} UTC")
-
-
-def _target_seconds(record: GenerationRecord, model: ModelRecord) -> float | None:
-    """Model's latency budget, for as many steps and images as are asked for; or what is left
-    until the request's deadline."""
-    targets = []
-    if record.deadline is not None:
-        targets.append((record.deadline - now()).total_seconds())
-    budget = model.budget
-    if budget.max_latency_ms is not None:
-        asked, planned = Workload(len(record.seeds), record.sampling), model.plan.workload
-        longer = asked.rows_of_an_image / planned.rows_of_an_image
-        targets.append(budget.max_latency_ms / 1000 * longer * max(1, asked.n / planned.n))
-    return min(targets, default=None)

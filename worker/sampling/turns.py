@@ -14,7 +14,7 @@ class Contender(Protocol):
     @property
     def deadline(self) -> float: ...
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> float: ...
     @property
     def left(self) -> int:
         """Number of steps that it still needs."""
@@ -35,7 +35,7 @@ class BatchLimits:
 
     rows: int
     """Most rows: more do not fit, or only make each other wait."""
-    seconds: Callable[[int], float]
+    seconds: Callable[[float], float]
     """Seconds of one step, by its rows."""
 
 
@@ -67,7 +67,7 @@ def choose(
     A deadline that is missed anyway holds nobody up. One contender always runs, however large.
     """
     chosen: list[C] = []
-    rows: dict[Hashable, int] = {}
+    rows: dict[Hashable, float] = {}
     seconds = 0.0
 
     def step_seconds() -> float:

@@ -257,7 +257,7 @@ def test_what_is_predicted_at_the_last_step_is_the_image(
     batch, predictions = floats.batch([part]), []
     for _ in range(4):
         batch.step()
-        predictions.append(batch.predicted(part))
+        predictions.append(batch.predicted(part).clone())
     batch.settle()
     distances = [(prediction - part.x).abs().mean().item() for prediction in predictions]
     assert distances[0] > 0.01

@@ -246,3 +246,19 @@ def test_an_engine_that_never_began_can_be_stopped(family: Family) -> None:
     engine.stop()
     with pytest.raises(EngineStopped):
         engine.begin()
+
+
+def test_an_engine_whose_device_is_lost_ends(
+    engine: GatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: object) -> None:
+        raise Lost
+
+    monkeypatch.setattr("worker.sampling.engine.require_usable", lost)
+    engine.gate.refuse_to_step = lost
+    with pytest.raises(Lost):
+        images_of(engine.submit(engine.ask()))
+    engine.gate.refuse_to_step = lambda _: None
+    engine._thread.join(SECONDS)
+    with pytest.raises(EngineStopped):
+        engine.submit(engine.ask())

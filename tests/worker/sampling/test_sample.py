@@ -24,7 +24,8 @@ from tests.worker.conftest import MakeGeneration, MakeModel, told
 from worker.artifacts import load_own
 from worker.runtime import Runtime
 from worker.sampling.jobs import EngineStopped, Job, SampleRequest
-from worker.sampling.sample import Sampling, _target_seconds
+from worker.sampling.requests import target_seconds
+from worker.sampling.sample import Sampling
 
 
 @dataclass
@@ -260,8 +261,8 @@ def test_a_latency_budget_is_a_target_for_as_many_steps_and_images_as_are_asked_
     planned = replace(A_PLAN, sampling=Workload.of(num_inference_steps=20).sampling)
     model = make_model(max_latency_ms=800, n=4, num_inference_steps=20, plan=planned)
     targets = [
-        _target_seconds(make_generation(model.id, n=n, num_inference_steps=steps), model)
+        target_seconds(make_generation(model.id, n=n, num_inference_steps=steps), model)
         for n, steps in ((1, 20), (4, 10), (8, 20))
     ]
     assert targets == pytest.approx([0.8, 0.4, 1.6])
-    assert _target_seconds(make_generation(model.id), make_model()) is None
+    assert target_seconds(make_generation(model.id), make_model()) is None

@@ -1,0 +1,1 @@
+"""Elastic requests under load: `python -m benchmarks.elastic`."""

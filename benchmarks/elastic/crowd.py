@@ -1,0 +1,271 @@
+"""Promises on a real service: a crowd, one request at a time, two owners, one recorded trace."""
+
+import contextlib
+import itertools
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.deployment import Deployment, wait
+from benchmarks.elastic.arrivals import constant, flash_crowd, poisson
+from benchmarks.elastic.asking import Answer, Body, ask
+from benchmarks.elastic.simulator import Arrival, simulate
+from benchmarks.parts import RESULTS, Figures, say
+from benchmarks.serving.load import MakeRequest, closed_loop
+from benchmarks.trust.site import FASHION, link_families
+from registry.keys import Keys, Scope
+from worker.sampling.elastic import Choice, Controller, Place
+
+FAMILY = "fashion"
+IMAGES = 4
+PROMISE_SECONDS = 1.0
+LOADS = (0.5, 1, 2, 4)
+MINUTES = 10.0
+FIXED_MINUTES = 2.0
+CLIENTS = 8
+CAPACITY_SECONDS = 30.0
+SOLO_REQUESTS = 1000
+SOLO_SECONDS = (0.15, 3.0)
+MODEST_SECONDS = 120.0
+TRACE = RESULTS.parent / "elastic" / "trace.json"
+MEASURED_SECONDS = 300.0
+"""Seconds within which an idle engine has measured its steps three times."""
+
+
+@contextlib.contextmanager
+def deployed(**settings: Any) -> Iterator[Deployment]:
+    """The family alone, its kernels compiled and its steps measured."""
+    link_families()
+    with Deployment(FASHION, **settings) as deployment:
+        deployment.up()
+        wait(lambda: _settled(deployment), 900)
+        yield deployment
+
+
+def _settled(deployment: Deployment) -> bool:
+    log = (deployment.var / "logs" / "sample-worker.log").read_text()
+    compiled = (
+        '"compiled": true' in log or deployment.environment.get("FINESERVE_COMPILE") == "false"
+    )
+    return compiled and log.count("steps measured") >= 1
+
+
+def elastic(number: int, seconds: float = PROMISE_SECONDS, **more: object) -> Body:
+    return {"family": FAMILY, "deadline_seconds": seconds, "n": IMAGES, "seed": number, **more}
+
+
+def capacity(deployment: Deployment, model: str) -> float:
+    """Requests a second that a model of one size can serve."""
+
+    def make(number: int) -> tuple[str, dict[str, Any], dict[str, str]]:
+        return "/generate", {"model": model, "n": IMAGES, "seed": number}, {"accept": "image/png"}
+
+    request: MakeRequest = make
+    done = closed_loop(deployment.url, request, CLIENTS, CAPACITY_SECONDS, 5.0)
+    return done.images_per_second
+
+
+def crowd() -> Figures:
+    """So many times what the full size sustains, ten minutes each; and fixed sizes beside it."""
+    with deployed() as deployment:
+        full = deployment.ready_model(max_mem_gb=4, depth=12, rank=256)
+        small = deployment.ready_model(max_mem_gb=4, depth=2, rank=256)
+        sustained = capacity(deployment, full)
+        say("sustained", requests_per_second=round(sustained, 2))
+        figures: Figures = {"sustained_requests_per_second": round(sustained, 2)}
+        good = {}
+        for load in LOADS:
+            answers = asked_for(deployment, load * sustained, MINUTES * 60)
+            name = f"{load:g}x"
+            figures[name] = of_promises(answers, MINUTES * 60)
+            good[load] = figures[name]["good_per_second"]
+            say(name, **{k: v for k, v in figures[name].items() if k != "depths"})
+        for name, model in (("full", full), ("small", small)):
+            moments = poisson(constant(4 * sustained), 4 * sustained, FIXED_MINUTES * 60, seed=9)
+            answers = ask(deployment.url, moments, lambda n, m=model: _fixed(m, n))
+            kept = sum(answer.kept(PROMISE_SECONDS) for answer in answers)
+            figures[f"fixed_{name}_4x"] = {
+                "kept": round(kept / len(answers), 4),
+                "good_per_second": round(kept / (FIXED_MINUTES * 60), 2),
+            }
+            say(f"fixed {name}", **figures[f"fixed_{name}_4x"])
+        fixed = figures["fixed_full_4x"]["good_per_second"]
+    return {
+        **figures,
+        **{f"promises_kept_{load:g}x": figures[f"{load:g}x"]["kept"] for load in (1, 2, 4)},
+        "refused_2x": figures["2x"]["refused"],
+        "quality_0_5x": figures["0.5x"]["quality"],
+        "goodput_ratio_4x": round(good[4] / max(fixed, 1e-9), 2),
+    }
+
+
+def _fixed(model: str, number: int) -> Body:
+    return {"model": model, "n": IMAGES, "seed": number, "deadline_seconds": PROMISE_SECONDS}
+
+
+def asked_for(deployment: Deployment, rate: float, seconds: float, seed: int = 0) -> list[Answer]:
+    return ask(deployment.url, poisson(constant(rate), rate, seconds, seed), elastic)
+
+
+def of_promises(answers: Sequence[Answer], seconds: float) -> Figures:
+    """What came of requests with a promise."""
+    accepted = [answer for answer in answers if answer.status == 200]
+    kept = [answer for answer in accepted if answer.kept(PROMISE_SECONDS)]
+    served = [answer.elastic for answer in accepted if answer.elastic]
+    depths = [each["size"]["depth"] for each in served]
+    return {
+        "requests": len(answers),
+        "kept": round(len(kept) / max(1, len(accepted)), 4),
+        "refused": round(sum(answer.status == 429 for answer in answers) / len(answers), 4),
+        "failed": sum(answer.status not in (200, 429) for answer in answers),
+        "quality": round(statistics.mean(each["quality"] for each in served), 4),
+        "quality_of_best": round(statistics.mean(each["best_quality"] for each in served), 4),
+        "good_per_second": round(len(kept) / seconds, 2),
+        "p99_seconds": round(float(np.quantile([a.seconds for a in accepted], 0.99)), 3),
+        "depths": {depth: depths.count(depth) for depth in sorted(set(depths))},
+    }
+
+
+def solo() -> Figures:
+    """One request after the other, with promises of any length."""
+    chance = random.Random(0)
+    kept, errors, refused = [], [], 0
+    with deployed() as deployment:
+        for number in range(SOLO_REQUESTS):
+            seconds = round(chance.uniform(*SOLO_SECONDS), 3)
+            began = time.perf_counter()
+            answer = deployment.http.post("/generate", json=elastic(number, seconds))
+            took = time.perf_counter() - began
+            if answer.status_code != 200:
+                refused += 1
+                continue
+            told = answer.json()["elastic"]
+            kept.append(took <= seconds)
+            errors.append(abs(told["foreseen_seconds"] / told["took_seconds"] - 1))
+    return {
+        "requests": SOLO_REQUESTS,
+        "solo_kept": round(statistics.mean(kept), 4),
+        "solo_refused": round(refused / SOLO_REQUESTS, 4),
+        "prediction_error_median": round(statistics.median(errors), 3),
+    }
+
+
+def fairness() -> Figures:
+    """A greedy elastic owner beside a modest one whose model has one size."""
+    with deployed() as deployment:
+        keys = Keys(deployment.var / "keys.json")
+        secrets = {}
+        for owner in ("greedy", "modest"):
+            _, secrets[owner] = keys.create(owner, [Scope.ADMIN])
+        deployment.run("down")
+        deployment.up()
+        headers = {owner: {"authorization": f"Bearer {key}"} for owner, key in secrets.items()}
+        deployment.http.headers.update(headers["modest"])
+        deployment.client = type(deployment.client)(deployment.url, secrets["modest"])
+        model = deployment.ready_model(max_mem_gb=4, depth=12, rank=256)
+
+        def modest() -> list[float]:
+            seconds, ends = [], time.monotonic() + MODEST_SECONDS
+            chance = random.Random(1)
+            for number in itertools.count():
+                if time.monotonic() > ends:
+                    return seconds
+                began = time.perf_counter()
+                body = {"model": model, "n": IMAGES, "seed": number}
+                deployment.http.post("/generate", json=body).raise_for_status()
+                seconds.append(time.perf_counter() - began)
+                time.sleep(chance.expovariate(1.0))
+            raise AssertionError("there are always more numbers")
+
+        alone = modest()
+        with _beside(deployment, headers["greedy"], 2 / statistics.median(alone)):
+            beside = modest()
+    p95 = {name: float(np.quantile(s, 0.95)) for name, s in (("alone", alone), ("beside", beside))}
+    return {
+        "modest_p95_alone_seconds": round(p95["alone"], 3),
+        "modest_p95_beside_seconds": round(p95["beside"], 3),
+        "modest_p95_ratio": round(p95["beside"] / p95["alone"], 3),
+    }
+
+
+@contextlib.contextmanager
+def _beside(deployment: Deployment, headers: dict[str, str], rate: float) -> Iterator[None]:
+    """A greedy owner's elastic requests, from another process."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_greedy, args=(deployment.url, headers, rate), daemon=True)
+    process.start()
+    time.sleep(10)
+    yield
+    process.kill()
+    process.join()
+
+
+def _greedy(url: str, headers: dict[str, str], rate: float) -> None:
+    import asyncio
+
+    import aiohttp
+
+    async def run() -> None:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(url, headers=headers, connector=connector) as http:
+
+            async def one(number: int) -> None:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with http.post("/generate", json=elastic(number)) as answer:
+                        await answer.read()
+
+            tasks = set()
+            chance = random.Random(2)
+            for number in itertools.count():
+                task = asyncio.create_task(one(number))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                await asyncio.sleep(chance.expovariate(rate))
+
+    asyncio.run(run())
+
+
+def trace() -> Figures:
+    """A flash crowd on the real service, and the same arrivals in the simulator."""
+    with deployed() as deployment:
+        full = deployment.ready_model(max_mem_gb=4, depth=12, rank=256)
+        sustained = capacity(deployment, full)
+        rate = flash_crowd(0.3 * sustained, 10, 30, 60)
+        moments = poisson(rate, 3 * sustained, 120, seed=4)
+        answers = ask(deployment.url, moments, elastic)
+        log = (deployment.var / "logs" / "sample-worker.log").read_text().splitlines()
+    events = [json.loads(line) for line in log if '"steps measured"' in line]
+    measured = events[-1]
+    rows = [row for row, _ in measured["rows_per_second"]]
+    seconds = [row / speed for row, speed in measured["rows_per_second"]]
+    real = of_promises(answers, 120)
+    sizes = {
+        answer.elastic["size"]["depth"]: answer.elastic["quality"]
+        for answer in answers
+        if answer.elastic
+    }
+    choices = [Choice(quality, depth, 10, range(2, 8)) for depth, quality in sizes.items()]
+    place = Place(FAMILY, 12, measured["full_rows"], lambda n: float(np.interp(n, rows, seconds)))
+    arrivals = [
+        Arrival(due, images=IMAGES, deadline_seconds=PROMISE_SECONDS, choices=choices)
+        for due in moments
+    ]
+    simulated = simulate(arrivals, place, Controller())
+    TRACE.parent.mkdir(parents=True, exist_ok=True)
+    TRACE.write_text(
+        json.dumps([[round(a.due, 3), a.status, round(a.seconds, 3)] for a in answers])
+    )
+    return {
+        **{f"real_{name}": value for name, value in real.items()},
+        "simulated_kept": round(simulated.share_kept(), 4),
+        "simulated_refused": round(simulated.share_refused(), 4),
+        "simulated_quality": round(simulated.quality(), 4),
+        "simulator_gap": round(abs(simulated.share_kept() - real["kept"]), 4),
+    }

@@ -1,0 +1,1 @@
+"""What a GPU makes of this code, in at most eight minutes: `make gpu-check`."""
