@@ -47,15 +47,15 @@ export function Playground({ live, families }) {
   return html`
     <h1>Playground</h1>
     <form onSubmit=${generate}>
-      <fieldset class="choices">
+      ${servable.length > 0 && html`<fieldset class="choices">
         <legend>Models</legend>
         ${servable.map((model) => html`<label key=${model.id}>
           <input type="checkbox" checked=${models.includes(model.id)} onChange=${toggle(model.id)} />
           ${size(model.plan)} <span class="quiet">${model.name}</span>
         </label>`)}
-      </fieldset>
+      </fieldset>`}
       <fieldset class="grid">
-        <legend>Or whatever size of a family is there in time</legend>
+        <legend>Whatever size of a family is there in time</legend>
         <label>Family
           <select value=${elastic.family} onChange=${(event) => setElastic({ ...elastic, family: event.target.value })}>
             <option value="">none</option>
