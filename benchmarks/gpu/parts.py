@@ -29,6 +29,7 @@ from learngenes.device import (
     process_peak_bytes,
     synchronise,
     use_exact_float32,
+    with_threads,
 )
 from learngenes.family.family import Family, load_family
 from learngenes.measuring.device import measure_profile
@@ -317,7 +318,11 @@ def failures() -> Figures:
 def promises() -> Figures:
     """Latency predicted by a profile, and served by the engine, of six sizes."""
     family = shipped()
-    profile = measure_profile(family, 0, max_seconds=20 if ON_GPU else 2)
+    lanes = Lanes.of(DEVICE)
+    with with_threads(lanes.threads):  # as the engine steps
+        profile = measure_profile(
+            family, 0, 20 if ON_GPU else 2, kernels_of=lambda _: Kernels(lanes=lanes)
+        )
     sizes, workload = family.manifest.sizes, Workload.of(n=4)
     figures: Figures = {}
     ratios = []
