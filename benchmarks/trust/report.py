@@ -51,7 +51,7 @@ def endurance(result: Figures) -> Table:
     if hostile := parts.get("hostile"):
         table += rows(
             f"""{hostile["hostile_clients"]} hostile clients: 95th percentile of honest images, \
-                beside that without them | ≤ 2 times | {hostile["hostile_p95_ratio"]:g} times"""
+                beside that without them | ≤ 2 times | {_told(hostile["hostile_p95_ratio"], 2)}"""
         )
     if over := parts.get("overload"):
         times = over["asked_requests_per_second"] / over["capacity_requests_per_second"]
@@ -82,3 +82,7 @@ def endurance(result: Figures) -> Table:
 def _attacked(part: Figures) -> str:
     clients = part.get("hostile_clients", 0)
     return f", beside {clients} hostile clients" if clients else ""
+
+
+def _told(ratio: float, most: float) -> str:
+    return f"{ratio:g} times" if ratio <= most else f"**{ratio:g} times**, missed"
