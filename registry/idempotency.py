@@ -8,6 +8,11 @@ import redis
 from registry.errors import IdempotencyConflict
 
 MOST_SECONDS = 24 * 3600
+FORGET = """
+local taken = redis.call('GET', KEYS[1])
+if taken and string.sub(taken, -#ARGV[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+"""Lua script that deletes a key, unless it is another record's by now."""
 FREE = "if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('DEL', KEYS[1]) end"
 
 
@@ -30,6 +35,10 @@ class IdempotencyKeys:
     def give_back(self, owner: str, key: str, *, unless: str) -> None:
         """Free a key whose request has made nothing, unless another has: its record is there."""
         self._redis.eval(FREE, 2, self._name(owner, key), unless)
+
+    def forget(self, owner: str, key: str, record_id: str) -> None:
+        """Free a key whose record was refused, so that the same may be asked for again."""
+        self._redis.eval(FORGET, 1, self._name(owner, key), record_id)
 
     def find(self, owner: str, key: str, body: str) -> str | None:
         earlier = cast(str | None, self._redis.get(self._name(owner, key)))

@@ -137,9 +137,13 @@ class Records(Generic[R]):
         """
         key = idempotency_key
         record_id = None if key is None else self._keys.find(owner, key, body)
-        if record_id is not None:
-            with contextlib.suppress(RecordNotFound):
-                return self.get(record_id)
+        if key is None or record_id is None:
+            return None
+        with contextlib.suppress(RecordNotFound):
+            record = self.get(record_id)
+            if record.problem != REFUSED:
+                return record
+            self._keys.forget(owner, key, record_id)  # clients try again with the same key
         return None
 
     def get(self, record_id: str) -> R:

@@ -32,7 +32,12 @@ from service.access import Caller
 from service.class_labels import resolve_classes
 from service.connection import left
 from service.deps import State
-from service.planning import choose_family, require_calibrated, require_guide
+from service.planning import (
+    choose_family,
+    require_calibrated,
+    require_guide,
+    require_quality,
+)
 from service.problems import Problem
 from service.serving import require_family, require_servable, require_worker, sampling_class
 from service.submission import accept, check_limits
@@ -101,6 +106,7 @@ def _of_model(state: State, request: GenerateRequest, caller: Caller) -> _Subjec
     terms = None
     if model.elastic is not None:
         floor = max(model.elastic.min_quality, request.min_quality or 0.0)
+        require_quality(floor, model.plan.quality, f"model {model.id}", "min_quality")
         terms = _terms(request, floor)
     elif request.min_quality is not None:
         detail = (
@@ -128,15 +134,7 @@ def _of_family(state: State, request: GenerateRequest, _: Caller) -> _Subject:
         detail = f"no size of {family.name} is larger than the guide {request.guide}: take another"
         raise Problem(422, "unsuitable-guide", detail, field="guide")
     best, floor = rungs[0], request.min_quality or 0.0
-    if best.quality < floor:
-        raise Problem(
-            422,
-            "infeasible-quality",
-            f"min_quality={floor:g} is above {best.quality:.4g}, the best that {family.name} has "
-            "by this sampling: ask for less",
-            field="min_quality",
-            best_quality=best.quality,
-        )
+    require_quality(floor, best.quality, family.name, "min_quality")
     device_class = sampling_class(state, family)
     terms = _terms(request, floor)
     return _Subject(

@@ -8,7 +8,7 @@ from registry.queue import BUILD_TASK
 from registry.records import ModelRecord, ModelStatus
 from service.access import Caller, visible
 from service.deps import State
-from service.planning import choose_site, solve_budget
+from service.planning import choose_site, require_quality, solve_budget
 from service.problems import Problem
 from service.submission import accept, enqueue
 
@@ -52,15 +52,8 @@ def _require_elastic(elastic: Elastic, plan: Plan) -> None:
     if plan.mode is Mode.DENSE:
         detail = "a size of imported layers shares nothing with smaller ones: leave elastic out"
         raise Problem(422, "not-elastic", detail, field="elastic")
-    if elastic.min_quality > plan.quality:
-        raise Problem(
-            422,
-            "infeasible-quality",
-            f"elastic.min_quality={elastic.min_quality:g} is above {plan.quality:.4g}, the quality "
-            "of the best size that the budget allows: ask for less",
-            field="elastic",
-            best_quality=plan.quality,
-        )
+    of = "what the budget allows"
+    require_quality(elastic.min_quality, plan.quality, of, "elastic.min_quality")
 
 
 def _dataset(state: State, request: ModelRequest, caller: Caller) -> Dataset | None:

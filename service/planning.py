@@ -104,6 +104,18 @@ def _profile(
     return profile
 
 
+def require_quality(wanted: float, best: float, of: str, field: str) -> None:
+    """Raise Problem where no size is as good as is wanted."""
+    if wanted > best:
+        raise Problem(
+            422,
+            "infeasible-quality",
+            f"{field}={wanted:g} is above {best:.4g}, the best of {of}: ask for less",
+            field=field,
+            best_quality=best,
+        )
+
+
 def profiles(repository: Repository, families: Sequence[FamilyRecord]) -> list[ProfileResponse]:
     """Profiles of these families, on every class of device."""
     found = []

@@ -33,8 +33,6 @@ SOLO_REQUESTS = 1000
 SOLO_SECONDS = (0.15, 3.0)
 MODEST_SECONDS = 120.0
 TRACE = RESULTS.parent / "elastic" / "trace.json"
-MEASURED_SECONDS = 300.0
-"""Seconds within which an idle engine has measured its steps three times."""
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from learngenes.device import (
 from learngenes.family.family import Family, load_family
 from learngenes.measuring.device import measure_profile
 from learngenes.measuring.model import measure
-from learngenes.measuring.steps import batch_of, own_model, seconds_a_step
+from learngenes.measuring.steps import batch_of, execution_on, own_model, seconds_a_step
 from learngenes.model.diffusion import noise_process, step_generator, training_batch
 from learngenes.model.sampling import sample
 from learngenes.sizing.budget import Workload
@@ -202,8 +202,6 @@ def memory() -> Figures:
 
 
 def _measured_memory(family: Family) -> Figures:
-    from learngenes.measuring.steps import execution_on
-
     figures: Figures = {}
     network, workload = family.manifest.network, Workload.of(n=4)
     for size in (family.manifest.sizes.smallest, family.full_size):

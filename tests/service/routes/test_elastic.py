@@ -8,6 +8,7 @@ from registry.errors import Refused
 from tests.service.conftest import ASYNC, Stack
 from tests.support.answers import refused
 from worker.sampling.engine import Engine
+from worker.sampling.jobs import Elastic, Job
 
 
 def asked(stack: Stack, **body: object) -> dict[str, Any]:
@@ -25,11 +26,15 @@ def sampling(stack: Stack, working: None) -> None:
 
 @pytest.fixture
 def busy(monkeypatch: pytest.MonkeyPatch, sampling: None) -> list[Refused]:
-    """The engine refuses, as the last of these says."""
+    """The engine refuses as the last of these says, while there are any."""
     refusals = [Refused("others are served first", 7)]
 
-    def submit_elastic(*_: object) -> None:
-        raise refusals[-1]
+    submit = Engine.submit_elastic
+
+    def submit_elastic(engine: Engine, elastic: Elastic) -> Job:
+        if refusals:
+            raise refusals[-1]
+        return submit(engine, elastic)
 
     monkeypatch.setattr(Engine, "submit_elastic", submit_elastic)
     return refusals
@@ -68,6 +73,19 @@ def test_what_is_refused_for_now_says_when_to_try_again(stack: Stack, busy: list
     answer = stack.api.post("/v1/images/generations", json=openai)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
     assert "others are served first" in answer.json()["error"]["message"]
+
+
+def test_what_was_refused_may_be_asked_again_with_its_key(
+    stack: Stack, busy: list[Refused]
+) -> None:
+    """As clients do that heed Retry-After."""
+    body = {"family": "tiny", "deadline_seconds": 60, "n": 1, "num_inference_steps": 2}
+    key = {"Idempotency-Key": "once"}
+    refused(stack.api.post("/generate", json=body, headers=key), 429, kind="too-busy")
+    refused(stack.api.post("/generate", json=body, headers=key), 429, kind="too-busy")
+    busy.clear()
+    made, again = (stack.api.post("/generate", json=body, headers=key) for _ in range(2))
+    assert (made.status_code, made.json()["id"]) == (200, again.json()["id"])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +133,20 @@ def elastic_model(stack: Stack) -> str:
 @pytest.fixture
 def fixed_model(stack: Stack) -> str:
     return stack.ready_model()
+
+
+@pytest.fixture
+def small_model(stack: Stack) -> str:
+    return stack.ready_model(depth=2, elastic={"min_quality": 0.01})
+
+
+def test_no_model_serves_below_what_a_request_wants(
+    stack: Stack, small_model: str, sampling: None
+) -> None:
+    own = stack.told(f"/models/{small_model}")["plan"]["quality"]
+    assert own < 1
+    problem = refused(stack.generate(small_model, min_quality=1), 422, kind="infeasible-quality")
+    assert problem["best_quality"] == own
 
 
 def test_a_floor_is_of_elastic_requests(stack: Stack, fixed_model: str, sampling: None) -> None:

@@ -88,9 +88,10 @@ def test_no_promise_is_given_that_breaks_another() -> None:
     first = [Load("", PLACE, 0.9, FULL_ROWS, 12, 13, promised=True)]
     alone = forecast(first, 0.0)[0]
     assert alone < 0.9
-    sooner = decided(Controller(), first, deadline=0.8, images=8)
-    if isinstance(sooner, Promise):
-        assert sooner.choice.depth < 12
+    assert isinstance(decided(Controller(), first, deadline=0.5, images=8), Promise)
+    tight = [replace(first[0], deadline=0.58)]  # it would run after what comes
+    assert isinstance(decided(Controller(), [], deadline=0.5, images=8), Promise)
+    assert isinstance(decided(Controller(), tight, deadline=0.5, images=8), Refusal)
     broken = [Load("", PLACE, 0.1, FULL_ROWS, 12, 13, promised=True)]
     assert isinstance(decided(Controller(), broken), Promise)  # it is late whatever comes
 

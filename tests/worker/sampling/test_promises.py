@@ -42,6 +42,18 @@ def in_danger(engine: GatedEngine, job: Job) -> None:
         engine._promises.controller.learned.step(kind, seconds, 70)
 
 
+def endangered(engine: GatedEngine, asked: Elastic) -> Job:
+    """A request whose promise looked broken after its second step, and that has ended."""
+    engine.gate.close()
+    job = engine.submit_elastic(asked)
+    engine.gate.reached()
+    engine.gate.allow(2)
+    in_danger(engine, job)
+    engine.gate.open()
+    assert job.wait(SECONDS)
+    return job
+
+
 def test_a_request_gets_the_best_size_that_is_there_in_time(engine: GatedEngine) -> None:
     asked = elastic(engine, SECONDS)
     job = engine.submit_elastic(asked)
@@ -85,14 +97,7 @@ def test_a_promise_that_would_be_broken_is_kept_by_a_smaller_size(
     engine: GatedEngine, guided: dict[str, object]
 ) -> None:
     def finished_smaller() -> Job:
-        asked = elastic(engine, SECONDS, **guided)
-        engine.gate.close()
-        job = engine.submit_elastic(asked)
-        engine.gate.reached()
-        engine.gate.allow(2)
-        in_danger(engine, job)
-        engine.gate.open()
-        assert job.wait(SECONDS)
+        job = endangered(engine, elastic(engine, SECONDS, **guided))
         engine._promises.controller.learned._ratios.clear()
         return job
 
@@ -109,12 +114,7 @@ def test_a_promise_that_would_be_broken_is_kept_by_a_smaller_size(
 
 def test_what_would_rather_come_late_does_not_shrink(engine: GatedEngine) -> None:
     asked = replace(elastic(engine, SECONDS), shrinks=False)
-    engine.gate.close()
-    job = engine.submit_elastic(asked)
-    engine.gate.reached()
-    engine.gate.allow(2)
-    in_danger(engine, job)
-    engine.gate.open()
+    job = endangered(engine, asked)
     images = images_of(job)
     assert job.shrunk is None
     assert same(images, alone(engine, request_of(asked, 4)))
