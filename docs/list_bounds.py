@@ -37,6 +37,12 @@ BOUNDS = [
         f"{SERVER}::test_a_head_without_end_is_refused",
     ),
     Bound(
+        "header fields",
+        "service.protocol.MOST_FIELDS fields",
+        "431",
+        "tests/service/test_protocol.py::test_a_head_of_too_many_fields_is_refused_by_its_status",
+    ),
+    Bound(
         "time until they are there",
         "service.protocol.HEAD_SECONDS s",
         "408",
@@ -59,6 +65,18 @@ BOUNDS = [
         "service.guard.BODY_SECONDS s",
         "408",
         f"{GUARD}::test_a_body_that_does_not_come_is_not_waited_for",
+    ),
+    Bound(
+        "fields of a request that are looked at",
+        "fineserve.wire.MOST_FIELDS fields",
+        "422 for their number",
+        f"{SERVER}::test_thousands_of_fields_are_one_error",
+    ),
+    Bound(
+        "reading of `/metrics`",
+        "service.metrics.MOST_REST_SECONDS s",
+        "told again for ten times as long as it took, and so long at most",
+        "tests/service/routes/test_metrics.py::test_who_scrapes_all_the_time_is_told_the_same",
     ),
     Bound(
         "errors that an answer lists",

@@ -15,6 +15,8 @@ from learngenes.sizing.budget import Budget, Cost, Plan, Slack, Training, Verifi
 DEFAULT_TASK = "default"
 """Task of the family's own images; any other is a task's id."""
 MAX_SEED = 2**63 - 1
+MOST_FIELDS = 100
+"""Fields of a request that are looked at one by one: to explain thousands takes a processor."""
 NAME = r"^[\w .-]{1,64}$"
 MAX_REFINEMENT_SECONDS = 24 * 3600
 
@@ -27,11 +29,23 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
-class PlanRequest(Budget):
+class Asked(BaseModel):
+    """A request, all of whose fields are known."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, sent: Any) -> Any:
+        if isinstance(sent, dict) and len(sent) > MOST_FIELDS:
+            raise ValueError(f"{len(sent)} fields, where no request has {MOST_FIELDS}: send fewer")
+        return sent
+
+
+class PlanRequest(Asked, Budget):
     """Budget: max_mem_gb, max_latency_ms, or both; and the sampling for which it holds."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [{"max_mem_gb": 4, "max_latency_ms": 800}, {"max_mem_gb": 0.004}]
         },
@@ -55,9 +69,7 @@ class PlanRequest(Budget):
         return Budget.model_validate(self.model_dump(include=set(Budget.model_fields)))
 
 
-class RefineRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class RefineRequest(Asked):
     max_seconds: Annotated[int, Field(ge=1, le=MAX_REFINEMENT_SECONDS, strict=True)]
 
 
@@ -69,10 +81,8 @@ class Refinement(BaseModel):
     """Whether the caller wants no more of it: the best so far is taken."""
 
 
-class Elastic(BaseModel):
+class Elastic(Asked):
     """Leave to serve a model's requests by smaller sizes while there is much to do."""
-
-    model_config = ConfigDict(extra="forbid")
 
     min_quality: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
     """Least quality, as plans state it, however much there is to do."""
@@ -199,9 +209,8 @@ class TaskList(BaseModel):
     tasks: list[TaskResponse]
 
 
-class GenerateRequest(SamplingRequest):
+class GenerateRequest(Asked, SamplingRequest):
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"model": "m-…", "class_labels": ["Sneaker"], "n": 4},

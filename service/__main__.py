@@ -14,6 +14,8 @@ from registry.settings import Settings, get_settings
 from service.app import make_app
 from service.protocol import BoundedProtocol
 
+NICENESS = 10
+"""Whatever is sent to the API waits for a worker that samples on the same processors."""
 BACKLOG = 2048
 """Connections that wait to be accepted, as uvicorn has it."""
 
@@ -70,6 +72,7 @@ def listening(host: str, port: int) -> list[socket.socket]:
 
 def main() -> None:
     os.umask(0o077)
+    os.nice(NICENESS)
     settings = get_settings()
     check_host(settings)
     app = make_app(settings)

@@ -13,7 +13,7 @@ from service import problems
 from service.datasets import Uploads
 from service.deps import State
 from service.guard import Guard
-from service.metrics import instrument
+from service.metrics import Scrapes, instrument
 from service.openapi import complete
 from service.routes import ROUTES, page
 from service.status import Snapshots
@@ -31,6 +31,7 @@ def make_app(settings: Settings | None = None) -> FastAPI:
         state = State(settings)
         app.state.fineserve, app.state.snapshots = state, Snapshots(state)
         app.state.uploads, app.state.streams = Uploads(state), Streams()
+        app.state.scrapes = Scrapes(state)
         readers = app.state.uploads.readers
         await readers.start()
         yield

@@ -14,7 +14,7 @@ from service.problems import Problem, answer_of
 log = structlog.get_logger("audit")
 
 MOST_SESSION_BYTES = 4_096
-MOST_BODY_BYTES = 65_536
+MOST_BODY_BYTES = 16_384
 BODY_SECONDS = 15.0
 """Seconds in which a body, but for an upload's, has to be there."""
 DRAIN_SECONDS = 5.0

@@ -91,16 +91,17 @@ def storage_full(why: str) -> Problem:
 
 
 def _invalid(error: RequestValidationError) -> Problem:
-    errors = [
+    found = error.errors()
+    told = [
         {"field": "", "message": f"no JSON from its byte {e['loc'][-1]} on: {e['ctx']['error']}"}
         if e["type"] == "json_invalid"
         else {"field": ".".join(str(part) for part in e["loc"][1:]), "message": e["msg"]}
-        for e in error.errors()
+        for e in found[:MOST_ERRORS]
     ]
-    told = [f"{e['field'] or 'body'}: {e['message']}" for e in errors[:MOST_ERRORS]]
-    if len(errors) > MOST_ERRORS:
-        told.append(f"and {len(errors) - MOST_ERRORS} more")
-    return Problem(422, "invalid-request", "; ".join(told), errors=errors[:MOST_ERRORS])
+    lines = [f"{e['field'] or 'body'}: {e['message']}" for e in told]
+    if len(found) > MOST_ERRORS:
+        lines.append(f"and {len(found) - MOST_ERRORS} more")
+    return Problem(422, "invalid-request", "; ".join(lines), errors=told)
 
 
 HTTP = {

@@ -1,10 +1,19 @@
-"""Ten hostile clients beside honest ones, who should hardly notice."""
+"""Ten hostile clients beside honest ones, who should hardly notice.
+
+The hostile run as a process of their own, `python -m benchmarks.trust.hostile URL`, with most of
+what they send made beforehand: they stand for machines elsewhere, whose work is not this one's.
+What is left of it yields to images, as the API does.
+"""
 
 import contextlib
+import functools
 import io
+import json
 import random
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -15,14 +24,17 @@ import httpx
 from PIL import Image
 
 from benchmarks.deployment import Deployment
-from benchmarks.parts import Figures, say
+from benchmarks.parts import REPOSITORY, Figures, say
 from benchmarks.trust.archives import mutated
 from benchmarks.trust.site import FASHION
+from service.__main__ import NICENESS
 
 SECONDS = 120.0
 HONEST = 2
 BODY = {"n": 2, "num_inference_steps": 10}
-Attack = Callable[[Deployment, random.Random], None]
+JSON = {"content-type": "application/json"}
+MUTATIONS = 200
+Attack = Callable[[httpx.Client, random.Random], None]
 
 
 def measure(families: Path = FASHION, seconds: float = SECONDS) -> Figures:
@@ -80,51 +92,58 @@ def _honest(deployment: Deployment, model: str, seconds: float) -> tuple[list[fl
 @contextlib.contextmanager
 def running(deployment: Deployment) -> Iterator[None]:
     """All ATTACKS at once, again and again."""
-    ended = threading.Event()
+    attacking = (sys.executable, "-m", "benchmarks.trust.hostile", deployment.url)
+    command = ["nice", "-n", str(NICENESS), *attacking]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # all is made
+        try:
+            yield
+        finally:
+            process.kill()
 
-    def attack(number: int, once: Attack) -> None:
+
+def attack(url: str) -> None:
+    """All ATTACKS, for ever."""
+    for make in (_fields, _bomb, _thin, _mutated):
+        make()
+
+    def repeat(number: int, once: Attack) -> None:
         chance = random.Random(number)
-        while not ended.is_set():
+        while True:
             try:
-                once(deployment, chance)
+                with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+                    while True:
+                        once(http, chance)
             except (OSError, httpx.HTTPError):
-                ended.wait(0.1)  # nobody is there for a while
+                time.sleep(0.1)  # nobody is there for a while
 
-    threads = [
-        threading.Thread(target=attack, args=(number, once), daemon=True)
-        for number, once in enumerate(ATTACKS)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join(30)
+    for numbered in enumerate(ATTACKS):
+        threading.Thread(target=repeat, args=numbered).start()
+    say("attacking", clients=len(ATTACKS))
 
 
-def _connected(deployment: Deployment) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(deployment.url.rpartition(":")[2])), 20)
+def _connected(http: httpx.Client) -> socket.socket:
+    return socket.create_connection((http.base_url.host, http.base_url.port or 80), 20)
 
 
-def _flood_of_headers(deployment: Deployment, _: random.Random) -> None:
-    with _connected(deployment) as connection:
+def _flood_of_headers(http: httpx.Client, _: random.Random) -> None:
+    with _connected(http) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 50_000)
         connection.recv(1000)
 
 
-def _silent(deployment: Deployment, _: random.Random) -> None:
+def _silent(http: httpx.Client, _: random.Random) -> None:
     with contextlib.ExitStack() as opened:
         for _ in range(200):
-            opened.enter_context(_connected(deployment))
+            opened.enter_context(_connected(http))
         time.sleep(5)
 
 
-def _trickle(deployment: Deployment, chance: random.Random) -> None:
+def _trickle(http: httpx.Client, chance: random.Random) -> None:
     head = "POST /tasks HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000000\r\n\r\n"
     with contextlib.ExitStack() as opened:
-        sent = [opened.enter_context(_connected(deployment)) for _ in range(6)]
+        sent = [opened.enter_context(_connected(http)) for _ in range(6)]
         for connection in sent:
             connection.sendall(head.encode())
         for _ in range(20):
@@ -133,22 +152,51 @@ def _trickle(deployment: Deployment, chance: random.Random) -> None:
             time.sleep(0.5)
 
 
-def _unknown_fields(deployment: Deployment, _: random.Random) -> None:
-    fields = {f"a{number}": 1 for number in range(5_000)}
-    httpx.post(f"{deployment.url}/session", json=fields, timeout=60, trust_env=False)
-    httpx.post(f"{deployment.url}/plan", json=fields, timeout=60, trust_env=False)
+def _unknown_fields(http: httpx.Client, _: random.Random) -> None:
+    for path, count in (("/session", 300), ("/plan", 1_300), ("/plan", 5_000)):
+        http.post(path, content=_fields()[count], headers=JSON)
 
 
-def _large_body(deployment: Deployment, _: random.Random) -> None:
-    headers = {"content-type": "application/json"}
-    content = b" " * 5_000_000
-    httpx.post(
-        f"{deployment.url}/plan", content=content, headers=headers, timeout=60, trust_env=False
-    )
+def _large_body(http: httpx.Client, _: random.Random) -> None:
+    http.post("/plan", content=b" " * 5_000_000, headers=JSON)
 
 
-def _scans(deployment: Deployment, _: random.Random) -> None:
-    """Progressive pictures with many scans of nothing, whose client leaves."""
+def _scans(http: httpx.Client, _: random.Random) -> None:
+    http.post("/tasks", content=_bomb(), timeout=3)
+
+
+def _thin_pictures(http: httpx.Client, _: random.Random) -> None:
+    http.post("/tasks", content=_thin())
+
+
+def _mutations(http: httpx.Client, chance: random.Random) -> None:
+    http.post("/tasks", content=chance.choice(_mutated()))
+
+
+def _streams(http: httpx.Client, _: random.Random) -> None:
+    head = b"GET /status/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with contextlib.ExitStack() as opened:
+        for _ in range(100):
+            connection = opened.enter_context(_connected(http))
+            connection.sendall(head)
+        time.sleep(5)
+
+
+def _made_up_paths(http: httpx.Client, chance: random.Random) -> None:
+    for _ in range(50):
+        http.get(f"/models/{chance.randbytes(8).hex()}/")
+        http.get("/metrics")
+
+
+@functools.cache
+def _fields() -> dict[int, bytes]:
+    """Objects of so many fields that nobody asked for."""
+    return {n: json.dumps({f"a{i}": 1 for i in range(n)}).encode() for n in (300, 1_300, 5_000)}
+
+
+@functools.cache
+def _bomb() -> bytes:
+    """Progressive pictures with many scans of nothing."""
     file = io.BytesIO()
     Image.new("L", (2_000, 2_000)).save(file, "JPEG", progressive=True)
     content = file.getvalue()
@@ -158,36 +206,22 @@ def _scans(deployment: Deployment, _: random.Random) -> None:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(2):
             archive.writestr(f"a/{number}.jpg", bomb)
-    httpx.post(f"{deployment.url}/tasks", content=packed.getvalue(), timeout=3, trust_env=False)
+    return packed.getvalue()
 
 
-def _thin_pictures(deployment: Deployment, _: random.Random) -> None:
+@functools.cache
+def _thin() -> bytes:
     packed, file = io.BytesIO(), io.BytesIO()
     Image.new("1", (19_999, 2_000)).save(file, "PNG")
     with zipfile.ZipFile(packed, "w") as archive:
         for number in range(2):
             archive.writestr(f"a/{number}.png", file.getvalue())
-    httpx.post(f"{deployment.url}/tasks", content=packed.getvalue(), timeout=60, trust_env=False)
+    return packed.getvalue()
 
 
-def _mutations(deployment: Deployment, chance: random.Random) -> None:
-    httpx.post(f"{deployment.url}/tasks", content=mutated(chance), timeout=60, trust_env=False)
-
-
-def _streams(deployment: Deployment, _: random.Random) -> None:
-    head = b"GET /status/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    with contextlib.ExitStack() as opened:
-        for _ in range(100):
-            connection = opened.enter_context(_connected(deployment))
-            connection.sendall(head)
-        time.sleep(5)
-
-
-def _made_up_paths(deployment: Deployment, chance: random.Random) -> None:
-    with httpx.Client(base_url=deployment.url, timeout=60, trust_env=False) as http:
-        for _ in range(50):
-            http.get(f"/models/{chance.randbytes(8).hex()}/")
-            http.get("/metrics")
+@functools.cache
+def _mutated() -> list[bytes]:
+    return [mutated(random.Random(number)) for number in range(MUTATIONS)]
 
 
 ATTACKS: tuple[Attack, ...] = (
@@ -206,3 +240,7 @@ ATTACKS: tuple[Attack, ...] = (
 
 def _p95(times: list[float]) -> float:
     return statistics.quantiles(times, n=20)[-1]
+
+
+if __name__ == "__main__":
+    attack(sys.argv[1])

@@ -1,19 +1,15 @@
 """/metrics: counts of every process on this host, and gauges of Redis and the store."""
 
-from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from registry.metrics import registry as counted
 from service.access import Operator
-from service.deps import StateDep
-from service.metrics import Present
+from service.metrics import Scrapes
 
 router = APIRouter()
 
 
 @router.get("/metrics", include_in_schema=False)
-def metrics(state: StateDep, _: Operator) -> Response:
-    present = CollectorRegistry()
-    present.register(Present(state))
-    body = generate_latest(present) + generate_latest(counted())
-    return Response(body, media_type=CONTENT_TYPE_LATEST)
+def metrics(request: Request, _: Operator) -> Response:
+    scrapes: Scrapes = request.app.state.scrapes
+    return Response(scrapes.text(), media_type=CONTENT_TYPE_LATEST)

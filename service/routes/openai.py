@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fineserve.wire import GenerateRequest, Text
+from fineserve.wire import Asked, GenerateRequest, Text
 from learngenes.config import SamplingRequest
 from registry.errors import RecordNotFound
 from registry.records import FamilyRecord, GenerationRecord, ModelRecord
@@ -29,11 +29,10 @@ MOST_NAMED = 5
 """Models that a refusal names."""
 
 
-class ImagesRequest(SamplingRequest):
+class ImagesRequest(Asked, SamplingRequest):
     """A request of OpenAI's image API; clients send `seed` and what follows as `extra_body`."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"model": "m-…", "prompt": "Sneaker", "n": 4}]},
     )
 

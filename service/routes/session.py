@@ -3,8 +3,9 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Cookie, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from fineserve.wire import Asked
 from service.access import COOKIE, SECURE_COOKIE, authenticate
 from service.deps import StateDep
 from service.problems import Problem
@@ -12,9 +13,7 @@ from service.problems import Problem
 router = APIRouter(tags=["status"])
 
 
-class SessionRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class SessionRequest(Asked):
     key: str = Field(max_length=200)
 
 

@@ -19,8 +19,11 @@ from service.uploads.archives import UploadLimits
 
 log = structlog.get_logger()
 
-AT_ONCE = 2
-"""Uploads that are read at a time, of different owners where several wait."""
+AT_ONCE = min(2, max(1, (os.cpu_count() or 1) // 2))
+"""Uploads that are read at a time, of different owners where several wait; half of the processors
+are left to images."""
+NICENESS = "10"
+"""Of these processes, from their start: what strangers send waits for images, which are served."""
 WARM = 1
 """Processes that have started and wait for an upload."""
 TIMES_AS_LONG = 4
@@ -157,7 +160,7 @@ async def _started() -> asyncio.subprocess.Process:
         "PYTHONPATH": str(PACKAGES),
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "service.uploads.reading"),
+        *("nice", "-n", NICENESS, sys.executable, "-m", "service.uploads.reading"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=environment,

@@ -6,7 +6,6 @@ own memory and processor time, for what strangers send can take any amount of bo
 
 import ctypes
 import json
-import os
 import resource
 import signal
 import sys
@@ -21,7 +20,6 @@ from service.uploads.archives import UploadLimits, preview, read_upload
 
 MEMORY_BYTES = 768_000_000
 """Memory that reading may take, besides that of the process."""
-NICENESS = 5
 PR_SET_PDEATHSIG = 1
 """Number of the option in Linux's prctl.h."""
 
@@ -63,7 +61,6 @@ def _limit(processor_seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(NICENESS)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Limits on time and length, where no request is there yet."""
 
 import asyncio
+import time
 
 import pytest
 from uvicorn import Config
@@ -52,6 +53,19 @@ def test_a_head_that_does_not_come_is_not_waited_for(
 def test_a_head_that_is_too_long_is_refused_by_its_status() -> None:
     answer = asyncio.run(heard(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 100_000))
     assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+
+
+def test_a_head_of_too_many_fields_is_refused_by_its_status() -> None:
+    answer = asyncio.run(heard(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 300 + b"\r\n"))
+    assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert answer.endswith(b"have more than 200 fields; send fewer or shorter ones.")
+
+
+def test_what_is_no_http_is_refused_after_a_pause_so_that_it_cannot_be_repeated_at_once() -> None:
+    began = time.monotonic()
+    answer = asyncio.run(heard(b"\x16\x03\x01 of TLS\r\n\r\n"))
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert time.monotonic() - began >= protocol.REFUSAL_SECONDS
 
 
 def test_time_begins_anew_with_each_request(monkeypatch: pytest.MonkeyPatch) -> None:

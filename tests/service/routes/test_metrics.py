@@ -9,10 +9,17 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from registry.settings import Settings
+from service import metrics
 from service.app import make_app
 from tests.service.conftest import LOCAL, Stack
 
 Labels = frozenset[tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has just been counted is told at once."""
+    monkeypatch.setattr(metrics, "REST", 0.0)
 
 
 def scraped(api: TestClient) -> dict[str, dict[Labels, float]]:
@@ -134,3 +141,14 @@ def test_processes_count_together(tmp_path: Path) -> None:
     for code in (count, count, tell):
         told = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
     assert 'fineserve_plans_total{outcome="solved"} 4.0' in told
+
+
+def test_who_scrapes_all_the_time_is_told_the_same(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "REST", 1e9)
+    monkeypatch.setattr(metrics, "MOST_REST_SECONDS", 60.0)
+    stack.api.get("/metrics")
+    before = now(stack.api, "fineserve_queue_depth", queue="build")
+    stack.make_model()
+    assert now(stack.api, "fineserve_queue_depth", queue="build") == before
