@@ -1,11 +1,15 @@
-"""Archives and pictures, whole and mutated, sent to a service that others use meanwhile."""
+"""Archives and pictures, whole and mutated, sent to a service that others use meanwhile.
+
+The senders are processes of their own that yield to the service: they stand for machines elsewhere.
+"""
 
 import os
 import random
 import statistics
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
@@ -14,9 +18,12 @@ from benchmarks.deployment import Deployment
 from benchmarks.parts import Figures, say
 from benchmarks.trust.site import FASHION
 from benchmarks.trust.uploads import IMAGES_OF_KINDS, PACKS, packed
+from service.__main__ import NICENESS
 
 ARCHIVES = 10_000
 AT_ONCE = 4
+SETTLING_SECONDS = 40.0
+"""After which workers have measured what they do first; nothing is idle before."""
 MOST_EDITS = 20
 LEFT_EARLY = 0.02
 """Share of uploads whose client leaves before there is an answer."""
@@ -26,8 +33,9 @@ def measure(archives: int = ARCHIVES, families: Path = FASHION) -> Figures:
     with Deployment(families, max_tasks=1_000_000, compile="false") as deployment:
         deployment.up()
         (service,) = deployment.pids("-m service")
-        idle = _others(deployment, 10)
-        _send(deployment, random.Random(-1), 50)
+        time.sleep(SETTLING_SECONDS)
+        idle = _others(deployment, 20)
+        _send(deployment.url, -1, 50)
         before, answers = _resident(service), [0, 0, 0]
         meanwhile: list[float] = []
         ended = threading.Event()
@@ -35,9 +43,11 @@ def measure(archives: int = ARCHIVES, families: Path = FASHION) -> Figures:
         others.start()
         began = time.perf_counter()
         each = archives // AT_ONCE
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            parts = threads.map(lambda n: _send(deployment, random.Random(n), each), range(AT_ONCE))
-            for part in parts:
+        with ProcessPoolExecutor(
+            AT_ONCE, get_context("spawn"), initializer=os.nice, initargs=(NICENESS,)
+        ) as senders:
+            urls, counts = [deployment.url] * AT_ONCE, [each] * AT_ONCE
+            for part in senders.map(_send, urls, range(AT_ONCE), counts):
                 answers = [a + b for a, b in zip(answers, part, strict=True)]
         seconds = time.perf_counter() - began
         ended.set()
@@ -77,10 +87,10 @@ def mutated(chance: random.Random) -> bytes:
     return bytes(content)
 
 
-def _send(deployment: Deployment, chance: random.Random, count: int) -> list[int]:
+def _send(url: str, seed: int, count: int) -> list[int]:
     """How many archives became tasks, were refused, and were answered otherwise."""
-    answers = [0, 0, 0]
-    with httpx.Client(base_url=deployment.url, timeout=300, trust_env=False) as http:
+    answers, chance = [0, 0, 0], random.Random(seed)
+    with httpx.Client(base_url=url, timeout=300, trust_env=False) as http:
         for number in range(count):
             content, patience = mutated(chance), 300.0
             if chance.random() < LEFT_EARLY:

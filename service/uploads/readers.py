@@ -1,12 +1,13 @@
-"""Processes that read uploads, each one upload, ended with the client that waits for it."""
+"""Reading of uploads in processes of their own, which end with the client that waits for them."""
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ AT_ONCE = min(2, max(1, (os.cpu_count() or 1) // 2))
 are left to images."""
 NICENESS = "10"
 """Of these processes, from their start: what strangers send waits for images, which are served."""
-WARM = 1
-"""Processes that have started and wait for an upload."""
 TIMES_AS_LONG = 4
 """Wall-clock seconds for each second of processor time that reading may take."""
 
@@ -45,30 +44,40 @@ class Readers:
     def __init__(self, processor_seconds: int) -> None:
         """`processor_seconds`: most that one upload may take."""
         self._processor_seconds = processor_seconds
-        self._warm: list[asyncio.subprocess.Process] = []
-        self._starting: set[asyncio.Task[None]] = set()
+        self._process: asyncio.subprocess.Process | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._numbers = itertools.count()
+        self._ends: dict[int, asyncio.Future[int]] = {}
+        """Exit status, to come, of each upload's process."""
         self._turns = asyncio.Condition()
         self._reading: Counter[str] = Counter()
         self._waiting: defaultdict[str, int] = defaultdict(int)
 
     async def start(self) -> None:
-        while len(self._warm) < WARM:
-            self._warm.append(await _started())
-
-    def _start_next(self) -> None:
-        """Start another process, for which nobody waits."""
-        task = asyncio.create_task(self.start())
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        """Start the process whose copies read, unless it runs."""
+        async with self._starting:
+            if self._listening is None or self._listening.done():
+                self._process = await _started()
+                self._listening = asyncio.create_task(self._listen(self._process))
 
     async def close(self) -> None:
-        for task in [*self._starting]:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await task
-        for process in self._warm:
-            await _end(process)
-        self._warm.clear()
+        if self._process is not None:
+            await _end(self._process)
+        if self._listening is not None:
+            await self._listening
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        try:
+            async for line in process.stdout:
+                number, status = map(int, line.split())
+                self._ends[number].set_result(status)
+            await process.wait()
+        finally:  # its copies end with it
+            for ended in [*self._ends.values()]:
+                if not ended.done():
+                    ended.set_result(process.returncode or 0)
 
     async def read(
         self,
@@ -92,16 +101,11 @@ class Readers:
             "processor_seconds": self._processor_seconds,
         }
         async with self._turn(owner):
-            process = self._warm.pop() if self._warm else await _started()
-            self._start_next()
-            try:
-                await self._run(process, json.dumps(task))
-            finally:
-                await _end(process)
+            status = await self._run(task)
         try:
             told = json.loads((into / "told.json").read_text())
         except (OSError, ValueError):
-            log.warning("a reader ended", status=process.returncode, owner=owner)
+            log.warning("a reader ended", status=status, owner=owner)
             raise self._too_much() from None
         if "error" in told:
             raise DataError(told["error"])
@@ -109,16 +113,24 @@ class Readers:
             **told, images_file=into / "images.safetensors", preview_file=into / "preview.png"
         )
 
-    async def _run(self, process: asyncio.subprocess.Process, task: str) -> None:
-        assert process.stdin is not None
-        process.stdin.write(f"{task}\n".encode())
-        with contextlib.suppress(ConnectionError):  # it has ended, and told.json is not there
-            await process.stdin.drain()
+    async def _run(self, task: Mapping[str, Any]) -> int:
+        """Exit status of the process that has read an upload; it ends when this is cancelled."""
+        await self.start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        number, tell = next(self._numbers), self._process.stdin
+        ended = self._ends[number] = asyncio.get_running_loop().create_future()
+        ended.add_done_callback(lambda _: self._ends.pop(number))
+        tell.write(f"{json.dumps({'number': number, 'task': task})}\n".encode())
         try:
             async with asyncio.timeout(TIMES_AS_LONG * self._processor_seconds):
-                await process.wait()
+                return await asyncio.shield(ended)
         except TimeoutError:
             raise self._too_much() from None
+        finally:
+            if not ended.done():
+                tell.write(f"{json.dumps({'number': number})}\n".encode())
+                await asyncio.shield(ended)
 
     def _too_much(self) -> DataError:
         return DataError(
@@ -153,7 +165,7 @@ class Readers:
 
 
 async def _started() -> asyncio.subprocess.Process:
-    """A process that is ready to read: it has said so."""
+    """`reading`, which has said that it is ready."""
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("FINESERVE_")},  # no secrets
         "OPENBLAS_NUM_THREADS": "1",  # each would reserve memory that counts

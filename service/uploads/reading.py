@@ -1,16 +1,22 @@
-"""`python -m service.uploads.reading`: one upload read in a process of its own, for `readers`.
+"""`python -m service.uploads.reading`: a process that reads uploads, each in a copy of itself.
 
-It waits for a line of JSON, so that it has started before there is an upload; then it limits its
-own memory and processor time, for what strangers send can take any amount of both.
+It has imported everything before there is an upload, so that a copy is there in milliseconds. A
+copy limits its own memory and processor time: what strangers send can take any amount of both.
+
+Lines of JSON come in: `{"number": 1, "task": {…}}` begins, `{"number": 1}` ends what has begun.
+A line `number status` goes out when a copy has ended, and an empty one when all is there.
 """
 
 import ctypes
+import gc
 import json
+import os
 import resource
+import selectors
 import signal
-import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -22,17 +28,70 @@ MEMORY_BYTES = 768_000_000
 """Memory that reading may take, besides that of the process."""
 PR_SET_PDEATHSIG = 1
 """Number of the option in Linux's prctl.h."""
+TASKS, ENDS = 0, 1
+"""File descriptors."""
 
 
 def main() -> None:
-    if prctl := getattr(ctypes.CDLL(None), "prctl", None):
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with the service, whatever it reads
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if not (line := sys.stdin.readline()):
-        return
-    task = json.loads(line)
-    _limit(task["processor_seconds"])
+    _end_with_parent()
+    gc.freeze()  # what is there is shared by all copies
+    reading: dict[int, tuple[int, int]] = {}
+    """Number and process of each upload, by the descriptor that its end closes."""
+    selector = selectors.DefaultSelector()
+    selector.register(TASKS, selectors.EVENT_READ)
+    os.write(ENDS, b"\n")
+    heard = b""
+    while True:
+        for key, _ in selector.select():
+            if key.fd != TASKS:
+                selector.unregister(key.fd)
+                number, process = reading.pop(key.fd)
+                os.close(key.fd)
+                status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+                os.write(ENDS, f"{number} {status}\n".encode())
+                continue
+            if not (piece := os.read(TASKS, 65_536)):
+                return
+            *lines, heard = (heard + piece).split(b"\n")
+            for told in map(json.loads, lines):
+                if "task" in told:
+                    process, alive = _copy(told["task"])
+                    reading[alive] = told["number"], process
+                    selector.register(alive, selectors.EVENT_READ)
+                else:
+                    for number, process in reading.values():
+                        if number == told["number"]:
+                            os.kill(process, signal.SIGKILL)
+
+
+def _copy(task: dict[str, Any]) -> tuple[int, int]:
+    """A process that reads an upload, and a descriptor that becomes readable when it has ended."""
+    alive, held = os.pipe()
+    own = os.getpid()
+    process = os.fork()
+    if not process:
+        _read(task, own)
+    os.close(held)
+    return process, alive
+
+
+def _read(task: dict[str, Any], parent: int) -> NoReturn:
+    status = os.EX_SOFTWARE
+    try:
+        _end_with_parent()
+        if os.getppid() != parent:  # which ended before that
+            os._exit(status)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, TASKS)
+        os.dup2(nothing, ENDS)
+        _limit(task["processor_seconds"])
+        (Path(task["into"]) / "told.json").write_text(json.dumps(_told(task)))
+        status = os.EX_OK
+    finally:
+        os._exit(status)  # nothing of the process that this is a copy of
+
+
+def _told(task: dict[str, Any]) -> dict[str, Any]:
     into = Path(task["into"])
     try:
         with Path(task["file"]).open("rb") as file:
@@ -41,25 +100,28 @@ def main() -> None:
             images = {"images": upload.images, "labels": upload.labels}
             save_file(images, into / "images.safetensors")
             (into / "preview.png").write_bytes(preview(upload))
-        told = {
-            "class_names": upload.class_names,
-            "counts": np.bincount(upload.labels).tolist(),
-            "skipped": [asdict(some) for some in upload.skipped],
-        }
     except DataError as error:
-        told = {"error": str(error)}
+        return {"error": str(error)}
     except MemoryError:
-        told = {"error": "to read it takes too much memory; send fewer or smaller images"}
-    (into / "told.json").write_text(json.dumps(told))
+        return {"error": "to read it takes too much memory; send fewer or smaller images"}
+    return {
+        "class_names": upload.class_names,
+        "counts": np.bincount(upload.labels).tolist(),
+        "skipped": [asdict(some) for some in upload.skipped],
+    }
+
+
+def _end_with_parent() -> None:
+    """Whatever this process does then: it ends with the service."""
+    if prctl := getattr(ctypes.CDLL(None), "prctl", None):
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _limit(processor_seconds: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     memory = pages * resource.getpagesize() + MEMORY_BYTES
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + processor_seconds
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (processor_seconds, processor_seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import os
 import signal
 import tarfile
 import threading
@@ -19,6 +20,7 @@ from safetensors.numpy import load
 
 from fineserve.wire import ExportFormat
 from learngenes.config import AutoencoderConfig
+from learngenes.data.images import DataError
 from learngenes.training.retrain import retrain
 from learngenes.training.tuning import Progress
 from registry.datasets import IMAGES_FILE, Datasets
@@ -267,30 +269,52 @@ def test_reading_takes_no_more_memory_than_it_may(stack: Stack) -> None:
     refused(send(stack, buffer.getvalue()), 422, "memory")
 
 
+def bomb_of_a_minute(stack: Stack) -> tuple[Path, Path, str, UploadLimits, int, int]:
+    """Arguments of `Readers.read`."""
+    file, into = stack.runtime.store.root / "bomb", stack.runtime.store.root
+    file.write_bytes(zipped({"a/1.jpg": scans(9_000), "a/2.jpg": scans(9_000)}).getvalue())
+    return file, into, "", UploadLimits(10**9, 100, 10, 10**8), 1, 8
+
+
 def test_the_reader_ends_with_its_client(stack: Stack) -> None:
-    """The bomb would take a minute of a processor."""
-    ended: list[int | None] = []
-
-    class Watched(Readers):
-        async def _run(self, process: Any, task: str) -> None:
-            try:
-                await super()._run(process, task)
-            finally:
-                process.kill()
-                ended.append(await process.wait())
-
     async def leave() -> None:
-        readers = Watched(60)
-        limits = UploadLimits(10**9, 100, 10, 10**8)
-        file, into = stack.runtime.store.root / "bomb", stack.runtime.store.root
-        file.write_bytes(zipped({"a/1.jpg": scans(9_000), "a/2.jpg": scans(9_000)}).getvalue())
-        with contextlib.suppress(TimeoutError):
+        readers, bomb = Readers(60), bomb_of_a_minute(stack)
+        await readers.start()
+        with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
-                await readers.read(file, into, "", limits, 1, 8)
+                await readers.read(*bomb)
+        assert children(readers) == []
         await readers.close()
 
+    began = time.monotonic()
     asyncio.run(leave())
-    assert ended == [-signal.SIGKILL]
+    assert time.monotonic() - began < 30
+
+
+def test_an_upload_whose_reader_was_ended_is_refused_and_the_next_is_read(stack: Stack) -> None:
+    async def kill() -> None:
+        readers, bomb = Readers(60), bomb_of_a_minute(stack)
+        await readers.start()
+        for victims in (lambda: children(readers), lambda: [readers._process.pid]):
+            refused = asyncio.create_task(readers.read(*bomb))
+            while not children(readers):
+                await asyncio.sleep(0.02)
+            for pid in victims():
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(DataError, match="takes too much"):
+                await refused
+        good = stack.runtime.store.root / "good"
+        good.write_bytes(PACKED)
+        assert (await readers.read(good, *bomb[1:])).class_names
+        await readers.close()
+
+    asyncio.run(kill())
+
+
+def children(readers: Readers) -> list[int]:
+    assert readers._process is not None
+    pid = readers._process.pid
+    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 def test_a_task_is_its_owners(stack: Stack, settings: Settings) -> None:
