@@ -77,7 +77,10 @@ FIRST_SECONDS = 0.5
 IDLE_SECONDS = 2.0
 """Seconds without a request after which they are measured as they should be."""
 AGAIN_SECONDS = 30.0
-"""Seconds until what was measured beside something else is measured again."""
+"""Seconds until what was measured beside something else is measured again; each time twice as long,
+MOST_AGAIN times: on a machine that others use, measuring would otherwise take half of a processor
+for ever."""
+MOST_AGAIN = 7
 MEASUREMENTS = 3
 """Times that steps are measured, APART_SECONDS apart, and the median kept: a machine that others
 have a share of is slower for half a minute now and then."""
@@ -147,6 +150,8 @@ class Engine:
         self.costs: dict[Key, StepCosts] = {}
         """Step costs of everything that was asked for."""
         self._unmeasured: dict[Key, Unmeasured] = {}
+        self._disturbed = 0
+        """Measurements beside something else since the last one alone."""
         self._asked: list[tuple[Family, DType]] = []
         self.gauges: dict[str, float] = {}
         """Values of registry.metrics.WORKER_GAUGES at the last composition."""
@@ -416,9 +421,11 @@ class Engine:
             return
         if disturbed:  # whatever is measured next would be, too
             for each in self._unmeasured.values():
-                each.due = max(each.due, time.monotonic() + AGAIN_SECONDS)
+                each.due = max(each.due, time.monotonic() + AGAIN_SECONDS * 2**self._disturbed)
+            self._disturbed = min(self._disturbed + 1, MOST_AGAIN)
             log.warning("measured beside others, and again later", reason=disturbed)
             return
+        self._disturbed = 0
         unmeasured.taken.append((costs, times))
         unmeasured.due = time.monotonic() + APART_SECONDS
         if len(unmeasured.taken) == MEASUREMENTS:

@@ -487,14 +487,16 @@ def test_weights_stay_where_nothing_else_is_said(family: Family, measuring: Meas
         assert engine.residency.models == 1
 
 
-def test_what_was_measured_beside_others_is_measured_again(
+def test_what_was_measured_beside_others_is_measured_again_ever_later(
     family: Family, measuring: Measuring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.sampling.engine.AGAIN_SECONDS", 0.05)
     said = iter(["other processes", "other processes", ""])
     measuring.may_end.set()
+    began: list[float] = []
 
     def quiet(device: torch.device) -> Undisturbed:
+        began.append(time.monotonic())
         return Undisturbed(device, next(said))
 
     with GatedEngine(family, measure_steps=measuring, quiet=quiet) as engine:
@@ -504,6 +506,9 @@ def test_what_was_measured_beside_others_is_measured_again(
         wait_until(lambda: measuring.thorough == 3)
         wait_until(lambda: engine.costs == {key: costs_of(1)})
         assert engine.is_measured(*key)
+    first, second, third = began[:3]
+    assert second - first >= 0.05
+    assert third - second >= 2 * 0.05
 
 
 def test_a_moment_of_the_machine_is_not_believed_alone(
