@@ -14,6 +14,7 @@ import os
 import resource
 import selectors
 import signal
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,6 +88,8 @@ def _read(task: dict[str, Any], parent: int) -> NoReturn:
         _limit(task["processor_seconds"])
         (Path(task["into"]) / "told.json").write_text(json.dumps(_told(task)))
         status = os.EX_OK
+    except Exception:
+        traceback.print_exc()  # all that operators see of it: its sender is told of limits
     finally:
         os._exit(status)  # nothing of the process that this is a copy of
 

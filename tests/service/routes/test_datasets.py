@@ -311,6 +311,20 @@ def test_an_upload_whose_reader_was_ended_is_refused_and_the_next_is_read(stack:
     asyncio.run(kill())
 
 
+def test_what_nobody_thought_of_is_in_the_log(
+    stack: Stack, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def read() -> None:
+        readers, root = Readers(60), stack.runtime.store.root
+        limits = UploadLimits(10**9, 100, 10, 10**8)
+        with pytest.raises(DataError):
+            await readers.read(root / "no-such-upload", root, "", limits, 1, 8)
+        await readers.close()
+
+    asyncio.run(read())
+    assert "FileNotFoundError" in capfd.readouterr().err
+
+
 def children(readers: Readers) -> list[int]:
     assert readers._process is not None
     pid = readers._process.pid
