@@ -9,27 +9,24 @@ import json
 import statistics
 import time
 from functools import cache
-from pathlib import Path
 
-from benchmarks.paper.ancestors import WARMUP_STEPS, Ancestors
-from benchmarks.paper.depth import learning_rates
+from benchmarks.paper.ancestors import WARMUP_STEPS, Ancestors, trained_family
+from benchmarks.paper.depth import choices
 from benchmarks.paper.judge import Judge
 from benchmarks.paper.lab import Lab
-from benchmarks.paper.methods import first_stage, second_stage, written_out
+from benchmarks.paper.methods import first_stage, later_stage, written_out
 from benchmarks.paper.run import make_lab
-from benchmarks.paper.setting import DATA, REFERENCE
+from benchmarks.paper.setting import REFERENCE
 from benchmarks.paper.training import denoising_loss
 from benchmarks.parts import REPOSITORY, RESULTS, Figures, say
 from learngenes.config import Size, SizeSpace
-from learngenes.data.labelled import LabelledImages
-from learngenes.family.family import Family, load_family
+from learngenes.family.family import Family
 from learngenes.model.dense import DenseDiT
 from learngenes.training.config import PretrainingConfig, TrainingConfig
-from learngenes.training.new_family import write_family
-from learngenes.training.pretrain import Pretraining
 
 SETTING = dataclasses.replace(REFERENCE, samples=2000)
-NETWORK = REFERENCE.network.model_copy(update={"rank": 8 * REFERENCE.network.width})
+NETWORK = REFERENCE.network
+SHIPPED_RANK = 2 * NETWORK.width
 DEPTHS = (12, 10, 8, 6, 4, 3, 2)
 JUDGED_BY_FD = (12, 8, 4)
 SEEDS = (0, 1, 2)
@@ -48,7 +45,7 @@ def lab() -> Lab:
 def rivals() -> Figures:
     WORK.mkdir(parents=True, exist_ok=True)
     ancestors = lab().ancestors
-    shipped = ancestors.fine("any-size")
+    shipped = ancestors.factorised("any-size", SHIPPED_RANK)
     depths = {depth: _of_family(shipped, depth) for depth in DEPTHS}
     figures = {
         "dense": judged(ancestors.dense()),
@@ -63,9 +60,9 @@ def rivals() -> Figures:
 
 def _pruned(ancestors: Ancestors) -> DenseDiT:
     """Pruned to a depth, and everything trained for 500 steps, as in table 1."""
-    first, second = learning_rates(lab(), "pruning")
-    begun = first_stage(ancestors, "pruning", PRUNED_DEPTH, 0, first)
-    return second_stage(ancestors, begun, 0, second)
+    choice = choices(lab(), "pruning")["B"]
+    begun = first_stage(ancestors, "pruning", PRUNED_DEPTH, 0, choice)
+    return later_stage(ancestors, "pruning", begun, "B", 0, choice)
 
 
 def form() -> Figures:
@@ -107,28 +104,14 @@ def _of_seed(seed: int) -> Figures:
 def trained(seed: int) -> Family:
     """The family of a seed, trained unless it is there; a training that was killed goes on."""
     images = lab().ancestors.splits.training
-    return train(_config(seed), WORK / f"work-{seed}", WORK / f"seed-{seed}", images)
-
-
-def train(
-    config: PretrainingConfig, work: Path, directory: Path, images: LabelledImages | None = None
-) -> Family:
-    """Train a family, on other images than those of its data set where there are any."""
-    if not (directory / "samples.png").exists():  # written once depths are prepared
-        run = Pretraining(config, work)
-        run.images = run.images if images is None else images
-        network = run.run().cpu().eval().requires_grad_(False)
-        file = work / "as-given.json"
-        file.write_text(config.model_dump_json(indent=2))
-        write_family(run, file, network, run.step, directory)
-    return load_family(directory)
+    return trained_family(_config(seed), WORK / f"work-{seed}", WORK / f"seed-{seed}", images)
 
 
 def _config(seed: int) -> PretrainingConfig:
     rate = SETTING.ancestor_learning_rate
     return PretrainingConfig(
         name="form",
-        data=DATA,
+        data=REFERENCE.data,
         network=NETWORK,
         diffusion=SETTING.diffusion,
         sizes=SizeSpace(depths=SETTING.trained_depths, ranks=(NETWORK.rank,)),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks.form import quality
+from benchmarks.paper.ancestors import trained_family
 from benchmarks.parts import REPOSITORY
 from learngenes.config import NetworkConfig, SizeSpace
 from learngenes.data import labelled
@@ -46,7 +47,7 @@ def emoji() -> tuple[Family, LabelledImages, LabelledImages]:
         sizes=SizeSpace(depths=(2, 4, 8, 12), ranks=(8 * width,)),
         training=TrainingConfig(steps=4000, batch_size=32, healing_steps=0),
     )
-    family = quality.train(config, WORK / "work-emoji", WORK / "emoji")
+    family = trained_family(config, WORK / "work-emoji", WORK / "emoji")
     return family, *_images()
 
 

@@ -5,7 +5,6 @@ for as long, by AdamW at the best of several learning rates, as the paper's tabl
 the optimiser of a build.
 """
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -16,13 +15,12 @@ from torch import Tensor
 
 from benchmarks.form import quality
 from benchmarks.paper.methods import pruned
-from benchmarks.paper.setting import DATA
+from benchmarks.paper.setting import FASHION
 from benchmarks.paper.training import denoising_loss
 from benchmarks.parts import REPOSITORY, Figures, say
 from learngenes.config import DType, Mode, Size
 from learngenes.device import training_precision
 from learngenes.family.family import Family
-from learngenes.formats.diffusers import export_model
 from learngenes.model.dense import DenseDiT
 from learngenes.model.factors import DenseLayers
 from learngenes.training.condense import condense
@@ -52,7 +50,7 @@ def measure() -> Figures:
     WORK.mkdir(parents=True, exist_ok=True)
     ancestors = quality.lab().ancestors
     dense = ancestors.dense()
-    teacher = _exported(dense)
+    teacher = ancestors.exported()
     started = time.monotonic()
     family = condense(
         str(teacher), _config(dense), WORK / "work", WORK / "family", import_only=True
@@ -89,22 +87,12 @@ def measure() -> Figures:
     }
 
 
-def _exported(dense: DenseDiT) -> Path:
-    """The ancestor as diffusers has it, in a directory."""
-    directory = WORK / "teacher"
-    like = quality.trained(quality.SEEDS[0])  # of the same shape and noise process
-    family = dataclasses.replace(like, stem=dense.stem)
-    directory.mkdir(parents=True, exist_ok=True)
-    export_model(family, DenseLayers.of(dense.weights()), directory)
-    return directory
-
-
 def _config(dense: DenseDiT) -> Path:
     file = WORK / "config.toml"
-    names = json.dumps(list(DATA.class_names))
+    names = json.dumps(list(FASHION.class_names))
     rank = 8 * dense.config.width
     file.write_text(
-        CONFIG.format(rank=rank, path=DATA.path, class_names=names, licence=DATA.licence)
+        CONFIG.format(rank=rank, path=FASHION.path, class_names=names, licence=FASHION.licence)
     )
     return file
 

@@ -10,31 +10,42 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.paper.setting import DATA, Setting, Splits
+from benchmarks.paper.setting import Setting, Splits
 from benchmarks.paper.training import train
 from learngenes.config import Kind, SizeSpace
+from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import (
     FINGERPRINTED,
     SCHEMA_VERSION,
     Family,
     FamilyManifest,
     file_sha256,
+    load_family,
+    write_quality,
 )
+from learngenes.formats.diffusers import export_model
 from learngenes.model.dense import DenseDiT, Weights
 from learngenes.model.dit import Stem
-from learngenes.model.factors import Layer
+from learngenes.model.factors import DenseLayers, Layer
+from learngenes.training.calibrate import calibrate
+from learngenes.training.condense import condense
 from learngenes.training.config import PretrainingConfig, TrainingConfig
 from learngenes.training.network import FactorisedDiT
-from learngenes.training.pretrain import LOG, Pretraining
+from learngenes.training.new_family import write_family
+from learngenes.training.pretrain import Pretraining
+from learngenes.training.retrain import RetrainingConfig
 
 M = TypeVar("M", bound=nn.Module)
 
-HELDOUT_LOSS = "heldout_loss"
 AVERAGE_DECAY = 0.999
 FORMS = ("fixed-depth", "any-size")
 """Forms of FINE's phase 1: the paper's, and that of `fineserve pretrain`."""
 OF_ONE_DEPTH = "scales.sigma."
 """How names of kept ancestors begin that were trained when there was one Sigma for all depths."""
+SHARED_IS_THERE = "calibrated"
+"""Empty file beside an imported family, once all its sizes are calibrated."""
+PREPARED = "samples.png"
+"""File of a family that is written once its depths are prepared."""
 WARMUP_STEPS = 200
 DENSE_MATRIX_LEARNING_RATE = 0.02
 
@@ -118,25 +129,72 @@ class Ancestors:
 
         return self._kept("tleg", begin)
 
-    def fine(self, form: str, rank: int | None = None) -> Family:
-        """`form`: one of FORMS; `rank`: twice the width by default."""
-        config = self._pretraining(form, rank or self.setting.network.rank)
-        path = self.directory / f"{fine_name(form, config.network.rank)}.safetensors"
+    def fine(self, form: str) -> Family:
+        """`form`: one of FORMS."""
+        if form == "fixed-depth":
+            return self.factorised(form, self.setting.published_rank)
+        config = self._pretraining(form, self.setting.network.rank)
+        images = self.splits.training
+        return trained_family(config, self.work / form, self.directory / f"fine-{form}", images)
+
+    def imported(self) -> Family:
+        """The dense ancestor as `fineserve condense` takes it over: its own layers, and shared
+        factors that are fitted to them and taught by them; calibrated."""
+        setting, directory = self.setting, self.directory / "fine-imported"
+        if not (directory / SHARED_IS_THERE).exists():
+            rank, file = setting.network.rank, self.work / "import.toml"
+            sections = {
+                "data": setting.data.model_dump(mode="json"),
+                "sizes": {"depths": setting.trained_depths, "ranks": [rank // 4, rank // 2, rank]},
+                "training": {
+                    "compiled": setting.compiled,
+                    "steps": setting.ancestor_steps,
+                    "batch_size": setting.batch_size,
+                    "warmup_steps": WARMUP_STEPS,
+                    "preparation_steps": setting.prepared_steps,
+                    "healing_steps": setting.prepared_steps // 2,
+                },
+            }
+            first = {
+                "name": "imported",
+                "rank": rank,
+                "calibration_seconds": setting.preparation_seconds,
+            }
+            file.write_text(
+                _toml(first) + "".join(f"[{s}]\n{_toml(sections[s])}" for s in sections)
+            )
+            family = condense(str(self.exported()), file, self.work / "import", directory)
+            config = RetrainingConfig(steps=setting.calibration_steps)
+            write_quality(directory, calibrate(family, config))
+            (directory / SHARED_IS_THERE).touch()
+        return load_family(directory)
+
+    def exported(self) -> Path:
+        """Directory of the dense ancestor as diffusers has it."""
+        dense, directory = self.dense(), self.work / "teacher"
+        family = dataclasses.replace(self.fine("any-size"), stem=dense.stem)
+        directory.mkdir(parents=True, exist_ok=True)
+        export_model(family, DenseLayers.of(dense.weights()), directory)
+        return directory
+
+    def factorised(self, form: str, rank: int) -> Family:
+        """A family whose network alone is kept, nothing prepared; trained if it is not there."""
+        config = self._pretraining(form, rank)
+        path = self.directory / f"fine-{form}-r{rank}.safetensors"
         if not path.exists():
-            self._pretrain(config, path)
+            pretraining = Pretraining(config, self.work / path.stem)
+            pretraining.images = self.splits.training
+            save_file(pretraining.run().state_dict(), path)
         tensors = load_file(path)
         earlier = any(name.startswith(OF_ONE_DEPTH) for name in tensors)
         depths = (config.network.depth,) if earlier else config.sizes.depths
         network = FactorisedDiT(config.network, depths).eval().requires_grad_(False)
         network.load_state_dict(_of_all_depths(tensors) if earlier else tensors)
         manifest = {
-            **config.model_dump(include={"name", "network", "diffusion", "sizes"}),
+            **config.manifest(config.data.class_names, config.training.steps),
             "schema_version": SCHEMA_VERSION,
             "sha256": dict.fromkeys(FINGERPRINTED, file_sha256(path)),
             "layer_order": network.layer_order,
-            "class_names": DATA.class_names,
-            "licence": DATA.licence,
-            "trained_steps": config.training.steps,
         }
         return Family(
             FamilyManifest.model_validate(manifest),
@@ -171,35 +229,45 @@ class Ancestors:
 
     def _pretraining(self, form: str, rank: int) -> PretrainingConfig:
         setting = self.setting
-        ranks = tuple(r for r in setting.trained_ranks if r <= rank)
         return PretrainingConfig(
             name=form,
-            data=DATA,
+            data=setting.data,
             network=setting.network.model_copy(update={"rank": rank}),
             diffusion=setting.diffusion,
-            sizes=SizeSpace(depths=setting.trained_depths, ranks=ranks),
+            sizes=SizeSpace(depths=setting.trained_depths, ranks=(rank,)),
             training=TrainingConfig.model_validate(
                 {
-                    **({"depths_from": 1} if form == "fixed-depth" else {}),
+                    **({"depths_from": 1, "ema_decay": AVERAGE_DECAY} if form == FORMS[0] else {}),
                     "compiled": setting.compiled,
                     "steps": setting.ancestor_steps,
                     "batch_size": setting.batch_size,
                     "warmup_steps": WARMUP_STEPS,
                     "learning_rate": setting.ancestor_learning_rate,
                     "sigma_learning_rate": 3 * setting.ancestor_learning_rate,
-                    "ema_decay": AVERAGE_DECAY,
+                    "preparation_steps": setting.prepared_steps,
+                    "healing_steps": 0,
                 }
             ),
         )
 
-    def _pretrain(self, config: PretrainingConfig, path: Path) -> None:
-        pretraining = Pretraining(config, self.work / path.stem)
-        pretraining.images = self.splits.training
-        network = pretraining.run()
-        log = (pretraining.directory / LOG).read_text().splitlines(keepends=True)
-        heldout = [line for line in log if HELDOUT_LOSS in json.loads(line)]
-        path.with_suffix(".jsonl").write_text("".join(heldout))
-        save_file(network.state_dict(), path)
+
+def _toml(values: dict[str, object]) -> str:
+    """Lines of a table whose values JSON and TOML write alike."""
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+
+
+def trained_family(
+    config: PretrainingConfig, work: Path, directory: Path, images: LabelledImages | None = None
+) -> Family:
+    """Family in `directory`, trained unless it is there; on `images` if any, else on its data."""
+    if not (directory / PREPARED).exists():
+        run = Pretraining(config, work)
+        run.images = run.images if images is None else images
+        network = run.run().cpu().eval().requires_grad_(False)
+        file = work / "as-given.json"
+        file.write_text(config.model_dump_json(indent=2))
+        write_family(run, file, network, run.step, directory)
+    return load_family(directory)
 
 
 def _of_all_depths(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -220,7 +288,3 @@ def _of_all_depths(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _by_layer(name: str) -> int:
     last = name.rpartition(".")[2]
     return int(last) if last.isdigit() else -1
-
-
-def fine_name(form: str, rank: int) -> str:
-    return f"fine-{form}-r{rank}"

@@ -3,7 +3,7 @@
 import itertools
 import time
 
-from benchmarks.paper.depth import learning_rates
+from benchmarks.paper.depth import choices
 from benchmarks.paper.lab import Lab
 from benchmarks.paper.methods import scratch, train_all
 from benchmarks.paper.rows import LAYER_STEPS, OURS, SIZES, TASKS, Row
@@ -20,6 +20,8 @@ from learngenes.sizing.cost import (
 Case = tuple[int, int]
 
 
+LATE = 0.4
+"""Share of the steps in which a drawn depth is trained beside the full size."""
 COUNTS = (1, 3, 5, 10)
 """Numbers of models of different sizes, and of tasks."""
 WHOLE = "whole models"
@@ -31,10 +33,10 @@ def totals(setting: Setting) -> list[Row]:
     Layer steps: training steps, each times the layers that it trains, phase 1 included. Bytes of
     FINE are those after Sigma alone: what is trained further owns its weights.
     """
-    network, steps = setting.network, setting.sigma_steps + setting.further_steps
-    drawn = sum(setting.trained_depths) / len(setting.trained_depths)
+    network, steps = setting.network, setting.steps_until("B")
     dense = setting.ancestor_steps * network.depth
-    any_size = dense + round(setting.ancestor_steps * drawn)
+    any_size = dense + round(LATE * setting.ancestor_steps * _drawn(setting))
+    any_size += setting.prepared_steps * sum(setting.trained_depths)
     stem, layer = stem_parameters(network), layer_parameters(network)
     family = (
         stem + int(learngene_parameters(network, network.rank)) + _sigma(network, network.depth)
@@ -65,6 +67,12 @@ def totals(setting: Setting) -> list[Row]:
     return rows
 
 
+def _drawn(setting: Setting) -> float:
+    """Layers of a drawn depth, on average: L is drawn in proportion to 1 / L."""
+    smaller = [depth for depth in setting.trained_depths if depth < setting.network.depth]
+    return len(smaller) / sum(1 / depth for depth in smaller)
+
+
 def spread_depths(deepest: int, n: int) -> list[int]:
     """Depths from the deepest down to a quarter of it."""
     span = deepest - deepest // 4
@@ -89,8 +97,8 @@ def measure(lab: Lab, depth: int, multiple: int) -> list[Row]:
     setting = lab.setting
     key = {"table": "cost", "method": "scratch", "depth": depth, "multiple": multiple, "seed": 0}
     if not lab.rows.has(key):
-        rate, _ = learning_rates(lab, "scratch")
-        steps = multiple * (setting.sigma_steps + setting.further_steps)
+        rate = choices(lab, "scratch")["B"].further
+        steps = multiple * setting.steps_until("B")
         started = time.process_time()
         model = train_all(scratch(lab.ancestors, depth), lab.ancestors, steps, 0, rate)
         seconds = time.process_time() - started

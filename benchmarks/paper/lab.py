@@ -1,7 +1,7 @@
 """What every table measures with."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.paper.ancestors import Ancestors
@@ -30,17 +30,13 @@ class Lab:
         figures = {**figures, "bytes": parameters * BYTES_PER_FLOAT32}
         return self.rows.get(key, lambda: {**figures, **(judge or self.judge)(model)})
 
-    def best_rate(self, key: Row, rates: Sequence[float], loss: Callable[[float], float]) -> float:
-        """The learning rate of least loss; each is tried once, and may be too large to train."""
+    def outcome(self, key: Row, loss: Callable[[], float]) -> float:
+        """The loss of something that is tried once; infinite where it does not train."""
 
-        def outcome(rate: float) -> Row:
+        def tried() -> Row:
             try:
-                return {"loss": loss(rate)}
+                return {"loss": loss()}
             except FloatingPointError as error:
                 return {"diverged": str(error)}
 
-        def tried(rate: float) -> float:
-            row = self.rows.get({**key, "rate": rate}, lambda: outcome(rate))
-            return float(row.get("loss", math.inf))
-
-        return min(rates, key=tried)
+        return float(self.rows.get(key, tried).get("loss", math.inf))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -10,10 +11,11 @@ from benchmarks.paper import initialisations
 from benchmarks.paper.ancestors import Ancestors, random_layer
 from benchmarks.paper.rows import OURS
 from benchmarks.paper.training import denoising_loss, train
-from learngenes.config import Kind, Size
+from learngenes.config import Kind, Mode, Size
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family
 from learngenes.model.dense import DenseDiT, Weights, materialised
+from learngenes.model.diffusion import Predict
 from learngenes.model.dit import Stem
 from learngenes.model.factors import Scales
 from learngenes.training.retrain import RetrainingConfig, retrain
@@ -97,24 +99,65 @@ FINE = {"fine as published": "fixed-depth", OURS: "any-size"}
 """Method to the form of its ancestor."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is searched for a stage of a method."""
+
+    first: float
+    """Learning rate of stage A."""
+    further: float
+    """Learning rate of everything, afterwards."""
+    distillation: float
+    """Share of its teacher's prediction in what is learned; a Sigma alone learns half of it."""
+
+
+def taught_by(ancestors: Ancestors, method: str) -> Predict | None:
+    """The ancestor whole, of which a method's models learn; None for scratch."""
+    if method == "scratch":
+        return None
+    if method == "tleg":
+        return ancestors.tleg().requires_grad_(False)
+    if method not in FINE:
+        return ancestors.dense().requires_grad_(False)
+    family = ancestors.fine(FINE[method])
+    return family.assemble(family.scales, Mode.MATERIALISED)
+
+
 def first_stage(
-    ancestors: Ancestors, method: str, depth: int, seed: int, learning_rate: float
+    ancestors: Ancestors, method: str, depth: int, seed: int, choice: Choice
 ) -> DenseDiT:
     """Initialise, and train for as many steps as Sigma is retrained."""
     torch.manual_seed(seed)
     if method in FINE:
         family = ancestors.fine(FINE[method])
         scales = _sigma(family, depth, seed, random=method == "fine as published")
-        return written_out(family, retrained(ancestors, family, scales, seed, learning_rate))
+        return written_out(family, retrained(ancestors, family, scales, seed, choice.first))
     model = METHODS[method](ancestors, depth)
-    return train_all(model, ancestors, ancestors.setting.sigma_steps, seed, learning_rate)
+    steps, teacher = ancestors.setting.sigma_steps, taught_by(ancestors, method)
+    return train_all(
+        model,
+        ancestors,
+        steps,
+        seed,
+        choice.first,
+        teacher=teacher,
+        distillation=choice.distillation,
+    )
 
 
-def second_stage(
-    ancestors: Ancestors, model: DenseDiT, seed: int, learning_rate: float
+def later_stage(
+    ancestors: Ancestors, method: str, model: DenseDiT, stage: str, seed: int, choice: Choice
 ) -> DenseDiT:
-    steps = ancestors.setting.further_steps
-    return train_all(model, ancestors, steps, seed + 1000, learning_rate)
+    """Train a copy of what stage A gave, everything, until the end of stage B or C."""
+    return train_all(
+        copy.deepcopy(model),
+        ancestors,
+        ancestors.setting.steps_after(stage),
+        seed + 1000,
+        choice.further,
+        teacher=taught_by(ancestors, method),
+        distillation=choice.distillation,
+    )
 
 
 def retrained(
@@ -154,6 +197,8 @@ def train_all(
     seed: int,
     learning_rate: float,
     images: LabelledImages | None = None,
+    teacher: Predict | None = None,
+    distillation: float = 0.0,
 ) -> M:
     """All of `model` that can be trained, in place; on all training images by default."""
     train(
@@ -164,5 +209,7 @@ def train_all(
         learning_rate=learning_rate,
         seed=seed,
         warmup_steps=max(1, steps // 20),
+        teacher=teacher,
+        distillation=distillation,
     )
     return model

@@ -1,5 +1,6 @@
 """What the rows say: benchmarks/results/paper.json, and its pictures."""
 
+import itertools
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -8,52 +9,117 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.paper import cost
-from benchmarks.paper.ancestors import FORMS, HELDOUT_LOSS, Ancestors, fine_name
-from benchmarks.paper.budget import APPROACHES
+from benchmarks.paper.budget import APPROACHES, BUDGETS
+from benchmarks.paper.depth import STAGES
 from benchmarks.paper.methods import FINE, METHODS
-from benchmarks.paper.rows import OURS, SIZES, Row, cell
-from benchmarks.paper.setting import Setting
+from benchmarks.paper.rows import OURS, SIZES, Cell, Row, cell
+from benchmarks.paper.setting import FASHION, Setting
 from benchmarks.parts import RESULTS
+from learngenes.config import SHARED_MODES
 
-RESULT = RESULTS / "paper.json"
-STAGES = {"A": "after 300 steps", "B": "after 200 more"}
+Budget = tuple[str, float]
+"""What is limited, and to which share of what the dense ancestor needs."""
+
+
+def result_file(setting: Setting) -> Path:
+    return RESULTS / f"{_name(setting)}.json"
+
+
+def _name(setting: Setting) -> str:
+    return "paper" if setting.data == FASHION else f"paper-{setting.name}"
 
 
 def rows_so_far(setting: Setting) -> list[Row]:
     """Rows that an earlier run of the same protocol has put into the repository."""
-    if not RESULT.exists():
+    if not result_file(setting).exists():
         return []
-    result = json.loads(RESULT.read_text())
+    result = json.loads(result_file(setting).read_text())
     rows: list[Row] = result["rows"] if result["setting"] == repr(setting) else []
     return rows
 
 
-def depth_wins(rows: Sequence[Row], setting: Setting) -> list[bool]:
-    """Whether ours is best, or within one spread of best; of each depth after each stage."""
-    won = []
+def margins(rows: Sequence[Row], setting: Setting) -> list[float]:
+    """By how many spreads ours is worse than the best; of each depth after each stage.
+
+    The spread is the larger of the two; at most 1 is a win.
+    """
+    found = []
     for stage in STAGES:
         for depth in setting.depths:
             cells = {
-                method: found
+                method: each
                 for method in (*METHODS, *FINE)
-                if (found := cell(rows, table="depth", method=method, depth=depth, stage=stage))
+                if (each := cell(rows, table="depth", method=method, depth=depth, stage=stage))
             }
             if len(cells) < len(METHODS) + len(FINE):
                 continue
             best = min(cells.values(), key=lambda c: c.mean)
-            ours = cells[OURS]
-            won.append(ours.mean <= best.mean + max(best.spread, ours.spread))
-    return won
+            found.append(_spreads(cells[OURS], best))
+    return found
 
 
-def budget_wins(rows: Sequence[Row], setting: Setting) -> list[bool]:
-    won = []
-    for share in setting.budget_shares:
-        fds = {a: cell(rows, table="budget", share=share, approach=a) for a in APPROACHES}
-        ours = fds.pop("fine")
-        if ours is not None:
-            won.append(all(other is None or ours.mean <= other.mean for other in fds.values()))
-    return won
+def _spreads(ours: Cell, best: Cell) -> float:
+    worse = ours.mean - best.mean
+    return 0.0 if worse <= 0 else worse / max(best.spread, ours.spread, 1e-9)
+
+
+def budget_cells(rows: Sequence[Row], setting: Setting) -> dict[Budget, dict[str, Cell | None]]:
+    """FD of each approach at the budgets that are measured; None for what does not fit."""
+    found = {}
+    for of in BUDGETS:
+        for share in setting.budget_shares:
+            wanted = {"table": "budget", "of": of, "share": share}
+            here = [row for row in rows if wanted.items() <= row["key"].items()]
+            if len(here) == len(APPROACHES) * len(setting.seeds):
+                found[of, share] = {a: cell(here, approach=a) for a in APPROACHES}
+    return found
+
+
+def budget_summary(rows: Sequence[Row], setting: Setting) -> Row:
+    """At how many budgets ours is dominated, and whether its shared sizes are strictly better."""
+    cells, figures = budget_cells(rows, setting), {}
+    for of in BUDGETS:
+        at = {share: found for (what, share), found in cells.items() if what == of}
+        lost = [share for share, found in at.items() if _dominated(found)]
+        figures |= {f"budget_{of}_rows": len(at), f"budget_{of}_losses": len(lost)}
+    shared = {
+        budget
+        for budget in cells
+        for row in rows
+        if row.get("mode") in SHARED_MODES
+        and {"of": budget[0], "share": budget[1]}.items() <= row["key"].items()
+    }
+    won = [budget for budget in shared if _strictly_better(cells[budget])]
+    fronts = [
+        [found[APPROACHES[0]] for (what, _), found in cells.items() if what == of] for of in BUDGETS
+    ]
+    return {
+        **figures,
+        "shared_budgets": len(shared),
+        "shared_wins": len(won),
+        "front_monotone": all(map(_monotone, fronts)),
+    }
+
+
+def _ours_and_best(found: dict[str, Cell | None]) -> tuple[Cell | None, Cell | None]:
+    rivals = [each for approach, each in found.items() if approach != APPROACHES[0] and each]
+    return found[APPROACHES[0]], min(rivals, key=lambda c: c.mean, default=None)
+
+
+def _dominated(found: dict[str, Cell | None]) -> bool:
+    ours, best = _ours_and_best(found)
+    return best is not None and (ours is None or _spreads(ours, best) > 1)
+
+
+def _strictly_better(found: dict[str, Cell | None]) -> bool:
+    ours, best = _ours_and_best(found)
+    return ours is not None and (best is None or ours.mean < best.mean)
+
+
+def _monotone(front: Sequence[Cell | None]) -> bool:
+    """Whether more of a budget is never worse by more than a spread."""
+    fitting = [each for each in front if each is not None]
+    return all(_spreads(more, less) <= 1 for less, more in itertools.pairwise(fitting))
 
 
 def step_ratio(rows: Sequence[Row], setting: Setting) -> int | None:
@@ -73,9 +139,7 @@ def step_ratio(rows: Sequence[Row], setting: Setting) -> int | None:
     return worst
 
 
-def write(
-    setting: Setting, ancestors: Ancestors, rows: Sequence[Row], families: Collection[str]
-) -> None:
+def write(setting: Setting, rows: Sequence[Row], families: Collection[str]) -> None:
     """What of it is not measured yet is None, and left out of the pictures.
 
     `families`: versions of the shipped ones; rows of others are dropped.
@@ -89,7 +153,7 @@ def write(
         and row["key"] not in keys
     ]
     rows += counted
-    depth_won, budget_won = depth_wins(rows, setting), budget_wins(rows, setting)
+    margin, budgets = margins(rows, setting), budget_cells(rows, setting)
     shipped = {row["key"]["shipped"]: row for row in rows if "shipped" in row["key"]}
     floor = next((row["fd"] for row in rows if "floor" in row["key"]), None)
     most = {"what": SIZES, "n": max(cost.COUNTS)}
@@ -99,39 +163,36 @@ def write(
     unseen = shipped.get("unseen")
     quality = shipped.get("quality", {}).get("guidance 2", {})
     summary = {
-        "table1_wins": sum(depth_won),
-        "table1_rows": len(depth_won),
+        "table1_wins": sum(spreads <= 1 for spreads in margin),
+        "table1_rows": len(margin),
+        "table1_lost_by_two_spreads": sum(spreads > 2 for spreads in margin),
         "fine_vs_scratch_step_ratio": step_ratio(rows, setting),
         "storage_ratio_10_sizes": round(stored[cost.WHOLE] / stored[OURS], 1),
-        "budget_table_wins": sum(budget_won),
-        "budget_table_rows": len(budget_won),
+        **budget_summary(rows, setting),
         "zero_shot_loss_gap": unseen and round(unseen["loss"] / unseen["loss_retrained"] - 1, 4),
         "fashion_fd": quality.get("fd"),
         "fashion_fd_floor": floor,
         "fashion_class_accuracy": quality.get("class_accuracy"),
         "sigma_300_steps_seconds": shipped.get("sigma", {}).get("seconds"),
     }
-    RESULT.write_text(
+    name = _name(setting)
+    result_file(setting).write_text(
         json.dumps({"summary": summary, "setting": repr(setting), "rows": rows}, indent=1) + "\n"
     )
-    if depth_won:
-        draw_depths(setting, floor, rows, RESULTS / "paper-depth.png")
+    if margin:
+        draw_depths(setting, floor, rows, RESULTS / f"{name}-depth.png")
     if summary["fine_vs_scratch_step_ratio"] is not None:
-        draw_steps(setting, floor, rows, RESULTS / "paper-steps.png")
-    if budget_won:
-        draw_budgets(floor, rows, RESULTS / "paper-budget.png")
-    logs = {
-        form: ancestors.directory / f"{fine_name(form, setting.network.rank)}.jsonl"
-        for form in FORMS
-    }
-    if all(log.exists() for log in logs.values()):
-        draw_forms(logs, RESULTS / "paper-forms.png")
+        draw_steps(setting, floor, rows, RESULTS / f"{name}-steps.png")
+    if budgets:
+        draw_budgets(budgets, floor, RESULTS / f"{name}-budget.png")
 
 
 def draw_depths(setting: Setting, floor: float | None, rows: Sequence[Row], file: Path) -> None:
     """FD over depth, a line for each method, with its spread; one picture for each stage."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
-    for axis, (stage, title) in zip(axes, STAGES.items(), strict=True):
+    figure, axes = plt.subplots(
+        1, len(STAGES), figsize=(13, 4.2), sharey=True, layout="constrained"
+    )
+    for axis, stage in zip(axes, STAGES, strict=True):
         for method in (*METHODS, *FINE):
             points = [
                 (depth, found)
@@ -148,9 +209,14 @@ def draw_depths(setting: Setting, floor: float | None, rows: Sequence[Row], file
                 capsize=2,
             )
         _floor(axis, floor)
-        axis.set(title=title, xlabel="depth", yscale="log", xticks=setting.depths)
+        axis.set(
+            title=f"after {setting.steps_until(stage):,} steps",
+            xlabel="depth",
+            yscale="log",
+            xticks=setting.depths,
+        )
     axes[0].set_ylabel("FD-EffLite0, lower is better")
-    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, file)
 
 
@@ -159,8 +225,8 @@ def draw_steps(setting: Setting, floor: float | None, rows: Sequence[Row], file:
     figure, axes = plt.subplots(
         1, len(setting.depths), figsize=(12, 3.4), sharey=True, layout="constrained", squeeze=False
     )
-    s = setting.sigma_steps + setting.further_steps
-    ends = {"A": setting.sigma_steps, "B": s}
+    s = setting.steps_until("B")
+    ends = {stage: setting.steps_until(stage) for stage in STAGES}
     for axis, depth in zip(axes.flat, setting.depths, strict=True):
         lines = {
             "scratch": {
@@ -186,37 +252,32 @@ def draw_steps(setting: Setting, floor: float | None, rows: Sequence[Row], file:
     _save(figure, file)
 
 
-def draw_budgets(floor: float | None, rows: Sequence[Row], file: Path) -> None:
-    """FD over the bytes that a model was measured to need."""
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for approach in APPROACHES:
-        found = [
-            (row["memory_bytes"] / 1e6, row["fd"])
-            for row in rows
-            if row["key"].get("approach") == approach and "fd" in row
-        ]
-        width = 2.5 if approach == "fine" else 1.2
-        axis.plot(*zip(*sorted(found), strict=True), "o-", label=approach, linewidth=width)
-    _floor(axis, floor)
-    axis.set(xlabel="memory, MB", ylabel="FD-EffLite0, lower is better", yscale="log")
-    axis.legend(fontsize=8)
-    _save(figure, file)
-
-
-def draw_forms(logs: dict[str, Path], file: Path) -> None:
-    """Held-out loss over images seen, nothing retrained: a line for each form of phase 1."""
-    losses: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for form, log in logs.items():
-        for entry in map(json.loads, log.read_text().splitlines()):
-            for size, loss in entry[HELDOUT_LOSS].items():
-                losses.setdefault(size, {}).setdefault(form, []).append((entry["images"], loss))
-    figure, axes = plt.subplots(1, len(losses), figsize=(10, 3.6), layout="constrained")
-    for axis, (size, lines) in zip(axes, losses.items(), strict=True):
-        for form, points in lines.items():
-            axis.plot(*zip(*points, strict=True), label=form)
-        axis.set(title=size, xlabel="images seen", yscale="log")
-    axes[0].set_ylabel("held-out loss")
-    axes[0].legend(fontsize=8)
+def draw_budgets(
+    budgets: dict[Budget, dict[str, Cell | None]], floor: float | None, file: Path
+) -> None:
+    """FD over the share of the dense ancestor's memory, and of its latency."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for axis, of in zip(axes, BUDGETS, strict=True):
+        for approach in APPROACHES:
+            points = [
+                (share, each)
+                for (what, share), found in budgets.items()
+                if what == of and (each := found[approach]) is not None
+            ]
+            ours = approach == APPROACHES[0]
+            axis.errorbar(
+                [share for share, _ in points],
+                [each.mean for _, each in points],
+                [each.spread / 2 for _, each in points],
+                label=approach,
+                linewidth=2.5 if ours else 1.2,
+                color="black" if ours else None,
+                capsize=2,
+            )
+        _floor(axis, floor)
+        axis.set(xlabel=f"{of}, share of the dense ancestor's", yscale="log")
+    axes[0].set_ylabel("FD-EffLite0, lower is better")
+    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, file)
 
 

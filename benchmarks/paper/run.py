@@ -26,16 +26,14 @@ _lab: Lab
 
 def run(setting: Setting, apply: Map = map) -> list[Row]:
     """All rows. `apply` is `map` after `prepare`, or that of processes that began with it."""
-    width = setting.network.width
-    families = [(form, 2 * width) for form in FORMS]
-    families += [("any-size", rank) for rank in (width, width // 2)]
-    judges = ["judge", *tasks.TASKS]
-    _all("ancestors", apply, _prepare, [*reversed(families), "dense", "tleg", *judges])
+    judges = ["judge", *(tasks.TASKS if "tasks" in setting.tables else ())]
+    _all("ancestors", apply, _prepare, [*reversed(FORMS), "dense", "tleg", *judges])
     (floor,) = _all("floor", apply, _floor, [0])
-    searches = [("depth", method) for method in (*METHODS, *FINE)]
-    searches += [("tasks", method) for method in tasks.METHODS]
+    searches = [("depth", method) for method in (*reversed(FINE), *METHODS)]
+    if "tasks" in setting.tables:
+        searches += [("tasks", method) for method in tasks.METHODS]
     _all("learning rates", apply, _search, searches)
-    cases = [(name, case) for name, table in TABLES.items() for case in table.cases(setting)]
+    cases = [(name, case) for name in setting.tables for case in TABLES[name].cases(setting)]
     return [floor, *itertools.chain(*_all("rows", apply, _measure, cases))]
 
 
@@ -63,10 +61,10 @@ def _all(what: str, apply: Map, work: Callable[..., Any], cases: Sequence[Any]) 
     return list(tqdm(apply(work, cases), desc=what, total=len(cases), unit=""))
 
 
-def _prepare(what: str | tuple[str, int]) -> None:
+def _prepare(what: str) -> None:
     ancestors = _lab.ancestors
-    if isinstance(what, tuple):
-        ancestors.fine(*what)
+    if what in FORMS:
+        ancestors.fine(what)
     elif what in tasks.TASKS:
         tasks.judge_of(_lab, what).prepare()
     else:
@@ -79,7 +77,7 @@ def _floor(_: int) -> Row:
 
 def _search(case: tuple[str, str]) -> None:
     table, method = case
-    {"depth": depth.learning_rates, "tasks": tasks.learning_rate}[table](_lab, method)
+    {"depth": depth.choices, "tasks": tasks.learning_rate}[table](_lab, method)
 
 
 def _measure(case: tuple[str, tuple[Any, ...]]) -> list[Row]:

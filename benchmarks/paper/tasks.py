@@ -117,7 +117,10 @@ def learning_rate(lab: Lab, method: str) -> float:
         model = _trained(lab, TASKS[0], SEARCHED_SHOTS, method, 0, rate)
         return denoising_loss(model, choosing, lab.setting)
 
-    return lab.best_rate({"task search": method}, rates, loss)
+    return min(
+        rates,
+        key=lambda rate: lab.outcome({"task search": method, "rate": rate}, lambda: loss(rate)),
+    )
 
 
 def measure(lab: Lab, task: str, shots: int, method: str, seed: int) -> list[Row]:

@@ -1,18 +1,23 @@
 """One way to train for every method; see PROTOCOL.md."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.paper.setting import Setting
 from learngenes.data.labelled import LabelledImages
 from learngenes.device import training_precision
-from learngenes.model.diffusion import heldout_loss, noise_process, step_generator, training_batch
+from learngenes.model.diffusion import (
+    Predict,
+    heldout_loss,
+    noise_process,
+    step_generator,
+    training_batch,
+)
 from learngenes.training import checkpoint
 from learngenes.training.muon import Muon
 
@@ -33,9 +38,12 @@ def train(
     warmup_steps: int,
     average_decay: float | None = None,
     checkpoint_file: Path | None = None,
+    teacher: Predict | None = None,
+    distillation: float = 0.0,
 ) -> nn.Module:
     """Train all of `model` in place; gives it, or the average of its weights.
 
+    `distillation` is the share of what `teacher` predicts in what is learned.
     `matrix_learning_rate`: Muon's for the layers' matrices; AdamW trains them where it is None.
     Goes on from `checkpoint_file` if it is there. Raises FloatingPointError when it diverges.
     """
@@ -62,6 +70,10 @@ def train(
             group["lr"] = group["peak_lr"] * min(1, (step + 1) / warmup_steps) * cosine
         with training_precision(CPU):
             prediction = model(noisy, timesteps, labels)
+            if teacher is not None and distillation > 0:
+                with torch.no_grad():
+                    taught = teacher(noisy, timesteps, labels).float()
+                target = torch.lerp(target, taught, distillation)
         loss = F.mse_loss(prediction.float(), target)
         if not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
@@ -89,9 +101,7 @@ def _optimizer(
     return Muon([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
 
 
-def denoising_loss(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor], images: LabelledImages, setting: Setting
-) -> float:
+def denoising_loss(model: Predict, images: LabelledImages, setting: Setting) -> float:
     process = noise_process(setting.diffusion)
     with training_precision(CPU):
         return heldout_loss(

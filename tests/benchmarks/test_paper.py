@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.paper import budget, cost, report, tables
 from benchmarks.paper.ancestors import Ancestors
-from benchmarks.paper.methods import FINE, METHODS, first_stage
+from benchmarks.paper.methods import FINE, METHODS, Choice, first_stage
 from benchmarks.paper.rows import OURS, Row, Rows
 from benchmarks.paper.run import make_lab, prepare, run
 from benchmarks.paper.setting import REFERENCE, SMOKE, load_splits
@@ -26,33 +26,38 @@ def test_every_row_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     floor, table = rows[0], rows[1:]
     of_table = Counter(row["key"]["table"] for row in table)
     methods, seeds = len({*METHODS, *FINE}), len(SMOKE.seeds)
-    assert of_table["depth"] == 2 * len(SMOKE.depths) * methods * seeds
-    assert of_table == {"depth": 16, "cost": 1, "sigma": 6, "prefix": 4, "rank": 4, "task": 8}
+    assert of_table["depth"] == 3 * len(SMOKE.depths) * methods * seeds
+    assert of_table == {"depth": 24, "cost": 1, "sigma": 6, "prefix": 4, "task": 8}
     assert floor["fd"] < min(row["fd"] for row in table)
     assert all(math.isfinite(row["fd"] + row["loss"]) for row in table)
     for table_of_rows in ("depth", "ablations"):
-        monkeypatch.setattr(f"benchmarks.paper.{table_of_rows}.second_stage", None)
+        monkeypatch.setattr(f"benchmarks.paper.{table_of_rows}.later_stage", None)
     assert run(SMOKE) == rows
 
     lab = make_lab(SMOKE, tmp_path)
     budgets = budget.measure(lab)
-    assert [row["key"]["approach"] for row in budgets] == list(budget.APPROACHES)
-    for row in budgets:
-        assert row["memory_bytes"] <= row["budget_bytes"]
+    assert [row["key"]["approach"] for row in budgets] == list(budget.APPROACHES) * 2
+    assert [row["key"]["of"] for row in budgets[:: len(budget.APPROACHES)]] == ["memory", "latency"]
+    fitting = [row for row in budgets if "fd" in row]
+    assert all(row[row["key"]["of"]] <= row["budget"] for row in fitting)
+    assert {row["key"]["approach"] for row in fitting} == {*budget.APPROACHES}
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "RESULT", tmp_path / "paper.json")
     of_another_family: Row = {"key": {"shipped": "unseen", "family": "old"}}
-    report.write(SMOKE, lab.ancestors, [*lab.rows.all(), of_another_family], ["new"])
+    report.write(SMOKE, [*lab.rows.all(), of_another_family], ["new"])
     summary = json.loads((tmp_path / "paper.json").read_text())["summary"]
-    assert (summary["table1_rows"], summary["budget_table_rows"]) == (2, 1)
+    assert [summary[f"{name}_rows"] for name in ("table1", "budget_memory", "budget_latency")] == [
+        3,
+        1,
+        1,
+    ]
     assert summary["storage_ratio_10_sizes"] > 1
     assert report.rows_so_far(SMOKE) == [*lab.rows.all(), *cost.totals(SMOKE)]
-    assert report.rows_so_far(dataclasses.replace(SMOKE, further_steps=9)) == []
+    assert report.rows_so_far(dataclasses.replace(SMOKE, further_steps=(9, 9))) == []
     for name in ("depth", "cost", "totals", "ablations", "tasks", "budget"):
         lines = getattr(tables, name)(json.loads((tmp_path / "paper.json").read_text()))
         assert len(lines) > 1
         assert {len(line) for line in lines} == {len(lines[0])}
-    for name in ("depth", "steps", "budget", "forms"):
+    for name in ("depth", "steps", "budget"):
         with Image.open(tmp_path / f"paper-{name}.png") as picture:
             assert picture.width > 700
 
@@ -97,13 +102,14 @@ def test_a_learning_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
     lab = make_lab(SMOKE, tmp_path)
 
     def loss(rate: float) -> float:
-        model = first_stage(lab.ancestors, "scratch", SMOKE.searched_depth, 0, rate)
+        choice = Choice(rate, rate, 0.0)
+        model = first_stage(lab.ancestors, "scratch", SMOKE.searched_depth, 0, choice)
         return denoising_loss(model, lab.ancestors.splits.choosing, SMOKE)
 
-    assert lab.best_rate({"search": "a test"}, (1e30, 1e-3), loss) == 1e-3
-    diverged, trained = lab.rows.all()[::-1]
-    assert math.isfinite(trained["loss"])
-    assert "at step 1" in diverged["diverged"]
+    outcomes = [lab.outcome({"rate": rate}, lambda r=rate: loss(r)) for rate in (1e30, 1e-3)]
+    assert outcomes[0] == math.inf
+    assert math.isfinite(outcomes[1])
+    assert any("at step 1" in row.get("diverged", "") for row in lab.rows.all())
 
 
 def test_best_or_within_one_spread_of_best_is_a_win() -> None:
@@ -113,15 +119,14 @@ def test_best_or_within_one_spread_of_best_is_a_win() -> None:
         key = {"table": "depth", "method": method, "depth": 4}
         return [
             {"key": {**key, "stage": stage, "seed": seed}, "fd": fd}
-            for stage in "AB"
+            for stage in "ABC"
             for seed, fd in enumerate(fds)
         ]
 
     others = [r for m in (*METHODS, *FINE) if m != OURS for r in rows(m, 99.0, 101.0)]
-    for ours, won in (((99.0, 99.0), True), ((101.0, 103.0), True), ((104.0, 104.0), False)):
-        found = report.depth_wins([*others, *rows(OURS, *ours)], setting)
-        assert found == [won, won]
-    assert report.depth_wins(others, setting) == []
+    for ours, spreads in (((99.0, 99.0), 0), ((101.0, 103.0), 1), ((104.0, 104.0), 2)):
+        assert report.margins([*others, *rows(OURS, *ours)], setting) == [spreads] * 3
+    assert report.margins(others, setting) == []
 
 
 def test_several_models_of_a_family_cost_less_the_more_there_are() -> None:
