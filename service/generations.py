@@ -108,14 +108,22 @@ def _of_model(state: State, request: GenerateRequest, caller: Caller) -> _Subjec
         floor = max(model.elastic.min_quality, request.min_quality or 0.0)
         require_quality(floor, model.plan.quality, f"model {model.id}", "min_quality")
         terms = _terms(request, floor)
-    elif request.min_quality is not None:
+    elif unmet := _asks_for_sizes(request):
         detail = (
-            f"model {model.id} has one size: leave min_quality out, ask its family, or make a "
+            f"model {model.id} has one size: leave {unmet} out, ask its family, or make a "
             "model with elastic"
         )
-        raise Problem(422, "not-elastic", detail, field="min_quality")
+        raise Problem(422, "not-elastic", detail, field=unmet)
     names = model.class_names or family.class_names
     return _Subject(model.id, None, model.device_class, names, sampling, terms)
+
+
+def _asks_for_sizes(request: GenerateRequest) -> str | None:
+    """Field that a model of one size cannot do as it says; None where there is none."""
+    if request.min_quality is not None:
+        return "min_quality"
+    smaller = "when_late" in request.model_fields_set and request.when_late == "smaller"
+    return "when_late" if smaller else None
 
 
 def _of_family(state: State, request: GenerateRequest, _: Caller) -> _Subject:

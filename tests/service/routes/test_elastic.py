@@ -151,6 +151,9 @@ def test_no_model_serves_below_what_a_request_wants(
 
 def test_a_floor_is_of_elastic_requests(stack: Stack, fixed_model: str, sampling: None) -> None:
     refused(stack.generate(fixed_model, min_quality=0.5), 422, "has one size", "not-elastic")
+    late = {"deadline_seconds": 60, "when_late": "smaller"}
+    refused(stack.generate(fixed_model, **late), 422, "leave when_late out", "not-elastic")
+    assert stack.generate(fixed_model, **{**late, "when_late": "end"}).status_code in (200, 202)
 
 
 def test_what_cannot_be_elastic(stack: Stack) -> None:
