@@ -1,6 +1,6 @@
 """`python -m benchmarks.elastic [PART …]`: benchmarks/results/elastic.json."""
 
-from benchmarks.elastic import crowd
+from benchmarks.elastic import crowd, finishing
 from benchmarks.parts import run
 
 PARTS = {
@@ -8,6 +8,8 @@ PARTS = {
     "trace": crowd.trace,
     "fairness": crowd.fairness,
     "crowd": crowd.crowd,
+    "finishing": finishing.finishing,
+    "pictures": finishing.pictures,
 }
 SUMMARY = {
     "crowd": (
@@ -21,6 +23,7 @@ SUMMARY = {
     "fairness": ("modest_p95_ratio",),
     "solo": ("prediction_error_median",),
     "trace": ("simulator_gap",),
+    "finishing": ("finished_half_fd_over_smaller_alone",),
 }
 
 if __name__ == "__main__":
