@@ -7,17 +7,22 @@ import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.deployment import Deployment, wait
+from benchmarks.elastic import finishing
 from benchmarks.elastic.arrivals import constant, flash_crowd, poisson
 from benchmarks.elastic.asking import Answer, Body, ask
 from benchmarks.elastic.simulator import Arrival, simulate
 from benchmarks.parts import RESULTS, Figures, say
+from benchmarks.sampling import families
 from benchmarks.serving.load import MakeRequest, closed_loop
 from benchmarks.trust.site import FASHION, link_families
+from learngenes.config import Sampling
 from registry.keys import Keys, Scope
 from worker.sampling.elastic import Choice, Controller, Place
 
@@ -32,6 +37,7 @@ CAPACITY_SECONDS = 30.0
 SOLO_REQUESTS = 1000
 SOLO_SECONDS = (0.15, 3.0)
 MODEST_SECONDS = 120.0
+TRACE_SECONDS = 120.0
 TRACE = RESULTS.parent / "elastic" / "trace.json"
 
 
@@ -231,26 +237,27 @@ def _greedy(url: str, headers: dict[str, str], rate: float) -> None:
 
 
 def trace() -> Figures:
-    """A flash crowd on the real service, and the same arrivals in the simulator."""
+    """A flash crowd on the real service: elastic, of a fixed size, and in the simulator."""
     with deployed() as deployment:
         full = deployment.ready_model(max_mem_gb=4, depth=12, rank=256)
         sustained = capacity(deployment, full)
         rate = flash_crowd(0.3 * sustained, 10, 30, 60)
-        moments = poisson(rate, 3 * sustained, 120, seed=4)
+        moments = poisson(rate, 3 * sustained, TRACE_SECONDS, seed=4)
         answers = ask(deployment.url, moments, elastic)
+        fixed = ask(deployment.url, moments, lambda number: _fixed(full, number))
         log = (deployment.var / "logs" / "sample-worker.log").read_text().splitlines()
+    draw_crowd({"elastic": answers, "full size": fixed}, RESULTS / "elastic-crowd.png")
     events = [json.loads(line) for line in log if '"steps measured"' in line]
     measured = events[-1]
     rows = [row for row, _ in measured["rows_per_second"]]
     seconds = [row / speed for row, speed in measured["rows_per_second"]]
-    real = of_promises(answers, 120)
-    sizes = {
-        answer.elastic["size"]["depth"]: answer.elastic["quality"]
-        for answer in answers
-        if answer.elastic
-    }
-    choices = [Choice(quality, depth, 10, range(2, 8)) for depth, quality in sizes.items()]
+    real = of_promises(answers, TRACE_SECONDS)
     place = Place(FAMILY, 12, measured["full_rows"], lambda n: float(np.interp(n, rows, seconds)))
+    choices = [
+        Choice(rung.quality, rung.size.depth, s.num_inference_steps, s.guided, _guide(s))
+        for rung in finishing.rungs(families.shipped(FAMILY))
+        for s in [rung.sampling]
+    ]
     arrivals = [
         Arrival(due, images=IMAGES, deadline_seconds=PROMISE_SECONDS, choices=choices)
         for due in moments
@@ -262,8 +269,43 @@ def trace() -> Figures:
     )
     return {
         **{f"real_{name}": value for name, value in real.items()},
+        "fixed_kept": round(sum(a.kept(PROMISE_SECONDS) for a in fixed) / len(fixed), 4),
         "simulated_kept": round(simulated.share_kept(), 4),
         "simulated_refused": round(simulated.share_refused(), 4),
         "simulated_quality": round(simulated.quality(), 4),
         "simulator_gap": round(abs(simulated.share_kept() - real["kept"]), 4),
     }
+
+
+def _guide(sampling: Sampling) -> int:
+    return sampling.guide.depth if sampling.guide and sampling.guided else 0
+
+
+def draw_crowd(answers: dict[str, list[Answer]], file: Path) -> None:
+    """What came each second, what of it was kept, refused and late; and by which depths."""
+    figure, axes = plt.subplots(
+        len(answers), 1, figsize=(9, 3 * len(answers)), sharex=True, layout="constrained"
+    )
+    bins = np.arange(0, TRACE_SECONDS + 2, 2)
+    for axis, (name, told) in zip(axes, answers.items(), strict=True):
+        kept = [a.due for a in told if a.kept(PROMISE_SECONDS)]
+        refused = [a.due for a in told if a.status == 429]
+        late = [a.due for a in told if a.status != 429 and not a.kept(PROMISE_SECONDS)]
+        per_second = [np.histogram(each, bins)[0] / 2 for each in (kept, refused, late)]
+        axis.stackplot(
+            bins[:-1],
+            *per_second,
+            step="post",
+            labels=("within 1 s", "refused at once", "late or failed"),
+            colors=("#3b7dd8", "#bbbbbb", "#d0453b"),
+        )
+        axis.set(title=name, ylabel="requests a second")
+        sizes = [(a.due, a.elastic["size"]["depth"]) for a in told if a.elastic]
+        if sizes:
+            depths = axis.twinx()
+            depths.plot(*zip(*sizes, strict=True), ".", color="black", markersize=3)
+            depths.set(ylabel="depth served (dots)", ylim=(0, 13))
+    axes[0].legend(loc="upper right", fontsize=8)
+    axes[-1].set(xlabel="seconds")
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

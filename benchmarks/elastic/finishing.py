@@ -64,7 +64,7 @@ def finishing() -> Figures:
         return {"fd": round(fd, 1), "class_accuracy": round(accuracy, 4)}
 
     rows = [{"rest": None, "share": 0.0, **judged(full)}]
-    for depth in sorted({rung.size.depth for rung in _rungs(family)})[:-1]:
+    for depth in sorted({rung.size.depth for rung in rungs(family)})[:-1]:
         rest = network(depth)
         for share in (*SHARES, 1.0):
             steps = round((1 - share) * STEPS)
@@ -81,13 +81,14 @@ def pictures() -> Figures:
     """Draw the same seeds by every rung, the best first."""
     family = families.shipped("fashion")
     labels = torch.arange(IMAGES) % len(family.manifest.class_names)
-    rungs = _rungs(family)
-    rows = [sampled(family, family.scales_of(r.size), r.sampling, labels).numpy() for r in rungs]
+    every = rungs(family)
+    rows = [sampled(family, family.scales_of(r.size), r.sampling, labels).numpy() for r in every]
     (RESULTS / "elastic.png").write_bytes(encode_png(grid(rows, 2)))
-    return {"rungs": [[str(rung.size), str(rung.sampling), rung.quality] for rung in rungs]}
+    return {"rungs": [[str(rung.size), str(rung.sampling), rung.quality] for rung in every]}
 
 
-def _rungs(family: Family) -> tuple[Rung, ...]:
+def rungs(family: Family) -> tuple[Rung, ...]:
+    """What an elastic request that leaves all open may be served by, the best first."""
     table = family.quality
     assert table is not None
     return ladder(
