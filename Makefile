@@ -105,7 +105,7 @@ gpu-check:  ## this machine's GPU, in eight minutes, or `SKIPPED` and 77; DEVICE
 gpu-bundle: $(INSTALLED_DEV)  ## the same for a machine without a network, into var/gpu-bundle.tar.gz
 	$(BIN)/python -m benchmarks.gpu.bundle
 
-bench-elastic: $(INSTALLED_DEV)  ## promises under load, sizes that sink and rise; an hour
+bench-elastic: $(INSTALLED_DEV) $(PEERS) $(FASHION_MNIST)  ## promises under load, sizes that sink and rise; an hour
 	$(BIN)/python -m benchmarks.elastic $(PARTS)
 	$(BIN)/python -m benchmarks.docs
 

@@ -42,11 +42,14 @@ async def _ask(url: str, moments: Sequence[float], body: Callable[[int], Body]) 
         status, told = 0, dict[str, Any]()
         try:
             async with http.post("/generate", json=body(number)) as answer:
-                status, told = answer.status, json.loads(await answer.read())
+                content = await answer.read()
+                status = answer.status
+                if answer.content_type == "application/json":
+                    told = json.loads(content)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             pass
         seconds = time.perf_counter() - began - due
-        return Answer(due, status, seconds, told.get("elastic"))
+        return Answer(due, status, seconds, told.get("elastic") if isinstance(told, dict) else None)
 
     async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as http:
         return await asyncio.gather(*(one(http, i, due) for i, due in enumerate(moments)))

@@ -17,6 +17,7 @@ from benchmarks.deployment import Deployment, wait
 from benchmarks.elastic import finishing
 from benchmarks.elastic.arrivals import constant, flash_crowd, poisson
 from benchmarks.elastic.asking import Answer, Body, ask
+from benchmarks.elastic.peers import peers
 from benchmarks.elastic.simulator import Arrival, simulate
 from benchmarks.parts import RESULTS, Figures, say
 from benchmarks.sampling import families
@@ -99,12 +100,17 @@ def crowd() -> Figures:
             }
             say(f"fixed {name}", **figures[f"fixed_{name}_4x"])
         fixed = figures["fixed_full_4x"]["good_per_second"]
+    theirs = peers(FAMILY, 4 * sustained, IMAGES, FIXED_MINUTES * 60, PROMISE_SECONDS)
     return {
         **figures,
+        **theirs,
         **{f"promises_kept_{load:g}x": figures[f"{load:g}x"]["kept"] for load in (1, 2, 4)},
         "refused_2x": figures["2x"]["refused"],
         "quality_0_5x": figures["0.5x"]["quality"],
         "goodput_ratio_4x": round(good[4] / max(fixed, 1e-9), 2),
+        "goodput_over_best_peer_4x": round(
+            good[4] / max(theirs["best_peer_good_per_second"], 1e-9), 2
+        ),
     }
 
 
