@@ -36,12 +36,12 @@ def panel_queries() -> dict[str, str]:
 
 
 def alert_queries() -> dict[str, str]:
-    """PromQL of each alert, without its threshold."""
+    """PromQL of each alert, without its thresholds."""
     rules = re.findall(
         r"alert: (\w+)\n\s+expr: (?:>\n)?(.*?)\n\s+(?:for|labels):", ALERTS.read_text(), re.DOTALL
     )
     return {
-        f"alert {name}": re.sub(r"\s*(==|>|<)\s*[\d.e]+\s*$", "", " ".join(query.split()))
+        f"alert {name}": re.sub(r"\s*(==|>|<)\s*[\d.e]+", "", " ".join(query.split()))
         for name, query in rules
     }
 

@@ -190,3 +190,13 @@ def test_a_worker_that_ends_does_not_wait_for_a_compiler(make_compiler: MakeComp
     stopping.join(timeout=20)
     assert not stopping.is_alive()
     assert compiler.problem == ""
+
+
+def test_nothing_is_missing_where_nothing_is_to_be_compiled(
+    engine: GatedEngine, family: Family, tmp_path: Path
+) -> None:
+    compiler = Compiler(engine, lambda: [family], tmp_path / "kernels")
+    assert compiler.gauges == {"engine_compiled": 0}
+    compiler.start(compile=False)
+    assert compiler.gauges == {"engine_compiled": 1}
+    compiler.stop()
