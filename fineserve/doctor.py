@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,23 @@ def disk(settings: Settings) -> Finding:
     return Finding("disk", "ok", told)
 
 
+def bucket(settings: Settings) -> Finding:
+    if settings.store_url is None:
+        return Finding("bucket", "ok", "not used: artifacts are on a disk")
+    from registry.errors import RegistryError
+    from registry.store.objects import ObjectStore
+
+    try:
+        with tempfile.TemporaryDirectory() as local:
+            ObjectStore.of(settings.store_url, Path(local), 0, {"max_retries": 1}).try_out()
+    except RegistryError as error:
+        return Finding(
+            "bucket", "broken", f"{settings.store_url}: {str(error).splitlines()[0]}",
+            "check FINESERVE_STORE_URL, AWS_ENDPOINT_URL and the credentials in the environment",
+        )  # fmt: skip
+    return Finding("bucket", "ok", f"{settings.store_url} can be written to and read")
+
+
 def port(settings: Settings) -> Finding:
     url = f"http://{settings.host}:{settings.port}"
     with socket.socket() as probe:
@@ -205,6 +223,7 @@ CHECKS: dict[str, Callable[[Settings], Finding]] = {
     "compiler": compiler,
     "memory": memory,
     "disk": disk,
+    "bucket": bucket,
     "port": port,
     "broker": broker,
     "families": families,

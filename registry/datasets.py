@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from fineserve.wire import TaskResponse
-from registry.errors import ArtifactError, RecordNotFound, StorageFull
+from registry.errors import ArtifactError, RecordNotFound, StorageFull, StoreAway
 from registry.records import now
 from registry.store import ArtifactStore
 
@@ -59,9 +59,9 @@ class Datasets:
     def of(self, owner: str | None) -> list[Dataset]:
         """Data sets of an owner, or all where `owner` is None, newest first."""
         datasets = []
-        for directory in self._store.directories(DATASETS):
+        for dataset_id in self._store.ids(DATASETS):
             with contextlib.suppress(RecordNotFound):  # deleted meanwhile
-                datasets.append(self.get(directory.name))
+                datasets.append(self.get(dataset_id))
         seen = [dataset for dataset in datasets if owner in (None, dataset.owner)]
         return sorted(seen, key=lambda dataset: dataset.created_at, reverse=True)
 
@@ -79,9 +79,9 @@ class Datasets:
 
     def keep_latents(self, dataset_id: str, encoder: str, content: bytes) -> None:
         """Keep latents for other models while there is room, and as long as the data set."""
-        with contextlib.suppress(StorageFull, OSError):
+        with contextlib.suppress(StorageFull, StoreAway, OSError):
             self._store.put(f"latents/{dataset_id}/{encoder}", {LATENTS_FILE: content}, {})
-        if self._store.path(dataset_name(dataset_id), IMAGES_FILE) is None:
+        if not self._store.has(dataset_name(dataset_id), IMAGES_FILE):
             self.delete(dataset_id)
 
     def delete(self, dataset_id: str) -> None:

@@ -8,6 +8,8 @@ RegistryError
 ├── QueueFull           as much is unfinished as may be; says when to ask again
 ├── KeysError           the file of API keys is missing or unreadable, or has no such key
 ├── StorageFull         there is no room on the disk of the artifacts
+├── StoreAway           the bucket of the artifacts cannot be reached; later it may
+├── StoreRefuses        the bucket of the artifacts is missing, or forbids what is to be done
 ├── DeadlineMissed      nobody waits for the images any more
 ├── ModelGone           the model was deleted, cancelled or failed after the request was accepted
 └── ArtifactError       an artifact is missing, corrupt, or of another family
@@ -39,6 +41,12 @@ class QueueFull(RegistryError):
 
 
 class StorageFull(RegistryError): ...
+
+
+class StoreAway(RegistryError): ...
+
+
+class StoreRefuses(RegistryError): ...
 
 
 class KeysError(RegistryError): ...

@@ -59,6 +59,12 @@ class Settings(BaseSettings):
     store_dir: Path | None = None
     """Directory of the artifact store, which the API and all workers share; by default `store` in
     `var_dir`."""
+    store_url: str | None = None
+    """Bucket of the artifact store in place of `store_dir`, for hosts that share no disk:
+    `s3://bucket/folder`, `gs://…`, `az://…`; credentials and endpoint are those of the
+    environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …)."""
+    store_cache_gb: PositiveFloat = 10.0
+    """Disk space, in 10^9 bytes, in `var_dir`, for what was read from that bucket lately."""
     families_dir: Path = Field(default_factory=found_families)
     """Directory of the families that workers load; by default `families`, or those that were
     installed with the package where there is no such folder."""

@@ -13,7 +13,7 @@ from registry.queue import Queue, make_celery
 from registry.repository import Repository, connect
 from registry.sessions import KeysMade, Sessions
 from registry.settings import Settings
-from registry.store import ArtifactStore
+from registry.store import open_store
 
 
 class State:
@@ -27,7 +27,7 @@ class State:
         self.settings = settings
         self.repository = Repository(client, settings.image_ttl_seconds)
         self.events = connect_async(url)
-        self.store = ArtifactStore(settings.resolved_store_dir)
+        self.store = open_store(settings)
         self.datasets = Datasets(self.store)
         self.queue = Queue(make_celery(settings), client)
         self.keys = Keys(settings.resolved_keys_file, settings.require_keys, KeysMade(client))

@@ -242,4 +242,4 @@ def pictures_of(state: State, record: GenerationRecord) -> list[bytes]:
     if record.status == GenerationStatus.FAILED:
         raise Problem(500, "generation-failed", f"generation {record.id} failed: {record.error}")
     name = generation_name(record.id)
-    return [state.store.read(name, image_file(i)) for i in range(len(record.seeds))]
+    return state.store.read_all(name, [image_file(i) for i in range(len(record.seeds))])

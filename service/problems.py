@@ -21,6 +21,8 @@ from registry.errors import (
     RecordNotFound,
     RecordUnreadable,
     StorageFull,
+    StoreAway,
+    StoreRefuses,
 )
 
 log = structlog.get_logger()
@@ -133,6 +135,8 @@ PROBLEMS: dict[type[Exception], Callable[[Any], Problem]] = {
         429, "queue-full", str(error), {"Retry-After": str(error.retry_seconds)}
     ),
     StorageFull: lambda error: storage_full(str(error)),
+    StoreAway: lambda _: unavailable("the artifact store cannot be reached; retry shortly"),
+    StoreRefuses: lambda _: unavailable("the artifact store refuses to work; tell the operator"),
     KeysError: lambda _: unavailable("the API keys cannot be read; tell the operator"),
     ArtifactError: lambda error: Problem(410, "artifact-gone", f"{error}; make the request again"),
     ResponseError: lambda error: unavailable(f"Redis refuses to work: {error}; tell the operator"),
@@ -146,8 +150,8 @@ PROBLEMS: dict[type[Exception], Callable[[Any], Problem]] = {
 
 def problem_of(error: Exception) -> Problem | None:
     """Problem that an error is; None where the service itself is at fault."""
-    if isinstance(error, KeysError | RedisError):
-        log.error("Redis or the API keys cannot be used", error=str(error))
+    if isinstance(error, KeysError | RedisError | StoreAway | StoreRefuses):
+        log.error("Redis, the store or the API keys cannot be used", error=str(error))
     made = (PROBLEMS[kind](error) for kind in type(error).__mro__ if kind in PROBLEMS)
     return next(made, None)
 

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from learngenes.family.family import Family, FamilyError, file_sha256, load_family
 from learngenes.model.factors import Scales, own_from_stacked
 from registry.errors import ArtifactError
-from registry.store import ArtifactStore
+from registry.store import DirectoryStore
 from tests.support.failures import EDIT, Edit, damaged
 from worker.artifacts import OWN_FILE, load_own
 
@@ -109,7 +109,7 @@ def test_any_bytes_in_a_models_file(
 ) -> None:
     content = damaged(save(scales.stacked()), edits, cut, head=800)
     with tempfile.TemporaryDirectory() as directory:
-        store = ArtifactStore(Path(directory))
+        store = DirectoryStore(Path(directory))
         about = {"family_fingerprint": family.fingerprint}
         store.put("models/m-1/revision-0", {OWN_FILE: content}, about)
         try:

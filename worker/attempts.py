@@ -12,7 +12,15 @@ import redis
 import structlog
 
 from learngenes.training.tuning import Pause
-from registry.errors import DeadlineMissed, ModelGone, Refused, StorageFull, Superseded
+from registry.errors import (
+    DeadlineMissed,
+    ModelGone,
+    Refused,
+    StorageFull,
+    StoreAway,
+    StoreRefuses,
+    Superseded,
+)
 from registry.lifecycle import Records
 from registry.records import REFUSED
 from worker.leases import R, Stopping
@@ -58,8 +66,8 @@ def attempt(
         except Stopping:
             log.info("interrupted by shutdown", record=record_id)
             _give_back(records, record)
-        except StorageFull as reason:
-            log.warning("waiting for room", record=record_id, reason=str(reason))
+        except (StorageFull, StoreAway, StoreRefuses) as reason:
+            log.warning("waiting for the store", record=record_id, reason=str(reason))
             _give_back(records, record)
         except GivingWay as reason:
             next_task = reason.task

@@ -17,7 +17,7 @@ from registry.queue import Queue, make_celery
 from registry.records import FamilyRecord
 from registry.repository import Repository, connect
 from registry.settings import Settings
-from registry.store import ArtifactStore
+from registry.store import ArtifactStore, open_store
 from worker.leases import Leases, Watch
 
 log = structlog.get_logger()
@@ -71,7 +71,7 @@ class Runtime:
         runtime = cls(
             settings=settings,
             repository=Repository(client, settings.image_ttl_seconds),
-            store=ArtifactStore(settings.resolved_store_dir),
+            store=open_store(settings),
             queue=Queue(make_celery(settings), client),
             device=default_device(),
             families={},

@@ -14,7 +14,7 @@ from benchmarks.serving.load import MakeRequest
 from learngenes.config import Size
 from learngenes.family.family import Family, load_family
 from learngenes.formats.diffusers import export_model
-from registry.store import ArtifactStore, served_name
+from registry.store import DirectoryStore, served_name
 from worker.artifacts import load_own
 from worker.build.restore import kept_record
 
@@ -54,7 +54,7 @@ class Served:
     def export(self, directory: Path) -> None:
         """The same weights for the opponents, by model id."""
         loaded = family()
-        store = ArtifactStore(self.deployment.var / "store")
+        store = DirectoryStore(self.deployment.var / "store")
         for model_id in (self.one, *self.mix):
             record = kept_record(store, model_id)
             assert record is not None, f"{model_id} is not ready"

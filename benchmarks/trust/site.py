@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.deployment import FAMILIES, Deployment, wait
 from benchmarks.parts import REPOSITORY, Figures
-from registry.store import MANIFEST, ArtifactStore
+from registry.store import MANIFEST, DirectoryStore
 
 FASHION = REPOSITORY / "var" / "trust" / "families"
 """The shipped family `fashion` alone: a worker starts in seconds."""
@@ -224,7 +224,7 @@ def settle(deployment: Deployment, account: Account) -> Figures:
         "duplicated": len(twice) + len(account.contradictions),
         "ends_not_seen": len([i for i, times in ends.items() if not times and i not in lost]),
         "models_nobody_was_told_of": unasked,
-        "corrupt": len(corrupt(ArtifactStore(deployment.var / "store"))),
+        "corrupt": len(corrupt(DirectoryStore(deployment.var / "store"))),
         "answers": dict(account.answers),
         "told": account.told,
         "slowest_refusal_seconds": round(account.slowest_refusal_seconds, 1),
@@ -242,7 +242,7 @@ def _whole(generation: dict[str, Any]) -> bool:
     return len(images) == GENERATION["n"]
 
 
-def corrupt(store: ArtifactStore) -> list[str]:
+def corrupt(store: DirectoryStore) -> list[str]:
     """Artifacts that are visible and not whole."""
     bad = []
     for manifest in store.root.rglob(MANIFEST):

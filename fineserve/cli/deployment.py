@@ -109,9 +109,9 @@ def gc(
 
     Models stay: `fineserve models delete` removes those.
     """
-    from registry.store import ArtifactStore
+    from registry.store import open_store
 
     settings = get_settings()
     seconds = settings.image_ttl_seconds if older_than_hours is None else older_than_hours * 3600
-    swept = ArtifactStore(settings.resolved_store_dir).sweep(seconds)
+    swept = open_store(settings).sweep(seconds)
     echo(f"{swept} deleted", {"deleted": swept}, as_json)

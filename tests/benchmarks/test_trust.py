@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.trust import archives, faults, fuzz
 from benchmarks.trust.site import corrupt
-from registry.store import ArtifactStore
+from registry.store import DirectoryStore
 
 pytestmark = pytest.mark.integration
 
@@ -58,7 +58,7 @@ def test_no_archive_harms_the_service(families_dir: Path) -> None:
 
 
 def test_a_corrupt_artifact_is_found(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
+    store = DirectoryStore(tmp_path)
     store.put("x/whole", {"file": b"content"}, {})
     store.put("x/broken", {"file": b"content"}, {})
     (tmp_path / "x/broken/file").write_bytes(b"contenT")

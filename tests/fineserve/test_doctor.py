@@ -38,7 +38,7 @@ def broken(check: str) -> Finding:
 
 def test_on_a_healthy_host_every_check_is_passed() -> None:
     findings = examined(0)
-    assert len(findings) == 8
+    assert len(findings) == 9
     assert findings["families"]["what"] == "tiny"
     assert findings["broker"]["verdict"] == "ok"
     assert "✓ families: tiny" in run("doctor").stdout

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from registry.errors import ArtifactError, StorageFull
-from registry.store import ArtifactStore
+from registry.store import DirectoryStore
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(tmp_path)
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path)
 
 
-def test_an_artifact_comes_back_with_its_manifest(store: ArtifactStore, tmp_path: Path) -> None:
+def test_an_artifact_comes_back_with_its_manifest(store: DirectoryStore, tmp_path: Path) -> None:
     store.put("models/m-1/revision-0", {"a.bin": b"abc"}, {"revision": 0})
     assert store.read("models/m-1/revision-0", "a.bin") == b"abc"
     manifest = json.loads((tmp_path / "models/m-1/revision-0/manifest.json").read_text())
@@ -25,7 +25,7 @@ def test_an_artifact_comes_back_with_its_manifest(store: ArtifactStore, tmp_path
     assert list((tmp_path / "incoming").iterdir()) == []
 
 
-def test_an_artifact_is_immutable(store: ArtifactStore) -> None:
+def test_an_artifact_is_immutable(store: DirectoryStore) -> None:
     store.put("x/y", {"a": b"first"}, {})
     store.put("x/y", {"a": b"second"}, {})
     assert store.read("x/y", "a") == b"first"
@@ -40,7 +40,7 @@ def test_an_artifact_is_immutable(store: ArtifactStore) -> None:
     ],
 )
 def test_what_is_corrupt_or_missing_is_named(
-    store: ArtifactStore, file: str, break_it: Callable[[ArtifactStore], object], message: str
+    store: DirectoryStore, file: str, break_it: Callable[[DirectoryStore], object], message: str
 ) -> None:
     store.put("x/y", {"a": b"abc"}, {})
     break_it(store)
@@ -48,7 +48,7 @@ def test_what_is_corrupt_or_missing_is_named(
         store.read("x/y", file)
 
 
-def test_old_and_unfinished_artifacts_are_swept(store: ArtifactStore, tmp_path: Path) -> None:
+def test_old_and_unfinished_artifacts_are_swept(store: DirectoryStore, tmp_path: Path) -> None:
     store.put("generations/old", {"a": b"1"}, {})
     store.put("generations/new", {"a": b"1"}, {})
     (tmp_path / "incoming/half").mkdir()
@@ -64,7 +64,9 @@ def test_old_and_unfinished_artifacts_are_swept(store: ArtifactStore, tmp_path: 
     assert store.sweep(500) == 0
 
 
-def test_what_is_being_written_or_read_is_never_swept(store: ArtifactStore, tmp_path: Path) -> None:
+def test_what_is_being_written_or_read_is_never_swept(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
     for name in ("exports/m-1/revision-1-native", "generations/g-1"):
         store.put(name, {"a": b"1"}, {})
     begun = tmp_path / "incoming" / "begun"
@@ -78,7 +80,7 @@ def test_what_is_being_written_or_read_is_never_swept(store: ArtifactStore, tmp_
     assert store.read("exports/m-1/revision-1-native", "a") == b"1"
 
 
-def test_what_is_a_description_alone_can_be_replaced(store: ArtifactStore) -> None:
+def test_what_is_a_description_alone_can_be_replaced(store: DirectoryStore) -> None:
     store.put("models/m-1/record", {}, {"record": "first"})
     for content in ("second", "third"):
         store.replace_description("models/m-1/record", {"record": content})
@@ -98,25 +100,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_told_and_left_as_it_was(small_disk: Path) -> None:
-    store = ArtifactStore(small_disk)
+    store = DirectoryStore(small_disk)
     store.put("x/small", {"a": b"abc"}, {})
     with pytest.raises(StorageFull, match="no room for x/large"):
         store.put("x/large", {"a": b"abc", "b": bytes(10**6)}, {})
-    assert store.path("x/large", "a") is None
+    assert not store.has("x/large", "a")
     assert list((small_disk / "incoming").iterdir()) == []
     assert 0 < store.free_bytes() < 256_000
     store.put("x/another", {"a": bytes(1000)}, {})
     assert store.read("x/small", "a") == b"abc"
 
 
-def test_what_is_not_whole_is_put_again(store: ArtifactStore) -> None:
+def test_what_is_not_whole_is_put_again(store: DirectoryStore) -> None:
     store.put("x/y", {"a": b"first"}, {})
     (store.root / "x/y/manifest.json").unlink()
     store.put("x/y", {"a": b"second"}, {})
     assert store.read("x/y", "a") == b"second"
 
 
-def test_what_is_corrupt_is_deleted_when_it_is_to_be_streamed(store: ArtifactStore) -> None:
+def test_what_is_corrupt_is_deleted_when_it_is_to_be_streamed(store: DirectoryStore) -> None:
     store.put("x/y", {"a": b"first"}, {})
     assert store.checked_path("x/y", "a") == store.root / "x/y/a"
     (store.root / "x/y/a").write_bytes(b"firsT")
@@ -125,7 +127,7 @@ def test_what_is_corrupt_is_deleted_when_it_is_to_be_streamed(store: ArtifactSto
     assert store.checked_path("x/y", "a") is None
 
 
-def test_a_folder_to_work_in_is_gone_afterwards(store: ArtifactStore) -> None:
+def test_a_folder_to_work_in_is_gone_afterwards(store: DirectoryStore) -> None:
     with store.scratch() as folder:
         (folder / "a").write_bytes(b"a")
         assert folder.parent.parent == store.root

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,14 @@ from learngenes.training.refine import Refined, RefinementConfig, refine
 from learngenes.training.retrain import TASK_RETRAINING, Retrained, RetrainingConfig, retrain
 from learngenes.training.tuning import Pause, Progress
 from registry import metrics
-from registry.errors import ArtifactError, RecordNotFound, StorageFull, Superseded
+from registry.errors import (
+    ArtifactError,
+    RecordNotFound,
+    StorageFull,
+    StoreAway,
+    StoreRefuses,
+    Superseded,
+)
 from registry.records import ModelRecord, ModelStatus, now
 from registry.store import record_name, served_name
 from worker.artifacts import OWN_FILE, load_dataset, load_own
@@ -64,6 +72,8 @@ class Tools:
 
 
 TOOLS = Tools()
+KEEP_SECONDS = 60.0
+"""Seconds after which a checkpoint is kept for other hosts again."""
 
 
 def build(runtime: Runtime, model_id: str, tools: Tools = TOOLS) -> None:
@@ -76,13 +86,8 @@ def build(runtime: Runtime, model_id: str, tools: Tools = TOOLS) -> None:
         record = models.get(model_id)
         if record.status == ModelStatus.DELETED:
             runtime.store.delete(f"models/{model_id}")
-        elif record.finished:
-            directory = runtime.store.root / "models" / model_id
-            if record.status != ModelStatus.UNDERTRAINED:  # it goes on from there
-                for left in directory.glob("checkpoint-*"):
-                    left.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # there are revisions in it
-                directory.rmdir()
+        elif record.finished and record.status != ModelStatus.UNDERTRAINED:  # it goes on from there
+            runtime.store.drop_checkpoints(f"models/{model_id}")
 
 
 def _figures(tuned: Retrained | Refined) -> dict[str, float]:
@@ -104,6 +109,8 @@ class _Build:
         self.family = runtime.family(record.family)
         self.constraints = record.budget.constraints
         self.reporter = Reporter(runtime, runtime.repository.models, record)
+        self._checkpoint, self._kept_at = "", 0.0
+        """Name of the checkpoint that is written now, and when it was kept last."""
         self._num_classes: int | None = None
         if record.task != DEFAULT_TASK:
             assert record.class_names is not None
@@ -121,6 +128,15 @@ class _Build:
         return load_dataset(self.runtime.store, self.family, self.record.task, self.reporter.tell)
 
     def run(self) -> None:
+        try:
+            self._run()
+        except Pause:
+            self._keep_checkpoint(at_once=True)  # another host may go on from it
+            raise
+        if self.record.status == ModelStatus.UNDERTRAINED:
+            self._keep_checkpoint(at_once=True)
+
+    def _run(self) -> None:
         self.profile = ensure_profile(self.runtime, self.record.family)
         if self.record.revision is None:
             with metrics.timed(metrics.BUILD_PHASE.labels("assembling")):
@@ -239,8 +255,17 @@ class _Build:
     def _checkpoint_file(self, revision: int) -> Path:
         """Checkpoint of what becomes `revision`, valid for this size and these learngenes alone."""
         size, fingerprint = self._size, self.family.fingerprint
-        name = f"checkpoint-{revision}-L{size.depth}r{size.rank}-{fingerprint}.safetensors"
-        return self.runtime.store.root / "models" / self.record.id / name
+        file = f"checkpoint-{revision}-L{size.depth}r{size.rank}-{fingerprint}.safetensors"
+        self._checkpoint = f"models/{self.record.id}/{file}"
+        self._kept_at = time.monotonic()
+        return self.runtime.store.checkpoint(self._checkpoint)
+
+    def _keep_checkpoint(self, *, at_once: bool = False) -> None:
+        """Keep the checkpoint for other hosts, now and then."""
+        due = at_once or time.monotonic() - self._kept_at > KEEP_SECONDS
+        if self._checkpoint and due:
+            self._kept_at = time.monotonic()
+            self.runtime.store.keep_checkpoint(self._checkpoint)
 
     def _candidates(
         self, profile: DeviceProfile, asked: SamplingRequest | Sampling | None = None
@@ -291,7 +316,9 @@ class _Build:
             if over:
                 return {}
             served = self._store(self._retrained_revision + 1, refined.layers)
-        except (Pause, Superseded, RecordNotFound, StorageFull, RedisError):
+        except (Pause, Superseded, RecordNotFound, RedisError):
+            raise
+        except (StorageFull, StoreAway, StoreRefuses):  # later there may be room, or a store
             raise
         except Exception as error:  # the retrained model is there, and stays
             log.exception("not refined", model=self.record.id)
@@ -430,6 +457,7 @@ class _Build:
 
     def _on_progress(self, progress: Progress | None) -> ModelRecord | None:
         """Tell the progress; returns the record if it was read."""
+        self._keep_checkpoint()
         if progress is None:
             return self.reporter.tell()
 

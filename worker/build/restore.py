@@ -1,15 +1,12 @@
 """Restoring the records of finished models from the store when Redis has lost them."""
 
-import time
-from pathlib import Path
-
 import structlog
 from pydantic import ValidationError
 
 from registry.errors import ArtifactError, RecordNotFound, RecordUnreadable
 from registry.lifecycle import Records
 from registry.records import ModelRecord, ModelStatus
-from registry.store import MANIFEST, ArtifactStore, record_name
+from registry.store import ArtifactStore, record_name
 
 log = structlog.get_logger()
 
@@ -20,9 +17,9 @@ ABANDONED_SECONDS = 7 * 24 * 3600.0
 def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
     """Restore records; returns their number. Remains of deleted models are removed."""
     restored = 0
-    for directory in store.directories("models"):
+    for model_id in store.ids("models"):
         try:
-            known: ModelRecord | None = models.get(directory.name)
+            known: ModelRecord | None = models.get(model_id)
         except RecordNotFound:
             known = None
         except RecordUnreadable as error:  # somebody is to delete it
@@ -30,17 +27,17 @@ def restore(store: ArtifactStore, models: Records[ModelRecord]) -> int:
             continue
         if known is not None:
             if known.status == ModelStatus.DELETED:
-                store.delete(f"models/{directory.name}")
+                store.delete(f"models/{model_id}")
             elif known.finished:  # a worker that was killed may have left the store another
                 keep_if_ready(store, known)
             continue
-        record = kept_record(store, directory.name)
+        record = kept_record(store, model_id)
         if record is not None:
             models.create(record)
             restored += 1
-        elif _abandoned(store, directory):
-            log.warning("deleting what an unfinished build has left", model=directory.name)
-            store.delete(f"models/{directory.name}")
+        elif _abandoned(store, model_id):
+            log.warning("deleting what an unfinished build has left", model=model_id)
+            store.delete(f"models/{model_id}")
     if restored:
         log.warning("records restored from the store", models=restored)
     return restored
@@ -66,8 +63,7 @@ def kept_record(store: ArtifactStore, model_id: str) -> ModelRecord | None:
         return None
 
 
-def _abandoned(store: ArtifactStore, directory: Path) -> bool:
-    if store.path(record_name(directory.name), MANIFEST) is not None:
+def _abandoned(store: ArtifactStore, model_id: str) -> bool:
+    if store.has(record_name(model_id)):
         return False  # it was finished, and its record can be read or not
-    written_at = max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
-    return time.time() - written_at > ABANDONED_SECONDS
+    return store.idle_seconds(f"models/{model_id}") > ABANDONED_SECONDS

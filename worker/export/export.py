@@ -144,7 +144,7 @@ def export(runtime: Runtime, model_id: str, form: ExportFormat) -> None:
 
 def _export(runtime: Runtime, record: ModelRecord, form: ExportFormat) -> None:
     name = export_name(record, form)
-    if runtime.store.path(name, EXPORT_FILE) is not None:
+    if runtime.store.has(name, EXPORT_FILE):
         return
     family = runtime.family(record.family)
     own = load_own(runtime.store, family, served_name(record))

@@ -13,7 +13,7 @@ from learngenes.config import NetworkConfig, SizeSpace
 from learngenes.family.family import load_family
 from learngenes.family.synthetic import write_synthetic_family
 from registry.settings import Settings
-from registry.store import ArtifactStore
+from registry.store import DirectoryStore
 from tests.fineserve.conftest import Configure
 from tests.support.commands import run
 from tests.support.engines import Undisturbed
@@ -152,7 +152,7 @@ def test_synthesise_writes_a_family_and_no_second_one(
 
 
 def test_gc_deletes_what_can_be_made_again() -> None:
-    store = ArtifactStore(Settings().resolved_store_dir)
+    store = DirectoryStore(Settings().resolved_store_dir)
     names = ("generations/g-1", "exports/m-1/revision-1", "models/m-1/revision-1")
     for name in names:
         store.put(name, {"a": b"1"}, {})

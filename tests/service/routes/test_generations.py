@@ -11,9 +11,9 @@ import redis
 from PIL import Image
 
 from learngenes.training.retrain import retrain
-from registry.errors import StorageFull
+from registry.errors import StorageFull, StoreAway, StoreRefuses
 from registry.events import connect_async
-from registry.store import served_name
+from registry.store import DirectoryStore, served_name
 from tests.service.conftest import ASYNC, LOCAL, Stack
 from tests.support.answers import refused
 from tests.support.builds import build
@@ -277,6 +277,29 @@ def test_more_artifacts_than_the_quota_are_507(stack: Stack, model: str) -> None
     stack.api.delete(f"/models/{model}")
     stack.runtime.repository.keep_store_bytes(stack.runtime.store.used_bytes())
     assert stack.deploy().status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoreAway("no answer"), "cannot be reached; retry"),
+        (StoreRefuses("forbidden"), "refuses to work; tell the operator"),
+    ],
+)
+def test_what_is_accepted_waits_for_a_store_that_is_away(
+    stack: Stack, model: str, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    accepted = stack.queue(model, KEY)
+    with monkeypatch.context() as patch:
+        patch.setattr(stack.runtime.store, "put", raising(error))
+        stack.sampler.generate(accepted)
+    waiting = stack.runtime.repository.generations.get(accepted)
+    assert (waiting.status, waiting.attempts) == ("running", 0)
+    stack.sampler.generate(accepted)
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryStore, "read_all", raising(error))
+        refused(stack.generate(model, KEY), 503, told)
+    assert stack.generate(model, KEY).json()["images"]
 
 
 def test_a_full_disk_is_507_until_there_is_room(

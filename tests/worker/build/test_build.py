@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 import redis
 import torch
+from obstore.store import MemoryStore
 
 from learngenes.config import DType, Kind, Mode
 from learngenes.family.family import save_family, write_quality
@@ -20,6 +22,7 @@ from learngenes.training.tuning import Progress
 from registry.errors import ArtifactError
 from registry.records import ModelRecord, ModelStatus
 from registry.store import served_name
+from registry.store.objects import ObjectStore
 from tests.support.builds import build, verify_here
 from tests.support.devices import keep_profile, made_up_profile
 from tests.support.records import queued_model, revision_name
@@ -339,11 +342,10 @@ def test_lost_work_does_not_flood_the_queue(
     assert enqueued(client, queue).count(dead[0]) == 2
 
 
-def test_retraining_goes_on_from_its_checkpoint(runtime: Runtime, make_model: MakeModel) -> None:
-    runtime.progress_seconds = 0
-    model_id = make_model().id
+def stopped_in_the_middle(runtime: Runtime, model_id: str) -> None:
+    """A build that is shut down after its second step."""
 
-    def shut_down_in_the_middle(*arguments: Any, **more: Any) -> object:
+    def shut_down(*arguments: Any, **more: Any) -> object:
         family, scales, config, tell = arguments
 
         def told(progress: Progress) -> None:
@@ -353,13 +355,32 @@ def test_retraining_goes_on_from_its_checkpoint(runtime: Runtime, make_model: Ma
 
         return retrain(family, scales, config, told, **more)
 
-    build(runtime, model_id, retrain=shut_down_in_the_middle)
+    runtime.progress_seconds = 0
+    build(runtime, model_id, retrain=shut_down)
     runtime.stopping.clear()
     assert runtime.repository.models.get(model_id).status == "retraining"
+
+
+def test_retraining_goes_on_from_its_checkpoint(runtime: Runtime, make_model: MakeModel) -> None:
+    model_id = make_model().id
+    stopped_in_the_middle(runtime, model_id)
     assert build(runtime, model_id).status == "ready"
     steps = [event["step"] for event in told(runtime, model_id, "progress")]
     assert steps == [1, 3, 4]  # the second was done, and not told
     assert not [*(runtime.store.root / "models" / model_id).glob("checkpoint-*")]
+
+
+def test_another_host_goes_on_from_it(
+    runtime: Runtime, make_model: MakeModel, tmp_path: Path
+) -> None:
+    bucket, model_id = MemoryStore(), make_model().id
+    runtime.store = ObjectStore(bucket, tmp_path / "here", 10**6)
+    stopped_in_the_middle(runtime, model_id)
+    runtime.store = ObjectStore(bucket, tmp_path / "there", 10**6)
+    assert build(runtime, model_id).status == "ready"
+    assert [event["step"] for event in told(runtime, model_id, "progress")] == [1, 3, 4]
+    paths = [each["path"] for chunk in obstore.list(bucket) for each in chunk]
+    assert not [path for path in paths if "checkpoint" in path]
 
 
 def test_a_corrupt_revision_is_noticed(runtime: Runtime, make_model: MakeModel) -> None:

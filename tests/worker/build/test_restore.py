@@ -22,7 +22,8 @@ def ready(runtime: Runtime, make_model: MakeModel) -> ModelRecord:
 
 def left_long_ago(runtime: Runtime) -> Path:
     """The one directory of a model, as if nothing had touched it for a while."""
-    (directory,) = runtime.store.directories("models")
+    (model_id,) = runtime.store.ids("models")
+    directory = runtime.store.root / "models" / model_id
     long_ago = time.time() - ABANDONED_SECONDS - 1
     for path in (directory, *directory.iterdir()):
         os.utime(path, (long_ago, long_ago))
@@ -55,7 +56,7 @@ def test_a_ready_model_outlives_redis(
 def test_what_was_deleted_stays_so(runtime: Runtime, ready: ModelRecord) -> None:
     runtime.repository.models.change(ready.id, status="deleted")
     assert restored(runtime) == 0
-    assert runtime.store.directories("models") == []
+    assert runtime.store.ids("models") == []
 
 
 def test_what_was_cancelled_at_the_last_moment_does_not_come_back(
@@ -122,7 +123,7 @@ def test_a_record_that_cannot_be_read_is_left_alone(
         runtime.repository.models.get(ready.id)
     directory = left_long_ago(runtime)
     restored(runtime)
-    assert runtime.store.directories("models") == [directory]  # it was finished, and stays
+    assert runtime.store.ids("models") == [directory.name]  # it was finished, and stays
 
 
 def test_what_an_unfinished_build_has_left_goes_after_a_while(
@@ -133,4 +134,4 @@ def test_what_an_unfinished_build_has_left_goes_after_a_while(
     assert restored(runtime) == 0
     left_long_ago(runtime)
     restored(runtime)
-    assert runtime.store.directories("models") == []
+    assert runtime.store.ids("models") == []

@@ -205,9 +205,9 @@ def test_what_another_worker_exports_is_left_to_it(runtime: Runtime, make_model:
     name = export_name(record, ExportFormat.ADAPTER)
     with runtime.repository.lock(name, 60):
         export(runtime, record.id, ExportFormat.ADAPTER)
-        assert runtime.store.path(name, EXPORT_FILE) is None
+        assert not runtime.store.has(name, EXPORT_FILE)
     export(runtime, record.id, ExportFormat.ADAPTER)
-    assert runtime.store.path(name, EXPORT_FILE) is not None
+    assert runtime.store.has(name, EXPORT_FILE)
 
 
 def test_nothing_is_exported_of_a_model_that_cannot_be_sampled(

@@ -16,7 +16,7 @@ from learngenes.sizing.cost import decoding_bytes
 from learngenes.training.network import FactorisedDiT
 from registry.datasets import IMAGES_FILE, Dataset, Datasets
 from registry.errors import StorageFull
-from registry.store import ArtifactStore, served_name
+from registry.store import DirectoryStore, served_name
 from tests.learngenes.data.test_latents import LATENTS, autoencoder
 from tests.support.builds import build
 from tests.support.engines import SECONDS, GatedEngine, Model, ask, images_of, reference
@@ -197,7 +197,7 @@ def test_latents_that_there_is_no_room_for_are_used_all_the_same(
         raise StorageFull("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ArtifactStore, "put", full)
+        patch.setattr(DirectoryStore, "put", full)
         first = load_dataset(runtime.store, family, task.id, lambda: None)
     assert family.encoder_fingerprint is not None
     assert Datasets(runtime.store).latents(task.id, family.encoder_fingerprint) is None

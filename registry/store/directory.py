@@ -1,7 +1,4 @@
-"""The artifact store: immutable directories, visible only when whole.
-
-`manifest.json` in each has the SHA-256 of its files.
-"""
+"""Artifacts as directories of one disk, which appear whole by being renamed."""
 
 import contextlib
 import errno
@@ -12,37 +9,34 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from fineserve.wire import ExportFormat
 from learngenes.files import replaced, write_file
 from registry.errors import ArtifactError, StorageFull
-from registry.records import ModelRecord
+from registry.store.artifacts import (
+    MANIFEST,
+    READ_SECONDS,
+    TEMPORARY,
+    UNFINISHED_SECONDS,
+    ArtifactStore,
+    manifest_of,
+    require_whole,
+)
 
-PREVIEWS_FILE = "previews.png"
-"""Samples of every size of a family, in the family's artifact."""
-EXPORT_FILE = "model.tar"
-MANIFEST = "manifest.json"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 THERE = {errno.ENOTEMPTY, errno.EEXIST}
-TEMPORARY = ("generations/*", "exports/*/*", "latents/*/*")
-"""Artifacts that can be made again."""
-READ_SECONDS = 60.0
-"""Seconds after which an artifact has been read by whoever waited for it."""
-UNFINISHED_SECONDS = 3600.0
-"""Seconds without a write after which an artifact will never be finished."""
+CHECKPOINTS = "checkpoint-*"
 
 
-class ArtifactStore:
+class DirectoryStore(ArtifactStore):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.root.mkdir(parents=True, exist_ok=True)
         self._incoming = root / "incoming"
 
     def put(self, name: str, files: Mapping[str, bytes], description: Mapping[str, Any]) -> None:
-        """Store an artifact; one that is already there is whole and stays. Raises StorageFull."""
         target = self.root / name
         if (target / MANIFEST).exists():
             return
@@ -59,20 +53,19 @@ class ArtifactStore:
             try:
                 with replaced(target, scratch=self._incoming) as new:
                     new.mkdir()
-                    for file, content in {**files, MANIFEST: _manifest(files, description)}.items():
+                    manifest = manifest_of(files, description)
+                    for file, content in {**files, MANIFEST: manifest}.items():
                         (new / file).write_bytes(content)
             except OSError as error:
                 if error.errno not in THERE:  # else another worker was first
                     raise
 
     def replace_description(self, name: str, description: Mapping[str, Any]) -> None:
-        """Store an artifact that has no files, or replace it. Raises StorageFull."""
         with self._room_for(name):
-            write_file(self.root / name / MANIFEST, _manifest({}, description))
+            write_file(self.root / name / MANIFEST, manifest_of({}, description))
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A new folder on the disk of the artifacts, which is gone afterwards."""
         self._incoming.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._incoming, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
@@ -87,34 +80,28 @@ class ArtifactStore:
             raise
 
     def free_bytes(self) -> int:
-        """Free bytes on the disk of the artifacts."""
         return shutil.disk_usage(self.root).free
 
     def used_bytes(self) -> dict[str, int]:
-        """Bytes of all files, by kind of artifact; each file is looked at."""
         return {folder.name: _bytes_in(folder) for folder in self.root.iterdir() if folder.is_dir()}
 
-    def read(self, name: str, file: str) -> bytes:
-        """Content of a file, checked against its hash. Raises ArtifactError."""
-        directory = self.root / name
+    def read_all(self, name: str, files: Sequence[str]) -> list[bytes]:
         try:
-            content = (directory / file).read_bytes()
-            expected = json.loads((directory / MANIFEST).read_bytes())["sha256"][file]
+            described = json.loads((self.root / name / MANIFEST).read_bytes())["sha256"]
         except (OSError, KeyError, ValueError) as error:
-            raise ArtifactError(f"{name}/{file} cannot be read: {error}") from error
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise ArtifactError(f"{name}/{file} is corrupt: its SHA-256 is not the manifest's")
-        return content
+            raise ArtifactError(f"{name}/{files[0]} cannot be read: {error}") from error
+        return [self._read(name, file, described) for file in files]
 
-    def path(self, name: str, file: str) -> Path | None:
-        """Path of a file to stream; None when there is no such artifact."""
-        path = self.root / name / file
-        return path if path.exists() else None
+    def _read(self, name: str, file: str, described: Mapping[str, str]) -> bytes:
+        try:
+            content, expected = (self.root / name / file).read_bytes(), described[file]
+        except (OSError, KeyError) as error:
+            raise ArtifactError(f"{name}/{file} cannot be read: {error}") from error
+        return require_whole(name, file, content, expected)
 
     def checked_path(self, name: str, file: str) -> Path | None:
-        """The same of a file that is what was stored; a corrupt artifact is deleted."""
-        path = self.path(name, file)
-        if path is None:
+        path = self.root / name / file
+        if not path.exists():
             return None
         try:
             expected = self.describe(name)["sha256"][file]
@@ -127,34 +114,41 @@ class ArtifactStore:
         return None
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Manifest of an artifact. Raises ArtifactError."""
         try:
             return cast(dict[str, Any], json.loads((self.root / name / MANIFEST).read_bytes()))
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{name} cannot be read: {error}") from error
 
-    def require_family(self, name: str, family: str, fingerprint: str) -> None:
-        """Raise ArtifactError when a model's artifact was made for other learngenes."""
-        if self.describe(name).get("family_fingerprint") != fingerprint:
-            raise ArtifactError(
-                f"{name} was made for another version of the family {family}; make another model"
-            )
+    def has(self, name: str, file: str = MANIFEST) -> bool:
+        return (self.root / name / file).exists()
 
-    def directories(self, kind: str) -> list[Path]:
-        """Directories of a kind of artifact ("models", "tasks"), each named by an id."""
+    def ids(self, kind: str) -> list[str]:
         folder = self.root / kind
-        return sorted(folder.iterdir()) if folder.exists() else []
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+    def idle_seconds(self, name: str) -> float:
+        folder = self.root / name
+        return _idle_seconds(folder, *folder.glob("*"))
+
+    def checkpoint(self, name: str) -> Path:
+        return self.root / name
+
+    def keep_checkpoint(self, name: str) -> None:
+        """It is where others see it already."""
+
+    def drop_checkpoints(self, name: str) -> None:
+        for left in (self.root / name).glob(CHECKPOINTS):
+            left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there are artifacts in it
+            (self.root / name).rmdir()
 
     def delete(self, name: str) -> None:
         shutil.rmtree(self.root / name, ignore_errors=True)
 
     def sweep(self, older_than_seconds: float) -> int:
-        """Delete old artifacts that can be made again, and those never finished; their number.
-
-        Nothing goes that is being written, or was published within READ_SECONDS.
-        """
         old_seconds = max(older_than_seconds, READ_SECONDS)
-        artifacts = [path for pattern in TEMPORARY for path in self.root.glob(pattern)]
+        below = {kind: "/*" * (parts - 1) for kind, parts in TEMPORARY.items()}
+        artifacts = [path for kind in below for path in self.root.glob(kind + below[kind])]
         swept = [path for path in artifacts if _idle_seconds(path) > old_seconds]
         for path in self._incoming.glob("*"):
             if _idle_seconds(path, *path.glob("*")) > UNFINISHED_SECONDS:
@@ -164,34 +158,6 @@ class ArtifactStore:
         return len(swept)
 
 
-def served_name(model: ModelRecord) -> str:
-    """Name of the artifact of the revision that is served."""
-    return f"models/{model.id}/{model.artifact or f'revision-{model.revision}'}"
-
-
-def export_name(model: ModelRecord, form: ExportFormat) -> str:
-    """Name of the artifact of the revision that is served, in a format."""
-    _, model_id, revision = served_name(model).split("/")
-    return f"exports/{model_id}/{revision}-{form}"
-
-
-def record_name(model_id: str) -> str:
-    """Name of the artifact of a ready model's record, which outlives Redis."""
-    return f"models/{model_id}/record"
-
-
-def family_name(fingerprint: str) -> str:
-    return f"families/{fingerprint}"
-
-
-def generation_name(generation_id: str) -> str:
-    return f"generations/{generation_id}"
-
-
-def image_file(index: int) -> str:
-    return f"{index:04d}.png"
-
-
 def _bytes_in(folder: Path) -> int:
     total = 0
     for directory, _, files in os.walk(folder):
@@ -199,11 +165,6 @@ def _bytes_in(folder: Path) -> int:
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                 total += Path(directory, file).stat().st_size
     return total
-
-
-def _manifest(files: Mapping[str, bytes], description: Mapping[str, Any]) -> bytes:
-    sha256 = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    return json.dumps({"sha256": sha256, **description}, indent=2).encode()
 
 
 def _idle_seconds(*paths: Path) -> float:
