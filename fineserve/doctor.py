@@ -181,7 +181,17 @@ def broker(settings: Settings) -> Finding:
     client = connect(settings.resolved_redis_url)
     try:
         client.ping()
+        if client.info("cluster").get("cluster_enabled"):
+            return Finding(
+                "broker", "broken", f"{settings.redis_address} is a Redis Cluster",
+                "take a Redis of one server, or with replicas: scripts here touch several keys",
+            )  # fmt: skip
         told = client.config_get("appendonly", "maxmemory-policy")
+    except redis.ResponseError:  # as of a provider who has set it
+        return Finding(
+            "broker", "warning", f"{settings.redis_address} does not tell how it is configured",
+            "see that it has appendonly yes and maxmemory-policy noeviction",
+        )  # fmt: skip
     except redis.RedisError as error:
         return Finding(
             "broker", "broken", f"{settings.redis_address}: {error}",

@@ -68,6 +68,18 @@ def test_a_redis_that_would_lose_work_is_told(client: redis.Redis) -> None:
         client.config_set("maxmemory-policy", "noeviction")
 
 
+def test_a_redis_that_cannot_serve_is_told(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise redis.ResponseError("unknown command 'CONFIG'")
+
+    monkeypatch.setattr(redis.Redis, "config_get", unknown)
+    assert "noeviction" in examined(0)["broker"]["advice"]
+    monkeypatch.setattr(redis.Redis, "info", lambda *_: {"cluster_enabled": 1})
+    assert "is a Redis Cluster" in broken("broker")["what"]
+
+
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type(shutil.disk_usage("/"))(10**12, 10**12 - 10**6, 10**6)
     monkeypatch.setattr("fineserve.doctor.shutil.disk_usage", lambda _: usage)
