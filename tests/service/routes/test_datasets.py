@@ -347,7 +347,7 @@ def test_a_task_is_its_owners(stack: Stack, settings: Settings) -> None:
 
 def test_nothing_is_left_of_a_refused_upload(stack: Stack, tmp_path: Path) -> None:
     send(stack, zipped({"../../evil/1.png": png()}).getvalue())
-    assert stack.runtime.store.directories("tasks") == []
+    assert stack.runtime.store.ids("tasks") == []
     assert not [*tmp_path.rglob("*evil*")]
 
 
