@@ -8,6 +8,7 @@ visible when it is whole, the first of two attempts wins, and their files never 
 import contextlib
 import datetime
 import json
+import re
 import shutil
 import tempfile
 import uuid
@@ -26,6 +27,7 @@ from obstore.exceptions import (
 from learngenes.files import write_file
 from registry.errors import ArtifactError, StoreAway, StoreRefuses
 from registry.store.artifacts import (
+    KINDS,
     MANIFEST,
     READ_SECONDS,
     TEMPORARY,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
 CHECKPOINT = "checkpoint-"
+DATA = re.compile(r"data-[0-9a-f]{12}")
 RETRY: "RetryConfig" = {"max_retries": 10, "retry_timeout": datetime.timedelta(seconds=60)}
 """For so long a bucket that is out of reach is tried again before anybody hears of it."""
 
@@ -84,13 +87,15 @@ class ObjectStore(ArtifactStore):
             at += len(content)
         manifest = manifest_of(files, {**description, "data": data, "places": places})
         with _told(name):
-            if files:
-                obstore.put(self._bucket, f"{name}/{data}", b"".join(files.values()))
             try:
+                if files:
+                    obstore.put(self._bucket, f"{name}/{data}", b"".join(files.values()))
                 obstore.put(self._bucket, f"{name}/{MANIFEST}", manifest, mode="create")
             except AlreadyExistsError:  # another was first; or we were, and the answer was lost
                 if files and self.describe(name).get("data") != data:
                     obstore.delete(self._bucket, f"{name}/{data}")
+            except FileNotFoundError as error:
+                raise StoreRefuses(f"{name}: there is no such bucket: {error}") from error
 
     def replace_description(self, name: str, description: Mapping[str, Any]) -> None:
         with _told(name):
@@ -163,9 +168,9 @@ class ObjectStore(ArtifactStore):
     def sweep(self, older_than_seconds: float) -> int:
         old_seconds, swept = max(older_than_seconds, READ_SECONDS), 0
         artifacts: dict[str, list[Any]] = {}
-        for each in self._objects(""):
+        for each in self._artifacts():
             folder, _, file = each["path"].rpartition("/")
-            if not file.startswith(CHECKPOINT):
+            if file == MANIFEST or DATA.fullmatch(file):  # else it is not ours to delete
                 artifacts.setdefault(folder, []).append(each)
         for name, objects in artifacts.items():
             parts = TEMPORARY.get(name.partition("/")[0])
@@ -203,7 +208,7 @@ class ObjectStore(ArtifactStore):
 
     def used_bytes(self) -> dict[str, int]:
         used: dict[str, int] = {}
-        for each in self._objects(""):
+        for each in self._artifacts():
             kind = each["path"].partition("/")[0]
             used[kind] = used.get(kind, 0) + each["size"]
         return used
@@ -240,10 +245,15 @@ class ObjectStore(ArtifactStore):
         with _told(path):
             return bytes(obstore.get(self._bucket, path).bytes())
 
+    def _artifacts(self) -> Iterator[Any]:
+        """Objects of all artifacts; a bucket may have others."""
+        for kind in KINDS:
+            yield from self._objects(f"{kind}/")
+
     def _objects(self, prefix: str) -> list[Any]:
         """Path, size and moment of the last write of all objects below a prefix."""
-        with _told(prefix or "the bucket"):
-            chunks = obstore.list(self._bucket, prefix=prefix or None)
+        with _told(prefix):
+            chunks = obstore.list(self._bucket, prefix=prefix)
             return [each for chunk in chunks for each in chunk]
 
 

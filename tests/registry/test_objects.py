@@ -129,8 +129,11 @@ def test_what_is_old_or_unfinished_is_swept(
     names = ("generations/g-1", "exports/m-1/r-1", "latents/t-1/e", "models/m-1/revision-0")
     for name in names:
         store.put(name, {"a": b"1"}, {})
-    obstore.put(bucket, "models/m-2/revision-0/data-killed", b"1")
-    obstore.put(bucket, "models/m-1/revision-0/data-beaten", b"1")
+    obstore.put(bucket, "models/m-2/revision-0/data-0123456789ab", b"1")
+    obstore.put(bucket, "models/m-1/revision-0/data-ba9876543210", b"1")
+    foreign = ["models/somebody/weights.bin", "photos/1.jpg"]
+    for path in foreign:
+        obstore.put(bucket, path, b"1")
     store.checkpoint("models/m-3/checkpoint-1-x").write_bytes(b"1")
     store.keep_checkpoint("models/m-3/checkpoint-1-x")
     assert store.used_bytes()["latents"] > 1
@@ -138,7 +141,9 @@ def test_what_is_old_or_unfinished_is_swept(
     monkeypatch.setattr(objects, "READ_SECONDS", -1)
     monkeypatch.setattr(objects, "UNFINISHED_SECONDS", -1)
     assert store.sweep(-1) == 5
-    left = ["models/m-1/revision-0", "models/m-3"]
+    left = ["models/m-1/revision-0", "models/m-3", "models/somebody", "photos"]
+    assert set(foreign) <= set(paths(bucket))
+    assert "photos" not in store.used_bytes()
     assert sorted({path.rpartition("/")[0] for path in paths(bucket)}) == left
     assert store.read("models/m-1/revision-0", "a") == b"1"
 
