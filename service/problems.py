@@ -97,7 +97,10 @@ def _invalid(error: RequestValidationError) -> Problem:
     told = [
         {"field": "", "message": f"no JSON from its byte {e['loc'][-1]} on: {e['ctx']['error']}"}
         if e["type"] == "json_invalid"
-        else {"field": ".".join(str(part) for part in e["loc"][1:]), "message": e["msg"]}
+        else {
+            "field": ".".join(str(part) for part in e["loc"][1:]),
+            "message": e["msg"].removeprefix("Value error, "),
+        }
         for e in found[:MOST_ERRORS]
     ]
     lines = [f"{e['field'] or 'body'}: {e['message']}" for e in told]

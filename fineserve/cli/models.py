@@ -157,6 +157,19 @@ def export(
 
 
 @cli.command()
+def cancel(
+    models: Annotated[list[str], typer.Argument(help="ids")],
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Stop what is under way; a model that is refined keeps the best so far."""
+    with connected(url) as client:
+        for model in models:
+            stopped = client.cancel_model(model)
+            echo(f"{model} is {stopped.status}", {"id": model, "status": stopped.status}, as_json)
+
+
+@cli.command()
 def delete(
     models: Annotated[list[str], typer.Argument(help="ids")],
     as_json: AsJson = False,

@@ -92,11 +92,14 @@ def save_model(
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
 
 
-def load_model(directory: Path, family: Family | None = None, device: torch.device = CPU) -> Model:
+def load_model(
+    directory: str | Path, family: Family | None = None, device: torch.device = CPU
+) -> Model:
     """Read and verify what `save_model` wrote; `family` is needed where it is not whole.
 
     On `device`, or where the family is. Raises ModelError.
     """
+    directory = Path(directory)
     manifest = _read_manifest(directory)
     tensors = {name: _read(directory, name, digest) for name, digest in manifest.sha256.items()}
     own = _own(directory, tensors[OWN])

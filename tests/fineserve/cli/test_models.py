@@ -35,6 +35,13 @@ def test_a_model_is_refined(url: str) -> None:
     assert answer["refine"] == {"max_seconds": 30, "stopped": False}
 
 
+def test_a_model_that_waits_is_cancelled(url: str) -> None:
+    model = made(url, "--no-wait")
+    assert run("models", "cancel", model, "--url", url).stdout == f"{model} is cancelled\n"
+    shown = run("models", "show", model, "--json", "--url", url).stdout
+    assert json.loads(shown)["status"] == "cancelled"
+
+
 def test_answers_for_scripts(url: str, working: None, runtime: Runtime, tmp_path: Path) -> None:
     def answers(*words: str) -> list[Any]:
         stdout = run(*words, "--json", "--url", url).stdout

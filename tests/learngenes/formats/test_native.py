@@ -63,7 +63,7 @@ def test_what_is_its_own_alone_needs_just_its_family(family: Family, tmp_path: P
     saved(family, tmp_path, whole=False)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
     with pytest.raises(ModelError, match="load the family tiny"):
-        load_model(tmp_path)
+        load_model(str(tmp_path))
     changed = {**manifest, "family_fingerprint": "of-another-version"}
     (tmp_path / MANIFEST).write_text(json.dumps(changed))
     with pytest.raises(ModelError, match="export the model as `native`"):

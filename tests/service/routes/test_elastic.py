@@ -91,7 +91,7 @@ def test_what_was_refused_may_be_asked_again_with_its_key(
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ({}, "send a model's id, or a family and deadline_seconds"),
+        ({}, "body: send a model's id, or a family and deadline_seconds"),
         ({"family": "tiny"}, "send deadline_seconds"),
         ({"family": "tiny", "model": "m-0123456789abcdef"}, "send a model's id, or a family"),
         ({"model": "m-0123456789abcdef", "size": "auto"}, "a model has its size already"),
