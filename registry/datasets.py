@@ -74,7 +74,8 @@ class Datasets:
         name = f"latents/{dataset_id}/{encoder}"
         with contextlib.suppress(ArtifactError):
             return self._store.read(name, LATENTS_FILE)
-        self._store.delete(name)
+        if self._store.has(name):  # else another worker may be putting them
+            self._store.delete(name)
         return None
 
     def keep_latents(self, dataset_id: str, encoder: str, content: bytes) -> None:

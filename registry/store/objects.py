@@ -130,6 +130,8 @@ class ObjectStore(ArtifactStore):
         return self._cache.get(sha256, fetched) if length else b""
 
     def checked_path(self, name: str, file: str) -> Path | None:
+        if not self.has(name):  # maybe somebody is about to put it
+            return None
         try:
             described = self.describe(name)
             self._read(name, file, described)

@@ -7,6 +7,7 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
+from registry.datasets import Datasets
 from registry.errors import ArtifactError, StoreAway, StoreRefuses
 from registry.settings import Settings
 from registry.store import objects, open_store
@@ -106,6 +107,25 @@ def test_a_file_to_stream_lies_on_this_host(store: ObjectStore) -> None:
     path = store.checked_path("exports/m/r", "model.tar")
     assert path is not None
     assert path.read_bytes() == large
+
+
+def test_what_is_being_put_is_not_deleted_by_who_waits_for_it(
+    store: ObjectStore, elsewhere: ObjectStore, bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = obstore.put
+
+    def looked_for(bucket: MemoryStore, path: str, content: bytes, **how: object) -> None:
+        if path == "exports/m/r/manifest.json":
+            assert elsewhere.checked_path("exports/m/r", "model.tar") is None
+        if path == "latents/t/e/manifest.json":
+            assert Datasets(elsewhere).latents("t", "e") is None
+        put(bucket, path, content, **how)
+
+    monkeypatch.setattr(objects.obstore, "put", looked_for)
+    store.put("exports/m/r", {"model.tar": b"abc"}, {})
+    store.put("latents/t/e", {"latents.safetensors": b"abc"}, {})
+    assert elsewhere.read("exports/m/r", "model.tar") == b"abc"
+    assert elsewhere.read("latents/t/e", "latents.safetensors") == b"abc"
 
 
 def test_a_description_alone_can_be_replaced(store: ObjectStore, elsewhere: ObjectStore) -> None:
