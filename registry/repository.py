@@ -15,11 +15,15 @@ from registry.lifecycle import FAILURES, IMAGES, Records
 from registry.records import FamilyRecord, GenerationRecord, ModelRecord, WorkerRecord, readable
 
 STORE = redis_key("store")
+SEEN = "seen"
+"""Kind of announcements of the last worker of each queue and class of device."""
 DEVICE_SECONDS = 6 * 3600
 """Seconds that work waits for a worker of its class of device."""
 DISTURBANCE_SECONDS = 60
 FAMILY_SECONDS = 600
 """Seconds that a family is known after the last worker that held it."""
+ON_DEMAND_SECONDS = 30 * 24 * 3600
+"""Seconds for both, where workers come and go with their work."""
 
 
 class Reason(NamedTuple):
@@ -36,16 +40,21 @@ class Repository:
     that cannot be read are left out.
     """
 
-    def __init__(self, client: redis.Redis, generation_ttl_seconds: int) -> None:
+    def __init__(
+        self, client: redis.Redis, generation_ttl_seconds: int, *, workers_on_demand: bool = False
+    ) -> None:
         self._redis = client
+        self._on_demand = workers_on_demand
+        self.device_seconds = ON_DEMAND_SECONDS if workers_on_demand else DEVICE_SECONDS
         self.models: Records[ModelRecord] = Records(client, ModelRecord, None)
         self.generations: Records[GenerationRecord] = Records(
             client, GenerationRecord, generation_ttl_seconds
         )
 
     def announce_family(self, family: FamilyRecord) -> None:
-        """Make a family known for FAMILY_SECONDS."""
-        self._announce("family", family.name, family.model_dump_json(), FAMILY_SECONDS)
+        """Make a family known for FAMILY_SECONDS, or ON_DEMAND_SECONDS."""
+        seconds = ON_DEMAND_SECONDS if self._on_demand else FAMILY_SECONDS
+        self._announce("family", family.name, family.model_dump_json(), seconds)
 
     def families(self) -> list[FamilyRecord]:
         """Families that workers hold or held a short while ago, by name."""
@@ -57,21 +66,33 @@ class Repository:
         return None if raw is None else _family(raw)
 
     def heartbeat(self, worker: WorkerRecord, seconds: float) -> None:
-        self._announce("worker", worker.id, worker.model_dump_json(), seconds)
-        self._redis.set(
-            redis_key("seen", worker.queue, worker.device_class), "1", ex=DEVICE_SECONDS
-        )
+        content = worker.model_dump_json()
+        self._announce("worker", worker.id, content, seconds)
+        self._announce(SEEN, f"{worker.queue}:{worker.device_class}", content, self.device_seconds)
 
     def served(self, queue: str, device_class: str) -> bool:
-        """Whether a worker of this queue and device class lived within DEVICE_SECONDS."""
-        return bool(self._redis.exists(redis_key("seen", queue, device_class)))
+        """Whether a worker of this queue and device class lived within `device_seconds`."""
+        return bool(self._redis.exists(redis_key(SEEN, f"{queue}:{device_class}")))
 
     def take_back_heartbeat(self, worker_id: str) -> None:
         """Forget a worker that ends, so that nobody waits until its heartbeat expires."""
         self._redis.delete(redis_key("worker", worker_id))
 
     def workers(self) -> list[WorkerRecord]:
-        raws = self._announced("worker")
+        """Workers that live."""
+        return self._workers("worker")
+
+    def expected_workers(self) -> list[WorkerRecord]:
+        """Workers that live; and, where they come on demand, the last of each kind that did."""
+        live = self.workers()
+        if not self._on_demand:
+            return live
+        kinds = {(worker.queue, worker.device_class) for worker in live}
+        seen = self._workers(SEEN)
+        return live + [each for each in seen if (each.queue, each.device_class) not in kinds]
+
+    def _workers(self, kind: str) -> list[WorkerRecord]:
+        raws = self._announced(kind)
         return [worker for raw in raws if (worker := readable(WorkerRecord, raw))]
 
     def _announce(self, kind: str, name: str, content: str, seconds: float) -> None:

@@ -154,6 +154,10 @@ class Settings(BaseSettings):
     """Directory of compiled kernels, which later starts load and all sampling workers of a host
     share; by default `kernels` in `var_dir`. They are code: it is for one user alone."""
 
+    workers_on_demand: bool = False
+    """Whether workers may be away while nothing waits, because something starts them by the length
+    of their queue: what was known of them then holds for 30 days, the API is ready without them,
+    and accepts work for them."""
     max_attempts: PositiveInt = 3
     """Most attempts at one record whose worker died; the last one runs alone."""
     lease_seconds: PositiveFloat = 15.0

@@ -25,7 +25,9 @@ class State:
         counts_url = f"redis+{url}" if url.startswith("unix:") else url  # as limits writes it
         counts = RedisStorage(counts_url, socket_timeout=10, socket_connect_timeout=3)
         self.settings = settings
-        self.repository = Repository(client, settings.image_ttl_seconds)
+        self.repository = Repository(
+            client, settings.image_ttl_seconds, workers_on_demand=settings.workers_on_demand
+        )
         self.events = connect_async(url)
         self.store = open_store(settings)
         self.datasets = Datasets(self.store)

@@ -79,12 +79,12 @@ class Present(Collector):
 
     def _of_redis(self) -> Iterator[Metric]:
         repository = self._state.repository
-        workers = repository.workers()
+        workers, expected = repository.workers(), repository.expected_workers()
         memory = {(): repository.memory_bytes()}
         yield _gauge("redis_memory_bytes", "Memory that Redis holds.", memory)
         stored = {(kind,): size for kind, size in sorted(repository.store_bytes().items())}
         yield _gauge("store_bytes", "Size of the artifacts.", stored, "kind")
-        depth = {(queue,): length for queue, length in waiting(self._state, workers).items()}
+        depth = {(queue,): length for queue, length in waiting(self._state, expected).items()}
         yield _gauge("queue_depth", "Messages that no worker has taken.", depth, "queue")
         both = (repository.models, repository.generations)
         active = {(records.name,): records.count_active() for records in both}

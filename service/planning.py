@@ -75,7 +75,7 @@ def _profile(
     """Profile of the device class. Raises Problem: which class, unknown, none yet, a stale one."""
     torch_versions = {
         worker.device_class: worker.torch_version
-        for worker in repository.workers()
+        for worker in repository.expected_workers()
         if worker.queue == BUILD_QUEUE and family.name in worker.families
     }
     if live and not torch_versions:

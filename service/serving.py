@@ -43,7 +43,9 @@ def require_worker(state: State, model: ModelRecord) -> None:
 
     Where there is no such worker at all one may be starting, and accepted requests wait for it.
     """
-    classes = {w.device_class for w in state.repository.workers() if w.queue == SAMPLE_QUEUE}
+    classes = {
+        w.device_class for w in state.repository.expected_workers() if w.queue == SAMPLE_QUEUE
+    }
     if classes and model.device_class not in classes:
         raise unavailable(
             f"model {model.id} was made for {model.device_class}, and workers sample on "
@@ -56,7 +58,7 @@ def sampling_class(state: State, family: FamilyRecord) -> str:
     """Class of device on which most workers sample from a family. Raises Problem for none."""
     classes = [
         worker.device_class
-        for worker in state.repository.workers()
+        for worker in state.repository.expected_workers()
         if worker.queue == SAMPLE_QUEUE and family.name in worker.families
     ]
     if not classes:

@@ -29,7 +29,7 @@ def missing(state: State) -> list[str]:
     """Requirements for images that are not met; empty when the service is ready."""
     try:
         state.repository.try_to_write()
-        return _missing(state, state.repository.families(), state.repository.workers())
+        return _missing(state, state.repository.families(), state.repository.expected_workers())
     except ResponseError as error:
         return [f"Redis, which refuses to work ({error})"]
     except RedisError as error:  # it may name the address, which is nobody's business
@@ -77,13 +77,14 @@ def _status(state: State, owner: str | None) -> Status:
     """Status as all keys of an owner see it; None is those of operators."""
     repository = state.repository
     families, workers = repository.families(), repository.workers()
+    expected = repository.expected_workers()
     return Status(
         caller=None,
-        missing=_missing(state, families, workers),
+        missing=_missing(state, families, expected),
         families=[family.name for family in families],
         workers=[WorkerResponse.model_validate(worker) for worker in workers],
         profiles=profiles(repository, families),
-        queues=waiting(state, workers),
+        queues=waiting(state, expected),
         active_models=repository.models.count_active(),
         active_generations=repository.generations.count_active(),
         failures=repository.failures() if owner is None else [],

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from celery.signals import worker_init, worker_shutting_down
+from celery.signals import worker_init, worker_ready, worker_shutting_down
 from celery.worker import WorkController
+from celery.worker.consumer import Consumer
 from prometheus_client import start_http_server
 from redis import RedisError
 
@@ -48,6 +49,9 @@ PATIENCE_SECONDS = 5.0
 """Seconds that a start leaves to first requests, before families that nobody has asked for are
 loaded, and kernels."""
 
+LOOK_SECONDS = 0.05
+"""Seconds after which a worker looks again whether it has room for one more task."""
+
 
 class Worker:
     """State that the tasks of one process share."""
@@ -80,7 +84,9 @@ class Worker:
                 self.sampler.engine.watch.stuck_seconds,
                 lambda: self.sampler.gauges,
                 lambda: self.sampler.compiler.problem or self.runtime.problem,
+                after_beat=self.sampler.room.look_around,
             ).start()
+            broker.QoS.room = self.sampler.room.for_another
         if BUILD_QUEUE in queues:
             restore(self.runtime.store, repository.models)
             Housekeeping(
@@ -169,6 +175,11 @@ class Process:
             # a family does not heal by restarting
             raise SystemExit(os.EX_CONFIG if isinstance(error, FamilyError) else 1) from error
 
+    @staticmethod
+    def ready(sender: Consumer, **_: Any) -> None:
+        """Look often whether there is room: nothing wakes the loop when a task has ended."""
+        sender.hub.call_repeatedly(LOOK_SECONDS, lambda: None)
+
     def stop(self, **_: Any) -> None:
         if self._worker is not None:
             self._worker.runtime.stopping.set()
@@ -176,5 +187,6 @@ class Process:
 
 process = Process(get_settings())
 worker_init.connect(process.start, weak=False)
+worker_ready.connect(process.ready, weak=False)
 worker_shutting_down.connect(process.stop, weak=False)
 app = process.app

@@ -1,5 +1,6 @@
 """kombu's Redis transport, mended so that a worker survives its broker."""
 
+from collections.abc import Callable
 from typing import Any
 
 import kombu.transport.redis as kombu_redis
@@ -7,7 +8,17 @@ import redis
 from kombu.transport import TRANSPORT_ALIASES
 
 
+class QoS(kombu_redis.QoS):  # type: ignore[misc]
+    room: Callable[[int], bool] = staticmethod(lambda _: True)
+    """Whether this process has room for a message beside so many that are not acknowledged."""
+
+    def can_consume(self) -> bool:
+        return super().can_consume() and self.room(len(self._delivered) - len(self._dirty))
+
+
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
+    QoS = QoS
+
     def _connparams(self, asynchronous: bool = False) -> Any:
         """Connection parameters. Raises redis.ConnectionError once the channel's own is gone.
 

@@ -16,7 +16,6 @@ from learngenes.device import process_resident_bytes
 from registry.errors import IllegalTransition
 from registry.lifecycle import Records
 from registry.records import WorkerRecord, now
-from registry.repository import DEVICE_SECONDS
 from worker.attempts import LONG_WAIT_SECONDS, requeued_name
 from worker.build.restore import restore
 from worker.leases import R, is_dead
@@ -58,12 +57,13 @@ class Housekeeping(Generic[R]):
         gauges: Callable[[], dict[str, float]] = dict,
         problem: Callable[[], str] = str,
         patience: Patience = PATIENCE,
+        after_beat: Callable[[], None] = lambda: None,
     ) -> None:
         """`stuck_seconds` gives how long work has not moved, `gauges` what a heartbeat tells
         besides; see registry.metrics.WORKER_GAUGES. `problem` is what operators are to know."""
         self._runtime, self._records, self._queue, self._task = runtime, records, queue, task
         self._stuck_seconds, self._gauges, self._patience = stuck_seconds, gauges, patience
-        self._problem = problem
+        self._problem, self._after_beat = problem, after_beat
         self._period_seconds = runtime.settings.lease_seconds / 3
 
     def start(self) -> None:
@@ -76,7 +76,7 @@ class Housekeeping(Generic[R]):
             threading.Thread(target=work, name=name, daemon=True).start()
 
     def _live(self) -> None:
-        self._repeat(self.end_if_stuck, self.beat)
+        self._repeat(self.end_if_stuck, self.beat, self._after_beat)
         with contextlib.suppress(redis.RedisError):  # it expires
             self._runtime.repository.take_back_heartbeat(self._runtime.worker_id)
 
@@ -153,11 +153,12 @@ class Housekeeping(Generic[R]):
 
     def _fail_unserved(self, records: list[R]) -> None:
         """Fail work for a device class that has had no worker for hours."""
+        most_seconds = self._runtime.repository.device_seconds
         for record in records:
             waited_seconds = (now() - record.created_at).total_seconds()
-            if waited_seconds < DEVICE_SECONDS or self._records.leased(record.id):
+            if waited_seconds < most_seconds or self._records.leased(record.id):
                 continue
             if not self._runtime.repository.served(self._queue, record.device_class):
-                error = f"no worker of {record.device_class} for {DEVICE_SECONDS // 3600} hours"
+                error = f"no worker of {record.device_class} for {most_seconds // 3600} hours"
                 with contextlib.suppress(IllegalTransition):
                     self._records.change(record.id, status="failed", error=error)

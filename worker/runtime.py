@@ -70,7 +70,11 @@ class Runtime:
         client = connect(settings.resolved_redis_url)
         runtime = cls(
             settings=settings,
-            repository=Repository(client, settings.image_ttl_seconds),
+            repository=Repository(
+                client,
+                settings.image_ttl_seconds,
+                workers_on_demand=settings.workers_on_demand,
+            ),
             store=open_store(settings),
             queue=Queue(make_celery(settings), client),
             device=default_device(),

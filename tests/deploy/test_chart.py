@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from registry.queue import SAMPLE_QUEUE, queue_name
+from registry.queue import BUILD_QUEUE, SAMPLE_QUEUE, queue_name
 from registry.settings import Settings
 
 HELM = Path(sys.executable).parent.parent / "helm"
@@ -111,7 +111,24 @@ def test_an_api_that_others_reach_wants_keys() -> None:
 def test_keda_watches_the_queue_that_there_is() -> None:
     scaled = [each for each in rendered(EVERYTHING) if each["kind"] == "ScaledObject"]
     lists = [each["spec"]["triggers"][0]["metadata"]["listName"] for each in scaled]
-    assert lists == [queue_name(SAMPLE_QUEUE, name) for name in ("nvidia-h200", "nvidia-l4")]
+    assert lists == [
+        queue_name(queue, name)
+        for name in ("nvidia-h200", "nvidia-l4")
+        for queue in (BUILD_QUEUE, SAMPLE_QUEUE)
+    ]
+    targets = [each["spec"]["scaleTargetRef"]["name"] for each in scaled]
+    deployments = [each for each in rendered(EVERYTHING) if each["kind"] == "Deployment"]
+    scaled_ones = [each for each in deployments if "replicas" not in each["spec"]]
+    assert targets == [each["metadata"]["name"] for each in scaled_ones]
+
+
+@pytest.mark.parametrize(("values", "on_demand"), [(GIVEN, "false"), (EVERYTHING, "true")])
+def test_every_process_knows_whether_workers_come_on_demand(
+    values: dict[str, Any], on_demand: str
+) -> None:
+    for container in containers(rendered(values)):
+        environment = {each["name"]: each.get("value") for each in container["env"]}
+        assert environment["FINESERVE_WORKERS_ON_DEMAND"] == on_demand
 
 
 @pytest.mark.parametrize(

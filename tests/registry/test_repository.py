@@ -254,6 +254,20 @@ def test_workers_without_heartbeats_are_gone(repository: Repository, client: red
     assert client.zrange("fineserve:worker:announced", 0, -1) == ["a"]
 
 
+def test_workers_that_come_on_demand_are_expected_while_none_lives(client: redis.Redis) -> None:
+    for on_demand in (False, True):
+        client.flushall()
+        repository = Repository(client, 60, workers_on_demand=on_demand)
+        repository.heartbeat(a_worker("a"), 60)
+        assert repository.expected_workers() == [a_worker("a")]
+        repository.take_back_heartbeat("a")
+        assert repository.workers() == []
+        assert repository.expected_workers() == ([a_worker("a")] if on_demand else [])
+        assert repository.served("build", "cpu"), "work for it waits"
+        repository.announce_family(a_family("b"))
+        assert (client.ttl("fineserve:family:b") > 10**6) == on_demand
+
+
 def test_a_broken_record_hides_no_other(repository: Repository, client: redis.Redis) -> None:
     broken, whole = (repository.models.create(queued_model()) for _ in range(2))
     client.set(f"fineserve:model:{broken.id}", '{"id": "m-1"}')

@@ -7,7 +7,7 @@ anything disturbed it.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from learngenes.sizing.budget import Workload
 from registry.errors import IllegalTransition
 from registry.queue import SAMPLE_QUEUE, SAMPLE_TASK
-from registry.records import GenerationRecord, GenerationStatus, ModelRecord
+from registry.records import GenerationRecord, GenerationStatus, ModelRecord, WorkerRecord
 from worker.runtime import Runtime
 
 OWNER = "fineserve"
@@ -68,7 +68,7 @@ class Stopwatch:
 
         Nothing is compiled or profiled on this class of device meanwhile.
         """
-        if not self._is_served(model):
+        if not self._is_served(model, self._runtime.repository.expected_workers()):
             return None
         with self._runtime.device_alone():
             self._wait_for_idleness()
@@ -102,12 +102,13 @@ class Stopwatch:
             disturbed="" if enough else disturbed,
         )
 
-    def _is_served(self, model: ModelRecord) -> bool:
+    @staticmethod
+    def _is_served(model: ModelRecord, workers: Sequence[WorkerRecord]) -> bool:
         return any(
             worker.queue == SAMPLE_QUEUE
             and worker.device_class == model.device_class
             and model.family in worker.families
-            for worker in self._runtime.repository.workers()
+            for worker in workers
         )
 
     def _wait_for_idleness(self) -> None:
@@ -140,7 +141,8 @@ class Stopwatch:
         self._runtime.queue.enqueue(SAMPLE_TASK, record.id, record.device_class)
         until = time.monotonic() + LONGEST_SECONDS
         while not record.finished:
-            if time.monotonic() > until and not self._is_served(model):
+            workers = self._runtime.repository.workers
+            if time.monotonic() > until and not self._is_served(model, workers()):
                 with contextlib.suppress(IllegalTransition):
                     self._generations.change(record.id, status=GenerationStatus.CANCELLED)
                 return None

@@ -23,15 +23,17 @@ from learngenes.measuring.device import computes
 from learngenes.measuring.quiet import Quiet
 from registry import metrics
 from registry.errors import DeadlineMissed, ModelGone, RecordNotFound
+from registry.queue import SAMPLE_TASK
 from registry.records import GenerationRecord, GenerationStatus, ModelRecord, now
 from registry.store import generation_name, image_file
-from worker.attempts import Reporter, attempt
+from worker.attempts import GivingWay, Reporter, attempt
 from worker.runtime import Runtime
 from worker.sampling.compiler import Compiler
 from worker.sampling.engine import Engine
 from worker.sampling.jobs import EngineStopped, Job
 from worker.sampling.kept_steps import KeptSteps
 from worker.sampling.requests import elastic_of, request_of, served_by
+from worker.sampling.room import Room
 
 log = structlog.get_logger()
 
@@ -63,6 +65,7 @@ class Sampling:
             alone=self._alone,
             others_wait=self._others_wait,
         )
+        self.room = Room(runtime, lambda: self.engine.gauges)
         self._looked_at, self._device_wanted = 0.0, False
         self._quiet = Quiet(runtime.device)
         self._others = 0
@@ -191,6 +194,8 @@ class Sampling:
                 else:
                     reporter.tell(every_seconds=WAITING_PERIODS * period)
                 _require_wanted(record)
+                if seen[0] == 0 and not record.timed and self.room.gives_back():
+                    raise GivingWay(SAMPLE_TASK)
         except BaseException:
             self.engine.cancel(job)
             raise

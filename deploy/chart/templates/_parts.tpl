@@ -22,6 +22,8 @@ app.kubernetes.io/component: {{ .component }}
   valueFrom: {secretKeyRef: {name: {{ required "redis.secret: a Secret whose key url is Redis's address" .Values.redis.secret | quote }}, key: url}}
 - name: FINESERVE_STORE_URL
   value: {{ required "store.url: the bucket of the artifacts" .Values.store.url | quote }}
+- name: FINESERVE_WORKERS_ON_DEMAND
+  value: {{ .Values.keda.enabled | quote }}
 - name: FINESERVE_STORE_CACHE_GB
   value: {{ .Values.store.cacheGigabytes | quote }}
 {{- range $name, $value := .Values.store.environment }}

@@ -8,6 +8,8 @@ from registry.settings import Settings
 from service.app import make_app
 from tests.service.conftest import LOCAL, Stack
 from tests.support.answers import refused
+from tests.support.devices import beat
+from worker.runtime import Runtime
 
 
 def missing(api: TestClient) -> list[str]:
@@ -44,6 +46,26 @@ def test_a_family_that_is_not_calibrated_needs_no_profile(stack: Stack) -> None:
     bare = family.model_copy(update={"name": "bare", "quality": None})
     stack.runtime.repository.announce_family(bare)
     assert stack.api.get("/readyz").status_code == 200
+
+
+def test_workers_that_come_on_demand_may_be_away(settings: Settings, runtime: Runtime) -> None:
+    on_demand = settings.model_copy(update={"workers_on_demand": True})
+    runtime.repository.take_back_heartbeat("a-worker")
+    worker = Runtime.start(on_demand)
+    beat(worker, queue="build")
+    worker.announce_families()
+    with TestClient(make_app(on_demand), LOCAL) as api:
+        assert missing(api) == ["a worker for the queue 'sample'"], "nobody ever saw one"
+        beat(worker, id="another", queue="sample")
+        for gone in ("a-worker", "another"):
+            worker.repository.take_back_heartbeat(gone)
+        assert api.get("/readyz").json() == {"ready": True, "missing": []}
+        assert api.get("/status").json()["workers"] == []
+        made = api.post("/models", json={"max_mem_gb": 4})
+        assert made.status_code == 202, made.text
+        assert api.get("/status").json()["queues"]["build"] == 1
+    with TestClient(make_app(settings), LOCAL) as api:
+        assert api.post("/models", json={"max_mem_gb": 4}).status_code == 503
 
 
 def test_without_redis_nothing_is_accepted(tmp_path: Path) -> None:

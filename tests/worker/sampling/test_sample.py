@@ -17,14 +17,17 @@ from learngenes.model.sampling import sample
 from learngenes.sizing.budget import Workload
 from registry.errors import Superseded
 from registry.records import GenerationRecord, now
+from registry.settings import Settings
 from registry.store import generation_name, image_file, served_name
 from tests.support.builds import build
+from tests.support.devices import beat
 from tests.support.records import A_PLAN
 from tests.worker.conftest import MakeGeneration, MakeModel, told
 from worker.artifacts import load_own
 from worker.runtime import Runtime
 from worker.sampling.jobs import EngineStopped, Job, SampleRequest
 from worker.sampling.requests import target_seconds
+from worker.sampling.room import LEAST, Room
 from worker.sampling.sample import Sampling
 
 
@@ -213,6 +216,42 @@ def test_a_request_that_waits_is_given_up_when_it_is_cancelled(
     assert cancelled == [job]
 
 
+def test_what_waits_goes_back_to_the_queue_where_another_worker_has_nothing_to_do(
+    desk: Desk, often: None
+) -> None:
+    _, begun = desk.begin(num_inference_steps=1000)
+    waiting = Waiting(looks=10**6)
+    records = [desk.ask() for _ in range(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(desk.sampler.engine, "submit", lambda request: waiting)
+        patch.setattr(desk.sampler.engine, "cancel", lambda job: None)
+        threads = [desk.generate_in_background(record) for record in records]
+        while any(desk.now(record).status != "running" for record in records):
+            time.sleep(0.01)
+        desk.sampler.room = Room(desk.runtime, lambda: {"engine_waiting": 3, "engine_running": 1})
+        beat(desk.runtime, queue="sample", gauges={"engine_running": 5, "engine_waiting": 0})
+        desk.sampler.room.look_around()
+        time.sleep(0.1)
+        assert desk.runtime.queue.length("sample", desk.runtime.device_class) == 0, "it works"
+        beat(desk.runtime, queue="sample", gauges={"engine_running": 0, "engine_waiting": 0})
+        desk.sampler.room.look_around()
+        while desk.runtime.queue.length("sample", desk.runtime.device_class) < 2:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert desk.runtime.queue.length("sample", desk.runtime.device_class) == 2, "half of them"
+        given_back = [
+            record
+            for record in records
+            if not desk.runtime.repository.generations.leased(record.id)
+        ]
+        assert {desk.now(record).attempts for record in given_back} == {0}
+        desk.runtime.stopping.set()
+        for thread in (begun, *threads):
+            thread.join(timeout=20)
+    desk.runtime.stopping.clear()
+    assert desk.generate(given_back[0]).status == "done"
+
+
 def test_a_cancelled_generation_leaves_the_engine(desk: Desk, often: None) -> None:
     record, thread = desk.begin(num_inference_steps=1000)
     desk.runtime.repository.generations.change(record.id, status="cancelled")
@@ -266,3 +305,31 @@ def test_a_latency_budget_is_a_target_for_as_many_steps_and_images_as_are_asked_
     ]
     assert targets == pytest.approx([0.8, 0.4, 1.6])
     assert target_seconds(make_generation(model.id), make_model()) is None
+
+
+def test_one_of_several_workers_takes_what_it_has_room_for(runtime: Runtime) -> None:
+    engine = {"engine_running": 0, "engine_waiting": 0}
+    room = Room(runtime, lambda: engine)
+    room.look_around()
+    assert room.for_another(1000), "alone it takes what there is"
+    beat(runtime, queue="build")
+    beat(runtime, id="elsewhere", queue="sample", device_class="another")
+    room.look_around()
+    assert room.for_another(1000), "no peer of it"
+    beat(runtime, id="peer", queue="sample")
+    room.look_around()
+    assert [room.for_another(taken) for taken in (0, LEAST - 1, LEAST)] == [True, True, False]
+    engine["engine_running"] = 20
+    assert [room.for_another(taken) for taken in (39, 40)] == [True, False]
+    runtime.repository.take_back_heartbeat("peer")
+    room.look_around()
+    assert room.for_another(1000)
+
+
+def test_where_workers_come_on_demand_the_queue_tells_how_many_are_needed(
+    settings: Settings,
+) -> None:
+    runtime = Runtime.start(settings.model_copy(update={"workers_on_demand": True}))
+    room = Room(runtime, dict)
+    room.look_around()
+    assert not room.for_another(LEAST)
