@@ -16,7 +16,7 @@ DIGITS := var/data/digits
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-sampling bench-training bench-form bench-healing bench-import bench-start bench-elastic bench-operate bench-trust faults fuzz compose-test gpu-check gpu-bundle paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock sbom pin-images cases clean
+.PHONY: up down logs test test-slow test-scale test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-sampling bench-training bench-form bench-healing bench-import bench-start bench-elastic bench-operate bench-trust faults fuzz compose-test gpu-check gpu-bundle paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock sbom pin-images cases clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -36,6 +36,9 @@ test: $(INSTALLED_DEV) $(PROMETHEUS) $(HELM) $(FASHION_MNIST) $(TASKS) lint audi
 
 test-slow: $(INSTALLED_DEV)  ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+test-scale: $(INSTALLED_DEV)  ## two hosts that share a Redis and a bucket; three minutes
+	$(BIN)/pytest tests/integration/test_hosts.py tests/registry/test_objects.py tests/registry/test_sentinel.py
 
 test-browser: $(INSTALLED_DEV) $(CHROMIUM)  ## the page, in a browser
 	$(BIN)/pytest -m browser

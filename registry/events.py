@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 
 import redis.asyncio
 
+from registry.address import RedisAddress
 from registry.records import Record
 
 MAX_EVENTS = 2000
@@ -56,8 +57,7 @@ async def last_event(client: "redis.asyncio.Redis", record: Record) -> str | Non
 
 
 def connect_async(redis_url: str) -> "redis.asyncio.Redis":
-    return redis.asyncio.Redis.from_url(
-        redis_url,
+    return RedisAddress.of(redis_url).connect_async(
         decode_responses=True,
         max_connections=MOST_FOLLOWERS,
         socket_timeout=BLOCK_SECONDS + 10,

@@ -21,8 +21,8 @@ def queue_name(queue: str, device_class: str) -> str:
 
 def make_celery(settings: Settings) -> Celery:
     """A Celery application; beside each setting stands what goes wrong without it."""
-    broker = settings.redis_address.for_kombu
-    app = Celery("fineserve", broker=broker, set_as_current=False)
+    address = settings.redis_address
+    app = Celery("fineserve", broker=address.for_kombu, set_as_current=False)
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],  # else a message can carry a pickle
@@ -37,6 +37,7 @@ def make_celery(settings: Settings) -> Celery:
             "visibility_timeout": settings.visibility_timeout_seconds,
             "socket_timeout": 10,
             "socket_connect_timeout": 3,
+            **address.kombu_options,
         },
         broker_connection_timeout=3,
         worker_hijack_root_logger=False,  # else Celery replaces the JSON log format

@@ -10,6 +10,7 @@ from redis.client import Pipeline
 from redis.lock import Lock
 
 from fineserve.wire import Failure
+from registry.address import RedisAddress
 from registry.events import redis_key
 from registry.lifecycle import FAILURES, IMAGES, Records
 from registry.records import FamilyRecord, GenerationRecord, ModelRecord, WorkerRecord, readable
@@ -20,6 +21,7 @@ SEEN = "seen"
 DEVICE_SECONDS = 6 * 3600
 """Seconds that work waits for a worker of its class of device."""
 DISTURBANCE_SECONDS = 60
+TIMEOUTS = {"socket_timeout": 10.0, "socket_connect_timeout": 3.0}
 FAMILY_SECONDS = 600
 """Seconds that a family is known after the last worker that held it."""
 ON_DEMAND_SECONDS = 30 * 24 * 3600
@@ -220,6 +222,4 @@ def _family(raw: str) -> FamilyRecord | None:
 
 def connect(redis_url: str) -> redis.Redis:
     """A client that answers in text and gives up on a silent server after some seconds."""
-    return redis.Redis.from_url(
-        redis_url, decode_responses=True, socket_timeout=10, socket_connect_timeout=3
-    )
+    return RedisAddress.of(redis_url).connect(decode_responses=True, **TIMEOUTS)

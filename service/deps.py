@@ -10,7 +10,7 @@ from registry.datasets import Datasets
 from registry.events import connect_async
 from registry.keys import Keys
 from registry.queue import Queue, make_celery
-from registry.repository import Repository, connect
+from registry.repository import TIMEOUTS, Repository, connect
 from registry.sessions import KeysMade, Sessions
 from registry.settings import Settings
 from registry.store import open_store
@@ -20,15 +20,14 @@ class State:
     """Settings, records, store and queue, which the service shares with the workers."""
 
     def __init__(self, settings: Settings) -> None:
-        url = settings.resolved_redis_url
-        client = connect(url)
-        counts_url = f"redis+{url}" if url.startswith("unix:") else url  # as limits writes it
-        counts = RedisStorage(counts_url, socket_timeout=10, socket_connect_timeout=3)
+        client = connect(settings.resolved_redis_url)
+        pool = settings.redis_address.connect(**TIMEOUTS).connection_pool
+        counts = RedisStorage("redis://", connection_pool=pool)  # to wherever that leads
         self.settings = settings
         self.repository = Repository(
             client, settings.image_ttl_seconds, workers_on_demand=settings.workers_on_demand
         )
-        self.events = connect_async(url)
+        self.events = connect_async(settings.resolved_redis_url)
         self.store = open_store(settings)
         self.datasets = Datasets(self.store)
         self.queue = Queue(make_celery(settings), client)

@@ -22,6 +22,7 @@ from redis import RedisError
 from fineserve.wire import ExportFormat
 from learngenes.family.family import FamilyError
 from registry import tracing
+from registry.errors import StoreAway, StoreRefuses
 from registry.logs import configure_logging
 from registry.metrics import registry as counted
 from registry.queue import (
@@ -49,6 +50,8 @@ PATIENCE_SECONDS = 5.0
 """Seconds that a start leaves to first requests, before families that nobody has asked for are
 loaded, and kernels."""
 
+PUBLISHED_SECONDS = 15.0
+"""Seconds after which a worker looks again for families that were published."""
 LOOK_SECONDS = 0.05
 """Seconds after which a worker looks again whether it has room for one more task."""
 
@@ -87,6 +90,7 @@ class Worker:
                 after_beat=self.sampler.room.look_around,
             ).start()
             broker.QoS.room = self.sampler.room.for_another
+            self.runtime.on_published = self.sampler.take_families
         if BUILD_QUEUE in queues:
             restore(self.runtime.store, repository.models)
             Housekeeping(
@@ -117,6 +121,11 @@ class Worker:
         with contextlib.suppress(RedisError):  # housekeeping announces them again
             self.runtime.announce_families()
         self._publish_previews()
+        while not self.runtime.stopping.wait(PUBLISHED_SECONDS):
+            with contextlib.suppress(RedisError, StoreAway, StoreRefuses):  # look again
+                if self.runtime.take_published():
+                    self.runtime.announce_families()
+                    self._publish_previews()
 
     def _publish_previews(self) -> None:
         """Put the families' previews into the store, since the service has no family files."""

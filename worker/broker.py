@@ -32,6 +32,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         return super()._connparams(asynchronous)
 
 
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]
+    """The same, to the server that Sentinels name."""
+
+
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
     Channel = Channel
 
@@ -40,7 +44,13 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     or is full passes, or somebody mends it there, and nothing is mended by ending."""
 
 
+class SentinelTransport(Transport):
+    Channel = SentinelChannel
+    default_port = 26379
+
+
 def install() -> None:
-    """Use the mended transport for every connection of this process."""
-    here = f"{Transport.__module__}:{Transport.__name__}"
-    TRANSPORT_ALIASES.update({"redis": here, "rediss": here})
+    """Use the mended transports for every connection of this process."""
+    ours = {"redis": Transport, "rediss": Transport, "sentinel": SentinelTransport}
+    for name, transport in ours.items():
+        TRANSPORT_ALIASES[name] = f"{transport.__module__}:{transport.__name__}"

@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 
 from learngenes.device import default_device, device_class, device_id, with_threads
 from learngenes.family.family import Family, FamilyError, load_family
+from registry.errors import ArtifactError
+from registry.published import fetched, published
 from registry.queue import Queue, make_celery
 from registry.records import FamilyRecord
 from registry.repository import Repository, connect
@@ -47,6 +50,11 @@ class Runtime:
     stopping: threading.Event = field(default_factory=threading.Event)
     watch: Watch = field(default_factory=Watch)
     """Watch over the one thread that builds."""
+    on_published: Callable[[], None] = lambda: None
+    """Called when published families have been loaded."""
+    _published: dict[str, str] = field(default_factory=dict)
+    """Fingerprint of each family that came from the store."""
+    _taking: threading.Lock = field(default_factory=threading.Lock)
     _waiting: list[Path] = field(default_factory=list)
     """Directories of families that are not loaded yet."""
     _announced: dict[str, FamilyRecord] = field(default_factory=dict)
@@ -106,6 +114,32 @@ class Runtime:
             self._waiting = []
             self.loaded.set()
 
+    def take_published(self) -> list[str]:
+        """Load what was published in the store since, and tell its names.
+
+        A family of this host's own directory stays before one of the same name. One that cannot
+        be loaded is left out, which is a `problem`.
+        """
+        taken = []
+        with self._taking:
+            for name, fingerprint in published(self.store).items():
+                ours = name in self.families and name not in self._published
+                if ours or self._published.get(name) == fingerprint:
+                    continue
+                self._published[name] = fingerprint  # once is enough, however it ends
+                try:
+                    folder = self.settings.var_dir.resolve() / "families"
+                    self._load(fetched(self.store, name, fingerprint, folder))
+                except (ArtifactError, FamilyError) as error:
+                    log.critical("a published family is left out", reason=str(error))
+                    self.problem = str(error)
+                    continue
+                log.info("a published family is loaded", family=name)
+                taken.append(name)
+            if taken:
+                self.on_published()
+        return taken
+
     def _load(self, directory: Path) -> None:
         with with_threads(1):
             family = load_family(directory).to(self.device)
@@ -124,6 +158,8 @@ class Runtime:
         if name not in self.families:
             self.hurry.set()
             self.loaded.wait()
+        if name not in self.families:  # it may just have been published, and another told of it
+            self.take_published()
         if name not in self.families:
             raise LookupError(
                 f"this worker has no family {name!r} in {self.settings.families_dir}; "

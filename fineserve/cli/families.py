@@ -144,6 +144,24 @@ def calibrate(
 
 
 @cli.command()
+def publish(
+    family: FamilyDirectory,
+) -> None:
+    """Put a family into the artifact store: workers of every host serve it within a minute."""
+    from registry.errors import StorageFull, StoreAway, StoreRefuses
+    from registry.published import publish as put
+    from registry.store import open_store
+
+    loaded = _loaded(family)
+    name = family.resolve().name
+    try:
+        put(open_store(get_settings()), family, name, loaded.fingerprint)
+    except (StorageFull, StoreAway, StoreRefuses) as error:
+        fail(error)
+    typer.echo(f"{name} is published; a host that has a family {name} of its own serves that")
+
+
+@cli.command()
 def synthesise(
     directory: Annotated[Path, typer.Argument(help="where; its last part is the family's name")],
 ) -> None:

@@ -19,7 +19,7 @@ PREVIEWS_FILE = "previews.png"
 """Samples of every size of a family, in the family's artifact."""
 EXPORT_FILE = "model.tar"
 MANIFEST = "manifest.json"
-KINDS = ("models", "tasks", "families", "generations", "exports", "latents")
+KINDS = ("models", "tasks", "families", "published", "generations", "exports", "latents")
 TEMPORARY = {"generations": 2, "exports": 3, "latents": 3}
 """Kinds of artifacts that can be made again, and of how many parts their names are."""
 READ_SECONDS = 60.0

@@ -33,6 +33,17 @@ def test_one_address_is_written_as_each_client_reads_it(
     assert (str(address), address.for_kombu) == (shown, for_kombu)
 
 
+def test_sentinels_are_named_with_the_server_that_they_know() -> None:
+    address = RedisAddress.of(
+        "redis+sentinel://u:p%23@a,[::1]:7/main/2?sentinel_password=s3cret",
+    )
+    assert str(address) == "redis+sentinel://a,[::1]:7/main/2"
+    assert address.for_kombu == "sentinel://u:p%23@a:26379/2;sentinel://u:p%23@[::1]:7/2"
+    assert address.kombu_options["master_name"] == "main"
+    assert address.kombu_options["sentinel_kwargs"]["password"] == "s3cret"
+    assert "s3cret" not in repr(address)
+
+
 def test_certificates_are_looked_at_unless_somebody_says_otherwise() -> None:
     assert RedisAddress.of("rediss://h").verifying is ssl.CERT_REQUIRED
 
@@ -43,6 +54,10 @@ def test_certificates_are_looked_at_unless_somebody_says_otherwise() -> None:
         ("http://h", "has to begin with redis://"),
         ("h:6379", "has to begin with redis://"),
         ("redis://", "names no host"),
+        ("redis+sentinel://:s3cret@h:26379", "no address of Sentinels"),
+        ("redis+sentinel://:s3cret@h:port/main", "no address of Sentinels"),
+        ("redis+sentinel://:s3cret@h,/main", "no address of Sentinels"),
+        ("redis+sentinel://:s3cret@h/main?master=2", "no address of Sentinels"),
         ("redis://:s3cret@h:port/0", "is no address of Redis"),
         ("rediss://h?ssl_cert_reqs=perhaps", "ssl_cert_reqs is one of"),
     ],

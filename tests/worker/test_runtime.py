@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from learngenes.family.family import FamilyError
+from learngenes.family.family import FamilyError, load_family
+from registry.published import publish
 from registry.records import now
 from registry.settings import Settings
 from tests.support.devices import beat
@@ -127,9 +128,7 @@ def test_a_corrupt_family_stops_the_start(settings: Settings, families_dir: Path
 def test_the_default_family_is_there_first_and_the_others_follow(
     settings: Settings, families_dir: Path
 ) -> None:
-    shutil.copytree(families_dir / "tiny", families_dir / "other")
-    file = families_dir / "other" / "family.json"
-    file.write_text(file.read_text().replace('"tiny"', '"other"'))
+    renamed(families_dir / "tiny", families_dir / "other")
     ours = settings.model_copy(update={"default_family": "tiny"})
     runtime = Runtime.start(ours, at_once=False)
     assert list(runtime.families) == ["tiny"]
@@ -144,6 +143,34 @@ def test_the_default_family_is_there_first_and_the_others_follow(
     assert [family.name for family in runtime.repository.families()] == ["other", "tiny"]
     with pytest.raises(LookupError, match="no family 'third'"):
         runtime.family("third")
+
+
+def test_a_published_family_is_loaded_wherever_it_is_asked_for(
+    settings: Settings, families_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runtime = Runtime.start(settings)
+    other = renamed(families_dir / "tiny", tmp_path / "elsewhere" / "other")
+    publish(runtime.store, other, "other", load_family(other).fingerprint)
+    told: list[list[str]] = []
+    runtime.on_published = lambda: told.append(sorted(runtime.families))
+    assert runtime.family("other").fingerprint == load_family(other).fingerprint
+    assert told == [["other", "tiny"]]
+    assert runtime.take_published() == [], "once is enough"
+    publish(runtime.store, families_dir / "tiny", "tiny", "of another")
+    (other / "stem.safetensors").write_bytes(b"")
+    publish(runtime.store, other, "broken", "f")
+    assert runtime.take_published() == []
+    assert "corrupt" in runtime.problem
+    assert runtime.directories["tiny"] == families_dir / "tiny", "this host's own comes first"
+    assert sorted(runtime.families) == ["other", "tiny"]
+
+
+def renamed(family: Path, to: Path) -> Path:
+    """Copy of a family under another name."""
+    shutil.copytree(family, to)
+    file = to / "family.json"
+    file.write_text(file.read_text().replace(f'"{family.name}"', f'"{to.name}"'))
+    return to
 
 
 def test_work_of_a_process_that_has_ended_is_taken_up_at_once(

@@ -12,8 +12,9 @@ from fineserve.embedded import Embedded, EmbeddedError, programs, supervisor_con
 from learngenes.config import NetworkConfig, SizeSpace
 from learngenes.family.family import load_family
 from learngenes.family.synthetic import write_synthetic_family
+from registry.published import published
 from registry.settings import Settings
-from registry.store import DirectoryStore
+from registry.store import DirectoryStore, open_store
 from tests.fineserve.conftest import Configure
 from tests.support.commands import run
 from tests.support.engines import Undisturbed
@@ -164,3 +165,12 @@ def test_gc_deletes_what_can_be_made_again() -> None:
     swept = run("gc", "--older-than-hours", "0", "--json")
     assert json.loads(swept.stdout) == {"deleted": 2}
     assert store.read("models/m-1/revision-1", "a") == b"1"
+
+
+def test_publish_puts_a_family_into_the_store(deployed: Settings, families_dir: Path) -> None:
+    assert "tiny is published" in run("publish", str(families_dir / "tiny")).output
+    assert published(open_store(deployed)) == {
+        "tiny": load_family(families_dir / "tiny").fingerprint
+    }
+    (families_dir / "tiny" / "stem.safetensors").write_bytes(b"")
+    assert "is corrupt" in run("publish", str(families_dir / "tiny"), exit_code=1).output
