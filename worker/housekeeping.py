@@ -70,7 +70,7 @@ class Housekeeping(Generic[R]):
         """Start each chore in a thread of its own: a heart beats however long the others take."""
         for name, work in (
             ("heartbeat", self._live),
-            ("lost work", lambda: self._repeat(self.requeue_lost)),
+            ("lost work", lambda: self._repeat(self._look_for_lost_work)),
             ("store", lambda: self._repeat(self.tend_store)),
         ):
             threading.Thread(target=work, name=name, daemon=True).start()
@@ -119,6 +119,12 @@ class Housekeeping(Generic[R]):
         if runtime.repository.once("sweep", SWEEP_SECONDS):
             runtime.store.sweep(runtime.settings.image_ttl_seconds)
             restore(runtime.store, runtime.repository.models)
+
+    def _look_for_lost_work(self) -> None:
+        """One worker of each kind does it for all: who looks reads all that is under way."""
+        kind = f"lost:{self._queue}:{self._runtime.device_class}"
+        if self._runtime.repository.once(kind, 0.9 * self._period_seconds):
+            self.requeue_lost()
 
     def requeue_lost(self) -> None:
         """Enqueue again what is under way without a lease, or waits without a message.

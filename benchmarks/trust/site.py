@@ -177,12 +177,17 @@ class Load:
                 return None
 
 
-def settle(deployment: Deployment, account: Account) -> Figures:
+def settle(
+    deployment: Deployment, account: Account, broken: Callable[[], list[str]] | None = None
+) -> Figures:
     """What became of everything that was accepted, once the faults are over.
+
+    `broken` gives what is corrupt in the store, by default the directory of the deployment.
 
     Lost is what does not end as it should within PATIENCE_SECONDS.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
+    broken = broken or (lambda: corrupt(DirectoryStore(deployment.var / "store")))
 
     def outcome(path: str, good: str) -> str:
         def ended() -> str | None:
@@ -224,7 +229,7 @@ def settle(deployment: Deployment, account: Account) -> Figures:
         "duplicated": len(twice) + len(account.contradictions),
         "ends_not_seen": len([i for i, times in ends.items() if not times and i not in lost]),
         "models_nobody_was_told_of": unasked,
-        "corrupt": len(corrupt(DirectoryStore(deployment.var / "store"))),
+        "corrupt": len(broken()),
         "answers": dict(account.answers),
         "told": account.told,
         "slowest_refusal_seconds": round(account.slowest_refusal_seconds, 1),

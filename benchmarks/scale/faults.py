@@ -1,0 +1,137 @@
+"""SIGKILL to the processes of two hosts, and to a whole host, under load."""
+
+import contextlib
+import os
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import obstore
+
+from benchmarks.deployment import Deployment, wait
+from benchmarks.parts import Figures, say
+from benchmarks.scale.site import Host, Site, site
+from benchmarks.trust.faults import RECOVERY_SECONDS
+from benchmarks.trust.faults import SETTINGS as KILLED
+from benchmarks.trust.site import FASHION, Account, Load, settle
+from registry.store import MANIFEST
+from registry.store.objects import ObjectStore
+
+KILLS = 100
+PROGRAMS = {
+    "api": "-m service",
+    "build-worker": "-m worker build",
+    "sample-worker": "-m worker sample",
+}
+WHOLE_HOST_EVERY = 10
+"""Each so many-th kill takes a host's three programs at once."""
+
+
+def kills(number: int = KILLS) -> Figures:
+    """One program of either host at random, or all three of one, when all are well again."""
+    chance, account = random.Random(0), Account()
+    killed: dict[str, int] = {}
+    recoveries = []
+    with (
+        site() as shared,
+        Host(FASHION, shared.redis, shared.bucket, **KILLED) as first,
+        Host(FASHION, shared.redis, shared.bucket, **KILLED) as second,
+    ):
+        hosts = {"first": first, "second": second}
+        for host in hosts.values():
+            host.up()
+        with Load(first, [first.ready_model()], account).running():
+            for i in range(number):
+                time.sleep(chance.uniform(0, 4))
+                name = chance.choice([*hosts])
+                whole = i % WHOLE_HOST_EVERY == WHOLE_HOST_EVERY - 1
+                victims = [*PROGRAMS] if whole else [chance.choice([*PROGRAMS])]
+                for victim in victims:
+                    _kill(hosts[name], victim)
+                what = "a whole host" if whole else victims[0]
+                killed[what] = killed.get(what, 0) + 1
+                recoveries.append(_recovery_seconds(first, second))
+                say(f"{i + 1}: {what} of the {name}, well after {recoveries[-1]:.1f} s")
+        failover = _failover_seconds(first, second)
+        figures = settle(first, account, lambda: corrupt(shared))
+    return {
+        "kills": number,
+        "killed": killed,
+        "longest_recovery_seconds": round(max(recoveries), 1),
+        "failover_seconds": failover,
+        "doubled": figures.pop("duplicated"),
+        **figures,
+    }
+
+
+def _kill(host: Deployment, victim: str) -> None:
+    for pid in host.pids(PROGRAMS[victim]):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _failover_seconds(first: Host, second: Host) -> float:
+    """Seconds from the death of the host that makes an image until it is there from the other."""
+    first.control("stop", "sample-worker")
+    model = first.ready_model()
+    body = {"model": model, "n": 8, "num_inference_steps": 150, "guidance_scale": 1}
+    asked = first.http.post("/generate", json=body, headers={"Prefer": "respond-async"})
+    place = asked.raise_for_status().headers["location"]
+    wait(lambda: first.http.get(place).json()["status"] == "running", 60)
+    first.control("start", "sample-worker")
+    wait(lambda: len(_sampling(first)) == 2, 60)
+    second.control("stop", "build-worker")
+    supervisor = second.pids("supervisord")
+    for pid in supervisor + second.pids("-m"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    begun = time.monotonic()
+    wait(lambda: first.http.get(place).json()["status"] == "done", 300)
+    return round(time.monotonic() - begun, 1)
+
+
+def _sampling(host: Deployment) -> list[str]:
+    try:
+        workers = host.http.get("/status").json()["workers"]
+    except httpx.HTTPError:
+        return []
+    return [worker["name"] for worker in workers if worker["queue"] == "sample"]
+
+
+def _recovery_seconds(*hosts: Host) -> float:
+    """Seconds until everything runs, is ready, and says so itself. Raises TimeoutError."""
+    begun = time.monotonic()
+
+    def well() -> bool:
+        alive = {str(pid) for host in hosts for pid in host.pids()}
+        for host in hosts:
+            states = [line.split()[1] for line in host.control("status").splitlines()]
+            if states != ["RUNNING"] * len(PROGRAMS) or not host.ready():
+                return False
+        beating = [name for name in _sampling(hosts[0]) if name.rpartition(":")[2] in alive]
+        return len(beating) == len(hosts)
+
+    wait(well, RECOVERY_SECONDS)
+    return time.monotonic() - begun
+
+
+def corrupt(shared: Site) -> list[str]:
+    """Artifacts of the bucket that are visible and not whole."""
+    given = {name.lower(): value for name, value in shared.bucket.environment.items()}
+    bucket = obstore.store.from_url(shared.bucket.url, config=given)  # type: ignore[arg-type]
+    bad = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = ObjectStore(bucket, Path(folder), cache_bytes=10**9)
+        for chunk in obstore.list(bucket):
+            for each in chunk:
+                name, _, file = each["path"].rpartition("/")
+                if file != MANIFEST:
+                    continue
+                try:
+                    store.read_all(name, [*store.describe(name)["sha256"]])
+                except Exception as error:
+                    bad.append(f"{name}: {error}")
+    return bad
