@@ -16,7 +16,7 @@ DIGITS := var/data/digits
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-scale test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-sampling bench-training bench-form bench-healing bench-import bench-start bench-elastic bench-operate bench-trust faults fuzz compose-test gpu-check gpu-bundle paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs lock sbom pin-images cases clean
+.PHONY: up down logs test test-slow test-scale test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-sampling bench-training bench-form bench-healing bench-import bench-start bench-elastic bench-operate bench-scale bench-trust faults fuzz compose-test gpu-check gpu-bundle paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs screenshots lock sbom pin-images cases clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -116,6 +116,10 @@ bench-elastic: $(INSTALLED_DEV) $(PEERS) $(FASHION_MNIST)  ## promises under loa
 compose-test: $(INSTALLED_DEV) $(DOCKERD)  ## the images, and the whole stack through the main job
 	$(BIN)/python -m benchmarks.operate compose
 
+bench-scale: $(INSTALLED_DEV)  ## two hosts, kills over both, a bucket beside a directory, and a simulation; an hour
+	$(BIN)/python -m benchmarks.scale $(PARTS)
+	$(BIN)/python -m benchmarks.docs
+
 bench-operate: $(INSTALLED_DEV) $(PROMETHEUS) $(CHROMIUM) $(DOCKERD)  ## compose, a stranger's path, the page, doctor
 	$(BIN)/python -m benchmarks.operate $(PARTS)
 	$(BIN)/python -m benchmarks.docs
@@ -135,6 +139,7 @@ paper-smoke: $(INSTALLED_DEV) $(FASHION_MNIST) $(TASKS)  ## a minute of them, to
 
 docs: $(INSTALLED_DEV)  ## the page of settings, and the documentation as a site, in var/site
 	$(BIN)/python docs/list_settings.py
+	$(BIN)/python docs/list_families.py
 	$(BIN)/mkdocs build --quiet
 
 # START=families/NAME goes on with its weights
@@ -212,6 +217,9 @@ $(INSTALLED): pyproject.toml $(wildcard deploy/locks/*.txt) | $(COMPILER)
 $(INSTALLED_DEV): $(INSTALLED)
 	$(BIN)/python deploy/install.py dev
 	touch $@
+
+screenshots: $(INSTALLED_DEV) $(CHROMIUM)  ## the page, for the docs
+	$(BIN)/python -m docs.screenshots
 
 lock: $(INSTALLED_DEV)  ## pin what is installed, with hashes; UPGRADE=--upgrade takes the newest
 	$(BIN)/python deploy/lock.py $(UPGRADE)

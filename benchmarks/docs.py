@@ -12,13 +12,16 @@ from benchmarks.main_job import report as main_job
 from benchmarks.operate import report as operate
 from benchmarks.paper import tables as paper
 from benchmarks.parts import REPOSITORY, RESULTS, Table
+from benchmarks.scale import report as scale
 from benchmarks.serving import report as serving
 from benchmarks.sizing import report as sizing
 from benchmarks.start import report as start
 from benchmarks.training import report as training
 from benchmarks.trust import report as trust
 
-PAGES = [REPOSITORY / page for page in ("README.md", "docs/results.md", "docs/paper.md")]
+PAGES = [
+    REPOSITORY / page for page in ("README.md", "docs/results.md", "docs/paper.md", "docs/scale.md")
+]
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "main_job": ("main_job", main_job.main_job),
@@ -34,6 +37,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "importing": ("importing", form.importing),
     "operate": ("operate", operate.operate),
     "interop": ("interop", interop.interop),
+    "scale": ("scale", scale.measured),
+    "scale_simulated": ("scale", scale.simulated),
     "trust_faults": ("trust", trust.faults),
     "trust_endurance": ("trust", trust.endurance),
     "paper_depth": ("paper", paper.depth),

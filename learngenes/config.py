@@ -95,12 +95,19 @@ class NetworkConfig(Frozen):
     sample_size: PositiveInt
     """Height and width of what is denoised: images or latents."""
     in_channels: PositiveInt
+    """1 of grey images, 3 of coloured ones; or those of the latents."""
     patch_size: PositiveInt
+    """Height and width of the patch of them that is one token."""
     width: PositiveInt
+    """Features of a token."""
     num_attention_heads: PositiveInt
+    """Heads, into which the width is divided."""
     num_classes: PositiveInt
+    """Number of classes of the images."""
     depth: Annotated[int, Field(ge=2)]
+    """Layers of the full size."""
     rank: PositiveInt
+    """Components of U and V; up to several times the width."""
     autoencoder: AutoencoderConfig | None = Field(default=None, repr=False)
     """None where the network denoises images."""
 
@@ -170,7 +177,9 @@ class SizeSpace(Frozen):
     """Depths and rank prefixes that a family was trained for."""
 
     depths: Ascending
+    """Numbers of layers that can be served."""
     ranks: Ascending
+    """Numbers of components of U and V that a size may use, the first ones of them."""
 
     @property
     def smallest(self) -> "Size":

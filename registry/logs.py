@@ -18,7 +18,7 @@ def configure_logging(log_format: str) -> None:
     ]
     rendering: list[Processor] = [processors.format_exc_info, processors.JSONRenderer()]
     if log_format == "console":
-        rendering = [structlog.dev.ConsoleRenderer()]
+        rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     last = [stdlib.ProcessorFormatter.remove_processors_meta, *rendering]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))

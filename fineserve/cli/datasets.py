@@ -39,6 +39,13 @@ def create(
             images, name=name or _name(images), family=family, dry_run=dry_run
         )
         _show([task], as_json)
+    if len(task.class_names) == 1:
+        typer.secho(
+            f"all of it is one class, {task.class_names[0]}; for more, put each class's images "
+            "into a folder that is named after it",
+            err=True,
+            fg="yellow",
+        )
     for some in task.skipped:
         examples = ", ".join(some.examples)
         typer.secho(f"skipped, {some.reason}: {some.count} ({examples})", err=True, fg="yellow")

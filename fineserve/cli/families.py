@@ -5,6 +5,7 @@ What needs torch is imported when it is asked for.
 
 import contextlib
 import importlib.util
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -162,16 +163,49 @@ def publish(
 
 
 @cli.command()
+def shapes(
+    network: Annotated[str | None, typer.Argument(help="none lists them")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="write the family there, instead of publishing it")
+    ] = None,
+) -> None:
+    """Try sizing on the shapes of a well-known network: a family of random weights.
+
+    Plans, memory and latency are those of the real network; its pictures are noise, and its
+    quality a formula. A running service has it within a minute.
+    """
+    from learngenes.family.synthetic import SHAPES, millions, sizes_of, write_synthetic_family
+
+    if network is None:
+        for name, each in SHAPES.items():
+            typer.echo(
+                f"{name:14} {each.depth} layers, width {each.width}, {each.tokens} tokens: "
+                f"{millions(each):.0f} million parameters"
+            )
+        return
+    if network not in SHAPES:
+        fail(f"no shapes of {network!r}; there are {', '.join(SHAPES)}")
+    shape = SHAPES[network]
+    if directory is not None:
+        if directory.exists():
+            fail(f"{directory} exists; choose another name, or remove it")
+        write_synthetic_family(directory, shape, sizes_of(shape))
+        typer.echo(
+            f"{directory} is written; FINESERVE_FAMILIES_DIR={directory.parent} fineserve up"
+        )
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        family = Path(folder) / f"{network}-shapes"
+        write_synthetic_family(family, shape, sizes_of(shape))
+        publish(family)
+
+
+@cli.command(hidden=True)
 def synthesise(
     directory: Annotated[Path, typer.Argument(help="where; its last part is the family's name")],
 ) -> None:
-    """Write a family of random weights with the shapes of DiT-XL/2 at 256 x 256, to try sizing."""
-    from learngenes.family.synthetic import write_synthetic_family
-
-    if directory.exists():
-        fail(f"{directory} exists; choose another name, or remove it")
-    write_synthetic_family(directory)
-    typer.echo(f"{directory} is written; FINESERVE_FAMILIES_DIR={directory.parent} fineserve up")
+    """What `shapes dit-xl-2-256 --directory` does; its older name."""
+    shapes("dit-xl-2-256", directory)
 
 
 @cli.command()

@@ -30,3 +30,5 @@ def fineserve() -> None:
 
         configure_logging("console")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
+    for library in ("torchao", "torch.utils._pytree", "diffusers"):  # of kernels that nobody needs
+        logging.getLogger(library).setLevel(logging.ERROR)

@@ -44,6 +44,10 @@ class FamilyError(ValueError):
     """A family cannot be loaded; the message names the file and the remedy."""
 
 
+RANDOM = "random numbers"
+"""Licence of weights that were drawn, not trained."""
+
+
 class FamilyManifest(Frozen):
     schema_version: int
     name: str
@@ -86,6 +90,11 @@ class Family:
     def scales(self) -> Scales:
         """Sigma of the full size."""
         return self.depths[self.full_size.depth]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it has the shapes of a network and random weights, for sizing alone."""
+        return self.manifest.licence == RANDOM
 
     def is_prepared(
         self, size: Size, mode: Mode = Mode.FACTORED, dtype: DType = DType.FLOAT32

@@ -6,26 +6,52 @@ import torch
 
 from learngenes.config import DiffusionConfig, DType, Kind, NetworkConfig, SizeSpace
 from learngenes.data.labelled import LabelledImages
-from learngenes.family.family import FamilyManifest, save_family, write_quality
+from learngenes.family.family import RANDOM, FamilyManifest, save_family, write_quality
 from learngenes.model.dit import Stem
 from learngenes.model.factors import Learngenes
 from learngenes.model.sigma import reference_scales
+from learngenes.sizing.cost import dense_parameters, stem_parameters
 from learngenes.sizing.quality import QualityTable
 
-DIT_XL_2 = NetworkConfig(
-    sample_size=32,
-    in_channels=4,
-    patch_size=2,
-    width=1152,
-    num_attention_heads=16,
-    num_classes=1000,
-    depth=28,
-    rank=1152,
-)
-"""DiT-XL/2 at 256 x 256: 256 tokens of a latent (arXiv 2212.09748, table 1)."""
-DIT_XL_2_SIZES = SizeSpace(
-    depths=tuple(range(4, 29, 2)), ranks=(72, 144, 288, 432, 576, 720, 864, 1008, 1152)
-)
+WIDTHS = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+"""Width, layers and heads of DiT-S, B, L and XL (arXiv 2212.09748, table 1), which SiT shares
+(arXiv 2401.08740)."""
+PARTS_OF_A_RANK = 8
+
+
+def dit(size: str, pixels: int) -> NetworkConfig:
+    """DiT of patches of 2 over latents of an eighth of the image's height."""
+    width, depth, heads = WIDTHS[size]
+    return NetworkConfig(
+        sample_size=pixels // 8,
+        in_channels=4,
+        patch_size=2,
+        width=width,
+        num_attention_heads=heads,
+        num_classes=1000,
+        depth=depth,
+        rank=width,
+    )
+
+
+def sizes_of(network: NetworkConfig) -> SizeSpace:
+    """Every other depth from a seventh on, and eighths of the rank."""
+    step = network.rank // PARTS_OF_A_RANK
+    return SizeSpace(
+        depths=tuple(range(max(2, network.depth // 7), network.depth + 1, 2)),
+        ranks=(step // 2, *range(step, network.rank + 1, step)),
+    )
+
+
+def millions(network: NetworkConfig) -> float:
+    """Millions of parameters of a network without shared layers."""
+    return float(dense_parameters(network, network.depth) + stem_parameters(network)) / 1e6
+
+
+SHAPES = {f"dit-{size}-2-{pixels}": dit(size, pixels) for size in WIDTHS for pixels in (256, 512)}
+"""Networks by the names that people know them by."""
+DIT_XL_2 = SHAPES["dit-xl-2-256"]
+DIT_XL_2_SIZES = sizes_of(DIT_XL_2)
 
 
 def write_synthetic_family(
@@ -48,7 +74,7 @@ def write_synthetic_family(
         "diffusion": DiffusionConfig(),
         "sizes": sizes,
         "class_names": class_names,
-        "licence": "random numbers",
+        "licence": RANDOM,
         "trained_steps": 0,
     }
     owns = {network.depth: scales}

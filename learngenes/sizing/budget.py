@@ -160,7 +160,8 @@ class Training:
     most_steps: int
     seconds: float
     stopped: str
-    """`prepared`: the family holds it; `converged`, `steps`, `time`: what ended it."""
+    """`prepared`: the family holds it; `random`: its weights are random numbers, which learn
+    nothing; `converged`, `steps`, `time`: what ended it."""
     heldout_loss_before: float | None = None
     heldout_loss: float | None = None
 

@@ -1,31 +1,98 @@
-// Two sliders over the Pareto front, the size that a budget gives, and a click to deploy it.
+// A budget, typed, dragged or taken from a card; the size that keeps it; and a click to deploy it.
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { get, post } from "./api.js";
-import { Chart, Figures, Problem, bytes, seconds, share, size, told } from "./parts.js";
+import { Front, upper } from "./front.js";
+import { Figures, Picture, Problem, Table, Word, bytes, seconds, share, size, told } from "./parts.js";
 
 const STEPS = 200;
 const EVERYTHING = { max_mem_gb: 10000 };
-const START = { memory: STEPS, latency: STEPS };
-const REFINEMENTS = { 0: "not", 60: "a minute", 600: "ten minutes", 3600: "an hour" }; // by seconds
+const REFINEMENTS = { 0: "No", 60: "For a minute", 600: "For ten minutes", 3600: "For an hour" }; // by seconds
+const UNITS = { memory: { gb: 1e9, mb: 1e6, kb: 1e3, b: 1, "": 1e9 }, latency: { s: 1, ms: 1e-3, "": 1 } };
+const SHOWN = 4;
 
-// A slider's position from 0 to STEPS on a logarithmic scale, a little beyond both ends.
-function scale(values) {
-  const [low, high] = [Math.min(...values) * 0.9, Math.max(...values) * 1.1];
-  return (position) => low * (high / low) ** (position / STEPS);
+// What somebody typed, in bytes or seconds; null where it says nothing.
+function parsed(kind, text) {
+  const [, number, unit] = text.trim().toLowerCase().match(/^([\d.,]+)\s*([a-z]*)$/) ?? [];
+  const value = Number(number?.replace(",", ".")) * UNITS[kind][unit];
+  return value > 0 && Number.isFinite(value) ? value : null;
 }
 
-function Slider({ label, position, text, onInput }) {
-  return html`<label>
-    ${label} <span class="value">${text}</span>
-    <input type="range" min="0" max=${STEPS} value=${position} aria-valuetext=${text}
-      onInput=${(event) => onInput(Number(event.target.value))} />
-  </label>`;
+// A budget: typed with a unit, or dragged over the range of the sizes.
+function Limit({ kind, label, value, range, format, onChange }) {
+  const [text, setText] = useState(null);
+  const [low, high] = range;
+  const position = Math.round((STEPS * Math.log(value / low)) / Math.log(high / low));
+  const at = Math.min(STEPS, Math.max(0, position));
+  return html`<div class="limit">
+    <label for=${kind}>${label}</label>
+    <input id=${kind} class="typed" type="text" inputmode="decimal" value=${text ?? format(value)} aria-invalid=${text !== null && parsed(kind, text) === null ? "true" : undefined}
+      onInput=${(event) => {
+        setText(event.target.value);
+        const given = parsed(kind, event.target.value);
+        if (given !== null) onChange(given);
+      }} onBlur=${() => setText(null)} />
+    <input type="range" min="0" max=${STEPS} value=${at} aria-label=${`${label}, dragged`} aria-valuetext=${format(value)}
+      onInput=${(event) => onChange(low * (high / low) ** (Number(event.target.value) / STEPS))} />
+  </div>`;
 }
 
-export function Budgets({ id, families }) {
+// The smallest size, the best, and the one that gives most of the best's quality for its memory.
+function presets(front) {
+  const line = upper(front);
+  const [small, best] = [line[0], line.at(-1)];
+  const gain = (p) => (p.quality - small.quality) / (best.quality - small.quality || 1);
+  const cost = (p) => Math.log(p.predicted.memory_bytes / small.predicted.memory_bytes) / (Math.log(best.predicted.memory_bytes / small.predicted.memory_bytes) || 1);
+  const balanced = line.reduce((a, b) => (gain(b) - cost(b) > gain(a) - cost(a) ? b : a));
+  const found = [["Smallest", small], ["Balanced", balanced], ["Best", best]];
+  return found.filter(([, p], i) => found.findIndex(([, other]) => other === p) === i);
+}
+
+const less = (of, than) => (of >= than * 0.995 ? "the whole family" : `${share(1 - of / than)} less than the largest`);
+
+function Card({ name, plan, largest, family, chosen, onTake }) {
+  const { memory_bytes: memory, latency_p95_seconds: latency } = plan.predicted;
+  return html`<button type="button" class="card" aria-pressed=${chosen} onClick=${onTake}>
+    <strong>${name}</strong>
+    ${family && html`<span class="strip">${[0, 1, 2].map((i) => html`<${Picture} family=${family} plan=${plan} label=${Math.floor((i * family.class_names.length) / 3)} pixels=${64} />`)}</span>`}
+    <span class="big">${bytes(memory)}</span>
+    <span class="quiet">${seconds(latency)} · quality ${plan.quality.toFixed(2)}</span>
+    <span class="saves">${less(memory, largest.predicted.memory_bytes)}</span>
+  </button>`;
+}
+
+// The same classes by two sizes, under a divider.
+function Compare({ family, plan, best }) {
+  const [at, setAt] = useState(50);
+  const labels = Array.from({ length: Math.min(SHOWN, family.class_names.length) }, (_, i) => Math.floor((i * family.class_names.length) / SHOWN));
+  const pictures = (of) => labels.map((label) => html`<${Picture} family=${family} plan=${of} label=${label} pixels=${128} />`);
+  const alike = plan.depth === best.depth && plan.rank === best.rank;
+  return html`<figure class="compare">
+    <div class="halves">
+      <div class="half">${pictures(plan)}</div>
+      ${!alike && html`<div class="half over" aria-hidden="true" style=${{ clipPath: `inset(0 0 0 ${at}%)` }}>${pictures(best)}</div>
+        <span class="divider" style=${{ left: `${at}%` }}></span>`}
+    </div>
+    ${!alike && html`<input type="range" min="0" max="100" value=${at} aria-label="Divider between this size and the largest" onInput=${(event) => setAt(Number(event.target.value))} />`}
+    <figcaption class="quiet">${alike ? "Samples of this size." : html`<span>Left: this size.</span> <span>Right: the largest, ${bytes(best.predicted.memory_bytes)}.</span>`} Before its <${Word} of="Σ" /> is retrained.</figcaption>
+  </figure>`;
+}
+
+// What the model takes beside the largest, and the process around either.
+function Saving({ plan, largest }) {
+  const around = Math.max(0, plan.predicted.process_memory_bytes - plan.predicted.memory_bytes);
+  const [ours, most] = [plan.predicted.memory_bytes, largest.predicted.memory_bytes];
+  return html`<div class="saving">
+    <div class="bar" role="img" aria-label=${`This model takes ${bytes(ours)}, the largest ${bytes(most)}`}>
+      <span style=${{ width: `${Math.max(1, (100 * ours) / Math.max(ours, most))}%` }}></span></div>
+    <p class="quiet"><strong>${bytes(ours)}</strong> of the ${bytes(most)} that the largest takes. The process that serves it takes ${bytes(around)} more, once for all its models.</p>
+  </div>`;
+}
+
+export function Budgets({ id, families, live }) {
   const [everything, setEverything] = useState(null);
   const [wanted, setWanted] = useState(undefined); // the service's default family
-  const [positions, setPositions] = useState(START);
+  const [budget, setBudget] = useState(null); // {memory, latency} in bytes and seconds
+  const [work, setWork] = useState({ n: 4, steps: "", guidance: "" });
   const [answer, setAnswer] = useState(null);
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
@@ -34,6 +101,11 @@ export function Budgets({ id, families }) {
   const task = tasks.find((other) => other.id === id);
   const newest = useRef(0);
 
+  const workload = {
+    n: work.n,
+    ...(work.steps && { num_inference_steps: work.steps }),
+    ...(work.guidance && { guidance_scale: work.guidance }),
+  };
   useEffect(() => {
     get("tasks").then((answer) => setTasks(answer.tasks), () => {});
   }, []);
@@ -42,36 +114,43 @@ export function Budgets({ id, families }) {
   }, [task]);
   useEffect(() => {
     let current = true;
-    post("plan", { ...EVERYTHING, family: wanted }).then(
-      (plan) => current && setEverything(plan),
+    post("plan", { ...EVERYTHING, ...workload, family: wanted }).then(
+      (plan) => {
+        if (!current) return;
+        setEverything(plan);
+        setProblem(null);
+        if (plan.family !== everything?.family) setBudget(null);
+      },
       (error) => current && setProblem(error),
     );
     return () => (current = false);
-  }, [families.length, wanted]);
+  }, [families.length, wanted, JSON.stringify(workload)]);
 
   const front = everything?.front ?? [];
-  const memory = front.length ? scale(front.map((p) => p.predicted.memory_bytes))(positions.memory) : 0;
-  const latency = front.length
-    ? scale(front.map((p) => p.predicted.latency_p95_seconds))(positions.latency)
-    : 0;
-  const budget = { max_mem_gb: memory / 1e9, max_latency_ms: latency * 1000, family: everything?.family };
+  const range = (of) => [Math.min(...front.map(of)) * 0.9, Math.max(...front.map(of)) * 1.1];
+  const ranges = front.length && {
+    memory: range((p) => p.predicted.memory_bytes),
+    latency: range((p) => p.predicted.latency_p95_seconds),
+  };
+  const { memory, latency } = budget ?? { memory: ranges?.memory?.[1], latency: ranges?.latency?.[1] };
+  const asked = { max_mem_gb: memory / 1e9, max_latency_ms: latency * 1000, family: everything?.family, ...workload };
   // a refined model has no factors
-  if (refinement) budget.mode = front.every((p) => p.mode === "dense") ? "dense" : "materialised";
+  if (refinement) asked.mode = front.every((p) => p.mode === "dense") ? "dense" : "materialised";
 
   useEffect(() => {
     if (!front.length) return;
     const number = ++newest.current; // answers may overtake each other
-    post("plan", budget).then(
+    post("plan", asked).then(
       (plan) => number === newest.current && (setAnswer(plan), setProblem(null)),
       (error) => number === newest.current && (setAnswer(null), setProblem(error)),
     );
-  }, [everything, positions.memory, positions.latency, refinement]);
+  }, [everything, memory, latency, refinement]);
 
   async function deploy() {
     setBusy(true);
     try {
       const refine = refinement ? { max_seconds: refinement } : undefined;
-      const model = await post("models", { ...budget, refine, task: id || undefined });
+      const model = await post("models", { ...asked, refine, task: id || undefined });
       location.hash = `#models/${model.id}`;
     } catch (error) {
       setProblem(error);
@@ -79,20 +158,30 @@ export function Budgets({ id, families }) {
     setBusy(false);
   }
 
+  const lead = html`<h1>Budgets</h1>
+    <p class="lead">Say what a model may cost. It is cut from one shared set of weights, retrained for a minute, measured against your budget, and served.</p>`;
   if (!everything) {
-    return html`<h1>Budgets</h1>${problem
+    return html`${lead}${problem
       ? html`<${Problem} of=${problem} />`
-      : html`<p aria-busy="true">Asking for the front …</p>`}`;
+      : html`<p aria-busy="true">Asking for the sizes …</p>`}`;
   }
-  const kept = (p) =>
-    p.predicted.memory_bytes <= memory && p.predicted.latency_p95_seconds <= latency;
+  const kept = (p) => p.predicted.memory_bytes <= memory && p.predicted.latency_p95_seconds <= latency;
   const plan = answer?.plan;
   const family = families.find((other) => other.name === everything.family);
+  const largest = front.reduce((a, b) => (b.predicted.memory_bytes > a.predicted.memory_bytes ? b : a));
+  const take = (p) => setBudget({ memory: p.predicted.memory_bytes, latency: Math.max(p.predicted.latency_p95_seconds, ranges.latency[1]) });
+  const exactly = (p) => setBudget({ memory: p.predicted.memory_bytes, latency: p.predicted.latency_p95_seconds });
+  const sampler = live.status?.workers.find((worker) => worker.gauges.device_budget_bytes);
+  const room = sampler && sampler.gauges.device_budget_bytes - (sampler.gauges.device_held_bytes ?? 0);
+  const change = (name) => (event) => setWork({ ...work, [name]: event.target.value && Number(event.target.value) });
+  const isShared = plan && plan.mode !== "dense" && family && !task;
   return html`
-    <h1>Budgets</h1>
-    <p>Set a budget; the best size that keeps it is found as you drag.</p>
+    ${lead}
+    ${family?.licence === "random numbers" && html`<p class="note" role="note"><strong>Shapes alone.</strong> ${family.name} has random weights: memory and latency are those of the real network, quality is a formula, and pictures are noise.</p>`}
+    <div class="cards">${presets(front).map(([name, p]) => html`<${Card} name=${name} plan=${p} largest=${largest} family=${p.mode === "dense" || task ? null : family}
+      chosen=${Math.abs(memory / p.predicted.memory_bytes - 1) < 1e-9} onTake=${() => take(p)} />`)}</div>
     <div class="columns">
-      <section aria-label="Budget">
+      <section aria-label="Budget" class="panel">
         ${tasks.length > 0 && html`<label>Classes
           <select onChange=${(event) => (location.hash = `#budgets/${event.target.value}`)}>
             <option value="" selected=${!task}>the family's own</option>
@@ -100,89 +189,59 @@ export function Budgets({ id, families }) {
           </select>
         </label>`}
         ${families.length > 1 && !task && html`<label>Family
-          <select value=${everything.family} onChange=${(event) => {
-            setPositions(START);
-            setWanted(event.target.value);
-          }}>
+          <select value=${everything.family} onChange=${(event) => setWanted(event.target.value)}>
             ${families.map(({ name }) => html`<option value=${name}>${name}</option>`)}
           </select>
         </label>`}
-        <${Slider} label="Memory" position=${positions.memory} text=${bytes(memory)}
-          onInput=${(to) => setPositions({ ...positions, memory: to })} />
-        <${Slider} label="Latency, 95th percentile" position=${positions.latency} text=${seconds(latency)}
-          onInput=${(to) => setPositions({ ...positions, latency: to })} />
-        <label>Refine every weight, after Σ
-          <select value=${refinement} onChange=${(event) => setRefinement(Number(event.target.value))}>
-            ${Object.entries(REFINEMENTS).map(([s, name]) => html`<option value=${s}>${name}</option>`)}
-          </select>
-        </label>
-        <p class="quiet">For 4 images on ${everything.device_class}; the sampling is chosen with the size.</p>
-        <div aria-live="polite">
-          <${Problem} of=${problem} />
-          ${plan && html`
-            <h2>${size(plan)}</h2>
-            <p class="quiet">${plan.mode}, ${plan.dtype}; ${told(plan.sampling)}</p>
-            <${Figures} of=${{
-              "memory, predicted": bytes(plan.predicted.memory_bytes),
-              [plan.latency_estimated ? "latency, estimated" : "latency, predicted"]:
-                seconds(plan.predicted.latency_p95_seconds),
-              quality: plan.quality.toFixed(4),
-              ...(plan.distance && {
-                "distance to real pictures": plan.distance.toFixed(0),
-                "class accuracy": share(plan.class_accuracy),
-              }),
-            }} />`}
-        </div>
-        <button onClick=${deploy} disabled=${!plan || busy} aria-busy=${busy}>Deploy this size</button>
+        <${Limit} kind="memory" label="Memory" value=${memory} range=${ranges.memory} format=${bytes}
+          onChange=${(to) => setBudget({ memory: to, latency })} />
+        <${Limit} kind="latency" label="Latency, 95th percentile" value=${latency} range=${ranges.latency} format=${seconds}
+          onChange=${(to) => setBudget({ memory, latency: to })} />
+        ${room > 0 && html`<button type="button" class="small machine" onClick=${() => setBudget({ memory: room, latency })}>
+          This machine: ${bytes(room)} free for models, of ${bytes(sampler.gauges.device_budget_bytes)}</button>`}
+        <details>
+          <summary>Images at once, steps, guidance, refinement</summary>
+          <div class="grid">
+            <label>Images at once <input type="number" min="1" max="128" value=${work.n} onChange=${change("n")} /></label>
+            <label>Steps <input type="number" min="1" max="250" placeholder="chosen" value=${work.steps} onChange=${change("steps")} /></label>
+            <label>Guidance <input type="number" min="1" max="20" step="0.1" placeholder="chosen" value=${work.guidance} onChange=${change("guidance")} /></label>
+          </div>
+          <label>Refine every weight, after <${Word} of="Σ" />
+            <select value=${refinement} onChange=${(event) => setRefinement(Number(event.target.value))}>
+              ${Object.entries(REFINEMENTS).map(([s, name]) => html`<option value=${s}>${name}</option>`)}
+            </select>
+          </label>
+        </details>
+        <p class="quiet">On ${everything.device_class}.</p>
       </section>
-      <section aria-label="Sizes">
-        <${Chart}
-          label=${`${front.filter(kept).length} of ${front.length} sizes on the Pareto front keep the budget`}
-          x=${{ title: "memory", format: bytes, log: true }}
-          y=${{ title: "quality", format: (v) => v.toFixed(3) }}
-          series=${[{ label: "keeps the budget" }, { label: "does not", faint: true }, { label: "the plan", ring: true }]}
-          data=${chartData(front, kept, plan)} />
-        ${plan && plan.mode !== "dense" && family && !task && html`<${Samples} family=${family} plan=${plan} />`}
+      <section aria-label="The size that keeps it" class="panel result" aria-live="polite">
+        <${Problem} of=${problem} />
+        ${plan && html`
+          <h2>${size(plan)} <span class="badge">fits: ${percent(plan.predicted.memory_bytes / memory)} of ${bytes(memory)}</span></h2>
+          ${isShared && html`<${Compare} family=${family} plan=${plan} best=${largest.mode === "dense" ? plan : largest} />`}
+          <${Figures} of=${{
+            memory: bytes(plan.predicted.memory_bytes),
+            [plan.latency_estimated ? "latency, estimated" : "latency"]: seconds(plan.predicted.latency_p95_seconds),
+            quality: plan.quality.toFixed(2),
+            ...(plan.class_accuracy !== null && { "right class": share(plan.class_accuracy) }),
+          }} />
+          <${Saving} plan=${plan} largest=${largest} />
+          <p class="quiet"><${Word} of=${plan.mode} />, ${plan.dtype}; ${told(plan.sampling)}.
+            ${answer.binding.length > 0 && ` With more ${answer.binding.map((name) => (name === "max_mem_gb" ? "memory" : name === "max_latency_ms" ? "time" : name)).join(" or ")} it would be better.`}</p>`}
+        <button type="button" disabled=${!plan || busy} aria-busy=${busy} onClick=${deploy}>Deploy this size</button>
       </section>
     </div>
+    <section aria-label="Sizes">
+      <h2>All sizes of ${everything.family}</h2>
+      <${Front} front=${front} kept=${kept} plan=${plan} memory=${memory} onPick=${exactly} />
+    </section>
     <details>
-      <summary>The front as a table</summary>
-      <div class="overflow-auto" tabindex="0" role="region" aria-label="Pareto front"><table>
-        <thead><tr><th scope="col">size</th><th scope="col">mode</th><th scope="col">dtype</th><th scope="col">sampling</th>
-          <th scope="col">memory</th><th scope="col">latency</th><th scope="col">quality</th></tr></thead>
-        <tbody>${front.map((p) => html`<tr>
-          <td>${size(p)}</td><td>${p.mode}</td><td>${p.dtype}</td><td>${told(p.sampling)}</td>
-          <td>${bytes(p.predicted.memory_bytes)}</td>
-          <td>${seconds(p.predicted.latency_p95_seconds)}</td><td>${p.quality.toFixed(4)}</td>
-        </tr>`)}</tbody>
-      </table></div>
+      <summary>As a table</summary>
+      <${Table} label="Pareto front" columns=${["size", "mode", "dtype", "sampling", "memory", "latency", "quality"]} rows=${front.map((p) => [
+        size(p), p.mode, p.dtype, told(p.sampling), bytes(p.predicted.memory_bytes),
+        seconds(p.predicted.latency_p95_seconds), p.quality.toFixed(4),
+      ])} />
     </details>`;
 }
 
-function chartData(front, kept, plan) {
-  const points = [...front].sort((a, b) => a.predicted.memory_bytes - b.predicted.memory_bytes);
-  const same = (p) => plan && JSON.stringify([size(p), p.mode, p.dtype, p.sampling]) === JSON.stringify([size(plan), plan.mode, plan.dtype, plan.sampling]);
-  return [
-    points.map((p) => p.predicted.memory_bytes),
-    points.map((p) => (kept(p) ? p.quality : null)),
-    points.map((p) => (kept(p) ? null : p.quality)),
-    points.map((p) => (same(p) ? p.quality : null)),
-  ];
-}
-
-// Row of the family's sheet of previews: every class at a size that shares U and V, not retrained.
-function Samples({ family, plan }) {
-  const { depths, ranks } = family.sizes;
-  const row = depths.indexOf(plan.depth) * ranks.length + ranks.indexOf(plan.rank);
-  const last = depths.length * ranks.length - 1;
-  const style = {
-    backgroundImage: `url(families/${family.name}/previews.png)`,
-    backgroundPosition: `0 ${(100 * row) / last}%`,
-    aspectRatio: `${family.class_names.length} / 1`,
-  };
-  return html`<figure>
-    <div class="sample" role="img" style=${style}
-      aria-label=${`Samples of ${size(plan)}: ${family.class_names.join(", ")}`}></div>
-    <figcaption class="quiet">Samples at this size, one of each class, before Σ is retrained</figcaption>
-  </figure>`;
-}
+const percent = (value) => `${value >= 0.1 ? Math.round(100 * value) : Number((100 * value).toPrecision(1))} %`;

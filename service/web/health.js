@@ -1,6 +1,6 @@
 // Health of the service at a glance: whether it is ready, its load, its last failures.
-import { html } from "./vendor/preact.js";
-import { Chart, Figures, Problem, State, bytes, moment, share } from "./parts.js";
+import { html, useEffect, useState } from "./vendor/preact.js";
+import { Chart, Figures, Problem, Sparkline, Table, ago, bytes, moment, seconds, share } from "./parts.js";
 
 export function Health({ live, past }) {
   const { status } = live;
@@ -18,42 +18,62 @@ export function Health({ live, past }) {
       "waiting to be sampled": status.queues.sample,
       "builds under way": status.active_models,
       "generations under way": status.active_generations,
+      "last contact": html`<${Contact} at=${past.at(-1)?.at} />`,
       "held by Redis": bytes(status.redis_memory_bytes),
       "free for artifacts": bytes(status.store_disk_free_bytes),
     }} />
+    <div class="sparks">
+      <${Sparkline} label="waiting and running" values=${past.map(({ waiting }) => waiting)} format=${count} />
+      <${Sparkline} label="images a second" values=${past.map(({ images }) => images)} format=${(v) => (v === null ? "–" : v.toFixed(1))} />
+      <${Sparkline} label="device memory" values=${past.map(({ held }) => held)} format=${bytes} />
+      <${Sparkline} label="memory of the workers" values=${past.map(({ resident }) => resident)} format=${bytes} />
+      <${Sparkline} label="kernels compiled" values=${past.map(({ compiled }) => compiled)} format=${(v) => (v === null ? "–" : share(v))} />
+    </div>
+    <p class="quiet">Since this page was opened; <a href="metrics">Prometheus' metrics</a> go further back.</p>
     <h2>Workers</h2>
-    <div class="overflow-auto" tabindex="0" role="region" aria-label="Workers"><table>
-      <thead><tr><th scope="col">queue</th><th scope="col">process</th><th scope="col">device</th>
-        <th scope="col">models there</th><th scope="col">device memory, held · budget</th>
-        <th scope="col">running · waiting</th><th scope="col">compiled</th><th scope="col">resident</th></tr></thead>
-      <tbody>${status.workers.map(({ queue, name, device_class, gauges, problem }) => html`<tr key=${name}>
-        <th scope="row">${queue}</th><td>${name}${problem && html`<br /><small>${problem}</small>`}</td><td>${device_class}</td>
-        <td>${gauges.engine_models ?? "–"}</td>
-        <td>${bytes(gauges.device_held_bytes)} · ${bytes(gauges.device_budget_bytes)}</td>
-        <td>${gauges.engine_running ?? "–"} · ${gauges.engine_waiting ?? "–"}</td>
-        <td>${share(gauges.engine_compiled)}</td>
-        <td>${bytes(gauges.process_resident_bytes)}</td>
-      </tr>`)}</tbody>
-    </table></div>
+    <${Table} label="Workers"
+      columns=${["queue", "process", "device", "models there", "device memory, held · budget", "running · waiting", "compiled", "resident"]}
+      rows=${status.workers.map(({ queue, name, device_class, gauges, problem }) => [
+        queue,
+        html`<span>${name}${problem && html`<br /><small>${problem}</small>`}</span>`,
+        device_class,
+        gauges.engine_models ?? "–",
+        `${bytes(gauges.device_held_bytes)} · ${bytes(gauges.device_budget_bytes)}`,
+        `${gauges.engine_running ?? "–"} · ${gauges.engine_waiting ?? "–"}`,
+        share(gauges.engine_compiled),
+        bytes(gauges.process_resident_bytes),
+      ])} />
     <${Elastic} past=${past} />
     <h2>Device profiles</h2>
-    <div class="overflow-auto" tabindex="0" role="region" aria-label="Device profiles"><table>
-      <thead><tr><th scope="col">family</th><th scope="col">device</th><th scope="col">latency</th>
-        <th scope="col">since</th><th scope="col">corrected by models</th><th scope="col">by a factor of</th></tr></thead>
-      <tbody>${status.profiles.map((profile) => html`<tr key=${profile.family + profile.device_class}>
-        <th scope="row">${profile.family}</th><td>${profile.device_class}</td>
-        <td>${profile.estimated ? "estimated, until nobody asks for images" : "measured"}</td>
-        <td>${new Date(profile.measured_at).toLocaleString()}</td><td>${profile.observations}</td>
-        <td>${profile.speed_correction.toFixed(2)}</td>
-      </tr>`)}</tbody>
-    </table></div>
+    <${Table} label="Device profiles"
+      columns=${["family", "device", "latency", "since", "corrected by models", "by a factor of"]}
+      rows=${status.profiles.map((profile) => [
+        profile.family,
+        profile.device_class,
+        profile.estimated ? "estimated, until nobody asks for images" : "measured",
+        ago(profile.measured_at),
+        profile.observations,
+        profile.speed_correction.toFixed(2),
+      ])} />
     <h2>Last failures</h2>
     ${status.failures.length
       ? html`<ul>${status.failures.map((failure) => html`<li>
-          <span class="quiet">${moment(failure.at)}</span> ${failure.kind} <code>${failure.id}</code>:
+          <span class="quiet">${moment(failure.at)}</span> ${failure.kind} ${failure.kind === "model" ? html`<a href=${`#models/${failure.id}`}><code>${failure.id}</code></a>` : html`<code>${failure.id}</code>`}:
           ${failure.error}</li>`)}</ul>`
       : html`<p class="quiet">None.</p>`}
     <p><a href="metrics">Metrics for Prometheus</a> · <a href="docs">API</a></p>`;
+}
+
+const count = (value) => (value === null ? "–" : String(value));
+
+// Seconds since the service said something.
+function Contact({ at }) {
+  const [, tick] = useState(0);
+  useEffect(() => {
+    const timer = setInterval(() => tick((n) => n + 1), 1000);
+    return () => clearInterval(timer);
+  }, []);
+  return at ? `${seconds(Math.max(0, Math.round((Date.now() - at) / 1000)))} ago`.replace("0 ms ago", "now") : "–";
 }
 
 // How deep elastic requests are served while this page is open: a crowd makes it sink, and it rises again.

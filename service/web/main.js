@@ -9,16 +9,35 @@ import { SignIn } from "./signin.js";
 import { Tasks } from "./tasks.js";
 
 const VIEWS = { budgets: Budgets, models: Models, playground: Playground, tasks: Tasks, health: Health };
+const NAMES = { tasks: "Your images" };
 const MOST_MOMENTS = 300;
-// What the load chart draws of a status, by the worker that serves most.
-function seen({ workers }) {
+const LOOK_MILLISECONDS = 2000;
+// What the charts draw of a moment; of elastic requests, by the worker that serves most.
+function seen({ workers, queues, active_generations: running }, images, before) {
+  const sum = (name) => {
+    const told = workers.map(({ gauges }) => gauges[name]).filter((value) => value !== undefined);
+    return told.length ? told.reduce((a, b) => a + b) : null;
+  };
+  const made = Object.values(images).reduce((a, b) => a + b, 0);
+  const passed = before ? (Date.now() - before.at) / 1000 : 0;
+  const more = {
+    made,
+    waiting: queues.build + queues.sample + running,
+    images: passed ? Math.max(0, made - before.made) / passed : null,
+    held: sum("device_held_bytes"),
+    resident: sum("process_resident_bytes"),
+    compiled: workers.map(({ gauges }) => gauges.engine_compiled).find((value) => value !== undefined) ?? null,
+  };
   const rates = workers.map(({ gauges }) => gauges.elastic_rate ?? 0);
   const busiest = workers[rates.indexOf(Math.max(0, ...rates))]?.gauges ?? {};
   const rate = rates.reduce((sum, each) => sum + each, 0);
-  return { at: Date.now(), rate, depth: rate > 0 ? busiest.elastic_depth ?? null : null };
+  return { ...more, at: Date.now(), rate, depth: rate > 0 ? busiest.elastic_depth ?? null : null };
 }
 
-const address = () => location.hash.slice(1).split("/");
+const address = () => {
+  const [view, ...rest] = location.hash.slice(1).split("/");
+  return [view, rest.join("/")];
+};
 
 function App() {
   const [[view, id], setAddress] = useState(address());
@@ -26,6 +45,7 @@ function App() {
   const [past, setPast] = useState([]);
   const [families, setFamilies] = useState([]);
   const [locked, setLocked] = useState(false);
+  const [gone, setGone] = useState(false);
   const familyNames = (live.status?.families ?? []).join();
 
   useEffect(() => {
@@ -40,12 +60,19 @@ function App() {
   useEffect(() => follow("status/events", {
     snapshot: (now) => {
       setLive((before) => (now.status ? now : { ...before, status: null, lost: true }));
-      if (now.status) setPast((before) => [...before, seen(now.status)].slice(-MOST_MOMENTS));
+      if (now.status) setPast((before) => [...before, seen(now.status, now.images, before.at(-1))].slice(-MOST_MOMENTS));
     },
   }), []);
   useEffect(() => {
+    const timer = setInterval(async () => {
+      const answered = await fetch("healthz", { signal: AbortSignal.timeout(LOOK_MILLISECONDS) }).then((answer) => answer.ok, () => false);
+      setGone(!answered);
+    }, LOOK_MILLISECONDS);
+    return () => clearInterval(timer);
+  }, []);
+  useEffect(() => {
     get("families").then((answer) => setFamilies(answer.families), () => {});
-  }, [familyNames]);
+  }, [familyNames, gone]);
 
   async function signOut() {
     await request("DELETE", "session");
@@ -62,11 +89,11 @@ function App() {
     }}>To the content</a>
     <header class="container">
       <nav aria-label="Views">
-        <ul><li class="brand">fineserve</li></ul>
+        <ul><li class="brand"><a href="#budgets"><img src="page/icon.svg" alt="" width="26" height="26" /> <span>fineserve</span></a></li></ul>
         <ul>
           ${Object.keys(VIEWS).map((other) => html`<li>
             <a href=${`#${other}`} aria-current=${other === name ? "page" : undefined}>
-              ${other[0].toUpperCase() + other.slice(1)}
+              ${NAMES[other] ?? other[0].toUpperCase() + other.slice(1)}
             </a>
           </li>`)}
           <li><a href="docs">API</a></li>
@@ -78,8 +105,9 @@ function App() {
         </ul>
       </nav>
     </header>
+    ${gone && html`<p class="gone" role="alert">The service does not answer. This page looks again every two seconds, and goes on by itself.</p>`}
     <main class="container" id="main" tabindex="-1">
-      <${View} key=${view === "models" && id} id=${id} live=${live} past=${past} families=${families} />
+      <${View} key=${name === "models" && id} id=${id} live=${live} past=${past} families=${families} />
     </main>`;
 }
 

@@ -1,5 +1,5 @@
 // Parts that several views share.
-import { html, useEffect, useRef } from "./vendor/preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import uPlot from "./vendor/uplot.js";
 
 export function bytes(value) {
@@ -29,6 +29,82 @@ export function told(sampling) {
   return `${steps} steps of ${scheduler}, ${scale > 1 ? `guided ${scale}×${by}${when}` : "unguided"}`;
 }
 
+// Words of the trade, told where somebody points at them.
+const WORDS = {
+  Σ: "A few thousand scales of a model's own: each of its layers is U · Σ · V, and U and V are the family's",
+  rank: "How many of the family's shared components a layer uses",
+  quality: "Share of the way from the family's worst pictures to real ones that this size has gone",
+  latency: "Seconds for one batch, which 95 of 100 batches keep",
+  materialised: "Every weight is written out: faster, and larger",
+  factored: "Weights are kept as U, Σ and V: smaller, and slower",
+  dense: "An imported model's own layers, of which some are left out",
+  revision: "Revision 0 is served as soon as it is assembled; the next one has been retrained",
+};
+export const Word = ({ of, children }) => html`<abbr title=${WORDS[of] ?? WORDS[of.toLowerCase()]}>${children ?? of}</abbr>`;
+
+// How people tell models apart.
+export const title = ({ family, plan }) =>
+  `${family} · ${bytes(plan.predicted.memory_bytes)} · ${plan.dtype}`;
+
+export function ago(date) {
+  const minutes = (Date.now() - new Date(date)) / 60000;
+  if (minutes < 1) return "just now";
+  if (minutes < 60) return `${Math.round(minutes)} min ago`;
+  return minutes < 48 * 60 ? `${Math.round(minutes / 60)} h ago` : new Date(date).toLocaleDateString();
+}
+
+export function Copy({ text }) {
+  const [done, setDone] = useState(false);
+  return html`<button type="button" class="small" onClick=${async () => {
+    await navigator.clipboard.writeText(text);
+    setDone(true);
+    setTimeout(() => setDone(false), 1500);
+  }}>${done ? "Copied" : "Copy"}</button>`;
+}
+
+// One class at one size from the family's sheet of previews, which has a row for each shared size.
+export function Picture({ family, plan, label = 0, pixels = 64, alt = "" }) {
+  const { depths, ranks } = family.sizes;
+  const row = depths.indexOf(plan.depth) * ranks.length + ranks.indexOf(plan.rank);
+  const rows = depths.length * ranks.length;
+  const columns = family.class_names.length;
+  if (plan.mode === "dense" || row < 0) return null;
+  const part = (i, of) => `${of > 1 ? (100 * i) / (of - 1) : 0}%`;
+  const style = {
+    width: `${pixels}px`,
+    height: `${pixels}px`,
+    backgroundImage: `url(families/${family.name}/previews.png)`,
+    backgroundSize: `${100 * columns}% ${100 * rows}%`,
+    backgroundPosition: `${part(label, columns)} ${part(row, rows)}`,
+  };
+  return html`<span class="picture" style=${style} role="img" aria-label=${alt || `${family.class_names[label]}, a sample of ${size(plan)}`}></span>`;
+}
+
+// A table, whose rows are cards on a narrow screen; the first cell names its row.
+export function Table({ label, columns, rows }) {
+  return html`<div class="overflow-auto" tabindex="0" role="region" aria-label=${label}><table>
+    <thead><tr>${columns.map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
+    <tbody>${rows.map(([first, ...cells]) => html`<tr>
+      <th scope="row" data-label=${columns[0]}>${first}</th>
+      ${cells.map((cell, i) => html`<td data-label=${columns[i + 1]}>${cell}</td>`)}
+    </tr>`)}</tbody>
+  </table></div>`;
+}
+
+// A line of numbers over time; gaps where there is none.
+export function Sparkline({ label, values, format, now }) {
+  const known = values.filter((value) => value !== null && value !== undefined);
+  const top = Math.max(...known, 1e-9);
+  const x = (i) => (100 * i) / Math.max(1, values.length - 1);
+  const points = values.map((value, i) => [x(i), value === null || value === undefined ? null : 23 - 21 * (value / top)]);
+  const path = points.map(([at, y], i) => (y === null ? "" : `${i && points[i - 1][1] !== null ? "L" : "M"}${at.toFixed(1)} ${y.toFixed(1)}`)).join("");
+  const last = known.at(-1);
+  return html`<figure class="spark" role="img" aria-label=${`${label}: ${format(last ?? null)} now, at most ${format(known.length ? top : null)} lately`}>
+    <figcaption>${label}</figcaption><strong>${now ?? format(last ?? null)}</strong>
+    <svg viewBox="0 0 100 24" preserveAspectRatio="none" aria-hidden="true"><path d=${path} /></svg>
+  </figure>`;
+}
+
 export const moment = (text) => new Date(text).toLocaleTimeString();
 export const png = (b64) => `data:image/png;base64,${b64}`;
 
@@ -40,7 +116,7 @@ export const Problem = ({ of }) =>
 export function Figures({ of }) {
   const entries = Object.entries(of);
   return html`<dl class="figures">
-    ${entries.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
+    ${entries.map(([name, value]) => html`<div><dt>${name.split(",")[0] in WORDS ? html`<${Word} of=${name.split(",")[0]}>${name}<//>` : name}</dt><dd>${value}</dd></div>`)}
   </dl>`;
 }
 

@@ -70,6 +70,11 @@ def test_the_page_of_settings_is_that_of_the_class() -> None:
     assert page() == (ROOT / "docs" / "settings.md").read_text()
 
 
+def test_the_page_of_families_is_that_of_their_files() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "list_families.py"))["page"]
+    assert page() == (ROOT / "docs" / "families.md").read_text()
+
+
 def test_the_page_of_bounds_is_that_of_the_code_and_names_tests_that_there_are() -> None:
     listed = runpy.run_path(str(ROOT / "docs" / "list_bounds.py"))
     assert listed["page"]() == (ROOT / "docs" / "bounds.md").read_text()

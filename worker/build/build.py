@@ -180,7 +180,9 @@ class _Build:
         own = self._begun()
         served: dict[str, object]
         while True:
-            if self.data is not None or not self.family.is_prepared(*self._variant):
+            if self.family.is_random:
+                training = Training(0, 0, 0.0, "random")
+            elif self.data is not None or not self.family.is_prepared(*self._variant):
                 self._change(status=ModelStatus.RETRAINING)
                 with metrics.timed(metrics.BUILD_PHASE.labels("retraining")):
                     own, training = self._retrain(own)

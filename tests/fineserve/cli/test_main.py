@@ -1,4 +1,3 @@
-import functools
 import json
 import os
 import subprocess
@@ -9,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fineserve.embedded import Embedded, EmbeddedError, programs, supervisor_config
-from learngenes.config import NetworkConfig, SizeSpace
+from learngenes.config import NetworkConfig
 from learngenes.family.family import load_family
-from learngenes.family.synthetic import write_synthetic_family
+from learngenes.family.synthetic import SHAPES
 from registry.published import published
 from registry.settings import Settings
 from registry.store import DirectoryStore, open_store
@@ -137,19 +136,23 @@ def test_calibrate_names_what_is_corrupt(families_dir: Path) -> None:
     assert "stem.safetensors is corrupt" in told
 
 
-def test_synthesise_writes_a_family_and_no_second_one(
-    network: NetworkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_shapes_are_written_or_published(
+    deployed: Settings, network: NetworkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = functools.partial(
-        write_synthetic_family, network=network, sizes=SizeSpace(depths=(2, 4), ranks=(8, 48))
-    )
-    monkeypatch.setattr("learngenes.family.synthetic.write_synthetic_family", small)
-    directory = tmp_path / "synthetic" / "small"
-    told = run("synthesise", str(directory)).output
+    assert "dit-xl-2-512" in run("shapes").output
+    for name in ("dit-s-2-256", "dit-xl-2-256"):
+        monkeypatch.setitem(SHAPES, name, network)  # which is small
+    directory = tmp_path / "shapes" / "small"
+    told = run("shapes", "dit-s-2-256", "--directory", str(directory)).output
     assert f"FINESERVE_FAMILIES_DIR={directory.parent} fineserve up" in told
     assert load_family(directory).manifest.name == "small"
     again = run("synthesise", str(directory), exit_code=1).output
     assert "exists; choose another name" in again
+    assert "there are dit-s-2-256" in run("shapes", "dit-xl", exit_code=1).output
+    run("shapes", "dit-s-2-256")
+    runtime = Runtime.start(deployed)
+    assert runtime.take_published() == ["dit-s-2-256-shapes"]
+    assert runtime.family("dit-s-2-256-shapes").is_random
 
 
 def test_gc_deletes_what_can_be_made_again() -> None:

@@ -5,7 +5,13 @@ import torch
 
 from learngenes.config import DType, Mode, NetworkConfig, SizeSpace
 from learngenes.family.family import Family, load_family
-from learngenes.family.synthetic import DIT_XL_2, DIT_XL_2_SIZES, write_synthetic_family
+from learngenes.family.synthetic import (
+    DIT_XL_2,
+    DIT_XL_2_SIZES,
+    SHAPES,
+    millions,
+    write_synthetic_family,
+)
 from learngenes.sizing.budget import Constraints, Workload
 from learngenes.sizing.cost import learngene_parameters
 from learngenes.sizing.solver import Candidates, solve
@@ -26,6 +32,7 @@ def test_it_loads_like_any_other(random_family: Family, network: NetworkConfig) 
     assert (manifest.network, manifest.sizes) == (network, SIZES)
     assert len(manifest.class_names) == network.num_classes
     assert manifest.trained_steps == 0
+    assert random_family.is_random
     assert random_family.limited_data.images.shape[1:] == (3, 8, 8)
 
 
@@ -66,5 +73,9 @@ def test_its_images_are_of_its_classes(random_family: Family, network: NetworkCo
 def test_by_default_it_has_the_shape_of_dit_xl_2() -> None:
     assert learngene_parameters(DIT_XL_2, DIT_XL_2_SIZES.ranks[-1]) == 23 * 1152 * 1152
     assert DIT_XL_2.tokens == 256
+    assert SHAPES["dit-xl-2-512"].tokens == 1024
+    published = {"s": 33, "b": 130, "l": 458, "xl": 675}  # arXiv 2212.09748, table 4
+    for size, parameters in published.items():
+        assert millions(SHAPES[f"dit-{size}-2-256"]) == pytest.approx(parameters, rel=0.02)
     assert DIT_XL_2_SIZES.depths[-1] == DIT_XL_2.depth
     assert DIT_XL_2_SIZES.ranks[-1] == DIT_XL_2.rank
