@@ -36,7 +36,7 @@ a table of how good each size is). Made from `families/` and the configuration's
 |---|---|---|---|---|---|---|
 """
 CONFIGURATION = """
-Samples of each: `families/NAME/samples.png`. What each size is worth: `quality.json`, which plans
+Beside each are its samples (`samples.png`) and what each size is worth (`quality.json`), which plans
 quote.
 
 ## The file that trains one

@@ -14,7 +14,7 @@ import torch
 from obstore.store import MemoryStore
 
 from learngenes.config import DType, Kind, Mode
-from learngenes.family.family import save_family, write_quality
+from learngenes.family.family import RANDOM, save_family, write_quality
 from learngenes.model.dense import materialised
 from learngenes.model.factors import DenseLayers
 from learngenes.training.retrain import retrain
@@ -65,6 +65,18 @@ def test_a_queued_model_becomes_ready(runtime: Runtime, make_model: MakeModel) -
     order = ["queued", "assembling", "retraining", "verifying", "ready"]
     assert list(dict.fromkeys(statuses(runtime, model_id))) == order
     assert not runtime.repository.models.leased(model_id)
+
+
+def test_random_weights_are_only_measured(runtime: Runtime, families_dir: Path) -> None:
+    file = families_dir / "tiny" / "family.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "licence": RANDOM}))
+    begun = Runtime.start(runtime.settings)
+    keep_profile(begun.repository, made_up_profile(begun.family("tiny")))
+    asked = queued_model(device_class=begun.device_class, depth=2, rank=8)
+    record = build(begun, begun.repository.models.create(asked).id, retrain=None)
+    assert (record.status, record.training.stopped) == ("ready", "random")
+    assert record.measured is not None
 
 
 def test_a_prepared_size_is_only_measured(runtime: Runtime, families_dir: Path) -> None:
