@@ -36,8 +36,8 @@ a table of how good each size is). Made from `families/` and the configuration's
 |---|---|---|---|---|---|---|
 """
 CONFIGURATION = """
-Beside each are its samples (`samples.png`) and what each size is worth (`quality.json`), which plans
-quote.
+Beside each are its samples (`samples.png`) and what each size is worth (`quality.json`), which
+plans quote.
 
 ## The file that trains one
 

@@ -105,7 +105,8 @@ def against_diffusers(family: Family) -> Figures:
     timesteps = torch.linspace(0, 999, 8).long()
     labels = torch.arange(8)
     differences = {}
-    for size in (Size(depth=2, rank=32), Size(depth=5, rank=128), family.full_size):
+    rank = family.full_size.rank
+    for size in (Size(depth=2, rank=rank), Size(depth=5, rank=rank), family.full_size):
         model = family.assemble(family.scales_of(size), Mode.MATERIALISED)
         with torch.no_grad():
             theirs = to_diffusers(model)(x, timestep=timesteps, class_labels=labels).sample

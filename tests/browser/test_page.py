@@ -46,19 +46,19 @@ def test_a_budget_is_dragged_and_deployed(page: Page) -> None:
     page.goto("/")
     heading(page, "Budgets")
     plan = page.get_by_role("heading", level=2).first
-    expect(plan).to_have_text("depth 12, rank 256")
+    expect(plan).to_contain_text("depth 12, rank 256")
     samples = page.get_by_role("img", name=re.compile("a sample of depth 12, rank 256"))
     expect(samples.first).to_be_visible()
     memory = page.get_by_label("Memory, dragged")
     box = memory.bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.1, box["y"] + box["height"] / 2)
-    expect(plan).not_to_have_text("depth 12, rank 256")
+    expect(plan).not_to_contain_text("depth 12, rank 256")
     press(page, "Deploy this size")
     expect(page).to_have_url(re.compile("#models/m-"))
     expect(page.locator("main .state").first).to_have_text("ready", timeout=90_000)
     expect(page.get_by_text("budget kept")).to_be_visible()
-    expect(page.get_by_role("img", name=re.compile("Held-out loss from"))).to_be_visible()
+    expect(page.get_by_text("Nothing to train")).to_be_visible()
     press(page, "Sample every class")
     expect(page.locator(".images img")).to_have_count(10)
 
@@ -138,7 +138,7 @@ def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("no size fits")
     expect(page.get_by_role("button", name="Deploy this size")).to_be_disabled()
     page.keyboard.press("End")
-    expect(page.get_by_role("heading", level=2).first).to_have_text("depth 12, rank 256")
+    expect(page.get_by_role("heading", level=2).first).to_contain_text("depth 12, rank 256")
     page.keyboard.press("Tab")
     expect(page.get_by_role("textbox", name="Latency")).to_be_focused()
     page.keyboard.type("0.2 ms")
@@ -165,8 +165,8 @@ def test_a_budget_is_typed_with_its_unit(page: Page) -> None:
     expect(page.get_by_text(re.compile("^fits: .* of 4.00 GB"))).to_be_visible()
     memory.fill("nonsense")
     expect(memory).to_have_attribute("aria-invalid", "true")
-    memory.fill("1.6 mb")
-    expect(page.get_by_text(re.compile("^fits: .* of 1.60 MB"))).to_be_visible()
+    memory.fill("2.2 mb")
+    expect(page.get_by_text(re.compile("^fits: .* of 2.20 MB"))).to_be_visible()
     page.get_by_role("button", name=re.compile("^This machine")).click()
     expect(page.get_by_text(re.compile(r"^fits: .* of \d+\.?\d* GB"))).to_be_visible()
 
@@ -221,8 +221,10 @@ def test_the_same_seeds_from_two_models(page: Page, models: list[str]) -> None:
     page.get_by_label("Steps", exact=True).fill("250")
     page.get_by_label("Images").fill("100")
     press(page, "Generate")
-    press(page, "Cancel")
-    expect(page.get_by_role("alert").first).to_contain_text("cancelled", timeout=60_000)
+    for run in page.get_by_role("button", name="Cancel").all():
+        run.click()
+    cancelled = page.get_by_role("alert").filter(has_text="cancelled")
+    expect(cancelled).to_have_count(len(models), timeout=60_000)
 
 
 def test_a_family_is_asked_within_seconds(page: Page, shipped: Deployment) -> None:
