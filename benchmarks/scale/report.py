@@ -22,6 +22,12 @@ def measured(result: Figures) -> Table:
             POST /models to the first image, more than with a directory | ≤ 1 s \
                 | {store["first_image_seconds_more"]:+.2f} s"""
         )
+    if known := parts.get("constants"):
+        table += rows(
+            f"""Redis, for one request: commands · time of its one thread | \
+                | {known["redis_commands_a_request"]:.0f} \
+                · {1000 * known["cpu_seconds_a_request"]["redis"]:.1f} ms"""
+        )
     if hosts := parts.get("hosts"):
         errors = hosts["errors"]
         table += rows(

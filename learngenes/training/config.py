@@ -34,7 +34,7 @@ class TrainingConfig(Frozen):
     depths_from: float = Field(0.6, ge=0, le=1)
     """Share of the steps after which smaller depths are trained, too; 1 trains none."""
     batch_size: PositiveInt = 128
-    """Images in each step, of all processes together."""
+    """Images of each process in each step."""
     learning_rate: PositiveFloat = 5e-3
     """Learning rate of AdamW for the stem and biases, at the end of the warm-up."""
     sigma_learning_rate: PositiveFloat = 2e-2

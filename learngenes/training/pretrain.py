@@ -222,16 +222,25 @@ class Pretraining:
         assert isinstance(network, FactorisedDiT)
         return network
 
+    @property
+    def batch_of_all(self) -> int:
+        """Images of a step of all processes together."""
+        return self.config.training.batch_size * self.accelerator.num_processes
+
     def _train_step(self) -> float:
         training = self.config.training
         first = training.seed * 1_000
-        shared = step_generator(first, self.step)  # the depth is the same on every process
-        own = step_generator(first + 1 + self.accelerator.process_index, self.step)
-        images, labels = (
-            t.to(self.accelerator.device)
-            for t in self.images.drawn(training.batch_size, training.null_class_probability, own)
+        depths = step_generator(first, self.step)
+        drawing = step_generator(first + 1, self.step)
+        # all processes draw the batch of all, and each takes its part: one of them with that batch
+        # would train alike
+        images, labels = self.images.drawn(
+            self.batch_of_all, training.null_class_probability, drawing
         )
-        noisy, timesteps, target = training_batch(self.process, images, own)
+        whole = training_batch(self.process, images.to(self.accelerator.device), drawing)
+        part = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        noisy, timesteps, target = (tensor[part] for tensor in whole)
+        labels = labels[part].to(self.accelerator.device)
 
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate_share(training, self.step)
@@ -255,7 +264,7 @@ class Pretraining:
                 loss, prediction = backward(full, target)
             if self.teacher is None:
                 target = torch.lerp(target, prediction, training.distillation)
-            backward(self._drawn_depth(shared), target)
+            backward(self._drawn_depth(depths), target)
         self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip_norm)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
@@ -312,7 +321,7 @@ class Pretraining:
 
     def _write_log(self, figures: dict[str, object]) -> None:
         if self.accelerator.is_main_process:
-            images = self.before.images + self.step * self.config.training.batch_size
+            images = self.before.images + self.step * self.batch_of_all
             entry = {"step": self.before.steps + self.step, "images": images, **figures}
             with (self.directory / LOG).open("a") as file:
                 file.write(json.dumps(entry) + "\n")

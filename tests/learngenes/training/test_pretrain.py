@@ -1,7 +1,10 @@
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,17 +278,44 @@ def test_an_unknown_option_is_refused(configure: Configure) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_family(config_file: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_and_go_on_when_one_was_killed(
+    configure: Configure, config_file: Path, tmp_path: Path
+) -> None:
+    steps = {"training.steps": 200, "training.checkpoint_every_steps": 20}
+    batch = configure(steps).training.batch_size
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--cpu", "--num_processes", "2", "--mixed_precision", "no", "--num_machines", "1"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
         *("-m", "fineserve", "pretrain", str(config_file)),
         *("--work", str(tmp_path / "work"), "--family", str(tmp_path / "family")),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as first:
+        while not (tmp_path / "work" / "checkpoint.safetensors").exists():
+            assert first.poll() is None, first.stderr and first.stderr.read()
+            time.sleep(0.05)
+        children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        first.communicate(timeout=120)
+    assert first.returncode, "it ends, and does not wait for the dead"
+    assert not (tmp_path / "family").exists()
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, timeout=240
+    )
     assert done.returncode == 0, done.stderr
-    assert load_family(tmp_path / "family").manifest.trained_steps == 10
-    assert len(entries(tmp_path / "family")) == 7
+    assert load_family(tmp_path / "family").manifest.trained_steps == 200
+    alone = {**steps, "training.batch_size": 2 * batch}
+    config = write_config(tmp_path / "both.toml", tmp_path / "images", CONFIG, alone)
+    words = ["--work", str(tmp_path / "alone"), "--family", str(tmp_path / "family-alone")]
+    run("pretrain", str(config), *words)
+    ours, theirs = (entries(tmp_path / name) for name in ("family", "family-alone"))
+    for two, one in zip(ours, theirs, strict=True):
+        assert (two["step"], two["images"]) == (one["step"], one["images"])
+        assert _losses(two) == pytest.approx(_losses(one), rel=0.1), "the same curve"
+
+
+def _losses(entry: dict[str, Any]) -> dict[str, float]:
+    held = entry.get("heldout_loss", {})
+    return {**held, **({"train": entry["train_loss"]} if "train_loss" in entry else {})}
 
 
 def test_a_run_goes_on_with_its_classes_in_their_order(
