@@ -225,7 +225,8 @@ class Pretraining:
     @property
     def batch_of_all(self) -> int:
         """Images of a step of all processes together."""
-        return self.config.training.batch_size * self.accelerator.num_processes
+        processes: int = self.accelerator.num_processes
+        return self.config.training.batch_size * processes
 
     def _train_step(self) -> float:
         training = self.config.training
