@@ -154,7 +154,7 @@ def publish(
     from registry.store import open_store
 
     loaded = _loaded(family)
-    name = family.resolve().name
+    name = loaded.manifest.name
     try:
         put(open_store(get_settings()), family, name, loaded.fingerprint)
     except (StorageFull, StoreAway, StoreRefuses) as error:
