@@ -10,10 +10,12 @@ PARTS = {
     "prediction": simulation.prediction,
     "hosts": hosts.two_over_one,
     "kills": faults.kills,
+    "failover": faults.failover,
     "simulation": simulation.beyond,
 }
 SUMMARY = {
-    "kills": ("lost", "doubled", "corrupt", "failover_seconds"),
+    "kills": ("lost", "doubled", "corrupt"),
+    "failover": ("failover_seconds",),
     "store": ("s3_over_directory", "first_image_seconds_more"),
     "hosts": ("two_hosts_over_one", "simulation_error"),
     "simulation": ("simulated_hosts", "saturates_first"),

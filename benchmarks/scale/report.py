@@ -11,9 +11,12 @@ def measured(result: Figures) -> Table:
         table += rows(
             f"""{kills["kills"]} SIGKILLs over two hosts: lost · doubled · corrupt, of \
                 {kills["accepted"]:,} accepted | 0 · 0 · 0 \
-                | {kills["lost"]} · {kills["doubled"]} · {kills["corrupt"]}
-            a host dies that makes an image: until the other has made it | \
-                | {kills["failover_seconds"]:g} s"""
+                | {kills["lost"]} · {kills["doubled"]} · {kills["corrupt"]}"""
+        )
+    if over := parts.get("failover"):
+        table += rows(
+            f"""a host dies that makes images: until the other has begun them | \
+                | {over["failover_seconds"]:g} s"""
         )
     if store := parts.get("store"):
         table += rows(
