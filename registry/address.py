@@ -30,7 +30,7 @@ class RedisAddress:
     """Host and port, or path of a socket."""
     database: int
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     verifying: ssl.VerifyMode
     certificates: tuple[tuple[str, str], ...] = ()
     """Further options of TLS, in the words of redis-py, which are kombu's."""

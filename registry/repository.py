@@ -84,9 +84,10 @@ class Repository:
         """Workers that live."""
         return self._workers("worker")
 
-    def expected_workers(self) -> list[WorkerRecord]:
-        """Workers that live; and, where they come on demand, the last of each kind that did."""
-        live = self.workers()
+    def expected_workers(self, live: list[WorkerRecord] | None = None) -> list[WorkerRecord]:
+        """Workers that live, read unless they are given; and, where they come on demand, the last
+        of each kind that did."""
+        live = self.workers() if live is None else live
         if not self._on_demand:
             return live
         kinds = {(worker.queue, worker.device_class) for worker in live}

@@ -79,7 +79,8 @@ class Present(Collector):
 
     def _of_redis(self) -> Iterator[Metric]:
         repository = self._state.repository
-        workers, expected = repository.workers(), repository.expected_workers()
+        workers = repository.workers()
+        expected = repository.expected_workers(workers)
         memory = {(): repository.memory_bytes()}
         yield _gauge("redis_memory_bytes", "Memory that Redis holds.", memory)
         stored = {(kind,): size for kind, size in sorted(repository.store_bytes().items())}

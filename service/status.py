@@ -77,7 +77,7 @@ def _status(state: State, owner: str | None) -> Status:
     """Status as all keys of an owner see it; None is those of operators."""
     repository = state.repository
     families, workers = repository.families(), repository.workers()
-    expected = repository.expected_workers()
+    expected = repository.expected_workers(workers)
     return Status(
         caller=None,
         missing=_missing(state, families, expected),

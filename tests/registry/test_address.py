@@ -42,6 +42,7 @@ def test_sentinels_are_named_with_the_server_that_they_know() -> None:
     assert address.kombu_options["master_name"] == "main"
     assert address.kombu_options["sentinel_kwargs"]["password"] == "s3cret"
     assert "s3cret" not in repr(address)
+    assert "p#" not in repr(address)
 
 
 def test_certificates_are_looked_at_unless_somebody_says_otherwise() -> None:
