@@ -1,11 +1,12 @@
 """`python -m benchmarks.start [PART …]`: benchmarks/results/start.json."""
 
 from benchmarks.parts import run
-from benchmarks.start import compose, curve, examples, first, promise, recovery, task
+from benchmarks.start import compose, curve, examples, first, promise, recovery, task, ways
 
 PARTS = {
     "first": first.idle,
     "busy": first.busy,
+    "ways": ways.measure,
     "recovery": recovery.measure,
     "curve": curve.measure,
     "estimate": curve.estimate,
@@ -23,6 +24,13 @@ SUMMARY = {
         "second_start_seconds",
     ),
     "busy": ("first_image_busy_seconds",),
+    "ways": (
+        "make_up_seconds",
+        "first_image_by_curl_seconds",
+        "first_image_by_python_seconds",
+        "first_image_by_openai_seconds",
+        "first_image_by_page_seconds",
+    ),
     "recovery": ("recovery_median_seconds", "recovery_worst_seconds", "build_recovery_seconds"),
     "curve": ("graphs", "compile_seconds"),
     "estimate": ("profile_error_after_10_min", "interval_true_share"),

@@ -17,6 +17,14 @@ def start(result: Figures) -> Table:
         _line("… worst of 20", 20, s["recovery_worst_seconds"]),
         _line("build worker killed: to its next step", 10, s["build_recovery_seconds"]),
     ]
+    if ways := parts.get("ways"):
+        names = ("curl", "python", "openai", "page")
+        seconds = (f"{ways[f'first_image_by_{name}_seconds']:g}" for name in names)
+        lines.append(
+            f"`make up` in a fresh clone, seconds | | {ways['make_up_seconds']:g}\n"
+            "… from there to a first image by curl, Python, OpenAI's client, page, seconds "
+            f"| | {' · '.join(seconds)}"
+        )
     if promise := parts.get("promise"):
         (least, most), kept = promise["build_seconds"], promise["p95_kept"]
         lines += [

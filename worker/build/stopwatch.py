@@ -23,6 +23,10 @@ OWNER = "fineserve"
 WARMING_RUNS = 2
 LEAST_RUNS = 5
 MOST_RUNS = 20
+LONG_SECONDS = 15.0
+"""Seconds from which on a request counts as long: of those fewer are timed, else a model whose
+requests take minutes would be measured for an hour."""
+LONG_RUNS = 2
 REPEATED = 3
 """Factor of the allowed time after which a disturbed measurement is reported as such."""
 IDLE_SECONDS = 30.0
@@ -75,17 +79,21 @@ class Stopwatch:
             return self._time(model, workload)
 
     def _time(self, model: ModelRecord, workload: Workload) -> Timing | None:
+        least = LEAST_RUNS
         for _ in range(WARMING_RUNS):
-            if self._run(model, workload) is None:
+            if (warming := self._run(model, workload)) is None:
                 return None
+            if warming[0] > LONG_SECONDS:
+                least = LONG_RUNS
+                break
         alone: list[tuple[float, float]] = []
         beside: list[tuple[float, float]] = []
         disturbed, began = "", time.monotonic()
         while len(alone) < MOST_RUNS:
             seconds = time.monotonic() - began
-            if len(alone) >= LEAST_RUNS and seconds > self._max_seconds:
+            if len(alone) >= least and seconds > self._max_seconds:
                 break
-            if len(alone) + len(beside) >= LEAST_RUNS and seconds > REPEATED * self._max_seconds:
+            if len(alone) + len(beside) >= least and seconds > REPEATED * self._max_seconds:
                 break
             run = self._run(model, workload)
             if run is None:
@@ -93,7 +101,7 @@ class Stopwatch:
             *took, said = run
             (beside if said else alone).append((took[0], took[1]))
             disturbed = said or disturbed
-        enough = len(alone) >= LEAST_RUNS
+        enough = len(alone) >= least
         totals, overheads = zip(*(alone if enough else alone + beside), strict=True)
         return Timing(
             latency_seconds=float(np.median(totals)),

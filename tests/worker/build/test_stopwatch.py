@@ -12,7 +12,14 @@ from tests.support.devices import beat
 from tests.support.engines import Undisturbed
 from tests.worker.conftest import MakeGeneration, MakeModel
 from worker.build import stopwatch
-from worker.build.stopwatch import LEAST_RUNS, MOST_RUNS, OWNER, WARMING_RUNS, Stopwatch
+from worker.build.stopwatch import (
+    LEAST_RUNS,
+    LONG_RUNS,
+    MOST_RUNS,
+    OWNER,
+    WARMING_RUNS,
+    Stopwatch,
+)
 from worker.runtime import Runtime
 from worker.sampling.sample import Sampling
 
@@ -72,6 +79,17 @@ def test_it_takes_no_longer_than_it_may(
 ) -> None:
     assert watch(runtime, seconds=0).time(model, WORKLOAD) is not None
     assert len(serving) == WARMING_RUNS + LEAST_RUNS
+
+
+def test_a_model_whose_requests_take_long_is_timed_by_few(
+    runtime: Runtime,
+    model: ModelRecord,
+    serving: list[GenerationRecord],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stopwatch, "LONG_SECONDS", 0.0)
+    assert watch(runtime, seconds=0).time(model, WORKLOAD) is not None
+    assert len(serving) == 1 + LONG_RUNS
 
 
 @pytest.mark.usefixtures("serving")
