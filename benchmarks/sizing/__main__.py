@@ -5,7 +5,7 @@ Each part's figures are kept in benchmarks/results/sizing.json as soon as it has
 """
 
 from benchmarks.parts import run
-from benchmarks.sizing import cases, dit_xl, kernel_cap, kinds, optimality, speed
+from benchmarks.sizing import cases, dit_xl, kernel_cap, kinds, optimality, real, speed
 
 PARTS = {
     "optimality": optimality.measure,
@@ -14,6 +14,7 @@ PARTS = {
     "kernel_cap": kernel_cap.measure,
     "cases": cases.measure,
     "kinds": kinds.measure,
+    "real": real.measure,
 }
 SUMMARY = {
     "cases": (
@@ -28,6 +29,7 @@ SUMMARY = {
     "speed": ("solve_p99_seconds", "plan_http_p99_seconds"),
     "optimality": ("bruteforce_beaten",),
     "kinds": ("kinds_budgets", "kinds_over"),
+    "real": ("real_memory_error",),
 }
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A page is one shell script: what a block sets, later ones see. A block that cann
 why in a comment before it, `<!-- not run: WHY -->`.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -22,6 +23,8 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 SHOWN = {"json", "mermaid", "toml"}
+SHORTER = {"\nsteps = 4000": "\nsteps = 20", "_steps = 50": "_steps = 2", "--steps 50": "--steps 2"}
+"""What a training is replaced by, where only its way is tested."""
 WHEN_IT_CAN_BE_SAMPLED = r"""
 if [ -n "${model:-}" ]; then
   until curl -s http://localhost:8000/models/$model | grep -q '"revision":[0-9]'; do sleep 0.2; done
@@ -53,7 +56,22 @@ PAGES = sorted(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_says_works(shipped: Deployment, page: Path, tmp_path: Path) -> None:
-    commands = script(page).replace("localhost:8000", shipped.url.removeprefix("http://"))
+    commands = script(page)
+    for long, short in SHORTER.items():
+        commands = commands.replace(long, short)
+    run(commands, shipped, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_family_is_trained_as_the_page_says(shipped: Deployment, tmp_path: Path) -> None:
+    run(script(ROOT / "docs" / "data.md"), shipped, tmp_path)
+    losses = [json.loads(line) for line in (tmp_path / "mine/drawn/log.jsonl").open()]
+    assert losses[-1]["heldout_loss"]["L4"] < 0.07, "it has learned what discs and squares are"
+
+
+def run(commands: str, shipped: Deployment, tmp_path: Path) -> None:
+    """Raises AssertionError where one fails, or where a picture that it names is none."""
+    commands = commands.replace("localhost:8000", shipped.url.removeprefix("http://"))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
