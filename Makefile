@@ -16,7 +16,7 @@ DIGITS := var/data/digits
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: up down logs test test-slow test-scale test-browser lint audit bench-main-job bench-sizing bench-serving bench-interop bench-sampling bench-training bench-form bench-healing bench-import bench-start bench-elastic bench-operate bench-scale bench-trust faults fuzz compose-test gpu-check gpu-bundle paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs screenshots lock sbom pin-images cases clean
+.PHONY: up down logs test test-slow test-scale test-browser lint audit bench figures-check bench-main-job bench-sizing bench-serving bench-interop bench-sampling bench-training bench-form bench-healing bench-import bench-start bench-elastic bench-operate bench-scale bench-trust faults fuzz compose-test gpu-check gpu-bundle paper paper-report paper-smoke pretrain pretrain-emoji pretrain-emoji-latents autoencoder-emoji docs screenshots lock sbom pin-images cases clean
 
 up: $(INSTALLED)  ## start everything, wait until it is ready
 	@$(BIN)/fineserve up
@@ -52,6 +52,13 @@ lint: $(INSTALLED_DEV)
 audit: $(INSTALLED_DEV)  ## known vulnerabilities of what is pinned; needs PyPI's own address
 	mkdir -p var
 	$(BIN)/pip-audit --requirement deploy/locks/dev.txt --no-deps --disable-pip --format json --output var/audit.json || (cat var/audit.json; exit 1)
+
+bench: $(INSTALLED_DEV) $(PEERS) $(FASHION_MNIST) $(TASKS) $(EMOJI)  ## what is older than the code, measured again; hours, and another run goes on
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.docs
+
+figures-check: $(INSTALLED_DEV)  ## fails where a page shows figures of older code
+	$(BIN)/python -m benchmarks.docs --check
 
 bench-main-job: $(INSTALLED_DEV) $(FASHION_MNIST)  ## a fresh clone to images, and what breaks on the way
 	$(BIN)/python -m benchmarks.main_job

@@ -1,12 +1,18 @@
-"""Write the figures of README.md and docs/ from benchmarks/results: `python -m benchmarks.docs`."""
+"""Write the figures of README.md and docs/ from benchmarks/results: `python -m benchmarks.docs`.
+
+With `--check` it writes nothing, and fails where a page shows other figures than there are, or
+figures of other code than there is: `make figures-check`.
+"""
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks import summary
 from benchmarks.form import report as form
+from benchmarks.freshness import stale_parts
 from benchmarks.interop import report as interop
 from benchmarks.main_job import report as main_job
 from benchmarks.operate import report as operate
@@ -23,6 +29,7 @@ PAGES = [
     REPOSITORY / page for page in ("README.md", "docs/results.md", "docs/paper.md", "docs/scale.md")
 ]
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+MARK = "\n*Older than the code that is measured: {}.*\n"
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "main_job": ("main_job", main_job.main_job),
     "sizing": ("sizing", sizing.sizing),
@@ -64,6 +71,24 @@ def blocks() -> dict[str, str]:
     }
 
 
+def marked(made: Mapping[str, str]) -> dict[str, str]:
+    """The same blocks, with a line under each table that has figures of older code than HEAD's."""
+    told, old = dict(made), stale()
+    for name, (result, _) in TABLES.items():
+        if parts := old.get(result):
+            told[name] += MARK.format(", ".join(parts))
+    if old:
+        told["summary"] += MARK.format(", ".join(old))
+    return told
+
+
+def stale() -> dict[str, list[str]]:
+    """By result: its parts that are older than the code that they measure."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    found = {name: stale_parts(name, result) for name, result in results.items()}
+    return {name: parts for name, parts in found.items() if parts}
+
+
 def render(page: str, made: Mapping[str, str]) -> str:
     """The page with every block made anew. Raises KeyError when there is none of that name."""
     return BLOCK.sub(lambda match: match[1] + made[match[2]] + match[3], page)
@@ -75,9 +100,18 @@ def _markdown(table: Table) -> str:
 
 
 def main() -> None:
-    made = blocks()
-    for page in PAGES:
-        page.write_text(render(page.read_text(), made))
+    made = marked(blocks())
+    pages = {page: render(page.read_text(), made) for page in PAGES}
+    if "--check" not in sys.argv:
+        for page, content in pages.items():
+            page.write_text(content)
+        return
+    for name, parts in (old := stale()).items():
+        print(f"{name}: older than the code that is measured: {', '.join(parts)}")
+    other = [page.name for page, content in pages.items() if content != page.read_text()]
+    for name in other:
+        print(f"{name}: not what `python -m benchmarks.docs` makes")
+    sys.exit(bool(old or other))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """A benchmark of several parts: each is kept as soon as it has ended, and can be run alone."""
 
+import importlib.metadata
 import json
 import os
+import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +45,36 @@ def run(
     parts: Figures = json.loads(result.read_text())["parts"] if result.exists() else {}
     for part in wanted:
         print(part, flush=True)
-        started = time.perf_counter()
+        started, origin = time.perf_counter(), origin_now()
         parts[part] = measures[part]()
-        parts[part]["seconds"] = round(time.perf_counter() - started)
+        parts[part] |= {"seconds": round(time.perf_counter() - started), "origin": origin}
         top = {figure: parts[p][figure] for p in summary if p in parts for figure in summary[p]}
         content = {"summary": top, "machine": _machine(), "parts": parts}
         result.write_text(json.dumps(content) + "\n")
     return parts
+
+
+def origin_now() -> Figures:
+    """Where a figure comes from: commit, time, versions, and what else the machine does.
+
+    The commit of a checkout with changes beside results and pages ends in "-dirty".
+    """
+    ours = (":!benchmarks/results", ":!docs", ":!README.md")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *ours)
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else ""),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
 
 def _machine() -> Figures:

@@ -48,7 +48,8 @@ def low_rank(matrix: Tensor, bits: int) -> Tensor:
     """Rounded in groups of 64, and the residual's largest components in what bytes are left."""
     rounded = _wide(matrix, bits)
     left, values, right = torch.linalg.svd(matrix.float() - rounded, full_matrices=False)
-    kept = low_rank_components(*matrix.shape, bits)
+    rows, inputs = matrix.shape
+    kept = low_rank_components(rows, inputs, bits)
     repair = (left[:, :kept] * values[:kept]).bfloat16().float() @ right[:kept].bfloat16().float()
     return rounded + repair
 

@@ -148,7 +148,7 @@ def _config(lab: Lab, images: Path, work: Path, steps: int) -> Path:
             path=images,
             licence="Fashion-MNIST, MIT",
             depths=list(setting.trained_depths),
-            ranks=list(setting.trained_ranks),
+            ranks=[setting.network.rank],
             steps=steps,
             batch=setting.batch_size,
         )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.deployment import FAMILIES, FreshClone, pixels
-from benchmarks.parts import RESULTS, Figures, say
+from benchmarks.parts import RESULTS, Figures, origin_now, say
 from learngenes.config import Mode, Scheduler, Size
 from learngenes.data.images import grid
 from learngenes.data.labelled import LabelledImages, load
@@ -176,7 +176,7 @@ def run_tests(clone: FreshClone) -> Figures:
     return {"test_seconds": round(seconds), "coverage": coverage}
 
 
-def save(figures: Figures, family: Family) -> None:
+def save(figures: Figures, family: Family, origin: Figures) -> None:
     """Write what is known so far."""
     names = (
         *("up_seconds", "first_image_seconds", "ready_seconds", "class_accuracy"),
@@ -185,6 +185,7 @@ def save(figures: Figures, family: Family) -> None:
     result = {
         "summary": {name: figures.get(name) for name in names},
         "figures": figures,
+        "origin": origin,
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
@@ -201,12 +202,13 @@ def main() -> None:
     family = load_family(FAMILIES / "fashion")
     real = load(FASHION_MNIST, "train", family.manifest.class_names, 28)
     figures: Figures = {}
+    origin = origin_now()
 
     def told(new: Figures) -> None:
         for name, value in new.items():
             say(f"{name}: {value}")
         figures.update(new)
-        save(figures, family)
+        save(figures, family, origin)
 
     with FreshClone() as clone:
         told({"up_seconds": round(clone.make("up"), 1)})

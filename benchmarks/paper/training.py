@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,7 @@ def _optimizer(
         of_a_layer = parameter.ndim == 2 and not name.startswith("stem.")
         by_muon = of_a_layer and matrix_learning_rate is not None
         (matrices if by_muon else rest).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": rest, "peak_lr": learning_rate},
         {"params": matrices, "peak_lr": matrix_learning_rate, "orthogonal": True},
     ]

@@ -22,7 +22,7 @@ from learngenes.config import DType, NetworkConfig, SizeSpace
 from learngenes.device import with_threads
 from learngenes.family.family import Family, load_family
 from learngenes.family.synthetic import write_synthetic_family
-from learngenes.measuring.steps import batch_of, full_depth_model
+from learngenes.measuring.steps import batch_of, own_model
 from learngenes.stepping import arithmetic
 from learngenes.stepping.arithmetic import BLOCK_KINDS
 from learngenes.stepping.kernels import Kernels
@@ -74,7 +74,7 @@ def _of(loaded: Family, dtype: DType) -> Figures:
     kernels = compiled_kernels(loaded, dtype, lanes)
     products = _products(shared, ROWS // lanes.count)
     with with_threads(lanes.threads):
-        model = full_depth_model(shared, shared.network.rank, materialised=True)
+        model = own_model(shared, shared.network.rank, materialised=True)
         batch = batch_of([model], ROWS, kernels)
         at_best = [functools.partial(lanes.run, [product] * lanes.count) for product, _ in products]
         step_seconds, *each = _medians([batch.step, *at_best])

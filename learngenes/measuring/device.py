@@ -46,9 +46,10 @@ MAX_ROWS = 64
 MOST_RANKS = 4
 REQUEST_SECONDS = 0.02
 """Seconds of queue, store and pictures of a request, until some were observed."""
-HURRIED_ROWS = (2, 8)
-HURRIED_LAYERS = 3
-"""Depth, among those of a family, from which a hurried measurement takes what a layer costs."""
+HURRIED_ROWS, FEWEST_ROWS = (2, 8), (1, 2)
+HURRIED_LAYERS, FEWEST_LAYERS = 3, 2
+"""Depths, of those of a family, from which a hurried measurement takes what a layer costs; the
+fewest, of the fewest rows, where two steps of the smallest batch take all of its time."""
 SERVED_RATIO = 1.05
 """Ratio of what the steps of a request take to those of rounds, in which nothing comes and goes
 (measured by turns on two cores)."""
@@ -101,13 +102,16 @@ def estimate_times(shared: SharedWeights, kernels: Kernels, max_seconds: float) 
     """The same of two numbers of rows and two ranks, in a hurry, maybe beside other processes."""
     ranks, until = _ranks(shared), time.perf_counter() + max_seconds
     ends = list(dict.fromkeys((ranks[0], ranks[-1])))
-    depths = shared.family.manifest.sizes.depths[:HURRIED_LAYERS]
+    depths, rows, layers = shared.family.manifest.sizes.depths, HURRIED_ROWS, HURRIED_LAYERS
+    shallowest = own_model(shared, ranks[-1], materialised=True, depth=depths[0])
+    if 2 * seconds_a_step(batch_of([shallowest], FEWEST_ROWS[0], kernels), 1) > max_seconds:
+        rows, layers = FEWEST_ROWS, FEWEST_LAYERS
 
     def expected(batch: Batch, steps: int) -> float:
         lanes = kernels.lanes
         return EXPECTED_RATIO * worked_seconds_a_step(batch, steps, lanes.count * lanes.threads)
 
-    return _times(shared, kernels, HURRIED_ROWS, ends, depths, until, expected, estimated=True)
+    return _times(shared, kernels, rows, ends, depths[:layers], until, expected, estimated=True)
 
 
 def _times(
