@@ -22,7 +22,7 @@ from service.__main__ import NICENESS
 
 ARCHIVES = 10_000
 AT_ONCE = 4
-SETTLING_SECONDS = 40.0
+SETTLING_SECONDS, IDLE_SECONDS = 40.0, 20.0
 """After which workers have measured what they do first; nothing is idle before."""
 MOST_EDITS = 20
 LEFT_EARLY = 0.02
@@ -34,7 +34,7 @@ def measure(archives: int = ARCHIVES, families: Path = FASHION) -> Figures:
         deployment.up()
         (service,) = deployment.pids("-m service")
         time.sleep(SETTLING_SECONDS)
-        idle = _others(deployment, 20)
+        idle = _others(deployment, IDLE_SECONDS)
         _send(deployment.url, -1, 50)
         before, answers = _resident(service), [0, 0, 0]
         meanwhile: list[float] = []

@@ -19,8 +19,21 @@ export function Measured({ predicted, measured, format }) {
     ${mark ? `${off > 0 ? "+" : "−"}${Math.round(100 * Math.abs(off))} % of predicted` : "as predicted"}</span>`;
 }
 
+// The family's sample of a model's size, or the first image of the task that it was made for.
+function Thumbnail({ model, family, tasks }) {
+  if (family && !model.class_names) return html`<${Picture} family=${family} plan=${model.plan} pixels=${72} alt="" />`;
+  if (!tasks.includes(model.task)) return html`<span class="picture none"></span>`;
+  const rows = Math.min(20, model.class_names.length); // of its preview, one for each class
+  const style = { backgroundImage: `url(tasks/${model.task}/preview.png)`, backgroundSize: `auto ${100 * rows}%` };
+  return html`<span class="picture none" style=${style} role="img" aria-label=${`${model.class_names[0]}, an image of its task`}></span>`;
+}
+
 export function Models({ live, families }) {
   const [wanted, setWanted] = useState("");
+  const [tasks, setTasks] = useState([]);
+  useEffect(() => {
+    get("tasks").then((answer) => setTasks(answer.tasks.map(({ id }) => id)), () => {}); // they are only pictures
+  }, []);
   if (!live.models.length) {
     return html`<h1>Models</h1>
       <p>${live.status ? "No model yet." : "Asking …"} <a href="#budgets">Choose a budget</a> to make one.</p>`;
@@ -34,7 +47,7 @@ export function Models({ live, families }) {
     <ul class="list">${shown.map((model) => {
       const family = families.find((other) => other.name === model.family);
       return html`<li key=${model.id} class="item" aria-label=${model.name}>
-        ${family && !model.class_names ? html`<${Picture} family=${family} plan=${model.plan} pixels=${72} alt="" />` : html`<span class="picture none"></span>`}
+        <${Thumbnail} model=${model} family=${family} tasks=${tasks} />
         <div class="name"><a href=${`#models/${model.id}`}>${title(model)}</a>
           <span class="quiet">${model.name.includes(model.id) ? "" : `${model.name} · `}<code>${model.id}</code></span>
           <span class="quiet">${size(model.plan)}${model.class_names ? `, ${model.class_names.length} classes of its own` : ""} · ${ago(model.created_at)}</span></div>

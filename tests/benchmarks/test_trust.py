@@ -12,9 +12,8 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_process_loses_no_work(families_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        faults, "SETTINGS", {**faults.SETTINGS, "compile": "false", "lease_seconds": 3}
-    )
+    quick = {"compile": "false", "lease_seconds": 3, "retraining_steps": 20}
+    monkeypatch.setattr(faults, "SETTINGS", {**faults.SETTINGS, **quick})
     figures = faults.kills(2, families_dir, attacked=False)
     assert figures["kills"] == sum(figures["killed"].values()) == 2
     assert figures["accepted_generations"] > 0
@@ -48,7 +47,9 @@ def test_none_of_ten_thousand_archives_harms_the_service(families_dir: Path) -> 
     assert figures["resident_growth_bytes"] < 64e6
 
 
-def test_no_archive_harms_the_service(families_dir: Path) -> None:
+def test_no_archive_harms_the_service(families_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "SETTLING_SECONDS", 0)  # no figure of memory or time is wanted
+    monkeypatch.setattr(archives, "IDLE_SECONDS", 1)
     figures = archives.measure(60, families_dir)
     assert figures["made"] + figures["refused"] == 60
     assert figures["made"] > 0

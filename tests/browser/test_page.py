@@ -115,6 +115,8 @@ def test_a_task_is_sent_and_a_model_made_of_it(page: Page) -> None:
     expect(page.locator("main .state").first).to_have_text("ready", timeout=150_000)
     press(page, "Sample every class")
     expect(page.locator(".images img")).to_have_count(2)
+    page.goto("/#models")
+    expect(page.get_by_role("img", name="square, an image of its task")).to_be_visible()
     page.goto("/#tasks")
     page.on("dialog", lambda dialog: dialog.accept())
     press(task, "Delete")

@@ -73,6 +73,7 @@ class Prometheus:
 
 @pytest.fixture
 def prometheus(deployment: Deployment, tmp_path: Path) -> Iterator[Prometheus]:
+    deployment.environment["FINESERVE_RETRAINING_STEPS"] = "40"
     deployment.up()
     port = free_port()
     scraped = {"targets": [deployment.http.base_url.netloc.decode()]}
