@@ -107,11 +107,14 @@ def calibrate(
 def _between(sizes: SizeSpace, table: QualityTable) -> list[Size]:
     """Sizes between the grid's points, with which what is between them is judged."""
     depths, ranks = (
-        [value for value in every if value not in known]
+        spread([value for value in every if value not in known], MOST_BETWEEN)
         for every, known in ((sizes.depths, table.depths), (sizes.ranks, table.ranks))
     )
-    pairs = zip(spread(depths, MOST_BETWEEN), spread(ranks, MOST_BETWEEN), strict=False)
-    return [Size(depth=depth, rank=rank) for depth, rank in pairs]
+    if depths and not ranks:  # of a family that has one rank, say
+        ranks = table.ranks[-1:] * len(depths)
+    if ranks and not depths:
+        depths = table.depths[-1:] * len(ranks)
+    return [Size(depth=depth, rank=rank) for depth, rank in zip(depths, ranks, strict=False)]
 
 
 def _trained_layers(

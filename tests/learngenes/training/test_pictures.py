@@ -1,12 +1,13 @@
 """What pictures of the family `tiny` are worth to a judge that looks at their colours."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from learngenes.config import Sampling, Scheduler, Size
+from learngenes.config import Sampling, Scheduler, Size, SizeSpace
 from learngenes.data.labelled import LabelledImages
 from learngenes.family.family import Family
 from learngenes.judging.frechet import Gaussian
@@ -62,6 +63,17 @@ def test_every_sampling_is_measured_over_the_grid(family: Family, judge: Judge) 
     between = Size(depth=3, rank=24)
     assert seen.count(between) == 2
     assert len(seen) == 4 + 3 + 2
+
+
+def test_a_family_of_one_rank_is_judged_between_its_depths(family: Family, judge: Judge) -> None:
+    sizes = SizeSpace(depths=(2, 3, 4), ranks=(48,))
+    one_rank = dataclasses.replace(
+        family, manifest=family.manifest.model_copy(update={"sizes": sizes})
+    )
+    table, seen = calibrated(one_rank, PicturesConfig(judge, (UNGUIDED,), COUNT))
+    assert seen.count(Size(depth=3, rank=48)) == 1
+    assert table.pictures is not None
+    assert table.pictures.heldout_error > 0
 
 
 def test_another_run_goes_on_from_what_is_kept(
