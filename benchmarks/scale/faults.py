@@ -73,16 +73,20 @@ def _kill(host: Deployment, victim: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _kill_host(host: Deployment) -> None:
+def _signal_host(host: Deployment, number: int) -> None:
     """Supervisord first: it would start the others anew."""
     for text in ("supervisord", ""):
         for pid in host.pids(text):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
 
 
 def failover() -> Figures:
-    """Seconds from the death of the host that makes images until the other has begun them."""
+    """Seconds from when the host that makes images falls silent until the other has begun them.
+
+    It is stopped, not killed: that its process is dead is seen at once on one machine, and from
+    another host it is not.
+    """
     with (
         site() as shared,
         Host(FASHION, shared.redis, shared.bucket, compile="false", **KILLED) as first,
@@ -103,10 +107,11 @@ def failover() -> Figures:
             assert first.http.get(place).json()["status"] == "running", "it is done too soon"
             record = place.rpartition("/")[2]
             attempts, begun = _attempts(first, record), time.monotonic()
-            _kill_host(second)
+            _signal_host(second, signal.SIGSTOP)
             wait(lambda of=record, n=attempts: _attempts(first, of) > n, 300)
             took.append(time.monotonic() - begun)
             first.http.post(f"{place}/cancel")  # the rest is known; it may be done by now
+            _signal_host(second, signal.SIGKILL)
             second.up()
             wait(lambda: len(_sampling(first)) == 2, 60)
     return {"failovers_seconds": took, "failover_seconds": round(statistics.median(took), 1)}
