@@ -24,6 +24,8 @@ from fineserve.client import FINISHED, Client, GeneratedImage
 from fineserve.wire import ModelResponse
 
 FAMILIES = REPOSITORY / "families"
+CHROMIUM = "/usr/bin/chromium"
+"""Of Debian's package, which `make test-browser` installs."""
 T = TypeVar("T")
 
 

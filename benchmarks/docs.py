@@ -71,9 +71,9 @@ def blocks() -> dict[str, str]:
     }
 
 
-def marked(made: Mapping[str, str]) -> dict[str, str]:
-    """The same blocks, with a line under each table that has figures of older code than HEAD's."""
-    told, old = dict(made), stale()
+def marked(made: Mapping[str, str], old: Mapping[str, list[str]]) -> dict[str, str]:
+    """The same blocks, with a line under each table of a result that has `old` parts."""
+    told = dict(made)
     for name, (result, _) in TABLES.items():
         if parts := old.get(result):
             told[name] += MARK.format(", ".join(parts))
@@ -100,13 +100,14 @@ def _markdown(table: Table) -> str:
 
 
 def main() -> None:
-    made = marked(blocks())
+    old = stale()
+    made = marked(blocks(), old)
     pages = {page: render(page.read_text(), made) for page in PAGES}
     if "--check" not in sys.argv:
         for page, content in pages.items():
             page.write_text(content)
         return
-    for name, parts in (old := stale()).items():
+    for name, parts in old.items():
         print(f"{name}: older than the code that is measured: {', '.join(parts)}")
     other = [page.name for page, content in pages.items() if content != page.read_text()]
     for name in other:

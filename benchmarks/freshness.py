@@ -12,7 +12,7 @@ from benchmarks.parts import REPOSITORY, Figures
 SERVICE = ("fineserve", "learngenes", "registry", "service", "worker")
 SIZING = ("learngenes/measuring", "learngenes/model", "learngenes/sizing", "learngenes/stepping")
 TRAINING = ("learngenes/data", "learngenes/model", "learngenes/training")
-SERVED = (*SERVICE, "families/fashion/learngenes.safetensors")
+SERVED = (*SERVICE, "families/fashion")
 PATHS: dict[str, tuple[str, ...]] = {
     "elastic": SERVED,
     "form": TRAINING,

@@ -6,10 +6,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from benchmarks.deployment import Deployment
+from benchmarks.deployment import CHROMIUM, Deployment
 
 FIGURES = Path(__file__).parent / "figures"
-CHROMIUM = "/usr/bin/chromium"
 LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "narrow": ("light", 390)}
 COLOURS = 128
 SETTLED_MILLISECONDS = 1500

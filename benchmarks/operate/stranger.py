@@ -11,10 +11,9 @@ from statistics import median
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from benchmarks.deployment import FreshClone
+from benchmarks.deployment import CHROMIUM, FreshClone
 from benchmarks.parts import REPOSITORY, Figures
 
-CHROMIUM = "/usr/bin/chromium"
 FIGURES = REPOSITORY / "docs" / "figures"
 VIEWS = ("budgets", "models", "playground", "tasks", "health")
 LOADS = 5

@@ -1,6 +1,7 @@
-"""`{"max_mem_gb": 4}` on the shapes of DiT-XL/2 at 512 x 512, over HTTP: a budget that binds.
+"""`{"max_mem_gb": 4}` on the shapes of DiT-XL/2 at 512 x 512, over HTTP, for some images at once.
 
-Its weights are random; memory and seconds are those of the network.
+The full size fits into it (`without_budget`): so many images that it binds would be measured for
+far longer on a CPU. Weights are random; memory and seconds are those of the network.
 """
 
 import time

@@ -27,7 +27,7 @@ def sizing(result: Figures) -> Table:
     if real := parts.get("real"):
         table += rows(
             f"""`max_mem_gb: 4` on DiT-XL/2's shapes at 512, {real["images"]} images: \
-                {real["size"]}, memory measured beside predicted | ≤ 5 % \
+                {real["size"]}, the full size; memory measured beside predicted | ≤ 5 % \
                 | {real["real_memory_error"]:.2%}"""
         )
     return table

@@ -13,10 +13,9 @@ from pathlib import Path
 import openai
 from playwright.sync_api import sync_playwright
 
-from benchmarks.deployment import Deployment, FreshClone
+from benchmarks.deployment import CHROMIUM, Deployment, FreshClone
 from benchmarks.parts import REPOSITORY, Figures, say
 
-CHROMIUM = "/usr/bin/chromium"
 SAMPLED = (
     "until curl -s localhost:8000/models/$model | grep -q '\"revision\":[0-9]'; do sleep 0.1; done"
 )

@@ -172,7 +172,7 @@ def shapes(
     """Try sizing on the shapes of a well-known network: a family of random weights.
 
     Plans, memory and latency are those of the real network; its pictures are noise, and its
-    quality a formula. A running service has it within a minute.
+    quality a formula. A running service plans with it after a minute or two.
     """
     from learngenes.family.synthetic import SHAPES, millions, sizes_of, write_synthetic_family
 

@@ -171,7 +171,7 @@ def step_seconds(batches: Mapping[K, Batch], until: float, seconds_of: SecondsOf
     there is time, it is the whole measurement.
     """
     once = {key: seconds_of(batch, 1) for key, batch in batches.items()}
-    if time.perf_counter() > until + max(once.values()):
+    if time.perf_counter() > until + max(once.values()):  # else a round more costs little
         return once
     # a few short steps would slip in between what else the machine does, and seem the faster for it
     longest = max(once.values())

@@ -5,13 +5,11 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from benchmarks.deployment import Deployment
+from benchmarks.deployment import CHROMIUM, Deployment
 from tests.fineserve.conftest import url
 from tests.integration.conftest import shipped
 
 __all__ = ["shipped", "url"]  # for pytest to find them here
-
-CHROMIUM = "/usr/bin/chromium"
 
 
 @pytest.fixture(scope="session")

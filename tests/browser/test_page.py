@@ -171,7 +171,7 @@ def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
 
 def test_from_a_card_to_a_comparison_by_keyboard_alone(page: Page, models: list[str]) -> None:
     def enter(name: str | re.Pattern[str], role: str = "button", key: str = "Enter") -> None:
-        tab_to(page, page.get_by_role(role, name=name).first)  # type: ignore[arg-type]
+        tab_to(page, page.get_by_role(role, name=name).first)
         page.keyboard.press(key)
 
     page.goto("/")

@@ -8,6 +8,7 @@ from learngenes.device import device_class, native_bfloat16, packing_threads
 from learngenes.family.family import Family, load_family
 from learngenes.family.synthetic import write_synthetic_family
 from learngenes.measuring.device import (
+    FEWEST_ROWS,
     SERVED_RATIO,
     ComputeTimes,
     computes,
@@ -57,6 +58,14 @@ def estimate(random_family: Family) -> DeviceProfile:
 def test_every_execution_is_profiled(profile: DeviceProfile, estimate: DeviceProfile) -> None:
     for each in (profile, estimate):
         assert [(e.mode, e.dtype) for e in each.executions] == EXECUTIONS
+
+
+def test_a_network_whose_steps_take_too_long_is_estimated_by_the_fewest(
+    random_family: Family,
+) -> None:
+    hurried = estimate_profile(random_family, 456, max_seconds=0)
+    assert {layer.rows for layer in hurried.layers} == {FEWEST_ROWS}
+    assert all(min(layer.step_seconds) >= 0 for layer in hurried.layers)
 
 
 def test_it_says_what_it_was_measured_with(profile: DeviceProfile, random_family: Family) -> None:

@@ -1,3 +1,4 @@
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -131,3 +132,17 @@ def test_the_median_of_measurements_is_taken_field_by_field() -> None:
     assert median_of(found[:1]) == found[0]
     of_more_rows = measured((2, 4, 8), 0.2, 0.5, 0.9, ratio=0.8)
     assert median_of([*found, of_more_rows]) == of_more_rows
+
+
+@pytest.mark.parametrize(("late", "most"), [(True, 1), (False, 1 + steps.ROUNDS)])
+def test_a_step_that_outlasts_its_time_is_the_whole_measurement(late: bool, most: int) -> None:
+    timed: list[int] = []
+
+    def seconds_of(_: object, count: int) -> float:
+        timed.append(count)
+        return 0.001
+
+    until = time.perf_counter() + (-1 if late else 60)
+    taken = steps.step_seconds({"a": object()}, until, seconds_of)
+    assert taken == {"a": 0.001}
+    assert len(timed) == most
