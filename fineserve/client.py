@@ -233,7 +233,8 @@ class AsyncClient:
         """Fetch a model as a directory, which is made in `into`."""
         path, params = f"/models/{model_id}/export", {"format": form}
         with tempfile.TemporaryFile() as file:
-            async with self._http.stream("GET", path, params=params) as answer:
+            asked = self._http.stream("GET", path, params=params, follow_redirects=True)
+            async with asked as answer:  # the key is not sent to another host
                 total = int((await _accepted(answer)).headers.get("content-length", 0))
                 async for chunk in answer.aiter_bytes():
                     file.write(chunk)

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …)."""
     store_cache_gb: PositiveFloat = 10.0
     """Disk space, in 10^9 bytes, in `var_dir`, for what was read from that bucket lately."""
+    presigned_downloads: bool = False
+    """Whether exports are fetched from that bucket itself, by an address that is good for five
+    minutes for whoever has it, rather than through the API."""
     families_dir: Path = Field(default_factory=found_families)
     """Directory of the families that workers load; by default `families`, or those that were
     installed with the package where there is no such folder."""

@@ -25,16 +25,18 @@ ASK_AGAIN_SECONDS = 10.0
 """Seconds after which an export is asked for again: the worker that began it may have ended."""
 
 
-async def wait_for_export(state: State, model_id: str, form: ExportFormat, caller: Caller) -> Path:
-    """Path of the export of the revision that is served now. Raises Problem."""
+async def wait_for_export(
+    state: State, model_id: str, form: ExportFormat, caller: Caller
+) -> Path | str:
+    """Path of the export of the revision that is served now, or its address. Raises Problem."""
     deadline = time.monotonic() + state.settings.wait_seconds
     asked, ask_again_at = "", 0.0
     while True:
         record = await run_in_threadpool(require_servable, state, model_id, caller)
         name = export_name(record, form)
-        path = await run_in_threadpool(state.store.checked_path, name, EXPORT_FILE)
-        if path is not None:
-            return path
+        found = await run_in_threadpool(_find, state, name)
+        if found is not None:
+            return found
         if reason := await run_in_threadpool(state.repository.failure_of, name):
             raise _failed(model_id, reason)
         if asked != name or time.monotonic() > ask_again_at:  # another revision may be served now
@@ -47,6 +49,11 @@ async def wait_for_export(state: State, model_id: str, form: ExportFormat, calle
                 "not-exported",
             )
         await asyncio.sleep(POLL_SECONDS)
+
+
+def _find(state: State, name: str) -> Path | str | None:
+    link = state.store.link(name, EXPORT_FILE) if state.settings.presigned_downloads else None
+    return link or state.store.checked_path(name, EXPORT_FILE)
 
 
 def _failed(model_id: str, reason: Reason) -> Problem:

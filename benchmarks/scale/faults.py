@@ -73,20 +73,8 @@ def _kill(host: Deployment, victim: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _signal_host(host: Deployment, number: int) -> None:
-    """Supervisord first: it would start the others anew."""
-    for text in ("supervisord", ""):
-        for pid in host.pids(text):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-
 def failover() -> Figures:
-    """Seconds from when the host that makes images falls silent until the other has begun them.
-
-    It is stopped, not killed: that its process is dead is seen at once on one machine, and from
-    another host it is not.
-    """
+    """Seconds from the loss of the host that makes images until the other has begun them."""
     with (
         site() as shared,
         Host(FASHION, shared.redis, shared.bucket, compile="false", **KILLED) as first,
@@ -107,11 +95,10 @@ def failover() -> Figures:
             assert first.http.get(place).json()["status"] == "running", "it is done too soon"
             record = place.rpartition("/")[2]
             attempts, begun = _attempts(first, record), time.monotonic()
-            _signal_host(second, signal.SIGSTOP)
+            second.lose()
             wait(lambda of=record, n=attempts: _attempts(first, of) > n, 300)
             took.append(time.monotonic() - begun)
             first.http.post(f"{place}/cancel")  # the rest is known; it may be done by now
-            _signal_host(second, signal.SIGKILL)
             second.up()
             wait(lambda: len(_sampling(first)) == 2, 60)
     return {"failovers_seconds": took, "failover_seconds": round(statistics.median(took), 1)}
@@ -135,12 +122,12 @@ def _recovery_seconds(*hosts: Host) -> float:
     begun = time.monotonic()
 
     def well() -> bool:
-        alive = {str(pid) for host in hosts for pid in host.pids()}
+        alive = {name for host in hosts for name in host.workers()}
         for host in hosts:
             states = [line.split()[1] for line in host.control("status").splitlines()]
             if states != ["RUNNING"] * len(PROGRAMS) or not host.ready():
                 return False
-        beating = [name for name in _sampling(hosts[0]) if name.rpartition(":")[2] in alive]
+        beating = [name for name in _sampling(hosts[0]) if name in alive]
         return len(beating) == len(hosts)
 
     wait(well, RECOVERY_SECONDS)

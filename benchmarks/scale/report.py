@@ -15,7 +15,7 @@ def measured(result: Figures) -> Table:
         )
     if over := parts.get("failover"):
         table += rows(
-            f"""the host that makes images falls silent: until the other has begun them | \
+            f"""the host that makes images is lost: until the other has begun them | \
                 | {over["failover_seconds"]:g} s"""
         )
     if store := parts.get("store"):

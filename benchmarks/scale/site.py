@@ -106,8 +106,21 @@ def broker(directory: Path) -> Iterator[Shared]:
             process.terminate()
 
 
+APART = "unshare", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child"
+KEEP_HOST = """
+import signal, socket, sys
+socket.sethostname(sys.argv[1])
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pause()
+"""
+"""What runs as process 1 of a host, for as long as there is one."""
+
+
 class Host(Deployment):
-    """Workers and an API with a disk of their own."""
+    """Workers and an API with a disk, a hostname and processes of their own.
+
+    That a process of another host has ended nobody sees: its leases have to run out.
+    """
 
     def __init__(
         self,
@@ -122,6 +135,8 @@ class Host(Deployment):
         store = {} if bucket is None else {"store_url": bucket.url}
         super().__init__(families, redis_url=redis.url, **store, **more)
         self._core = core
+        self._machine: subprocess.Popen[bytes] | None = None
+        self.name = self.var.name.replace("_", "-")
         self.environment |= {"OMP_NUM_THREADS": "1"}
         if bucket is not None:
             self.environment |= bucket.environment
@@ -134,6 +149,50 @@ class Host(Deployment):
             super().up()
         finally:
             os.sched_setaffinity(0, usual)
+
+    def lose(self) -> None:
+        """End every process of it at once, as a loss of power would."""
+        if self._machine is not None:
+            self._machine.kill()  # and with it process 1, and so all others
+            self._machine.wait()
+            self._machine = None
+            wait(lambda: not self.pids())
+
+    def __exit__(self, *of: object) -> None:
+        self.lose()
+        super().__exit__(*of)
+
+    def workers(self) -> set[str]:
+        """Names that its processes would have as workers."""
+        return {f"{self.name}:{_own_pid(pid)}" for pid in self.pids()}
+
+    def _run(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        if self._machine is None:
+            keep = [sys.executable, "-c", KEEP_HOST, self.name]
+            self._machine = subprocess.Popen([*APART, *keep])
+            look = "cat", "/proc/sys/kernel/hostname"
+            wait(lambda: self._enter(*look).stdout.strip() == self.name, 10)
+        return self._enter(*command)
+
+    def _enter(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command among the processes of the host."""
+        assert self._machine is not None
+        of = f"/proc/{self._machine.pid}/ns"
+        spaces = [f"--pid={of}/pid_for_children", f"--uts={of}/uts", f"--mount={of}/mnt"]
+        return super()._run("nsenter", *spaces, f"--wdns={self.root}", *command)
+
+
+def hosts_can_be() -> bool:
+    """Whether this process may start hosts: root may, in a container that lets it."""
+    return subprocess.run([*APART, "true"], capture_output=True, check=False).returncode == 0
+
+
+def _own_pid(pid: int) -> int:
+    """Id that a process has on its own host; 0 once it has ended."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(status.partition("NSpid:")[2].partition("\n")[0].split()[-1])
+    return 0
 
 
 @dataclass(frozen=True)

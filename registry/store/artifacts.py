@@ -24,6 +24,8 @@ TEMPORARY = {"generations": 2, "exports": 3, "latents": 3}
 """Kinds of artifacts that can be made again, and of how many parts their names are."""
 READ_SECONDS = 60.0
 """Seconds after which an artifact has been read by whoever waited for it."""
+LINK_SECONDS = 300
+"""Seconds in which a download from the bucket has to begin."""
 UNFINISHED_SECONDS = 3600.0
 """Seconds without a write after which an artifact will never be finished."""
 
@@ -61,6 +63,13 @@ class ArtifactStore(ABC):
 
         None where there is no such artifact.
         """
+
+    def link(self, name: str, file: str) -> str | None:  # noqa: ARG002  # a directory has none
+        """Address from which anybody can fetch the one file of an artifact for LINK_SECONDS.
+
+        None where the store gives no such addresses, or has no such artifact.
+        """
+        return None
 
     @abstractmethod
     def has(self, name: str, file: str = MANIFEST) -> bool:

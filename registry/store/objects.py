@@ -28,6 +28,7 @@ from learngenes.files import write_file
 from registry.errors import ArtifactError, StoreAway, StoreRefuses
 from registry.store.artifacts import (
     KINDS,
+    LINK_SECONDS,
     MANIFEST,
     READ_SECONDS,
     TEMPORARY,
@@ -139,6 +140,17 @@ class ObjectStore(ArtifactStore):
         except ArtifactError:
             self.delete(name)
             return None
+
+    def link(self, name: str, file: str) -> str | None:
+        signs = obstore.store.S3Store, obstore.store.GCSStore, obstore.store.AzureStore
+        if not isinstance(self._bucket, signs) or not self.has(name):
+            return None
+        described = self.describe(name)
+        if [*described["places"]] != [file]:  # its object has more than this
+            return None
+        lasts = datetime.timedelta(seconds=LINK_SECONDS)
+        with _told(name):
+            return obstore.sign(self._bucket, "GET", f"{name}/{described['data']}", lasts)
 
     def has(self, name: str, file: str = MANIFEST) -> bool:
         try:

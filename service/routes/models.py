@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from fineserve.wire import ExportFormat, ModelList, ModelRequest, ModelResponse
@@ -107,7 +107,10 @@ async def model_events(
 @router.get(
     "/{model_id}/export",
     response_class=FileResponse,
-    responses={200: {"content": {"application/x-tar": {}}}},
+    responses={
+        200: {"content": {"application/x-tar": {}}},
+        307: {"description": "It is at another address, which is good for five minutes."},
+    },
 )
 async def export_model(
     connection: Request,
@@ -115,12 +118,14 @@ async def export_model(
     state: StateDep,
     caller: Deployer,
     form: Annotated[ExportFormat, Query(alias="format")] = ExportFormat.DIFFUSERS,
-) -> FileResponse:
+) -> Response:
     """The revision that is served now as a tar of one directory.
 
     `diffusers` is loaded by plain diffusers and `onnx` run by ONNX runtimes, with every weight
     written out; `native` and `adapter` are loaded by `learngenes`, and hold U, V and Sigma, or
     Sigma alone. A worker makes it when it is first asked for; later answers are at once.
     """
-    path = await while_connected(connection, wait_for_export(state, record.id, form, caller))
-    return FileResponse(path, media_type="application/x-tar", filename=f"{record.id}.tar")
+    found = await while_connected(connection, wait_for_export(state, record.id, form, caller))
+    if isinstance(found, str):
+        return RedirectResponse(found, headers={"cache-control": "no-store"})
+    return FileResponse(found, media_type="application/x-tar", filename=f"{record.id}.tar")

@@ -14,10 +14,13 @@ import httpx
 import pytest
 
 from benchmarks.deployment import FAMILIES, wait
-from benchmarks.scale.site import Host, Shared, Site, site
+from benchmarks.scale.site import Host, Shared, Site, hosts_can_be, site
 from fineserve.wire import ExportFormat
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not hosts_can_be(), reason="hosts of their own need root, and `unshare`"),
+]
 
 AWAY_SECONDS = 20
 LATER = {"prefer": "respond-async"}

@@ -3,10 +3,12 @@
 import threading
 from pathlib import Path
 
+import httpx
 import obstore
 import pytest
 from obstore.store import MemoryStore
 
+from benchmarks.scale.site import bucket as site_bucket
 from registry.datasets import Datasets
 from registry.errors import ArtifactError, StoreAway, StoreRefuses
 from registry.settings import Settings
@@ -233,3 +235,19 @@ def test_what_is_no_bucket_is_refused(tmp_path: Path) -> None:
     for url in ("ftp://host/folder", "bucket"):
         with pytest.raises(StoreRefuses, match="no bucket can be opened as"):
             ObjectStore.of(url, tmp_path, CACHE_BYTES)
+
+
+def test_the_one_file_of_an_artifact_has_an_address(store: ObjectStore, tmp_path: Path) -> None:
+    store.put("exports/m-1/one", {"model.tar": b"abc"}, {})
+    assert store.link("exports/m-1/one", "model.tar") is None, "memory has no addresses"
+    with site_bucket(tmp_path) as bucket, pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.environment.items():
+            patch.setenv(name, value)
+        store = ObjectStore.of(bucket.url, tmp_path / "here", CACHE_BYTES)
+        store.put("exports/m-1/one", {"model.tar": b"abc"}, {})
+        store.put("models/m-1/two", {"a": b"abc", "b": b"d"}, {})
+        link = store.link("exports/m-1/one", "model.tar")
+        assert link is not None
+        assert httpx.get(link, trust_env=False).content == b"abc"
+        assert store.link("models/m-1/two", "a") is None
+        assert store.link("exports/m-1/three", "model.tar") is None

@@ -72,6 +72,26 @@ def test_a_model_is_exported_when_it_is_asked_for(stack: Stack, exporting: Expor
     assert not (stack.runtime.store.root / "exports" / model_id).exists()
 
 
+def test_an_export_is_fetched_from_the_bucket_where_that_is_wanted(
+    stack: Stack, exporting: Exporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = stack.ready_model()
+    exporting(lambda *what: export(stack.runtime, *what))
+    monkeypatch.setattr(stack.state.settings, "presigned_downloads", True)
+    assert exported(stack, model_id).status_code == 200, "a directory has no addresses"
+
+    def link(_: object, name: str, file: str) -> str:
+        return f"https://bucket.test/{name}/{file}?signature"
+
+    monkeypatch.setattr(type(stack.state.store), "link", link)
+    params = {"format": "diffusers"}
+    path = f"/models/{model_id}/export"
+    answer = stack.api.get(path, params=params, follow_redirects=False)
+    assert answer.status_code == 307
+    assert answer.headers["location"].startswith(f"https://bucket.test/exports/{model_id}/")
+    assert answer.headers["cache-control"] == "no-store"
+
+
 def test_another_revision_needs_another_export(stack: Stack, exporting: Exporting) -> None:
     model_id = stack.ready_model()
     models = stack.runtime.repository.models
