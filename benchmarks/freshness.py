@@ -31,7 +31,8 @@ PATHS: dict[str, tuple[str, ...]] = {
     "training": TRAINING,
     "trust": SERVED,
 }
-"""What each benchmark measures: folders and files of this repository."""
+"""What each benchmark measures: folders and files of this repository. What follows a hyphen in a
+result's name says on what data."""
 
 
 def stale_parts(name: str, result: Figures, root: Path = REPOSITORY) -> list[str]:
@@ -41,8 +42,13 @@ def stale_parts(name: str, result: Figures, root: Path = REPOSITORY) -> list[str
 
 
 def _is_stale(name: str, figures: Figures, root: Path) -> bool:
-    commit = figures.get("origin", {}).get("commit")
-    if commit is None:
+    origin = figures.get("origin", {})
+    commits = origin.get("commits") or [origin.get("commit")]
+    return any(_changed_since(commit, PATHS[name.partition("-")[0]], root) for commit in commits)
+
+
+def _changed_since(commit: str | None, paths: tuple[str, ...], root: Path) -> bool:
+    if not commit:
         return True
-    command = ["git", "diff", "--quiet", commit, "HEAD", "--", *PATHS[name]]
+    command = ["git", "diff", "--quiet", commit, "HEAD", "--", *paths]
     return subprocess.run(command, cwd=root, capture_output=True, check=False).returncode != 0

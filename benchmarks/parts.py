@@ -55,19 +55,21 @@ def run(
 
 
 def origin_now() -> Figures:
-    """Where a figure comes from: commit, time, versions, and what else the machine does.
-
-    The commit of a checkout with changes beside results and pages ends in "-dirty".
-    """
-    ours = (":!benchmarks/results", ":!docs", ":!README.md")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *ours)
+    """Where a figure comes from: commit, time, versions, and what else the machine does."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
     return {
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else ""),
+        "commit": commit_now(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_before": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def commit_now() -> str:
+    """The commit of this checkout; one with changes beside results and pages ends in "-dirty"."""
+    ours = (":!benchmarks/results", ":!docs", ":!README.md")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *ours)
+    return _git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
 
 
 def _git(*words: str) -> str:

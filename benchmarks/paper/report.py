@@ -176,9 +176,10 @@ def write(setting: Setting, rows: Sequence[Row], families: Collection[str]) -> N
         "sigma_300_steps_seconds": shipped.get("sigma", {}).get("seconds"),
     }
     name = _name(setting)
-    result_file(setting).write_text(
-        json.dumps({"summary": summary, "setting": repr(setting), "rows": rows}, indent=1) + "\n"
-    )
+    commits = {row.get("commit", "") for row in rows if row["key"] not in keys}
+    origin = {"commits": sorted(commits)}
+    result = {"summary": summary, "setting": repr(setting), "origin": origin, "rows": rows}
+    result_file(setting).write_text(json.dumps(result, indent=1) + "\n")
     if margin:
         draw_depths(setting, floor, rows, RESULTS / f"{name}-depth.png")
     if summary["fine_vs_scratch_step_ratio"] is not None:

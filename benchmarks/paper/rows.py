@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.parts import commit_now
 from learngenes.files import write_file
 
 if TYPE_CHECKING:  # tables are made of rows without torch
@@ -54,7 +55,7 @@ class Rows:
     def get(self, key: Row, measure: Callable[[], Row]) -> Row:
         """The row with `key`, measured now if it is not there."""
         if not self.has(key):
-            self._write({"key": key, **measure()})
+            self._write({"key": key, "commit": commit_now(), **measure()})
         row: Row = json.loads(self._path(key).read_text())
         return row
 

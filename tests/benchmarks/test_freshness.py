@@ -51,10 +51,14 @@ def test_what_came_of_changes_that_nobody_has_or_of_no_commit_is_old(root: Path)
     parts = {"a": measured(f"{here[:12]}-dirty"), "b": measured("0" * 40), "c": {}}
     assert stale_parts("training", {"parts": parts}, root) == ["a", "b", "c"]
     assert stale_parts("training", measured(here), root) == []
+    several = {"origin": {"commits": ["", here]}}
+    assert stale_parts("training", several, root) == ["training"]
+    assert stale_parts("training-digits", {"origin": {"commits": [here]}}, root) == []
 
 
 def test_every_path_of_a_benchmark_is_one() -> None:
     named = {path for paths in PATHS.values() for path in paths}
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
-    results = {path.stem for path in (REPOSITORY / "benchmarks" / "results").glob("*.json")}
+    files = (REPOSITORY / "benchmarks" / "results").glob("*.json")
+    results = {file.stem.partition("-")[0] for file in files}
     assert results <= set(PATHS)
