@@ -26,8 +26,9 @@ def sizing(result: Figures) -> Table:
     )
     if real := parts.get("real"):
         table += rows(
-            f"""`max_mem_gb: 4` on DiT-XL/2's shapes at 512, {real["images"]} images: \
-                {real["size"]}, the full size; memory measured beside predicted | ≤ 5 % \
+            f"""4 GB for the process, {real["images"]} images of DiT-XL/2's shapes at 512: \
+                {real["size"]} (without a budget {real["without_budget"]}); memory measured beside \
+                predicted | ≤ 5 % \
                 | {real["real_memory_error"]:.2%}"""
         )
     return table
