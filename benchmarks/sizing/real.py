@@ -21,8 +21,11 @@ def measure() -> Figures:
         deployment.run("shapes", NETWORK)
         family = f"{NETWORK}-shapes"
         asked = {
-            **{"family": family, "max_mem_gb": 4, "mem_scope": "process"},
-            **{"n": IMAGES, "num_inference_steps": STEPS},
+            "family": family,
+            "max_mem_gb": 4,
+            "mem_scope": "process",
+            "n": IMAGES,
+            "num_inference_steps": STEPS,
         }
         wait(lambda: deployment.http.post("/plan", json=asked).status_code == 200, 300)
         plannable = time.monotonic() - began

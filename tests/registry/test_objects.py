@@ -193,6 +193,21 @@ def test_folders_to_work_in_are_on_this_host(store: ObjectStore, tmp_path: Path)
     assert store.free_bytes() > 0
 
 
+def test_small_files_are_not_all_looked_at_for_each_that_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    make_room = Cache._make_room
+    monkeypatch.setattr(
+        Cache, "_make_room", lambda *which: (looks.append(which[1]), make_room(*which))
+    )
+    cache = Cache(tmp_path, 1000)
+    for name in range(2000):
+        cache.get(f"{name}", lambda: b"1")
+    assert 850 < len([*tmp_path.iterdir()]) <= 1000
+    assert len(looks) < 40
+
+
 def test_what_was_read_longest_ago_makes_room(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 10)
     for name in ("a", "b"):
