@@ -47,7 +47,7 @@ from fineserve.wire import (
 )
 from learngenes.config import DType, Mode, Scheduler
 from learngenes.data.folders import Skipped
-from learngenes.sizing.budget import MemoryScope
+from learngenes.sizing.budget import LatencyPercentile, MemoryScope
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -96,6 +96,7 @@ class PlanFields(SamplingFields, total=False):
     max_mem_gb: float
     mem_scope: MemoryScope
     max_latency_ms: float
+    latency_percentile: LatencyPercentile
     min_quality: float
     n: int
     depth: int

@@ -62,6 +62,8 @@ class PlanRequest(Asked, Budget):
             raise ValueError("send a budget: max_mem_gb, max_latency_ms, or both")
         if self.mem_scope == "process" and self.max_mem_gb is None:
             raise ValueError("mem_scope is about max_mem_gb: send that, too")
+        if self.latency_percentile != 95 and self.max_latency_ms is None:
+            raise ValueError("latency_percentile is about max_latency_ms: send that, too")
         return self
 
     @property

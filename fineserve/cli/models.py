@@ -25,6 +25,7 @@ from fineserve.cli.options import (
     MaxMemGb,
     ModelId,
     Number,
+    Percentile,
     SchedulerName,
     Text,
     Url,
@@ -37,6 +38,7 @@ from fineserve.cli.options import (
 )
 from fineserve.client import Client
 from fineserve.wire import ExportFormat, ModelResponse
+from learngenes.sizing.budget import LatencyPercentile
 
 cli = typer.Typer(no_args_is_help=True, help="Make, watch and delete models.")
 
@@ -49,6 +51,7 @@ Show = Callable[..., None]
 def create(
     max_mem_gb: MaxMemGb = None,
     max_latency_ms: MaxLatencyMs = None,
+    latency_percentile: Percentile = None,
     name: Text = None,
     family: FamilyName = None,
     task: Annotated[
@@ -76,6 +79,7 @@ def create(
     budget = given(
         max_mem_gb=max_mem_gb,
         max_latency_ms=max_latency_ms,
+        latency_percentile=latency_percentile,
         name=name,
         family=family,
         task=task,
@@ -264,12 +268,12 @@ def _watched(client: Client, model_id: str, *, quiet: bool) -> ModelResponse:
         return client.wait(model_id, _following(update))
 
 
-def _figures(model: ModelResponse) -> dict[str, str]:
+def _figures(model: ModelResponse, percentile: LatencyPercentile = 95) -> dict[str, str]:
     plan, cost = model.plan, model.measured or model.plan.predicted
     return {
         "size": f"depth {plan.depth}, rank {plan.rank}",
         "memory": f"{cost.memory_bytes / 1e6:.1f} MB",
-        "latency, p95": f"{cost.latency_p95_seconds * 1e3:.0f} ms",
+        f"latency, p{percentile}": f"{cost.percentile_seconds(percentile) * 1e3:.0f} ms",
         "revision": str(model.revision),
     }
 
@@ -280,7 +284,7 @@ def _show(model: ModelResponse, as_json: bool) -> None:
         f"{model.id}  {model.name}",
         f"  {model.status}{': ' + model.error if model.error else ''}",
     ]
-    for name, figure in _figures(model).items():
-        note = f" ({told})" if name in ("memory", "latency, p95") else ""
+    for name, figure in _figures(model, model.budget.latency_percentile).items():
+        note = f" ({told})" if name.startswith(("memory", "latency")) else ""
         lines.append(f"  {name}: {figure}{note}")
     echo("\n".join(lines), model, as_json)

@@ -18,7 +18,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="the service's answer, for 
 ModelId = Annotated[str, typer.Argument(help="as `fineserve models list` shows it")]
 
 MaxMemGb = Annotated[float | None, typer.Option(help="of 10^9 bytes")]
-MaxLatencyMs = Annotated[float | None, typer.Option(help="95th percentile of a batch")]
+MaxLatencyMs = Annotated[float | None, typer.Option(help="of one batch")]
+Percentile = Annotated[
+    int | None, typer.Option(help="that --max-latency-ms is of: 50 or 95, by default 95")
+]
 FamilyName = Annotated[str | None, typer.Option(help="by default the service's")]
 BatchImages = Annotated[int | None, typer.Option(help="images in one batch")]
 Text = Annotated[str | None, typer.Option()]

@@ -19,6 +19,7 @@ from fineserve.cli.options import (
     MaxLatencyMs,
     MaxMemGb,
     Number,
+    Percentile,
     SchedulerName,
     Text,
     Url,
@@ -40,6 +41,7 @@ NEIGHBOURS = 6
 def plan(
     max_mem_gb: MaxMemGb = None,
     max_latency_ms: MaxLatencyMs = None,
+    latency_percentile: Percentile = None,
     family: FamilyName = None,
     mem_scope: Annotated[str | None, typer.Option(help="model or process")] = None,
     min_quality: Annotated[
@@ -65,6 +67,7 @@ def plan(
     budget = given(
         max_mem_gb=max_mem_gb,
         max_latency_ms=max_latency_ms,
+        latency_percentile=latency_percentile,
         family=family,
         mem_scope=mem_scope,
         min_quality=min_quality,
@@ -169,13 +172,14 @@ def _draw(answer: PlanResponse, budget: dict[str, Any], file: Path) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     scope = budget.get("mem_scope", "model")
+    percentile = budget.get("latency_percentile", 95)
     front, chosen = answer.front, answer.plan
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.set_xscale("log")
     points = axes.scatter(
         [size.predicted.scoped_memory_bytes(scope) / 1e6 for size in front],
         [size.quality for size in front],
-        c=[size.predicted.latency_p95_seconds * 1e3 for size in front],
+        c=[size.predicted.percentile_seconds(percentile) * 1e3 for size in front],
         norm="log",
         cmap="viridis_r",
         s=26,
@@ -202,7 +206,7 @@ def _draw(answer: PlanResponse, budget: dict[str, Any], file: Path) -> None:
     axes.set_ylabel("predicted quality (family's best: 1)")
     axes.set_title(f"{answer.family}: sizes that no other beats")
     axes.grid(alpha=0.3)
-    bar = figure.colorbar(points, label="95th percentile of one batch, ms")
+    bar = figure.colorbar(points, label=f"{percentile}th percentile of one batch, ms")
     for axis in (axes.xaxis, bar.ax.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))

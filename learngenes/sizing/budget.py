@@ -11,6 +11,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from learngenes.config import DType, Frozen, Mode, Sampling, SamplingRequest
 
 MemoryScope = Literal["model", "process"]
+LatencyPercentile = Literal[50, 95]
+"""Percentiles that are predicted, and that the few requests of a measurement can tell."""
 BudgetName = Literal["max_mem_gb", "max_latency_ms", "min_quality"]
 
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -55,6 +57,7 @@ class Constraints(Frozen):
     max_mem_bytes: Annotated[int, Field(ge=0)] | None = None
     mem_scope: MemoryScope = "model"
     max_latency_seconds: PositiveFloat | None = None
+    latency_percentile: LatencyPercentile = 95
     min_quality: Annotated[float, Field(gt=0, le=1)] | None = None
     depth: PositiveInt | None = None
     rank: PositiveInt | None = None
@@ -70,7 +73,9 @@ class Budget(SamplingRequest):
     mem_scope: MemoryScope = "model"
     """Whether max_mem_gb bounds weights and peak activations, or the whole serving process."""
     max_latency_ms: Annotated[Number, Field(gt=0, le=86_400_000)] | None = None
-    """The 95th percentile of one batch, on an idle device."""
+    """Latency of one batch, on an idle device."""
+    latency_percentile: LatencyPercentile = 95
+    """Share of the batches, in percent, that max_latency_ms holds for: 50 is the median."""
     min_quality: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Least quality, as plans state it."""
     n: Annotated[Count, Field(le=1024)] = 4
@@ -85,7 +90,7 @@ class Budget(SamplingRequest):
     def constraints(self) -> Constraints:
         """In bytes and seconds: a GB is 10^9 bytes."""
         gigabytes, milliseconds = self.max_mem_gb, self.max_latency_ms
-        same = {"mem_scope", "min_quality", "depth", "rank", "mode", "dtype"}
+        same = {"mem_scope", "latency_percentile", "min_quality", "depth", "rank", "mode", "dtype"}
         return Constraints(
             max_mem_bytes=None if gigabytes is None else round(gigabytes * 1e9),
             max_latency_seconds=None if milliseconds is None else max(milliseconds / 1e3, 1e-9),
@@ -107,6 +112,10 @@ class Cost:
 
     def scoped_memory_bytes(self, scope: MemoryScope) -> int:
         return self.process_memory_bytes if scope == "process" else self.memory_bytes
+
+    def percentile_seconds(self, percentile: LatencyPercentile) -> float:
+        """Seconds that so many of 100 batches keep."""
+        return self.latency_seconds if percentile == 50 else self.latency_p95_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from learngenes.sizing.budget import (
     BudgetName,
     Constraints,
     Cost,
+    LatencyPercentile,
     MemoryScope,
     Plan,
     Slack,
@@ -87,6 +88,7 @@ class Candidates:
     process: Ints
     latency: Floats
     p95: Floats
+    """One multiple of all medians: both order sizes alike."""
     quality: Floats
     distance: Floats
     """Distance of the pictures to real ones; NaN where quality is by loss."""
@@ -152,6 +154,10 @@ class Candidates:
 
     def scoped_memory(self, scope: MemoryScope) -> Ints:
         return self.process if scope == "process" else self.memory
+
+    def percentile(self, percentile: LatencyPercentile) -> Floats:
+        """Seconds that so many of 100 batches keep."""
+        return self.latency if percentile == 50 else self.p95
 
     def order(self, scope: MemoryScope) -> Ints:
         """Indices of all: the best first, then the quickest, then the smallest."""
@@ -304,12 +310,13 @@ def solve(candidates: Candidates, constraints: Constraints) -> Solution:
     order = candidates.order(constraints.mem_scope)
     best = int(order[np.argmax(feasible[order])])
     mem, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
+    seconds = candidates.percentile(constraints.latency_percentile)
     return Solution(
         plan=candidates.plans([best])[0],
         binding=_binding(candidates, allowed, kept, best),
         slack=Slack(
             memory_bytes=None if mem is None else int(mem - memory[best]),
-            latency_seconds=None if latency is None else float(latency - candidates.p95[best]),
+            latency_seconds=None if latency is None else float(latency - seconds[best]),
         ),
         front=candidates.front(constraints),
     )
@@ -355,7 +362,8 @@ def _kept(candidates: Candidates, constraints: Constraints) -> dict[BudgetName, 
         memory = candidates.scoped_memory(constraints.mem_scope)
         kept["max_mem_gb"] = memory <= constraints.max_mem_bytes
     if constraints.max_latency_seconds is not None:
-        kept["max_latency_ms"] = candidates.p95 <= constraints.max_latency_seconds
+        seconds = candidates.percentile(constraints.latency_percentile)
+        kept["max_latency_ms"] = seconds <= constraints.max_latency_seconds
     if constraints.min_quality is not None:
         kept["min_quality"] = candidates.quality >= constraints.min_quality
     return kept
@@ -385,9 +393,10 @@ def _infeasible(
 ) -> Infeasible:
     """Relax one constraint if one is enough, else several; the nearest is what exceeds least."""
     scoped = candidates.scoped_memory(constraints.mem_scope)
+    seconds = candidates.percentile(constraints.latency_percentile)
     excess: dict[BudgetName, Floats] = {  # how many times over each budget each candidate is
         "max_mem_gb": scoped / max(constraints.max_mem_bytes or 1, 1),
-        "max_latency_ms": candidates.p95 / (constraints.max_latency_seconds or 1),
+        "max_latency_ms": seconds / (constraints.max_latency_seconds or 1),
         "min_quality": (constraints.min_quality or 1) / np.maximum(candidates.quality, 1e-12),
     }
     for name in kept:
@@ -400,8 +409,8 @@ def _infeasible(
     indices = np.flatnonzero(rest)
     nearest = int(indices[np.argmin(total[indices])])
     # rounded to the safe side, and a digit further where that is lost again on the way back
-    milliseconds = math.ceil(candidates.p95[nearest] * 1e5) / 100
-    milliseconds += 0.01 * (milliseconds / 1000 < candidates.p95[nearest])
+    milliseconds = math.ceil(seconds[nearest] * 1e5) / 100
+    milliseconds += 0.01 * (milliseconds / 1000 < seconds[nearest])
     quality = math.floor(candidates.quality[nearest] * 1e4) / 1e4
     quality -= 1e-4 * (quality > candidates.quality[nearest])
     needed: dict[BudgetName, float] = {

@@ -278,6 +278,18 @@ def test_a_broken_record_hides_no_other(repository: Repository, client: redis.Re
     assert repository.models.get(whole.id) == whole
 
 
+def test_a_latency_of_an_earlier_release_is_the_95th_percentile(
+    repository: Repository, client: redis.Redis
+) -> None:
+    record = repository.models.create(queued_model(max_latency_ms=800))
+    earlier = json.loads(record.model_dump_json())
+    del earlier["budget"]["latency_percentile"]
+    client.set(f"fineserve:model:{record.id}", json.dumps(earlier))
+    read = repository.models.get(record.id)
+    assert read == record
+    assert read.budget.constraints.latency_percentile == 95
+
+
 def test_families_are_listed_once_each_and_by_name(repository: Repository) -> None:
     for name in ("b", "a", "b"):
         repository.announce_family(a_family(name))

@@ -21,7 +21,8 @@ def budgets_missed(
     memory, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
     if memory is not None and measured.scoped_memory_bytes(constraints.mem_scope) > memory:
         missed.append(MEMORY)
-    if latency is not None and not disturbed and measured.latency_p95_seconds > latency:
+    seconds = measured.percentile_seconds(constraints.latency_percentile)
+    if latency is not None and not disturbed and seconds > latency:
         missed.append(LATENCY)
     return missed
 
@@ -30,13 +31,13 @@ def tightened(
     constraints: Constraints, predicted: Cost, measured: Cost, missed: Sequence[str]
 ) -> Constraints:
     """Constraints for predictions, tightened by how far this model `missed` its own."""
-    scope = constraints.mem_scope
+    scope, percentile = constraints.mem_scope, constraints.latency_percentile
     tighter: dict[str, float] = {}
     if MEMORY in missed and constraints.max_mem_bytes is not None:
         share = predicted.scoped_memory_bytes(scope) / measured.scoped_memory_bytes(scope)
         tighter["max_mem_bytes"] = int(constraints.max_mem_bytes * min(1, share))
     if LATENCY in missed and constraints.max_latency_seconds is not None:
-        share = predicted.latency_p95_seconds / measured.latency_p95_seconds
+        share = predicted.percentile_seconds(percentile) / measured.percentile_seconds(percentile)
         tighter["max_latency_seconds"] = constraints.max_latency_seconds * min(1, share)
     return constraints.model_copy(update=tighter)
 
@@ -54,10 +55,11 @@ def step_down(
     Raises OverBudget when there is none, or when MOST_STEPS_DOWN were `tried`.
     """
     constraints = budget.constraints
+    percentile = constraints.latency_percentile
     story = (
         f"depth {plan.depth}, rank {plan.rank}, {plan.mode}, {plan.dtype} was measured at "
         f"{measured.scoped_memory_bytes(constraints.mem_scope)} bytes and "
-        f"{measured.latency_p95_seconds:.3f} s (95th percentile), over "
+        f"{measured.percentile_seconds(percentile):.3f} s ({percentile}th percentile), over "
         f"{' and '.join(missed)} of "
         f"{budget.model_dump(exclude_none=True)}"
     )

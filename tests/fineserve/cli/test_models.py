@@ -35,6 +35,16 @@ def test_a_model_is_refined(url: str) -> None:
     assert answer["refine"] == {"max_seconds": 30, "stopped": False}
 
 
+def test_the_latency_shown_is_of_the_budget_s_percentile(url: str) -> None:
+    for options, percentile in (((), "p95"), (("--latency-percentile", "50"), "p50")):
+        asked = ("--max-latency-ms", "1e6", *options, "--no-wait", "--json", "--url", url)
+        model = json.loads(run("models", "create", *asked).stdout)
+        predicted = model["plan"]["predicted"]
+        seconds = predicted["latency_seconds" if options else "latency_p95_seconds"]
+        told = run("models", "show", model["id"], "--url", url).stdout
+        assert f"latency, {percentile}: {seconds * 1e3:.0f} ms (predicted)" in told
+
+
 def test_a_model_that_waits_is_cancelled(url: str) -> None:
     model = made(url, "--no-wait")
     assert run("models", "cancel", model, "--url", url).stdout == f"{model} is cancelled\n"

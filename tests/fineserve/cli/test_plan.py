@@ -32,6 +32,13 @@ def test_a_large_budget_is_not_what_binds(url: str) -> None:
     assert "nothing binds: the family's best; left of the budget: " in result.output
 
 
+def test_a_latency_can_be_the_median(url: str, tmp_path: Path) -> None:
+    options = ("--max-latency-ms", "1e6", "--latency-percentile", "50", "--json")
+    answer = json.loads(plan(url, *options, "--plot", str(tmp_path / "front.png")).stdout)
+    left = 1e3 - answer["plan"]["predicted"]["latency_seconds"]
+    assert answer["slack"]["latency_seconds"] == pytest.approx(left, abs=1e-9)
+
+
 @pytest.mark.parametrize("scope", ["model", "process"])
 def test_the_front_is_drawn(url: str, tmp_path: Path, scope: str) -> None:
     file = tmp_path / "front.png"

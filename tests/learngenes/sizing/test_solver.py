@@ -60,9 +60,10 @@ def memory(plan: Plan, constraints: Constraints) -> int:
 def missed(plan: Plan, constraints: Constraints) -> set[str]:
     """The budgets that a plan does not keep."""
     mem, latency = constraints.max_mem_bytes, constraints.max_latency_seconds
+    needed = plan.predicted.percentile_seconds(constraints.latency_percentile)
     misses = {
         "max_mem_gb": mem is not None and memory(plan, constraints) > mem,
-        "max_latency_ms": latency is not None and plan.predicted.latency_p95_seconds > latency,
+        "max_latency_ms": latency is not None and needed > latency,
         "min_quality": plan.quality < (constraints.min_quality or 0),
     }
     return {name for name, is_missed in misses.items() if is_missed}
@@ -179,7 +180,8 @@ def draw_constraints(rng: random.Random, plans: list[Plan]) -> Constraints:
     if rng.random() < 0.6:
         values["max_mem_bytes"] = int(near(memory(rng.choice(plans), scope)))
     if rng.random() < 0.6:
-        values["max_latency_seconds"] = near(rng.choice(plans).predicted.latency_p95_seconds)
+        of = values["latency_percentile"] = rng.choice((50, 95))
+        values["max_latency_seconds"] = near(rng.choice(plans).predicted.percentile_seconds(of))
     if rng.random() < 0.5:
         values["min_quality"] = min(1.0, near(rng.choice(plans).quality))
     return Constraints.model_validate({**scope.model_dump(), **values})
@@ -280,8 +282,8 @@ def test_slack_is_what_is_left(solved: Solved) -> None:
             left = constraints.max_mem_bytes - memory(solution.plan, constraints)
             assert slack.memory_bytes == left >= 0
         if constraints.max_latency_seconds is not None:
-            p95 = solution.plan.predicted.latency_p95_seconds
-            assert slack.latency_seconds == constraints.max_latency_seconds - p95 >= 0
+            needed = solution.plan.predicted.percentile_seconds(constraints.latency_percentile)
+            assert slack.latency_seconds == constraints.max_latency_seconds - needed >= 0
 
 
 def test_a_budget_binds_when_without_it_there_were_a_better_plan(solved: Solved) -> None:
@@ -395,6 +397,8 @@ def test_people_state_gigabytes_and_milliseconds() -> None:
         max_mem_bytes=500_000_000, max_latency_seconds=0.25, min_quality=0.9, depth=3
     )
     assert Budget().constraints == Constraints()
+    median = Budget(max_latency_ms=250, latency_percentile=50).constraints
+    assert median == Constraints(max_latency_seconds=0.25, latency_percentile=50)
 
 
 @pytest.mark.parametrize(

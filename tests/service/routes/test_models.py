@@ -57,6 +57,7 @@ def test_the_record_repeats_the_whole_request(stack: Stack) -> None:
     fixed = {"depth": 3, "rank": 24, "mode": "factored", "dtype": "int8", "n": 2}
     workload: dict[str, object] = {"num_inference_steps": 3, "guidance_scale": 1.0}
     bounds = {"max_mem_gb": 2.0, "max_latency_ms": 60_000.0, "min_quality": 0.1}
+    bounds["latency_percentile"] = 50
     guidance = {"guidance_start": 0.0, "guidance_stop": 0.5, "guide": {"depth": 2, "rank": 8}}
     workload |= {**guidance, "scheduler": "euler"}
     body = {**fixed, **workload, **bounds, "mem_scope": "process"}

@@ -17,6 +17,7 @@ NOTHING_BINDS = {"max_mem_gb": 4}
 BUDGETS = [
     NOTHING_BINDS,
     {"max_latency_ms": 60},
+    {"max_latency_ms": 60, "latency_percentile": 50},
     {"max_mem_gb": 0.0005},
     {"max_mem_gb": 0.0006, "max_latency_ms": 50, "min_quality": 0.3},
     {"max_mem_gb": 1, "mem_scope": "process", "n": 1, "guidance_scale": 1},
@@ -81,6 +82,29 @@ def test_the_best_of_the_front_within_the_budget_is_the_plan(stack: Stack) -> No
         fitting = [size for size in sizes if needs(size)[0] <= memory]
         best = next(size for size in fitting if needs(size)[1] <= latency + 1e-9)
         assert body["plan"] == best
+
+
+def test_a_latency_holds_for_the_percentile_that_is_asked_for(stack: Stack) -> None:
+    tight_ms = stack.plan(max_latency_ms=0.5).json()["nearest_feasible"]["max_latency_ms"]
+    by_default, at_95, at_50 = (
+        planned(stack, max_latency_ms=tight_ms, **percentile)
+        for percentile in ({}, {"latency_percentile": 95}, {"latency_percentile": 50})
+    )
+    assert by_default == at_95
+    assert at_95["plan"]["quality"] < at_50["plan"]["quality"]
+    for answer, figure in ((at_95, "latency_p95_seconds"), (at_50, "latency_seconds")):
+        left = tight_ms / 1000 - answer["plan"]["predicted"][figure]
+        assert answer["slack"]["latency_seconds"] == pytest.approx(left)
+        assert left >= 0
+    assert at_50["plan"]["predicted"]["latency_p95_seconds"] * 1000 > tight_ms
+
+
+def test_the_nearest_median_is_a_budget_that_is_kept(stack: Stack) -> None:
+    asked = {"max_latency_ms": 0.5, "latency_percentile": 50}
+    nearest = refused(stack.plan(**asked), 422)["nearest_feasible"]
+    assert nearest["max_latency_ms"] < needs(nearest["plan"])[1] * 1000
+    kept = planned(stack, **{**asked, "max_latency_ms": nearest["max_latency_ms"]})["plan"]
+    assert kept["predicted"]["latency_seconds"] * 1000 <= nearest["max_latency_ms"]
 
 
 def test_what_binds_is_named(stack: Stack) -> None:
@@ -207,6 +231,7 @@ WRONG = {
     "rank": ("9", '"48"'),
     "mode": ('"dense"',),
     "dtype": ('"float16"',),
+    "latency_percentile": ("99", "0", '"50"', "true", "50"),
     "family": ('"huge"', "1"),
     "device_class": ('"abacus"',),
     "max_latency": ("800",),
@@ -236,6 +261,7 @@ WRONG_ALONE = {
         ('{"min_quality": 1}', "max_latency_ms"),
         ('{"mem_scope": "process"}', "max_mem_gb"),
         ('{"max_latency_ms": 800, "mem_scope": "process"}', "mem_scope"),
+        ('{"max_latency_ms": 800, "latency_percentile": 99}', "latency_percentile"),
         ('{"max_mem_gb": 1, "mode": "materialised", "dtype": "int3"}', "int3"),
         ('{"max_mem_gb": 4, "family": "\\ud800"}', "family"),
         ('{"max_mem_gb": 4, "device_class": "\\ud800"}', "device_class"),

@@ -46,6 +46,8 @@ class Device:
     make_model: MakeModel
     more_bytes: int = 0
     times_slower: float = 1.0
+    tail_slower: float = 1.0
+    """The same of the 95th percentile alone, beside the median."""
     always: Cost | None = None
     disturbed: str = ""
     served: bool = True
@@ -65,7 +67,9 @@ class Device:
             memory_bytes=predicted.memory_bytes + self.more_bytes,
             process_memory_bytes=predicted.process_memory_bytes + self.more_bytes,
             latency_seconds=predicted.latency_seconds * self.times_slower,
-            latency_p95_seconds=predicted.latency_p95_seconds * self.times_slower,
+            latency_p95_seconds=predicted.latency_p95_seconds
+            * self.times_slower
+            * self.tail_slower,
         )
         self.needed = self.always or needed
         return Measurement(self.needed)
@@ -147,6 +151,38 @@ def test_a_model_over_its_latency_is_made_again_faster(device: Device) -> None:
     assert record.measured.latency_p95_seconds * 1000 <= budget_ms
     over, kept = device.told(record, "verified")
     assert (over["over_budget"], kept["over_budget"]) == (["max_latency_ms"], [])
+
+
+@pytest.mark.parametrize(("percentile", "tried"), [(50, 0), (95, 1)])
+def test_a_slow_tail_breaks_no_budget_for_the_median(
+    device: Device, percentile: int, tried: int
+) -> None:
+    first = device.plan()
+    device.tail_slower = 1.05
+    of = first.predicted.percentile_seconds(percentile)
+    latency = {"max_latency_ms": of * 1000, "latency_percentile": percentile}
+    record = device.build(plan=first, max_mem_gb=None, **latency)
+    assert (record.status, len(record.over_budget)) == ("ready", tried)
+
+
+def test_a_model_over_its_median_is_made_again_faster(device: Device) -> None:
+    first = device.plan()
+    device.times_slower, device.tail_slower = 1.05, 0.9
+    budget_ms = first.predicted.latency_seconds * 1000
+    record = device.build(
+        plan=first, max_mem_gb=None, max_latency_ms=budget_ms, latency_percentile=50
+    )
+    assert (record.status, len(record.over_budget)) == ("ready", 1)
+    assert record.measured is not None
+    assert record.measured.latency_seconds * 1000 <= budget_ms
+
+
+def test_a_model_that_nothing_saves_says_which_percentile_was_missed(device: Device) -> None:
+    device.always = Cost(1, 1, 8.0, 9.0)
+    latency = {"max_latency_ms": 5000, "latency_percentile": 50}
+    record = device.build(max_mem_gb=None, **latency)
+    assert record.status == "failed"
+    assert "8.000 s (50th percentile)" in str(record.error)
 
 
 def test_a_model_over_both_budgets_is_made_to_keep_both(device: Device) -> None:
