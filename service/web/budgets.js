@@ -2,12 +2,13 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { get, post } from "./api.js";
 import { Front, upper } from "./front.js";
-import { Figures, Picture, Problem, Table, Word, bytes, seconds, share, size, told } from "./parts.js";
+import { Figures, Picture, Problem, Table, Word, bytes, latency as took, latencyName, seconds, share, size, told } from "./parts.js";
 
 const STEPS = 200;
 const EVERYTHING = { max_mem_gb: 10000 };
 const REFINEMENTS = { 0: "No", 60: "For a minute", 600: "For ten minutes", 3600: "For an hour" }; // by seconds
 const UNITS = { memory: { gb: 1e9, mb: 1e6, kb: 1e3, b: 1, "": 1e9 }, latency: { s: 1, ms: 1e-3, "": 1 } };
+const PERCENTILES = [[95, "95th percentile"], [50, "median"]];
 const SHOWN = 4;
 
 // What somebody typed, in bytes or seconds; null where it says nothing.
@@ -18,13 +19,13 @@ function parsed(kind, text) {
 }
 
 // A budget: typed with a unit, or dragged over the range of the sizes.
-function Limit({ kind, label, value, range, format, onChange }) {
+function Limit({ kind, label, value, range, format, onChange, children }) {
   const [text, setText] = useState(null);
   const [low, high] = range;
   const position = Math.round((STEPS * Math.log(value / low)) / Math.log(high / low));
   const at = Math.min(STEPS, Math.max(0, position));
   return html`<div class="limit">
-    <label for=${kind}>${label}</label>
+    <div class="says"><label for=${kind}>${label}</label>${children}</div>
     <input id=${kind} class="typed" type="text" inputmode="decimal" value=${text ?? format(value)} aria-invalid=${text !== null && parsed(kind, text) === null ? "true" : undefined}
       onInput=${(event) => {
         setText(event.target.value);
@@ -49,13 +50,13 @@ function presets(front) {
 
 const less = (of, than) => (of >= than * 0.995 ? "the whole family" : `${share(1 - of / than)} less than the largest`);
 
-function Card({ name, plan, largest, family, chosen, onTake }) {
-  const { memory_bytes: memory, latency_p95_seconds: latency } = plan.predicted;
+function Card({ name, plan, largest, family, percentile, chosen, onTake }) {
+  const memory = plan.predicted.memory_bytes;
   return html`<button type="button" class="card" aria-pressed=${chosen} onClick=${onTake}>
     <strong>${name}</strong>
     ${family && html`<span class="strip">${[0, 1, 2].map((i) => html`<${Picture} family=${family} plan=${plan} label=${Math.floor((i * family.class_names.length) / 3)} pixels=${64} />`)}</span>`}
     <span class="big">${bytes(memory)}</span>
-    <span class="quiet">${seconds(latency)} · quality ${plan.quality.toFixed(2)}</span>
+    <span class="quiet">${seconds(took(plan.predicted, percentile))} · quality ${plan.quality.toFixed(2)}</span>
     <span class="saves">${less(memory, largest.predicted.memory_bytes)}</span>
   </button>`;
 }
@@ -92,6 +93,7 @@ export function Budgets({ id, families, live }) {
   const [everything, setEverything] = useState(null);
   const [wanted, setWanted] = useState(undefined); // the service's default family
   const [budget, setBudget] = useState(null); // {memory, latency} in bytes and seconds
+  const [percentile, setPercentile] = useState(95); // that the latency is of
   const [work, setWork] = useState({ n: 4, steps: "", guidance: "" });
   const [answer, setAnswer] = useState(null);
   const [problem, setProblem] = useState(null);
@@ -130,10 +132,11 @@ export function Budgets({ id, families, live }) {
   const range = (of) => [Math.min(...front.map(of)) * 0.9, Math.max(...front.map(of)) * 1.1];
   const ranges = front.length && {
     memory: range((p) => p.predicted.memory_bytes),
-    latency: range((p) => p.predicted.latency_p95_seconds),
+    latency: range((p) => took(p.predicted, percentile)),
   };
-  const { memory, latency } = budget ?? { memory: ranges?.memory?.[1], latency: ranges?.latency?.[1] };
-  const asked = { max_mem_gb: memory / 1e9, max_latency_ms: latency * 1000, family: everything?.family, ...workload };
+  const memory = budget?.memory ?? ranges?.memory?.[1];
+  const latency = budget?.latency ?? ranges?.latency?.[1]; // all sizes keep it until somebody says less
+  const asked = { max_mem_gb: memory / 1e9, max_latency_ms: latency * 1000, latency_percentile: percentile, family: everything?.family, ...workload };
   // a refined model has no factors
   if (refinement) asked.mode = front.every((p) => p.mode === "dense") ? "dense" : "materialised";
 
@@ -144,7 +147,7 @@ export function Budgets({ id, families, live }) {
       (plan) => number === newest.current && (setAnswer(plan), setProblem(null)),
       (error) => number === newest.current && (setAnswer(null), setProblem(error)),
     );
-  }, [everything, memory, latency, refinement]);
+  }, [everything, memory, latency, percentile, refinement]);
 
   async function deploy() {
     setBusy(true);
@@ -165,12 +168,12 @@ export function Budgets({ id, families, live }) {
       ? html`<${Problem} of=${problem} />`
       : html`<p aria-busy="true">Asking for the sizes …</p>`}`;
   }
-  const kept = (p) => p.predicted.memory_bytes <= memory && p.predicted.latency_p95_seconds <= latency;
+  const kept = (p) => p.predicted.memory_bytes <= memory && took(p.predicted, percentile) <= latency;
   const plan = answer?.plan;
   const family = families.find((other) => other.name === everything.family);
   const largest = front.reduce((a, b) => (b.predicted.memory_bytes > a.predicted.memory_bytes ? b : a));
-  const take = (p) => setBudget({ memory: p.predicted.memory_bytes, latency: Math.max(p.predicted.latency_p95_seconds, ranges.latency[1]) });
-  const exactly = (p) => setBudget({ memory: p.predicted.memory_bytes, latency: p.predicted.latency_p95_seconds });
+  const take = (p) => setBudget({ memory: p.predicted.memory_bytes });
+  const exactly = (p) => setBudget({ memory: p.predicted.memory_bytes, latency: took(p.predicted, percentile) });
   const sampler = live.status?.workers.find((worker) => worker.gauges.device_budget_bytes);
   const room = sampler && sampler.gauges.device_budget_bytes - (sampler.gauges.device_held_bytes ?? 0);
   const change = (name) => (event) => setWork({ ...work, [name]: event.target.value && Number(event.target.value) });
@@ -178,7 +181,7 @@ export function Budgets({ id, families, live }) {
   return html`
     ${lead}
     ${family?.licence === "random numbers" && html`<p class="note" role="note"><strong>Shapes alone.</strong> ${family.name} has random weights: memory and latency are those of the real network, quality is a formula, and pictures are noise.</p>`}
-    <div class="cards">${presets(front).map(([name, p]) => html`<${Card} name=${name} plan=${p} largest=${largest} family=${p.mode === "dense" || task ? null : family}
+    <div class="cards">${presets(front).map(([name, p]) => html`<${Card} name=${name} plan=${p} largest=${largest} percentile=${percentile} family=${p.mode === "dense" || task ? null : family}
       chosen=${Math.abs(memory / p.predicted.memory_bytes - 1) < 1e-9} onTake=${() => take(p)} />`)}</div>
     <div class="columns">
       <section aria-label="Budget" class="panel">
@@ -194,10 +197,14 @@ export function Budgets({ id, families, live }) {
           </select>
         </label>`}
         <${Limit} kind="memory" label="Memory" value=${memory} range=${ranges.memory} format=${bytes}
-          onChange=${(to) => setBudget({ memory: to, latency })} />
-        <${Limit} kind="latency" label="Latency, 95th percentile" value=${latency} range=${ranges.latency} format=${seconds}
-          onChange=${(to) => setBudget({ memory, latency: to })} />
-        ${room > 0 && html`<button type="button" class="small machine" onClick=${() => setBudget({ memory: room, latency })}>
+          onChange=${(to) => setBudget({ ...budget, memory: to })} />
+        <${Limit} kind="latency" label="Latency" value=${latency} range=${ranges.latency} format=${seconds}
+          onChange=${(to) => setBudget({ ...budget, latency: to })}>
+          <select aria-label="Percentile of the latency" value=${percentile} onChange=${(event) => setPercentile(Number(event.target.value))}>
+            ${PERCENTILES.map(([of, name]) => html`<option value=${of}>${name}</option>`)}
+          </select>
+        <//>
+        ${room > 0 && html`<button type="button" class="small machine" onClick=${() => setBudget({ ...budget, memory: room })}>
           This machine: ${bytes(room)} free for models, of ${bytes(sampler.gauges.device_budget_bytes)}</button>`}
         <details>
           <summary>Images at once, steps, guidance, refinement</summary>
@@ -221,7 +228,7 @@ export function Budgets({ id, families, live }) {
           ${isShared && html`<${Compare} family=${family} plan=${plan} best=${largest.mode === "dense" ? plan : largest} />`}
           <${Figures} of=${{
             memory: bytes(plan.predicted.memory_bytes),
-            [plan.latency_estimated ? "latency, estimated" : "latency"]: seconds(plan.predicted.latency_p95_seconds),
+            [`${latencyName(percentile)}${plan.latency_estimated ? ", estimated" : ""}`]: seconds(took(plan.predicted, percentile)),
             quality: plan.quality.toFixed(2),
             ...(plan.class_accuracy !== null && { "right class": share(plan.class_accuracy) }),
           }} />
@@ -233,13 +240,13 @@ export function Budgets({ id, families, live }) {
     </div>
     <section aria-label="Sizes">
       <h2>All sizes of ${everything.family}</h2>
-      <${Front} front=${front} kept=${kept} plan=${plan} memory=${memory} onPick=${exactly} />
+      <${Front} front=${front} kept=${kept} plan=${plan} memory=${memory} percentile=${percentile} onPick=${exactly} />
     </section>
     <details>
       <summary>As a table</summary>
-      <${Table} label="Pareto front" columns=${["size", "mode", "dtype", "sampling", "memory", "latency", "quality"]} rows=${front.map((p) => [
+      <${Table} label="Pareto front" columns=${["size", "mode", "dtype", "sampling", "memory", latencyName(percentile), "quality"]} rows=${front.map((p) => [
         size(p), p.mode, p.dtype, told(p.sampling), bytes(p.predicted.memory_bytes),
-        seconds(p.predicted.latency_p95_seconds), p.quality.toFixed(4),
+        seconds(took(p.predicted, percentile)), p.quality.toFixed(4),
       ])} />
     </details>`;
 }

@@ -1,6 +1,6 @@
 // The Pareto front as a picture: memory, quality, latency by colour, and the budget.
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
-import { bytes, seconds, size } from "./parts.js";
+import { bytes, latency, seconds, size } from "./parts.js";
 
 const HEIGHT = 320;
 const EDGE = { left: 52, right: 18, top: 18, bottom: 44 };
@@ -22,7 +22,7 @@ function ticks(low, high, most = 6) {
   return found.filter((_, i) => i % every === 0);
 }
 
-export function Front({ front, kept, plan, memory, onPick }) {
+export function Front({ front, kept, plan, memory, percentile, onPick }) {
   const place = useRef();
   const [width, setWidth] = useState(720);
   useEffect(() => {
@@ -39,9 +39,10 @@ export function Front({ front, kept, plan, memory, onPick }) {
   const room = (best - worst || 0.1) * 0.12;
   const x = (value) => EDGE.left + ((width - EDGE.left - EDGE.right) * Math.log(value / low)) / Math.log(high / low);
   const y = (value) => HEIGHT - EDGE.bottom - ((HEIGHT - EDGE.top - EDGE.bottom) * (value - worst + room)) / (best - worst + 2 * room);
-  const times = front.map((p) => p.predicted.latency_p95_seconds);
+  const took = (p) => latency(p.predicted, percentile);
+  const times = front.map(took);
   const [fast, slow] = [Math.min(...times), Math.max(...times)];
-  const slowness = (p) => (slow > fast ? Math.log(p.predicted.latency_p95_seconds / fast) / Math.log(slow / fast) : 0);
+  const slowness = (p) => (slow > fast ? Math.log(took(p) / fast) / Math.log(slow / fast) : 0);
   const same = (p) => plan && p.depth === plan.depth && p.rank === plan.rank && p.mode === plan.mode && p.dtype === plan.dtype;
   const chosen = plan && { cx: x(plan.predicted.memory_bytes), cy: y(plan.quality) };
   const budget = memory <= high && memory >= low ? x(memory) : null;
@@ -63,8 +64,8 @@ export function Front({ front, kept, plan, memory, onPick }) {
       ${line.map((p) => html`<circle class=${`point${kept(p) ? "" : " out"}`} cx=${x(p.predicted.memory_bytes)} cy=${y(p.quality)} r=${same(p) ? 6.5 : 4.5}
         style=${{ "--slow": slowness(p).toFixed(2) }} role="button" tabindex="0" onClick=${() => onPick(p)}
         onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), onPick(p))}
-        aria-label=${`${size(p)}: ${bytes(p.predicted.memory_bytes)}, ${seconds(p.predicted.latency_p95_seconds)}, quality ${p.quality.toFixed(2)}`}>
-        <title>${size(p)}: ${bytes(p.predicted.memory_bytes)}, ${seconds(p.predicted.latency_p95_seconds)}, quality ${p.quality.toFixed(2)}</title>
+        aria-label=${`${size(p)}: ${bytes(p.predicted.memory_bytes)}, ${seconds(took(p))}, quality ${p.quality.toFixed(2)}`}>
+        <title>${size(p)}: ${bytes(p.predicted.memory_bytes)}, ${seconds(took(p))}, quality ${p.quality.toFixed(2)}</title>
       </circle>`)}
     </svg>
     <figcaption class="quiet">

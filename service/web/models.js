@@ -1,7 +1,7 @@
 // Deployed models: a live table, and a page for each.
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { FINISHED, follow, get, post, request } from "./api.js";
-import { Chart, Copy, Figures, Picture, Problem, State, Word, ago, bytes, moment, png, seconds, size, title } from "./parts.js";
+import { Chart, Copy, Figures, Picture, Problem, State, Word, ago, bytes, latency, latencyName, moment, png, seconds, size, title } from "./parts.js";
 
 const FORMATS = {
   diffusers: "diffusers: a pipeline that plain diffusers loads",
@@ -17,6 +17,12 @@ export function Measured({ predicted, measured, format }) {
   const mark = Math.abs(off) > 0.1;
   return html`${format(measured)} <span class=${mark ? "off" : "quiet"} title=${`predicted: ${format(predicted)}`}>
     ${mark ? `${off > 0 ? "+" : "−"}${Math.round(100 * Math.abs(off))} % of predicted` : "as predicted"}</span>`;
+}
+
+// A model's latency, at the percentile that its budget is for.
+function Latency({ of: { plan, measured, budget } }) {
+  const at = (cost) => cost && latency(cost, budget.latency_percentile);
+  return html`<${Measured} predicted=${at(plan.predicted)} measured=${at(measured)} format=${seconds} />`;
 }
 
 // The family's sample of a model's size, or the first image of the task that it was made for.
@@ -53,7 +59,7 @@ export function Models({ live, families }) {
           <span class="quiet">${size(model.plan)}${model.class_names ? `, ${model.class_names.length} classes of its own` : ""} · ${ago(model.created_at)}</span></div>
         <div><${State} of=${model.status} /></div>
         <div><small class="quiet">memory</small><br /><${Measured} predicted=${model.plan.predicted.memory_bytes} measured=${model.measured?.memory_bytes} format=${bytes} /></div>
-        <div><small class="quiet">latency</small><br /><${Measured} predicted=${model.plan.predicted.latency_p95_seconds} measured=${model.measured?.latency_p95_seconds} format=${seconds} /></div>
+        <div><small class="quiet">${latencyName(model.budget.latency_percentile)}</small><br /><${Latency} of=${model} /></div>
         <div><small class="quiet">images</small><br />${live.images[model.id] ?? 0}</div>
       </li>`;
     })}</ul>`;
@@ -180,7 +186,7 @@ export function Model({ id, live, families }) {
       revision: model.revision ?? "–",
       "images made": live.images[id] ?? 0,
       memory: html`<${Measured} predicted=${predicted.memory_bytes} measured=${model.measured?.memory_bytes} format=${bytes} />`,
-      latency: html`<${Measured} predicted=${predicted.latency_p95_seconds} measured=${model.measured?.latency_p95_seconds} format=${seconds} />`,
+      [latencyName(model.budget.latency_percentile)]: html`<${Latency} of=${model} />`,
       training: trained(model.training),
     }} />
     ${model.plan.latency_estimated && html`<p class="quiet">Latency was estimated: this device had
@@ -196,7 +202,7 @@ export function Model({ id, live, families }) {
       <section>
         <h2>What happened</h2>
         <ol class="timeline">${milestones(events).map(
-          (e) => html`<li><span class="quiet">${moment(e.at)}</span> ${told(e)}</li>`)}</ol>
+          (e) => html`<li><span class="quiet">${moment(e.at)}</span> ${told(e, model.budget)}</li>`)}</ol>
       </section>
     </div>
     <${Snippets} id=${id} />
@@ -242,13 +248,13 @@ function milestones(events) {
   return told.filter((e, i) => !(i && e.name === "status" && told[i - 1].name === "status" && same(e, told[i - 1])));
 }
 
-function told({ name, data }) {
+function told({ name, data }, budget) {
   if (name === "status") {
     const revision = data.revision === null ? "" : `, revision ${data.revision} served`;
     return html`<${State} of=${data.status} />${revision}${data.error ? `: ${data.error}` : ""}`;
   }
   if (name === "verified") {
-    const { memory_bytes: held, latency_p95_seconds: took } = data.measured;
+    const [held, took] = [data.measured.memory_bytes, latency(data.measured, budget.latency_percentile)];
     const verdict = data.over_budget.length ? `over ${data.over_budget.join(" and ")}` : "budget kept";
     return `measured ${bytes(held)}, ${seconds(took)}: ${verdict}`;
   }

@@ -14,6 +14,10 @@ export function seconds(value) {
   return value < 1 ? `${(value * 1000).toFixed(0)} ms` : `${value.toPrecision(3)} s`;
 }
 
+// Seconds of one batch that so many of 100 batches keep.
+export const latency = (cost, percentile) => (percentile === 50 ? cost.latency_seconds : cost.latency_p95_seconds);
+export const latencyName = (percentile) => (percentile === 50 ? "latency, median" : "latency");
+
 export const share = (value) => (value === undefined ? "–" : `${Math.round(100 * value)} %`);
 
 export const size = (plan) =>
@@ -34,7 +38,7 @@ const WORDS = {
   Σ: "A few thousand scales of a model's own: each of its layers is U · Σ · V, and U and V are the family's",
   rank: "How many of the family's shared components a layer uses",
   quality: "Share of the way from the family's worst pictures to real ones that this size has gone",
-  latency: "Seconds for one batch, which 95 of 100 batches keep",
+  latency: "Seconds for one batch, which 95 of 100 batches keep; the median half of them",
   materialised: "Every weight is written out: faster, and larger",
   factored: "Weights are kept as U, Σ and V: smaller, and slower",
   dense: "An imported model's own layers, of which some are left out",

@@ -151,11 +151,13 @@ def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
     page.keyboard.press("End")
     expect(plan).to_contain_text(best)
     page.keyboard.press("Tab")
+    expect(page.get_by_label("Percentile of the latency")).to_be_focused()
+    page.keyboard.press("Tab")
     expect(page.get_by_role("textbox", name="Latency")).to_be_focused()
     page.keyboard.type("0.2 ms")
     expect(page.get_by_role("alert")).to_contain_text("no size fits")
-    page.keyboard.press("Shift+Tab")
-    page.keyboard.press("Shift+Tab")
+    for _ in range(3):
+        page.keyboard.press("Shift+Tab")
     expect(page.get_by_role("textbox", name="Memory")).to_be_focused()
     card = page.get_by_role("button", name=re.compile("^Smallest"))
     card.focus()
@@ -231,6 +233,24 @@ def test_a_budget_is_typed_with_its_unit(page: Page) -> None:
     expect(page.get_by_text(re.compile("^fits: .* of 2.20 MB"))).to_be_visible()
     page.get_by_role("button", name=re.compile("^This machine")).click()
     expect(page.get_by_text(re.compile(r"^fits: .* of \d+\.?\d* GB"))).to_be_visible()
+
+
+def test_a_latency_is_of_the_percentile_that_is_chosen(page: Page, shipped: Deployment) -> None:
+    page.goto("/#budgets")
+    result = page.get_by_role("region", name="The size that keeps it")
+    expect(result.get_by_text("latency", exact=True)).to_be_visible()
+    page.get_by_label("Percentile of the latency").select_option("median")
+    expect(result.get_by_text("latency, median")).to_be_visible()
+    nobody_is_shut_out(page)
+    press(page, "Deploy this size")
+    expect(page).to_have_url(re.compile("#models/m-"))
+    expect(page.get_by_text("latency, median")).to_be_visible()
+    model = shipped.client.model(page.url.split("/")[-1])
+    assert model.budget.latency_percentile == 50
+    predicted = model.plan.predicted.latency_seconds
+    shown = page.locator("dd").filter(has_text=" predicted").last
+    expect(shown).to_contain_text(f"{predicted * 1000:.0f} ms")
+    press(page, "Cancel")
 
 
 def test_models_come_and_go_in_the_list(page: Page, shipped: Deployment, models: list[str]) -> None:
