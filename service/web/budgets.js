@@ -2,7 +2,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { get, post } from "./api.js";
 import { Front, upper } from "./front.js";
-import { Figures, Picture, Problem, Table, Word, bytes, latency as took, latencyName, seconds, share, size, told } from "./parts.js";
+import { BUDGETS, Figures, Picture, Problem, Table, Word, bytes, latency as took, latencyName, seconds, share, size, told } from "./parts.js";
 
 const STEPS = 200;
 const EVERYTHING = { max_mem_gb: 10000 };
@@ -169,6 +169,9 @@ export function Budgets({ id, families, live }) {
       : html`<p aria-busy="true">Asking for the sizes …</p>`}`;
   }
   const kept = (p) => p.predicted.memory_bytes <= memory && took(p.predicted, percentile) <= latency;
+  const near = problem?.nearest_feasible;
+  const nearest = near && { ...(near.max_mem_gb && { memory: near.max_mem_gb * 1e9 }), ...(near.max_latency_ms && { latency: near.max_latency_ms / 1000 }) };
+  const nearestWords = near && [nearest.memory && bytes(nearest.memory), nearest.latency && seconds(nearest.latency)].filter(Boolean).join(" and ");
   const plan = answer?.plan;
   const family = families.find((other) => other.name === everything.family);
   const largest = front.reduce((a, b) => (b.predicted.memory_bytes > a.predicted.memory_bytes ? b : a));
@@ -222,19 +225,22 @@ export function Budgets({ id, families, live }) {
         <p class="quiet">On ${everything.device_class}.</p>
       </section>
       <section aria-label="The size that keeps it" class="panel result" aria-live="polite">
-        <${Problem} of=${problem} />
+        ${nearest
+          ? html`<p class="problem" role="alert">No size fits: the nearest needs ${nearestWords}.</p>
+            <p><button type="button" class="small" onClick=${() => setBudget({ ...budget, ...nearest })}>Take ${nearestWords}</button></p>`
+          : html`<${Problem} of=${problem} />`}
         ${plan && html`
           <h2>${size(plan)} <span class="badge">fits: ${percent(plan.predicted.memory_bytes / memory)} of ${bytes(memory)}</span></h2>
           ${isShared && html`<${Compare} family=${family} plan=${plan} best=${largest.mode === "dense" ? plan : largest} />`}
           <${Figures} of=${{
             memory: bytes(plan.predicted.memory_bytes),
-            [`${latencyName(percentile)}${plan.latency_estimated ? ", estimated" : ""}`]: seconds(took(plan.predicted, percentile)),
+            [latencyName(percentile)]: html`${seconds(took(plan.predicted, percentile))}${plan.latency_estimated && html` <span class="quiet">estimated</span>`}`,
             quality: plan.quality.toFixed(2),
             ...(plan.class_accuracy !== null && { "right class": share(plan.class_accuracy) }),
           }} />
           <${Saving} plan=${plan} largest=${largest} />
           <p class="quiet"><${Word} of=${plan.mode} />, ${plan.dtype}; ${told(plan.sampling)}.
-            ${answer.binding.length > 0 && ` With more ${answer.binding.map((name) => (name === "max_mem_gb" ? "memory" : name === "max_latency_ms" ? "time" : name)).join(" or ")} it would be better.`}</p>`}
+            ${answer.binding.length > 0 && ` With more ${answer.binding.map((name) => BUDGETS[name]).join(" or ")} it would be better.`}</p>`}
         <button type="button" disabled=${!plan || busy} aria-busy=${busy} onClick=${deploy}>Deploy this size</button>
       </section>
     </div>

@@ -3,7 +3,7 @@ import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { bytes, latency, seconds, size } from "./parts.js";
 
 const HEIGHT = 320;
-const EDGE = { left: 52, right: 18, top: 18, bottom: 44 };
+const EDGE = { left: 60, right: 18, top: 18, bottom: 44 };
 
 // Sizes that none needs less memory for as good pictures, smallest first.
 export function upper(front) {
@@ -69,7 +69,7 @@ export function Front({ front, kept, plan, memory, percentile, onPick }) {
       </circle>`)}
     </svg>
     <figcaption class="quiet">
-      <span class="mark"></span> best for its memory, darker is slower: ${seconds(fast)} to ${seconds(slow)} ·
+      <span class="mark"></span> best for its memory, stronger is slower: ${seconds(fast)} to ${seconds(slow)} ·
       <span class="mark chosen"></span> the plan ${others.length > 0 && html`· <span class="mark other"></span> faster, for more memory`} · click a point to take its budget
     </figcaption>
   </figure>`;

@@ -1,6 +1,6 @@
 // Health of the service at a glance: whether it is ready, its load, its last failures.
 import { html, useEffect, useState } from "./vendor/preact.js";
-import { Chart, Figures, Problem, Sparkline, Table, ago, bytes, moment, seconds, share } from "./parts.js";
+import { Chart, Figures, Problem, Sparkline, Table, ago, bytes, moment, share } from "./parts.js";
 
 export function Health({ live, past }) {
   const { status } = live;
@@ -38,8 +38,8 @@ export function Health({ live, past }) {
         html`<span>${name}${problem && html`<br /><small>${problem}</small>`}</span>`,
         device_class,
         gauges.engine_models ?? "–",
-        `${bytes(gauges.device_held_bytes)} · ${bytes(gauges.device_budget_bytes)}`,
-        `${gauges.engine_running ?? "–"} · ${gauges.engine_waiting ?? "–"}`,
+        gauges.device_budget_bytes === undefined ? "–" : `${bytes(gauges.device_held_bytes)} · ${bytes(gauges.device_budget_bytes)}`,
+        gauges.engine_running === undefined ? "–" : `${gauges.engine_running} · ${gauges.engine_waiting}`,
         share(gauges.engine_compiled),
         bytes(gauges.process_resident_bytes),
       ])} />
@@ -73,7 +73,8 @@ function Contact({ at }) {
     const timer = setInterval(() => tick((n) => n + 1), 1000);
     return () => clearInterval(timer);
   }, []);
-  return at ? `${seconds(Math.max(0, Math.round((Date.now() - at) / 1000)))} ago`.replace("0 ms ago", "now") : "–";
+  const passed = at && Math.max(0, Math.round((Date.now() - at) / 1000));
+  return at ? (passed ? `${passed} s ago` : "now") : "–";
 }
 
 // How deep elastic requests are served while this page is open: a crowd makes it sink, and it rises again.

@@ -79,8 +79,12 @@ function App() {
     location.reload();
   }
 
-  if (locked) return html`<main class="container"><${SignIn} /></main>`;
   const name = view in VIEWS ? view : "budgets";
+  useEffect(() => { // on a narrow screen it may be beyond the edge
+    document.querySelector("nav [aria-current]")?.scrollIntoView({ inline: "nearest", block: "nearest" });
+  }, [name]);
+
+  if (locked) return html`<main class="container"><${SignIn} /></main>`;
   const View = name === "models" && id ? Model : VIEWS[name];
   return html`
     <a class="skip" href="#main" onClick=${(event) => {

@@ -1,13 +1,13 @@
 // Deployed models: a live table, and a page for each.
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { FINISHED, follow, get, post, request } from "./api.js";
-import { Chart, Copy, Figures, Picture, Problem, State, Word, ago, bytes, latency, latencyName, moment, png, seconds, size, title } from "./parts.js";
+import { BUDGETS, Chart, Copy, Figures, Picture, Problem, State, Word, ago, bytes, latency, latencyName, moment, png, seconds, size, title } from "./parts.js";
 
 const FORMATS = {
-  diffusers: "diffusers: a pipeline that plain diffusers loads",
-  onnx: "ONNX: the network for ONNX runtimes; about two minutes",
-  native: "native: U, V, Σ and the stem",
-  adapter: "adapter: what is the model's own, without the family",
+  diffusers: ["for diffusers", "a pipeline that plain diffusers loads"],
+  onnx: ["for ONNX", "the network for ONNX runtimes; about two minutes"],
+  native: ["for learngenes", "U, V, Σ and the stem: samples without a server"],
+  adapter: ["an adapter", "what is the model's own, without the family"],
 };
 
 // Measured beside predicted, and a mark where they disagree by more than a tenth.
@@ -16,12 +16,13 @@ export function Measured({ predicted, measured, format }) {
   const off = measured / predicted - 1;
   const mark = Math.abs(off) > 0.1;
   return html`${format(measured)} <span class=${mark ? "off" : "quiet"} title=${`predicted: ${format(predicted)}`}>
-    ${mark ? `${off > 0 ? "+" : "−"}${Math.round(100 * Math.abs(off))} % of predicted` : "as predicted"}</span>`;
+    ${mark ? `${Math.round(100 * Math.abs(off))} % ${off > 0 ? "over" : "under"} predicted` : "as predicted"}</span>`;
 }
 
 // A model's latency, at the percentile that its budget is for.
-function Latency({ of: { plan, measured, budget } }) {
+function Latency({ of: { plan, measured, budget, disturbed } }) {
   const at = (cost) => cost && latency(cost, budget.latency_percentile);
+  if (measured && disturbed) return html`${seconds(at(measured))} <span class="quiet" title=${disturbed}>disturbed</span>`;
   return html`<${Measured} predicted=${at(plan.predicted)} measured=${at(measured)} format=${seconds} />`;
 }
 
@@ -74,11 +75,12 @@ const STAGES = [
   ["measured", "Measured", "memory and latency, against the budget"],
   ["ready", "Ready", ""],
 ];
+const OF_A_TASK = ["usable", "Assembled", "its classes are served once they are learned"];
 const AT = { queued: 0, assembling: 1, retraining: 2, refining: 3, verifying: 4, ready: 6, undertrained: 6 };
 
 function Stepper({ model, progress, queue }) {
   const ended = ["failed", "cancelled", "deleted"].includes(model.status);
-  const stages = STAGES.filter(([name]) => name !== "refined" || model.refine);
+  const stages = STAGES.filter(([name]) => name !== "refined" || model.refine).map((stage) => (stage[0] === "usable" && model.class_names ? OF_A_TASK : stage));
   const at = ended ? -1 : stages.findIndex(([name]) => name === STAGES[AT[model.status]]?.[0]);
   const current = ended ? -1 : at < 0 ? stages.length : at;
   const part = progress && progress.status === model.status ? progress : null;
@@ -104,7 +106,7 @@ function Snippets({ id }) {
   const [shown, setShown] = useState("curl");
   return html`<section aria-label="From your program">
     <h2>From your program</h2>
-    <div class="row tight">${Object.keys(texts).map((name) => html`<button type="button" class="small" aria-pressed=${name === shown} onClick=${() => setShown(name)}>${name}</button>`)}
+    <div class="row tight languages">${Object.keys(texts).map((name) => html`<button type="button" class="small" aria-pressed=${name === shown} onClick=${() => setShown(name)}>${name}</button>`)}
       <${Copy} text=${texts[shown]} /></div>
     <pre tabindex="0"><code>${texts[shown]}</code></pre>
   </section>`;
@@ -159,6 +161,7 @@ export function Model({ id, live, families }) {
   const refining = losses.filter((e) => e.data.status === "refining");
   const progress = events.filter((e) => e.name === "progress").at(-1)?.data;
   const building = !FINISHED.has(model.status);
+  const lost = ["failed", "cancelled"].includes(model.status);
   const { predicted } = model.plan;
   const names = model.class_names ?? families.find((f) => f.name === model.family)?.class_names ?? [];
   return html`
@@ -205,14 +208,14 @@ export function Model({ id, live, families }) {
           (e) => html`<li><span class="quiet">${moment(e.at)}</span> ${told(e, model.budget)}</li>`)}</ol>
       </section>
     </div>
-    <${Snippets} id=${id} />
+    ${!lost && html`<${Snippets} id=${id} />
     <section aria-label="Export">
       <h2>Take it with you</h2>
       ${model.status !== "ready" && html`<p class="quiet">Exports come once it is ready.</p>`}
-      <ul class="exports">${Object.entries(FORMATS).map(([format, words]) => html`<li>
+      <ul class="exports">${Object.entries(FORMATS).map(([format, [name, words]]) => html`<li>
         <a role="button" class="secondary outline" href=${model.status === "ready" ? `models/${id}/export?format=${format}` : undefined}
-          aria-disabled=${model.status !== "ready"} download>Export for ${format}</a> <span class="quiet">${words}</span></li>`)}</ul>
-    </section>`;
+          aria-disabled=${model.status !== "ready"} download>Export ${name}</a> <span class="quiet">${words}</span></li>`)}</ul>
+    </section>`}`;
 }
 
 function trained(training) {
@@ -255,7 +258,8 @@ function told({ name, data }, budget) {
   }
   if (name === "verified") {
     const [held, took] = [data.measured.memory_bytes, latency(data.measured, budget.latency_percentile)];
-    const verdict = data.over_budget.length ? `over ${data.over_budget.join(" and ")}` : "budget kept";
+    const over = data.over_budget.map((name) => BUDGETS[name]).join(" and ");
+    const verdict = over ? `over the budget of ${over}` : data.disturbed ? "budget kept, but latency was disturbed" : "budget kept";
     return `measured ${bytes(held)}, ${seconds(took)}: ${verdict}`;
   }
   if (name === "refined" && data.error) return `not refined: ${data.error}`;

@@ -46,6 +46,9 @@ const WORDS = {
 };
 export const Word = ({ of, children }) => html`<abbr title=${WORDS[of] ?? WORDS[of.toLowerCase()]}>${children ?? of}</abbr>`;
 
+// Budgets as people call them.
+export const BUDGETS = { max_mem_gb: "memory", max_latency_ms: "time", min_quality: "quality" };
+
 // How people tell models apart.
 export const title = ({ family, plan }) =>
   `${family} · ${bytes(plan.predicted.memory_bytes)} · ${plan.dtype}`;

@@ -9,8 +9,8 @@ const MOST_SEED = 2 ** 31 - 1;
 const KNOBS = {
   num_inference_steps: ["Steps", { min: 1, max: 250, step: 1 }],
   guidance_scale: ["Guidance", { min: 1, max: 20, step: 0.1 }],
-  guidance_start: ["Guided from, share of the steps", { min: 0, max: 1, step: 0.05 }],
-  guidance_stop: ["Guided until", { min: 0, max: 1, step: 0.05 }],
+  guidance_start: ["Guided from, 0 to 1", { min: 0, max: 1, step: 0.05 }],
+  guidance_stop: ["Guided until, 0 to 1", { min: 0, max: 1, step: 0.05 }],
 };
 
 function kept() {
@@ -95,7 +95,7 @@ export function Playground({ id, live, families }) {
         </label>
         <label>Images <input type="number" min="1" max="128" placeholder=${label ? "4" : "one of each"} value=${form.n} onInput=${set("n")} /></label>
         <label>Seed
-          <span role="group" class="joined"><input type="number" min="0" aria-label="Seed" value=${form.seed} onInput=${set("seed")} />
+          <span class="joined"><input type="number" min="0" aria-label="Seed" value=${form.seed} onInput=${set("seed")} />
           <button type="button" class="small" title="Draw a seed" onClick=${() => setForm({ ...form, seed: Math.floor(Math.random() * MOST_SEED) })}>Random</button></span>
         </label>
       </fieldset>

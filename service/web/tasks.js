@@ -100,12 +100,12 @@ export function Tasks({ families }) {
         ${!folder && html`<label>Or an archive, zip or tar <input type="file" name="archive" aria-label="Archive" accept=${ARCHIVES} /></label>`}
         <label>Name, optional <input type="text" name="name" /></label>
         ${families.length > 1 && html`<label>Family
-          <select name="family"><option value="">as elsewhere</option>${families.map(({ name }) => html`<option value=${name}>${name}</option>`)}</select>
+          <select name="family"><option value="">the service's default</option>${families.map(({ name }) => html`<option value=${name}>${name}</option>`)}</select>
         </label>`}
       </fieldset>
       <div class="row">
         <button type="submit" disabled=${busy} aria-busy=${busy}>Send</button>
-        <button type="submit" value="look" class="secondary outline" disabled=${busy}>Only look what is in it</button>
+        <button type="submit" value="look" class="secondary outline" disabled=${busy}>Only look at what is in it</button>
       </div>
       <p class="quiet">A dataset that Hugging Face <code>datasets</code> has saved is sent by <code>fineserve tasks create FOLDER</code>.</p>
     </form>

@@ -113,6 +113,7 @@ def test_a_task_is_sent_and_a_model_made_of_it(page: Page) -> None:
     heading(page, "Budgets")
     expect(page.get_by_label("Classes")).to_have_value(re.compile("^t-"))
     press(page, "Deploy this size")
+    expect(page.get_by_text("its classes are served once they are learned")).to_be_visible()
     expect(page.locator("main .state").first).to_have_text("ready", timeout=150_000)
     press(page, "Sample every class")
     expect(page.locator(".images img")).to_have_count(2)
@@ -145,7 +146,7 @@ def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
     memory = page.get_by_label("Memory, dragged")
     memory.focus()
     page.keyboard.press("Home")
-    expect(page.get_by_role("alert")).to_contain_text("no size fits")
+    expect(page.get_by_role("alert")).to_contain_text("No size fits")
     nobody_is_shut_out(page)
     expect(page.get_by_role("button", name="Deploy this size")).to_be_disabled()
     page.keyboard.press("End")
@@ -155,7 +156,10 @@ def test_a_budget_by_keyboard_and_one_that_nothing_keeps(page: Page) -> None:
     page.keyboard.press("Tab")
     expect(page.get_by_role("textbox", name="Latency")).to_be_focused()
     page.keyboard.type("0.2 ms")
-    expect(page.get_by_role("alert")).to_contain_text("no size fits")
+    expect(page.get_by_role("alert")).to_contain_text("No size fits")
+    press(page, "Take ")
+    expect(page.get_by_role("button", name="Deploy this size")).to_be_enabled()
+    page.get_by_role("textbox", name="Latency").focus()
     for _ in range(3):
         page.keyboard.press("Shift+Tab")
     expect(page.get_by_role("textbox", name="Memory")).to_be_focused()
@@ -370,7 +374,7 @@ def test_a_folder_and_drawn_shapes_are_packed_in_the_browser(
     expect(
         page.get_by_text(re.compile("square: 8 · stripe: 8|stripe: 8 · square: 8"))
     ).to_be_visible()
-    press(page, "Only look what is in it")
+    press(page, "Only look at what is in it")
     expect(page.get_by_role("status", name="What is in it")).to_contain_text("square: 8")
     press(page, "Take it back")
     press(page, "Try it with drawn shapes")
@@ -403,3 +407,4 @@ def test_every_view_fits_a_narrow_screen(page: Page, models: list[str]) -> None:
     for view in VIEWS:
         visit(page, view)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, view
+        expect(page.locator("nav [aria-current]")).to_be_in_viewport(ratio=0.99)
