@@ -48,6 +48,7 @@ def _look(
     _keep(page, f"playground-{look}")
     page.goto("/#tasks")
     page.get_by_role("button", name="Try it with drawn shapes").click()
+    page.get_by_text("disc: 24").wait_for()
     _keep(page, f"tasks-{look}")
     page.goto("/#health")
     _keep(page, f"health-{look}")
@@ -57,7 +58,8 @@ def _look(
 def _keep(page: Page, name: str) -> None:
     page.wait_for_timeout(SETTLED_MILLISECONDS)
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    few = picture.quantize(COLOURS, dither=Image.Dither.NONE)
+    # others lose a state's dot among the greys
+    few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(FIGURES / f"page-{name}.png", optimize=True)
 
 

@@ -81,7 +81,7 @@ function App() {
 
   const name = view in VIEWS ? view : "budgets";
   useEffect(() => { // on a narrow screen it may be beyond the edge
-    document.querySelector("nav [aria-current]")?.scrollIntoView({ inline: "nearest", block: "nearest" });
+    document.querySelector("nav [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
   }, [name]);
 
   if (locked) return html`<main class="container"><${SignIn} /></main>`;
