@@ -93,7 +93,7 @@ export function Tasks({ families }) {
             <span class="row tight">
               <label class="small button">Choose a folder <input class="hidden" type="file" webkitdirectory multiple aria-label="Folder"
                 onChange=${(event) => take(event.target.files[0]?.webkitRelativePath.split("/")[0] ?? "folder", [...event.target.files].map((file) => ({ path: file.webkitRelativePath, file })))} /></label>
-              <button type="button" class="small" onClick=${() => attempt(async () => take("shapes", await drawn()))}>Try it with drawn shapes</button>
+              <button type="button" class="small" onClick=${() => attempt(async () => take("shapes", drawn()))}>Try it with drawn shapes</button>
             </span>`}
       </div>
       <fieldset class="grid">
