@@ -18,6 +18,7 @@ from benchmarks.main_job import report as main_job
 from benchmarks.operate import report as operate
 from benchmarks.paper import tables as paper
 from benchmarks.parts import REPOSITORY, RESULTS, Table
+from benchmarks.sampling import report as sampling
 from benchmarks.scale import report as scale
 from benchmarks.serving import report as serving
 from benchmarks.sizing import report as sizing
@@ -44,6 +45,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "importing": ("importing", form.importing),
     "operate": ("operate", operate.operate),
     "interop": ("interop", interop.interop),
+    "sampling": ("sampling", sampling.sampling),
     "scale": ("scale", scale.measured),
     "scale_simulated": ("scale", scale.simulated),
     "trust_faults": ("trust", trust.faults),

@@ -275,7 +275,7 @@ def beyond() -> Figures:
         "hosts": rows,
         "models": MODELS,
         "load": LOAD,
-        "simulated_hosts": max(row["hosts"] for row in most),
+        "simulated_hosts": max((row["hosts"] for row in most), default=0),
         "saturates_first": "Redis" if any(row["redis_busy"] > 1 for row in rows) else "nothing",
         "lost_region": _lost_region(costs, each),
     }

@@ -61,7 +61,7 @@ def worth(
     by_pictures = all(table.distances(each, depth, rank) is not None for each in samplings)
     measured = table.distances(sampling, depth, rank) if by_pictures else None
     if measured is not None:
-        return float(table.picture_qualities(measured[0])[0])
+        return float(table.picture_qualities(*measured)[0])
     ratio = max(1.0, table.loss_ratio(mode, dtype))
     if not math.isfinite(ratio):
         return 0.0

@@ -63,6 +63,8 @@ class Pictures(Frozen):
     """Median of |predicted / measured - 1| of the distances of sizes that no table has."""
     source: str
     """Note on how it was measured."""
+    accuracy_of_real: Share = 1.0
+    """Share of the real images in which that classifier finds their class."""
 
     @property
     def worst(self) -> float:
@@ -202,20 +204,31 @@ class QualityTable(Frozen):
         worse = -self._between(-accuracies, depths, ranks)
         return self._between(distances, depths, ranks), worse
 
-    def distance_of_loss(self, sampling: Sampling, losses: Floats) -> Floats:
-        """Distance that sizes of these losses have by and large, with which rounding is judged."""
+    def pictures_of_loss(self, sampling: Sampling, losses: Floats) -> tuple[Floats, Floats]:
+        """Distances and class accuracies that sizes of these losses have by and large, with which
+        rounding is judged.
+        """
         assert self.pictures is not None
         measured = self.pictures.at(sampling)
         assert measured is not None
-        known, distances = (_falling(t).ravel() for t in (np.array(self.retrained), measured[0]))
+        distances, accuracies = measured
+        falling = _falling(np.array(self.retrained)), _falling(distances), _falling(-accuracies)
+        known, *worse = (table.ravel() for table in falling)
         order = np.argsort(known)
-        return np.interp(losses, known[order], np.maximum.accumulate(distances[order]))
+        distance, wrong = (
+            np.interp(losses, known[order], np.maximum.accumulate(each[order])) for each in worse
+        )
+        return distance, -wrong
 
-    def picture_qualities(self, distances: Floats) -> Floats:
-        """Share of the way from the worst pictures to real ones, in (0, 1]."""
+    def picture_qualities(self, distances: Floats, accuracies: Floats) -> Floats:
+        """Share of the way from the worst pictures to real ones, in (0, 1], of those pictures that
+        show what was asked for: counted as if real images always did.
+        """
         assert self.pictures is not None
         worst, floor = self.pictures.worst, self.pictures.floor
-        return np.clip((worst - distances) / max(worst - floor, 1e-9), LEAST_QUALITY, 1)
+        shown = np.minimum(accuracies / self.pictures.accuracy_of_real, 1)
+        way = (worst - distances) / max(worst - floor, 1e-9)
+        return np.clip(way * shown, LEAST_QUALITY, 1)
 
     def _between(self, table: Floats, depths: Ints, ranks: Ints) -> Floats:
         """Values of many sizes at once.

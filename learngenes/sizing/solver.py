@@ -270,16 +270,15 @@ class _Worths:
             return guided * table.qualities(losses), unknown, unknown
         distances, accuracies = [], []
         for place, sampling in enumerate(self._samplings):
-            rounded = table.distance_of_loss(sampling, losses)
-            if dense:
-                distances.append(rounded)
-                accuracies.append(np.full(len(exact), np.nan))
-            else:
-                distance, accuracy = self._pictures[place]
-                distances.append(distance + rounded - table.distance_of_loss(sampling, exact))
-                accuracies.append(accuracy)
-        every = np.array(distances)
-        return guided * table.picture_qualities(every), every, np.array(accuracies)
+            distance, accuracy = table.pictures_of_loss(sampling, losses)
+            if not dense:
+                as_trained, accuracy = self._pictures[place]
+                distance = as_trained + distance - table.pictures_of_loss(sampling, exact)[0]
+            distances.append(distance)
+            accuracies.append(accuracy)
+        every, known = np.array(distances), np.array(accuracies)
+        qualities = guided * table.picture_qualities(every, known)
+        return qualities, every, unknown if dense else known
 
 
 def _is_larger(depths: Ints, ranks: Ints, guide: Size | None) -> Bools:

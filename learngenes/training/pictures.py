@@ -42,17 +42,20 @@ class Judge:
     class_names: tuple[str, ...]
     floor: float
     """Distance of as many other real images."""
+    accuracy_of_real: float
+    """Share of the held-out images whose class the classifier finds."""
 
     @classmethod
     def of(cls, training: LabelledImages, heldout: LabelledImages, count: int) -> "Judge":
         """Pictures are compared with the held-out images."""
         epochs = max(1, CLASSIFIER_IMAGES // len(training))
-        real = gaussian(heldout.images)
+        real, classifier = gaussian(heldout.images), train_classifier(training, epochs)
         return cls(
             real=real,
-            classifier=train_classifier(training, epochs),
+            classifier=classifier,
             class_names=training.class_names,
             floor=frechet_distance(gaussian(training.balanced(count).images), real),
+            accuracy_of_real=accuracy(classifier, heldout),
         )
 
     def judged(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -190,6 +193,7 @@ def measure_pictures(
             for sampling in config.samplings
         ),
         heldout_error=0.0,
+        accuracy_of_real=config.judge.accuracy_of_real,
         source=f"FD-EffLite0 of {config.count} pictures in float32 to the images that are held out",
     )
     known = table.model_copy(update={"pictures": made})

@@ -37,7 +37,7 @@ export function told(sampling) {
 const WORDS = {
   Σ: "A few thousand scales of a model's own: each of its layers is U · Σ · V, and U and V are the family's",
   rank: "How many of the family's shared components a layer uses",
-  quality: "Share of the way from the family's worst pictures to real ones that this size has gone",
+  quality: "Share of the way from the family's worst pictures to real ones that this size has gone, of those that show what was asked for",
   latency: "Seconds for one batch, which 95 of 100 batches keep; the median half of them",
   materialised: "Every weight is written out: faster, and larger",
   factored: "Weights are kept as U, Σ and V: smaller, and slower",

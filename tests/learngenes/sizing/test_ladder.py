@@ -60,7 +60,14 @@ def test_what_is_no_better_for_more_is_left_out() -> None:
             (BRIEF, LONG), (poor, good), accuracies, strict=True
         )
     )
-    pictures = Pictures(floor=1.0, count=10, tables=tables, heldout_error=0.0, source="made up")
+    pictures = Pictures(
+        floor=1.0,
+        count=10,
+        tables=tables,
+        heldout_error=0.0,
+        source="made up",
+        accuracy_of_real=0.5,
+    )
     found = rungs(TABLE.model_copy(update={"pictures": pictures}), BRIEF, LONG)
     assert {rung.sampling for rung in found} == {BRIEF, LONG}
     costs = [rung.size.depth * rung.sampling.num_inference_steps for rung in found]

@@ -109,11 +109,29 @@ def test_quality_is_the_share_of_the_way_to_real_pictures() -> None:
     best = planned(dtype="float32")
     worst = 100 + 400 / SIZES.depths[0] + 2000 / SIZES.ranks[0] + 1000 / 5
     assert best.distance is not None
-    assert best.quality == pytest.approx((worst - best.distance) / (worst - 90))
-    assert best.class_accuracy == pytest.approx(1 - 1 / (SIZES.depths[-1] + SIZES.ranks[-1] + 20))
+    shown = 1 - 1 / (SIZES.depths[-1] + SIZES.ranks[-1] + 20)
+    assert best.class_accuracy == pytest.approx(shown)
+    assert best.quality == pytest.approx(shown * (worst - best.distance) / (worst - 90))
     assert best.sampling == Sampling(
         num_inference_steps=20, scheduler=Scheduler.DPMSOLVER, guide=GUIDE
     )
+
+
+def test_a_plan_does_not_lose_the_class_for_a_little_less_distance() -> None:
+    made = pictures(SIZES)
+    vague = tuple(
+        each.model_copy(
+            update={"accuracies": tuple(tuple(0.8 * a for a in row) for row in each.accuracies)}
+        )
+        if each.sampling.guide
+        else each
+        for each in made.tables
+    )
+    other = TABLE.model_copy(update={"pictures": made.model_copy(update={"tables": vague})})
+    found = solve(candidates(table=other), Constraints(dtype=DType.FLOAT32)).plan
+    assert found.sampling.guide is None
+    assert found.distance is not None
+    assert found.distance > (planned(dtype="float32").distance or 0)
 
 
 def test_rounded_weights_make_pictures_worse() -> None:
