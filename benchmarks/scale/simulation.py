@@ -26,6 +26,8 @@ MODELS = 10_000
 RESIDENT = 500
 """Models that a host holds."""
 LOAD = 0.7
+IDLE = 0.2
+"""Share of what a host could do without loads at which the share of loads is found."""
 SIMULATED_SECONDS = 20.0
 REGION_HOSTS, REGION_SECONDS, LOST_AT, BACK_AT = 20, 240, 30, 90
 
@@ -246,7 +248,7 @@ def beyond() -> Figures:
     half of twenty hosts lost for a minute."""
     constants = _known()["constants"]
     costs = costs_of(constants)
-    each = 1 / (costs.worker_seconds + costs.steps * costs.step(costs.full_rows) / costs.full_rows)
+    each = _requests_a_second(costs)
     listed = constants["listed_worker_seconds"]
     rows = []
     for hosts in HOSTS:
@@ -279,6 +281,15 @@ def beyond() -> Figures:
         "saturates_first": "Redis" if any(row["redis_busy"] > 1 for row in rows) else "nothing",
         "lost_region": _lost_region(costs, each),
     }
+
+
+def _requests_a_second(costs: Costs) -> float:
+    """What one host can do of this demand, loads of models among it."""
+    warm = costs.worker_seconds + costs.steps * costs.step(costs.full_rows) / costs.full_rows
+    idle = World(costs, 1, resident_models=RESIDENT)
+    idle.open(IDLE / warm, MODELS)
+    idle.run(SIMULATED_SECONDS / IDLE, 1)
+    return 1 / (warm + idle.all[0].cold / idle.done * costs.load_seconds)
 
 
 def _lost_region(costs: Costs, each: float) -> Figures:
