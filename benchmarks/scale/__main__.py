@@ -2,6 +2,7 @@
 
 from benchmarks.parts import run
 from benchmarks.scale import faults, hosts, simulation
+from benchmarks.scale.plot import plot
 from benchmarks.trust.site import link_families
 
 PARTS = {
@@ -23,4 +24,6 @@ SUMMARY = {
 
 if __name__ == "__main__":
     link_families()
-    run("scale", PARTS, SUMMARY)
+    parts = run("scale", PARTS, SUMMARY)
+    if "simulation" in parts:
+        plot(parts["simulation"])
