@@ -143,9 +143,12 @@ class ObjectStore(ArtifactStore):
 
     def link(self, name: str, file: str) -> str | None:
         signs = obstore.store.S3Store, obstore.store.GCSStore, obstore.store.AzureStore
-        if not isinstance(self._bucket, signs) or not self.has(name):
+        if not isinstance(self._bucket, signs):
             return None
-        described = self.describe(name)
+        try:
+            described = self.describe(name)
+        except ArtifactError:  # nobody has put it yet
+            return None
         if [*described["places"]] != [file]:  # its object has more than this
             return None
         lasts = datetime.timedelta(seconds=LINK_SECONDS)
