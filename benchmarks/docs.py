@@ -65,10 +65,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
 def blocks() -> dict[str, str]:
     """Markdown of every block that a page can name in its comments."""
     results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
-    tables = {
-        name: _markdown(table(results[result])) if result in results else "*Not measured yet.*\n"
-        for name, (result, table) in TABLES.items()
-    }
+    tables = {name: _markdown(table(results[result])) for name, (result, table) in TABLES.items()}
     return {
         **tables,
         "summary": _markdown(summary.summary(results)),

@@ -203,7 +203,7 @@ def _draw(answer: PlanResponse, budget: dict[str, Any], file: Path) -> None:
     if budget_mb <= axes.get_xlim()[1]:
         axes.axvline(budget_mb, color="crimson", linestyle="--", linewidth=1)
     axes.set_xlabel(f"{scope} memory, MB")
-    axes.set_ylabel("predicted quality (family's best: 1)")
+    axes.set_ylabel("predicted quality")
     axes.set_title(f"{answer.family}: sizes that no other beats")
     axes.grid(alpha=0.3)
     bar = figure.colorbar(points, label=f"{percentile}th percentile of one batch, ms")

@@ -130,8 +130,8 @@ class Plan:
     """Images in one batch: what the budget was stated for."""
     predicted: Cost
     quality: float
-    """Share of the way from the family's worst pictures to real ones; where nobody has measured
-    pictures, the family's least loss over this size's."""
+    """Share of the way from the family's worst pictures to real ones, of those that show what was
+    asked for; where nobody has measured pictures, the family's least loss over this size's."""
     latency_estimated: bool = False
     """Whether latency is an estimate: the device has not been measured idle yet."""
     latency_range_seconds: tuple[float, float] | None = None

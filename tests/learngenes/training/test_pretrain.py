@@ -330,6 +330,8 @@ def test_processes_go_on_together_when_one_was_killed(
     assert finished(two_processes(config_file, tmp_path / "whole")) == 0
     ours, theirs = (entries(tmp_path / name) for name in ("family", "whole/family"))
     assert ours == theirs, "as if it had not been killed"
+    held = [each["heldout_loss"]["L3"] for each in ours if "heldout_loss" in each]
+    assert held[-1] < 0.3, "it has learned"
 
 
 def test_a_run_goes_on_with_its_classes_in_their_order(
