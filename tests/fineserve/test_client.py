@@ -1,7 +1,10 @@
 """The Python client against a real server."""
 
 import asyncio
+import http.server
 import io
+import tarfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -157,3 +160,44 @@ def test_a_refusal_says_what_it_is(url: str) -> None:
 def test_the_package_has_no_name_but_its_own() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Server'"):
         _ = fineserve.Server
+
+
+def test_a_key_does_not_follow_an_export_to_the_bucket(tmp_path: Path) -> None:
+    keys: list[str | None] = []
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        member = tarfile.TarInfo("m-1/own.safetensors")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+
+    class Bucket(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            keys.append(self.headers.get("authorization"))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content.getvalue())
+
+        def log_message(self, *_: object) -> None: ...
+
+    class Service(Bucket):
+        def do_GET(self) -> None:
+            keys.append(self.headers.get("authorization"))
+            self.send_response(307)
+            self.send_header("location", f"http://127.0.0.1:{bucket.server_port}/signed")
+            self.end_headers()
+
+    servers = [http.server.HTTPServer(("127.0.0.1", 0), kind) for kind in (Bucket, Service)]
+    bucket, service = servers
+    threads = [threading.Thread(target=server.serve_forever) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        with Client(f"http://127.0.0.1:{service.server_port}", api_key="secret") as client:
+            exported = client.export("m-1", tmp_path)
+    finally:
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()
+    assert (exported / "own.safetensors").read_bytes() == b"abc"
+    assert keys == ["Bearer secret", None]
