@@ -1,5 +1,6 @@
 """Configuration of a family: shapes, noise process, sizes, names of modes and dtypes; no torch."""
 
+import functools
 import tomllib
 from enum import StrEnum
 from pathlib import Path
@@ -228,7 +229,7 @@ class DType(StrEnum):
     INT4 = "int4"
     INT3 = "int3"
 
-    @property
+    @functools.cached_property
     def bits(self) -> int | None:
         """Bits of a rounded weight; None for floats."""
         return {DType.INT8: 8, DType.INT4: 4, DType.INT3: 3}.get(self)

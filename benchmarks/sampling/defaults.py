@@ -1,4 +1,4 @@
-"""A request without knobs at the full size, beside what it was at an earlier commit."""
+"""A request without knobs, beside what it was at the full size of an earlier commit."""
 
 import itertools
 import statistics
@@ -43,12 +43,15 @@ def _compared(name: str) -> Figures:
     labels = torch.arange(COUNT) % len(judge.class_names)
     plan = planned(new, Constraints(dtype=DType.FLOAT32))
     by = plan.workload.sampling
-    own = new.scales_of(Size(depth=plan.depth, rank=plan.rank))
+    size = Size(depth=plan.depth, rank=plan.rank)
+    own = new.scales_of(size)
     fd_before, accuracy_before = judge.judged(sampled(old, old.scales, BEFORE, labels), labels)
     say("before", fd=fd_before, accuracy=accuracy_before)
     fd, accuracy = judge.judged(sampled(new, own, by, labels), labels)
     say("now", fd=fd, accuracy=accuracy, sampling=by)
-    seconds_before, seconds = _seconds([(old, BEFORE), (new, by)])
+    seconds_before, seconds, full = _seconds(
+        [(old, old.full_size, BEFORE), (new, size, by), (new, new.full_size, by)]
+    )
     draw(name)
     return {
         "floor": round(judge.floor, 2),
@@ -61,6 +64,7 @@ def _compared(name: str) -> Figures:
         "size": [plan.depth, plan.rank],
         "seconds_before": round(seconds_before, 4),
         "seconds_now": round(seconds, 4),
+        "cost_of_full_size_over_before": round(full / seconds_before, 3),
         "default_fd_excess_over_before": round((fd - judge.floor) / (fd_before - judge.floor), 3),
         "default_cost_over_before": round(seconds / seconds_before, 3),
     }
@@ -78,26 +82,26 @@ def planned(family: Family, constraints: Constraints) -> Plan:
     ).plan
 
 
-def _seconds(cases: list[tuple[Family, Sampling]]) -> list[float]:
-    """Median seconds of IMAGES pictures of each full size, by turns in one engine."""
-    engine = Engine([family for family, _ in cases], 4 * 10**9)
+def _seconds(cases: list[tuple[Family, Size, Sampling]]) -> list[float]:
+    """Median seconds of IMAGES pictures of each size, by turns in one engine."""
+    engine = Engine(list(dict.fromkeys(family for family, _, _ in cases)), 4 * 10**9)
     engine.start()
     requests = [
         SampleRequest(
             family=family,
-            model=family.fingerprint,
+            model=f"{family.fingerprint}-{size.depth}-{size.rank}",
             artifact="",
-            depth=family.full_size.depth,
-            rank=family.full_size.rank,
+            depth=size.depth,
+            rank=size.rank,
             mode=Mode.MATERIALISED,
             dtype=DType.FLOAT32,
-            load=lambda family=family: family.scales,
+            load=lambda f=family, size=size: f.scales_of(size),
             load_guide=(lambda f=family, g=s.guide: f.scales_of(g)) if s.guide else None,
             class_labels=list(range(IMAGES)),
             seeds=list(range(IMAGES)),
             sampling=s,
         )
-        for family, s in cases
+        for family, size, s in cases
     ]
     taken: list[list[float]] = [[] for _ in requests]
     for _, (place, request) in itertools.product(range(ROUNDS + 1), enumerate(requests)):

@@ -5,6 +5,7 @@ candidates and their front, so that the next request has a kept solve.
 """
 
 import contextlib
+import gc
 import random
 import time
 
@@ -37,6 +38,8 @@ def measure() -> Figures:
             return Candidates.of(manifest.network, manifest.sizes, table, profile, *workloads)  # noqa: B023
 
         every = candidates(SamplingRequest())
+        gc.collect()
+        gc.freeze()  # the service has no torch, which each full collection walks here
         plans = [p for p in every.plans([*range(len(every.depth))]) if p.quality > 0]
         least = min(plan.predicted.latency_p95_seconds for plan in plans)
         most = max(plan.predicted.latency_p95_seconds for plan in plans)

@@ -11,7 +11,6 @@ import torch
 
 from learngenes.config import SHARED_MODES, DType, Mode, Scheduler, Size
 from learngenes.device import native_bfloat16, packing_threads, synchronise
-from learngenes.sizing.budget import Workload
 from learngenes.sizing.cost import Execution, activation_bytes
 from learngenes.stepping.batch import Batch, Part, Stack, Tables
 from learngenes.stepping.kernels import Kernels
@@ -146,9 +145,8 @@ def measure_step_costs(
 def _row_bytes(shared: SharedWeights, rows: int) -> int:
     """Bytes of a row by sizing's cost model, in the mode that needs more; without decoding."""
     network, device = shared.network.model_copy(update={"autoencoder": None}), shared.device
-    workload = Workload.of(n=rows, guidance_scale=1)
     executions = (execution_on(device, mode, shared.dtype) for mode in SHARED_MODES)
-    held = max(int(activation_bytes(network, network.rank, e, workload)) for e in executions)
+    held = max(int(activation_bytes(network, network.rank, e, rows, rows)) for e in executions)
     return -(-held // rows)
 
 

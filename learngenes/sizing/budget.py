@@ -3,12 +3,13 @@
 Neither numpy nor torch here: the service's HTTP types and its clients are made of these.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from learngenes.config import DType, Frozen, Mode, Sampling, SamplingRequest
+from learngenes.config import DType, Frozen, Mode, Sampling, SamplingRequest, Size
 
 MemoryScope = Literal["model", "process"]
 LatencyPercentile = Literal[50, 95]
@@ -36,9 +37,14 @@ class Workload:
     def num_inference_steps(self) -> int:
         return self.sampling.num_inference_steps
 
-    @property
+    @functools.cached_property
     def guided_steps(self) -> int:
         return len(self.sampling.guided)
+
+    @property
+    def guide(self) -> Size | None:
+        """Smaller size that guides in some of the steps."""
+        return self.sampling.guide if self.guided_steps else None
 
     @property
     def rows(self) -> int:

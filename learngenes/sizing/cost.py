@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learngenes.config import GROUP, TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig
+from learngenes.config import GROUP, TIME_FREQUENCIES, DType, Kind, Mode, NetworkConfig, Size
 from learngenes.sizing.budget import Workload
 
 Ints = NDArray[np.int64]
@@ -18,6 +18,8 @@ Ints = NDArray[np.int64]
 BYTES_PER_FLOAT32 = 4
 TILE_ROWS, TILE_INPUTS, TILE_OUTPUTS = 256, 1024, 64
 FLOAT_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2}
+HELD = {Kind.ADALN: 1, Kind.QKV: 2, Kind.O: 7, Kind.IN: 3, Kind.OUT: 7}
+"""Tensors x that are alive beside each kind's product; see `activation_bytes`."""
 SCHEDULE_BYTES = 7 * 1000 * BYTES_PER_FLOAT32
 """Bytes of the thousand-step tables that a diffusers scheduler keeps."""
 
@@ -37,7 +39,9 @@ class Execution:
     def compute_bytes(self) -> int:
         return 2 if self.native_bfloat16 and self.dtype is not DType.FLOAT32 else 4
 
-    def scratch_bytes(self, rows: int, inputs: Ints | int, outputs: Ints | int) -> Ints | int:
+    def scratch_bytes(
+        self, rows: Ints | int, inputs: Ints | int, outputs: Ints | int
+    ) -> Ints | int:
         """Most bytes that a bfloat16 product keeps beside its operands while it runs.
 
         oneDNN packs for each thread a tile of the weight, 64 outputs wide, and sums in float32
@@ -47,8 +51,8 @@ class Execution:
             return 0
         width = TILE_OUTPUTS * self.packing_threads
         packed = width * np.minimum(inputs, TILE_INPUTS) * self.compute_bytes
-        tiles = -(-outputs // TILE_OUTPUTS) * TILE_OUTPUTS
-        columns = np.where(outputs < TILE_OUTPUTS, outputs, np.minimum(tiles, width))
+        tiles = np.minimum(-(-outputs // TILE_OUTPUTS) * TILE_OUTPUTS, width)
+        columns = tiles - (outputs < TILE_OUTPUTS) * (tiles - outputs)
         sums = np.minimum(rows * columns, TILE_ROWS * width) * BYTES_PER_FLOAT32
         return np.asarray(packed + sums + 2048)
 
@@ -140,9 +144,9 @@ def weight_bytes(
 
 
 def activation_bytes(
-    network: NetworkConfig, rank: Ints | int, execution: Execution, workload: Workload
-) -> Ints | int:
-    """Peak bytes alive inside one denoising step: the widest of a block's moments.
+    network: NetworkConfig, rank: Ints | int, execution: Execution, n: int, rows: Ints | int
+) -> Ints:
+    """Peak bytes alive inside a denoising step of n images: the widest of a block's moments.
 
     In units of one (rows x tokens, d) tensor, x, alive are: the residual stream (1), beside
     it from the feed-forward on its sum with attention (2), and the modulated input (+1); in
@@ -153,28 +157,28 @@ def activation_bytes(
     end, that may need more.
     """
     d, e = network.width, execution.compute_bytes
-    tokens = workload.rows * network.tokens
-    x = tokens * d * e
-    conditioning = 8 * workload.rows * d * e
-
-    def product(kind: Kind, rows: int) -> Ints | int:
-        return _product_bytes(network, kind, rows, rank, execution)
-
-    embedding = workload.rows * TIME_FREQUENCIES * (BYTES_PER_FLOAT32 + e)
-    moments = (
-        x + embedding + execution.scratch_bytes(workload.rows, TIME_FREQUENCIES, d),
-        x + product(Kind.ADALN, workload.rows),
-        2 * x + product(Kind.QKV, tokens),
-        7 * x + product(Kind.O, tokens),
-        3 * x + product(Kind.IN, tokens),
-        3 * x + 8 * x,
-        7 * x + product(Kind.OUT, tokens),
+    x = rows * network.tokens * d * e
+    axis = (-1, *[1] * max(np.ndim(rows), np.ndim(rank)))  # of the kinds, before rows and ranks
+    outputs, inputs, tokens, held = (
+        np.array(each, dtype=np.int64).reshape(axis)
+        for each in zip(
+            *(
+                (*kind.shape(d), 1 if kind is Kind.ADALN else network.tokens, tensors)
+                for kind, tensors in HELD.items()
+            ),
+            strict=True,
+        )
     )
-    widest = functools.reduce(np.maximum, moments)
+    products = _product_bytes(outputs, inputs, tokens * rows, rank, execution)
+    multiplying = np.max(held * x + products, axis=0)
+    embedding = rows * TIME_FREQUENCIES * (BYTES_PER_FLOAT32 + e)
+    embedding = embedding + execution.scratch_bytes(rows, TIME_FREQUENCIES, d)
+    widest = functools.reduce(np.maximum, (multiplying, x + embedding, 3 * x + 8 * x))
+    conditioning = 8 * rows * d * e
     image = network.in_channels * network.sample_size**2 * BYTES_PER_FLOAT32
-    images = 4 * workload.rows
-    widest = np.maximum(widest + conditioning, decoding_bytes(network, workload.n))
-    return widest + images * image + SCHEDULE_BYTES
+    images = 4 * rows
+    widest = np.maximum(widest + conditioning, decoding_bytes(network, n))
+    return np.asarray(widest + images * image + SCHEDULE_BYTES)
 
 
 def memory_bytes(
@@ -186,14 +190,13 @@ def memory_bytes(
 ) -> Ints | int:
     """Bytes that the model itself needs on the device: weights, its guide's, peak activations."""
     weights = weight_bytes(network, depth, rank, execution)
-    activations = activation_bytes(network, rank, execution, workload)
-    return weights + guide_bytes(network, execution, workload) + activations
+    activations = activation_bytes(network, rank, execution, workload.n, workload.rows)
+    return weights + guide_bytes(network, execution, workload.guide) + activations
 
 
-def guide_bytes(network: NetworkConfig, execution: Execution, workload: Workload) -> int:
+def guide_bytes(network: NetworkConfig, execution: Execution, guide: Size | None) -> int:
     """Bytes of the smaller model that guides, without the stem, which it shares; 0 for none."""
-    guide = workload.sampling.guide
-    if guide is None or not workload.guided_steps:
+    if guide is None:
         return 0
     stem = stem_parameters(network) * execution.compute_bytes + decoder_bytes(network)
     return int(weight_bytes(network, guide.depth, guide.rank, execution)) - stem
@@ -211,16 +214,14 @@ def loading_bytes(network: NetworkConfig, depth: Ints | int, execution: Executio
     return dense_parameters(network, depth) * BYTES_PER_FLOAT32
 
 
-def _product_bytes(
-    network: NetworkConfig, kind: Kind, rows: int, rank: Ints | int, execution: Execution
-) -> Ints | int:
-    """Most bytes that one linear layer holds beside its input: casts, x V and the output."""
-    m, n = kind.shape(network.width)
+def _product_bytes(m: Ints, n: Ints, rows: Ints, rank: Ints | int, execution: Execution) -> Ints:
+    """Most bytes that linear layers (m, n) hold beside their inputs: casts, x V and the output."""
     e = execution.compute_bytes
     out = rows * m * e
     if execution.mode.written_out:
         multiplied = out + execution.scratch_bytes(rows, n, m)
-        return execution.cast_bytes(m, n) + np.maximum(multiplied, execution.unpacking_bytes(m, n))
+        needed = np.maximum(multiplied, execution.unpacking_bytes(m, n))
+        return np.asarray(execution.cast_bytes(m, n) + needed)
     reduced = rows * rank * e
     first = execution.cast_bytes(rank, n) + np.maximum(
         reduced + execution.scratch_bytes(rows, n, rank), execution.unpacking_bytes(rank, n)
@@ -228,7 +229,7 @@ def _product_bytes(
     second = execution.cast_bytes(m, rank) + np.maximum(
         out + execution.scratch_bytes(rows, rank, m), execution.unpacking_bytes(m, rank)
     )
-    return np.maximum(first, reduced + second)
+    return np.asarray(np.maximum(first, reduced + second))
 
 
 def _biases(network: NetworkConfig) -> int:

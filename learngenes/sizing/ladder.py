@@ -58,10 +58,9 @@ def worth(
 ) -> float:
     """Quality of a size by a sampling, beside others; by loss where not all have pictures."""
     depth, rank = np.array([size.depth]), np.array([size.rank])
-    by_pictures = all(table.distances(each, depth, rank) is not None for each in samplings)
-    measured = table.distances(sampling, depth, rank) if by_pictures else None
+    measured = table.distances([*samplings, sampling], depth, rank)
     if measured is not None:
-        return float(table.picture_qualities(*measured)[0])
+        return float(table.picture_qualities(*measured)[-1, 0])
     ratio = max(1.0, table.loss_ratio(mode, dtype))
     if not math.isfinite(ratio):
         return 0.0

@@ -1,6 +1,7 @@
 """Measured speed of a device for a family: everything that sizing cannot compute."""
 
 import functools
+import statistics
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal, Self
@@ -151,13 +152,13 @@ class DeviceProfile(Frozen):
     def speed_correction(self) -> float:
         """Ratio of what is observed to what was profiled: a median, within MOST_CORRECTION."""
         ratios = [*NEUTRAL_OBSERVATIONS, *(seen.ratio for seen in self.observations)]
-        return float(np.clip(np.median(ratios), 1 / MOST_CORRECTION, MOST_CORRECTION))
+        return min(max(statistics.median(ratios), 1 / MOST_CORRECTION), MOST_CORRECTION)
 
     @property
     def overhead_seconds(self) -> float:
         """Seconds of a request beside those that the device works for it."""
         seen = [seen.overhead_seconds for seen in self.observations]
-        return float(np.median(seen)) if seen else self.request_seconds
+        return statistics.median(seen) if seen else self.request_seconds
 
     def latency_seconds(
         self, depth: Ints | int, rank: Ints | int, execution: Execution, workload: Workload
@@ -176,14 +177,17 @@ class DeviceProfile(Frozen):
         cost = self._cost(execution)
         plain = functools.cache(lambda rows: cost.step(depth, rank, rows))
         by_other = functools.cache(lambda n, guide: cost.guided_step(depth, rank, n, guide))
-        working = []
-        for workload in workloads:
-            n, guided, guide = workload.n, workload.guided_steps, workload.sampling.guide
-            stepping = (workload.num_inference_steps - guided) * plain(n)
-            if guided:
-                stepping = stepping + guided * (by_other(n, guide) if guide else plain(2 * n))
-            working.append(n * self.image_seconds + stepping)
-        return np.asarray(self.overhead_seconds + np.array(working) * self.speed_correction)
+        of_steps = np.array(
+            [
+                [plain(w.n) for w in workloads],
+                [by_other(w.n, w.guide) if w.guide else plain(2 * w.n) for w in workloads],
+            ]
+        )
+        counts = np.array([(w.n, w.num_inference_steps, w.guided_steps) for w in workloads])
+        images, steps, guided = counts.T.reshape(3, -1, *[1] * (of_steps.ndim - 2))
+        stepping = (steps - guided) * of_steps[0] + guided * of_steps[1]
+        working = images * self.image_seconds + stepping
+        return np.asarray(self.overhead_seconds + working * self.speed_correction)
 
     def latency_estimated(self, execution: Execution) -> bool:
         return self._cost(execution).estimated

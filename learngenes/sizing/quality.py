@@ -1,7 +1,9 @@
 """Quality of a size and a sampling: a family's measured tables, in which more is never worse."""
 
+import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 import numpy as np
@@ -76,27 +78,41 @@ class Pictures(Frozen):
 
         Between two measured numbers of steps they are linear in the logarithm of it.
         """
-        alike = {
-            table.sampling.num_inference_steps: table
-            for table in self.tables
-            if table.sampling == sampling.model_copy(update=_steps(table.sampling))
-        }
+        between = self._between(sampling)
+        if between is None:
+            return None
+        below, above, weight = between
+        values = np.array([below.distances, below.accuracies])
+        if weight:
+            values += weight * (np.array([above.distances, above.accuracies]) - values)
+        return values[0], values[1]
+
+    def knows(self, sampling: Sampling) -> bool:
+        """Whether the sampling was measured, or lies between two that were."""
+        return self._between(sampling) is not None
+
+    def _between(self, sampling: Sampling) -> tuple[PictureTable, PictureTable, float] | None:
+        """The tables of the next fewer and more steps, and the share of the way to the latter."""
+        alike = self._by_steps.get(_but_for_steps(sampling), {})
         steps, known = sampling.num_inference_steps, sorted(alike)
         if not known or not known[0] <= steps <= known[-1]:
             return None
         low, high = max(n for n in known if n <= steps), min(n for n in known if n >= steps)
         weight = math.log(steps / low) / math.log(high / low) if high > low else 0.0
-        below, above = alike[low], alike[high]
+        return alike[low], alike[high], weight
 
-        def between(name: str) -> Floats:
-            one, other = (np.array(getattr(table, name)) for table in (below, above))
-            return np.asarray(one + weight * (other - one))
+    @functools.cached_property
+    def _by_steps(self) -> dict[Sampling, dict[int, PictureTable]]:
+        """The tables by sampling but for its steps, then by steps."""
+        found: dict[Sampling, dict[int, PictureTable]] = {}
+        for table in self.tables:
+            alike = found.setdefault(_but_for_steps(table.sampling), {})
+            alike[table.sampling.num_inference_steps] = table
+        return found
 
-        return between("distances"), between("accuracies")
 
-
-def _steps(sampling: Sampling) -> dict[str, int]:
-    return {"num_inference_steps": sampling.num_inference_steps}
+def _but_for_steps(sampling: Sampling) -> Sampling:
+    return sampling.model_copy(update={"num_inference_steps": 1})
 
 
 class QualityTable(Frozen):
@@ -183,7 +199,7 @@ class QualityTable(Frozen):
         """
         tables = () if self.pictures is None else self.pictures.tables
         wanted = dict.fromkeys(asked.over(table.sampling) for table in tables)
-        known = tuple(s for s in wanted if self.pictures and self.pictures.at(s) is not None)
+        known = tuple(s for s in wanted if self.pictures and self.pictures.knows(s))
         return known or (asked.over(unmeasured),)
 
     def losses(self, depths: Ints, ranks: Ints) -> Floats:
@@ -195,30 +211,30 @@ class QualityTable(Frozen):
         return np.asarray(self._best / losses)
 
     def distances(
-        self, sampling: Sampling, depths: Ints, ranks: Ints
+        self, samplings: Sequence[Sampling], depths: Ints, ranks: Ints
     ) -> tuple[Floats, Floats] | None:
-        """Distances and class accuracies of many sizes at once; None where they are not known."""
-        if self.pictures is None or (measured := self.pictures.at(sampling)) is None:
+        """Distances and class accuracies (S, N) of N sizes; None where some are not known."""
+        measured = [self.pictures.at(each) if self.pictures else None for each in samplings]
+        known = [tables for tables in measured if tables is not None]
+        if len(known) < len(measured):
             return None
-        distances, accuracies = measured
+        distances, accuracies = map(np.array, zip(*known, strict=True))
         worse = -self._between(-accuracies, depths, ranks)
         return self._between(distances, depths, ranks), worse
 
-    def pictures_of_loss(self, sampling: Sampling, losses: Floats) -> tuple[Floats, Floats]:
-        """Distances and class accuracies that sizes of these losses have by and large, with which
-        rounding is judged.
+    def pictures_of_loss(self, sampling: Sampling) -> tuple[Floats, Floats, Floats]:
+        """Ascending losses, with the distances and class accuracies that sizes of these losses
+        have by and large: rounding is judged by what lies between.
         """
         assert self.pictures is not None
         measured = self.pictures.at(sampling)
         assert measured is not None
         distances, accuracies = measured
         falling = _falling(np.array(self.retrained)), _falling(distances), _falling(-accuracies)
-        known, *worse = (table.ravel() for table in falling)
+        known, distance, wrong = (table.ravel() for table in falling)
         order = np.argsort(known)
-        distance, wrong = (
-            np.interp(losses, known[order], np.maximum.accumulate(each[order])) for each in worse
-        )
-        return distance, -wrong
+        rising = np.maximum.accumulate
+        return known[order], rising(distance[order]), -rising(wrong[order])
 
     def picture_qualities(self, distances: Floats, accuracies: Floats) -> Floats:
         """Share of the way from the worst pictures to real ones, in (0, 1], of those pictures that
@@ -231,22 +247,21 @@ class QualityTable(Frozen):
         return np.clip(way * shown, LEAST_QUALITY, 1)
 
     def _between(self, table: Floats, depths: Ints, ranks: Ints) -> Floats:
-        """Values of many sizes at once.
+        """Values (…, N) of N sizes, of a table (…, depths, ranks) or of several.
 
         Between the points of the grid they are bilinear in depth and log rank, after each was
         replaced by the least of any size that is no larger. Outside, the edge holds.
         """
         falling = _falling(table)
-        by_rank = np.stack(
-            [np.interp(np.log(ranks), np.log(self.ranks), row) for row in falling]
-        )  # (grid depths, sizes)
-        position = np.interp(depths, self.depths, np.arange(len(self.depths)))
-        low = position.astype(int)
-        high = np.minimum(low + 1, len(self.depths) - 1)
-        columns = np.arange(len(depths))
-        weight = position - low
-        below = by_rank[low, columns]
-        return np.asarray(below + (by_rank[high, columns] - below) * weight)  # exact where flat
+        low, high, weight = _between_points(np.log(ranks), np.log(self.ranks))
+        shallow, deep, along = _between_points(depths, np.array(self.depths))
+
+        def at(row: Ints) -> Floats:
+            below = falling[..., row, low]
+            return np.asarray(below + (falling[..., row, high] - below) * weight)
+
+        below = at(shallow)
+        return np.asarray(below + (at(deep) - below) * along)  # exact where flat
 
     def imported_losses(self, depths: Ints) -> Floats:
         """Losses of sizes in mode dense, between the depths that were measured."""
@@ -261,5 +276,12 @@ class QualityTable(Frozen):
 
 
 def _falling(table: Floats) -> Floats:
-    """Least value of any size that is no larger."""
-    return np.minimum.accumulate(np.minimum.accumulate(table, axis=0), axis=1)
+    """Least value of any size that is no larger; of a table (…, depths, ranks) or of several."""
+    return np.minimum.accumulate(np.minimum.accumulate(table, axis=-2), axis=-1)
+
+
+def _between_points(values: Floats | Ints, points: Floats | Ints) -> tuple[Ints, Ints, Floats]:
+    """The points below and above each value, by index, and its share of the way; edges hold."""
+    position = np.interp(values, points, np.arange(len(points)))
+    low = position.astype(int)
+    return low, np.minimum(low + 1, len(points) - 1), position - low

@@ -1,6 +1,7 @@
 """The solver: from a budget to the best of all sizes that keep it."""
 
 import bisect
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -111,31 +112,35 @@ class Candidates:
         grid = [a.ravel() for a in np.meshgrid(sizes.depths, sizes.ranks, indexing="ij")]
         imported = np.array([depth for depth in sizes.depths if quality.imported], dtype=np.int64)
         dense = imported, np.full_like(imported, network.width)
-        worths = _Worths(quality, samplings, grid, imported)
         executions = tuple(profile.executions)
-        columns: list[tuple[NDArray[Any], ...]] = []
+        worths = _Worths(quality, samplings, executions, grid, imported)
+        n = workloads[0].n
+        rows, row = np.unique([workload.rows for workload in workloads], return_inverse=True)
+        guides = [workload.guide for workload in workloads]
+        sizes_of: list[tuple[Ints, ...]] = []
+        of_sampling: list[tuple[NDArray[Any], ...]] = []
         for index, execution in enumerate(executions):
             depths, ranks = dense if execution.mode is Mode.DENSE else grid
-            own = weight_bytes(network, depths, ranks, execution)
-            by_rows = {w.rows: activation_bytes(network, ranks, execution, w) for w in workloads}
-            needed = np.array(
-                [own + guide_bytes(network, execution, w) + by_rows[w.rows] for w in workloads]
-            )
+            own = weight_bytes(network, depths, ranks, execution) + profile.memory_overhead_bytes
+            active = activation_bytes(network, ranks, execution, n, rows[:, None])
+            of_guide = functools.cache(functools.partial(guide_bytes, network, execution))
+            guiding = np.array([[of_guide(guide)] for guide in guides])
+            needed = own + guiding + np.broadcast_to(active, (len(rows), len(ranks)))[row]
             shared = shared_bytes(network, ranks, execution)
             shared = shared - loading_bytes(network, depths, execution)
             seconds = profile.latencies(depths, ranks, execution, workloads)
-            shape = seconds.shape
-            kind = np.arange(len(workloads))[:, None]
-            every = (
-                *(kind, index, depths, ranks, needed + profile.memory_overhead_bytes, shared),
-                *(seconds, *worths.of(execution)),
-            )
-            columns.append(tuple(np.broadcast_to(c, shape).ravel() for c in every))
-        (by, which, depth, rank, memory, shared, latency, worth, distance, accuracy) = map(
-            np.concatenate, zip(*columns, strict=True)
+            sizes_of.append((np.full_like(depths, index), depths, ranks, np.asarray(shared)))
+            of_sampling.append((needed, seconds, *worths.of(execution)))
+        memory, latency, worth, distance, accuracy = (
+            np.concatenate(column, axis=1).ravel() for column in zip(*of_sampling, strict=True)
         )
+        which, depth, rank, shared = (
+            np.tile(np.concatenate(column), len(workloads))
+            for column in zip(*sizes_of, strict=True)
+        )
+        by = np.repeat(np.arange(len(workloads)), len(memory) // len(workloads))
         return cls(
-            n=workloads[0].n,
+            n=n,
             samplings=samplings,
             executions=executions,
             estimated=tuple(map(profile.latency_estimated, executions)),
@@ -241,6 +246,7 @@ class _Worths:
         self,
         table: QualityTable,
         samplings: Sequence[Sampling],
+        executions: Sequence[Execution],
         grid: Sequence[Ints],
         imported: Ints,
     ) -> None:
@@ -248,37 +254,48 @@ class _Worths:
         depths, ranks = grid
         self._shared = table.losses(depths, ranks) if table.depths else np.full(len(depths), np.inf)
         self._imported = table.imported_losses(imported) if len(imported) else np.zeros(0)
-        of_pictures = [table.distances(sampling, depths, ranks) for sampling in samplings]
-        self._pictures = [each for each in of_pictures if each is not None]
-        self._by_pictures = len(self._pictures) == len(samplings)
+        self._pictures = table.distances(samplings, depths, ranks)
+        self._of_loss = [table.pictures_of_loss(s) for s in samplings if self._pictures]
+        self._farther = self._by_rounding({self._ratio(e) for e in executions})
         self._guided = np.array(
             [
                 _is_larger(depths, ranks, sampling.guide if sampling.guided else None)
                 for sampling in samplings
             ]
         )
+        self._alone = np.array([[s.guide is None or not s.guided] for s in samplings])
 
     def of(self, execution: Execution) -> tuple[Floats, Floats, Floats]:
         """Of an execution; quality is 0 where nobody knows it, or where a guide is no smaller."""
         table, dense = self._table, execution.mode is Mode.DENSE
-        exact = self._imported if dense else self._shared
-        losses = exact * max(1.0, table.loss_ratio(execution.mode, execution.dtype))
-        unknown = np.full((len(self._samplings), len(exact)), np.nan)
-        alone = np.array([[s.guide is None or not s.guided] for s in self._samplings])
-        guided = alone if dense else self._guided  # no imported layers guide others
-        if not self._by_pictures or not np.isfinite(losses).all():
+        ratio = self._ratio(execution)
+        losses = ratio * (self._imported if dense else self._shared)
+        guided = self._alone if dense else self._guided  # no imported layers guide others
+        unknown = np.full((len(self._samplings), len(losses)), np.nan)
+        if self._pictures is None or not np.isfinite(losses).all():
             return guided * table.qualities(losses), unknown, unknown
-        distances, accuracies = [], []
-        for place, sampling in enumerate(self._samplings):
-            distance, accuracy = table.pictures_of_loss(sampling, losses)
-            if not dense:
-                as_trained, accuracy = self._pictures[place]
-                distance = as_trained + distance - table.pictures_of_loss(sampling, exact)[0]
-            distances.append(distance)
-            accuracies.append(accuracy)
-        every, known = np.array(distances), np.array(accuracies)
-        qualities = guided * table.picture_qualities(every, known)
-        return qualities, every, unknown if dense else known
+        if dense:
+            distances, accuracies = (
+                np.array([np.interp(losses, curve[0], curve[i]) for curve in self._of_loss])
+                for i in (1, 2)
+            )
+            return guided * table.picture_qualities(distances, accuracies), distances, unknown
+        distances, accuracies = self._pictures
+        distances = distances + self._farther[ratio]
+        return guided * table.picture_qualities(distances, accuracies), distances, accuracies
+
+    def _ratio(self, execution: Execution) -> float:
+        return max(1.0, self._table.loss_ratio(execution.mode, execution.dtype))
+
+    def _by_rounding(self, ratios: set[float]) -> dict[float, Floats]:
+        """Distance (S, N) that rounding adds to sizes that share U and V, by its ratio of loss."""
+        if not self._of_loss or not np.isfinite(self._shared).all():
+            return {}
+        known = sorted(ratios - {math.inf})
+        losses = np.multiply.outer([1.0, *known], self._shared)
+        distances = np.array([np.interp(losses, *curve[:2]) for curve in self._of_loss])
+        added = np.moveaxis(distances[:, 1:] - distances[:, :1], 1, 0)
+        return dict(zip(known, added, strict=True))
 
 
 def _is_larger(depths: Ints, ranks: Ints, guide: Size | None) -> Bools:

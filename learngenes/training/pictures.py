@@ -202,7 +202,7 @@ def measure_pictures(
         for sampling in config.samplings:
             if sampling.guide is None or sampling.guide.smaller_than(size):
                 measured, _ = measurements.of(size, own, sampling)
-                found = known.distances(sampling, np.array([size.depth]), np.array([size.rank]))
+                found = known.distances([sampling], np.array([size.depth]), np.array([size.rank]))
                 assert found is not None
-                errors.append(abs(float(found[0][0]) / measured - 1))
+                errors.append(abs(float(found[0][0, 0]) / measured - 1))
     return made.model_copy(update={"heldout_error": float(np.median(errors))})
