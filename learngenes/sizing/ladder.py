@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from learngenes.config import DType, Mode, Sampling, Size, SizeSpace
-from learngenes.sizing.quality import QualityTable
+from learngenes.sizing.quality import Floats, QualityTable
 
 MOST_RUNGS = 5
 
@@ -33,12 +33,14 @@ def ladder(
     What costs as much as another rung and is no better is left out.
     """
     depths = _spread([depth for depth in sizes.depths if depth <= top.depth])
+    of_depth = [Size(depth=depth, rank=top.rank) for depth in depths]
+    worth = _worth(table, of_depth, samplings, mode, dtype).tolist()
     rungs = [
         Rung(size, sampling, quality)
-        for size in (Size(depth=depth, rank=top.rank) for depth in depths)
-        for sampling in samplings
+        for sampling, qualities in zip(samplings, worth, strict=True)
+        for size, quality in zip(of_depth, qualities, strict=True)
         if not (sampling.guided and sampling.guide and not sampling.guide.smaller_than(size))
-        and (quality := worth(table, size, sampling, samplings, mode, dtype)) > 0
+        and quality > 0
     ]
     rungs.sort(key=lambda rung: (_work(rung), -rung.quality))
     kept: list[Rung] = []
@@ -48,23 +50,23 @@ def ladder(
     return tuple(reversed(kept))
 
 
-def worth(
+def _worth(
     table: QualityTable,
-    size: Size,
-    sampling: Sampling,
+    sizes: Sequence[Size],
     samplings: Sequence[Sampling],
     mode: Mode,
     dtype: DType,
-) -> float:
-    """Quality of a size by a sampling, beside others; by loss where not all have pictures."""
-    depth, rank = np.array([size.depth]), np.array([size.rank])
-    measured = table.distances([*samplings, sampling], depth, rank)
+) -> Floats:
+    """Qualities (S, N) of sizes by samplings; by loss where not all have pictures."""
+    depths, ranks = np.array([(size.depth, size.rank) for size in sizes]).T
+    measured = table.distances(samplings, depths, ranks)
     if measured is not None:
-        return float(table.picture_qualities(*measured)[-1, 0])
+        return table.picture_qualities(*measured)
     ratio = max(1.0, table.loss_ratio(mode, dtype))
-    if not math.isfinite(ratio):
-        return 0.0
-    return float(table.qualities(table.losses(depth, rank) * ratio)[0])
+    by_loss = np.zeros(len(sizes))
+    if math.isfinite(ratio):
+        by_loss = table.qualities(table.losses(depths, ranks) * ratio)
+    return np.tile(by_loss, (len(samplings), 1))
 
 
 def _spread(depths: Sequence[int]) -> list[int]:
