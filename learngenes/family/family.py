@@ -1,5 +1,6 @@
 """Families on disk: `family.json` with the SHA-256 of every file, and safetensors."""
 
+import functools
 import hashlib
 import json
 import re
@@ -183,7 +184,7 @@ class Family:
             module.to(device)
         return self
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of the weights that a model's Sigma was made for."""
         return "-".join(self.manifest.sha256[file] for file in FINGERPRINTED)

@@ -10,6 +10,7 @@ through everything that is there, in the order in which it would run, and says w
 what would break a promise, its own or another's, is not chosen.
 """
 
+import bisect
 import math
 import statistics
 from collections import deque
@@ -44,6 +45,10 @@ CROWDED = 1.1
 """Ratio by which elastic requests may slow down those of a modest owner, while they have time."""
 STEPS_SEEN = 64
 """Last steps whose seconds are compared with what was expected of them."""
+MOST_BETWEEN = 4.0
+"""Most times its steps that an engine is thought to take for them and all between them."""
+FIRST_TURN_SECONDS = 1.0
+"""Seconds of steps alone with which the engine's time is first averaged."""
 MOST_RETRY_SECONDS = 60
 
 
@@ -167,26 +172,38 @@ class Refusal:
 def forecast(loads: Sequence[Load], now: float) -> list[float]:
     """When each load ends, if they run in this order and nothing else comes.
 
-    Those that fit in a batch run together, and one that ends makes room for the next.
+    Those that fit in a batch run together, and one that ends makes room for the next. Where one
+    more would break a promise that was given it waits (see `turns.choose`), and those after it.
     """
     left = [load.left for load in loads]
     ends = [now] * len(loads)
     waiting, running = [i for i, steps in enumerate(left) if steps > 0], list[int]()
+
     while running or waiting:
         held: dict[Hashable, float] = {}
         for i in running:
             held[loads[i].place.key] = held.get(loads[i].place.key, 0.0) + loads[i].rows
-        still = []
+        seconds = step_seconds(loads[i] for i in running)
+        still, closed = [], False
         for i in waiting:
             place, before = loads[i].place, held.get(loads[i].place.key, 0.0)
-            if before and before + loads[i].rows > place.full_rows:
+            if closed or (before and before + loads[i].rows > place.full_rows):
                 still.append(i)
                 continue
-            held[place.key] = before + loads[i].rows
+            slower = step_seconds(loads[j] for j in (*running, i))
+            closed = any(
+                now + left[j] * seconds <= loads[j].deadline < now + left[j] * slower
+                for j in running
+                if loads[j].promised
+            )
+            if closed:
+                still.append(i)
+                continue
+            held[place.key], seconds = before + loads[i].rows, slower
             running.append(i)
         waiting = still
         steps = min(left[i] for i in running)
-        now += steps * step_seconds(loads[i] for i in running)
+        now += steps * seconds
         for i in running:
             left[i] -= steps
             ends[i] = now
@@ -296,17 +313,37 @@ class Learned:
     overhead_seconds: float = ANSWER_SECONDS
     """Seconds from the engine's end to the caller's: pictures, store, answer."""
     _ratios: dict[Hashable, deque[float]] = field(default_factory=dict)
+    _medians: dict[Hashable, float] = field(default_factory=dict)
+    _turning: float = FIRST_TURN_SECONDS
+    _stepping: float = FIRST_TURN_SECONDS
     _overheads: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS_SEEN))
 
     def step(self, key: Hashable, expected: float, seconds: float) -> None:
         """Note the seconds of a step of some kind."""
         if expected > 0:
-            self._ratios.setdefault(key, deque(maxlen=STEPS_SEEN)).append(seconds / expected)
+            ratios = self._ratios.setdefault(key, deque(maxlen=STEPS_SEEN))
+            ratios.append(seconds / expected)
+            self._medians[key] = statistics.median(ratios)
 
     def ratio(self, key: Hashable) -> float:
-        """Median of the last steps of a kind over what was expected; of all kinds for a new one."""
-        seen = self._ratios.get(key) or [r for ratios in self._ratios.values() for r in ratios]
-        return statistics.median(seen) if seen else 1.0
+        """Median of the last steps of a kind over what was expected, of kinds that were seen for a
+        new one; and what comes between steps.
+        """
+        seen = self._medians
+        of_steps = seen.get(key) or (statistics.median(seen.values()) if seen else 1.0)
+        return of_steps * self.between_steps
+
+    def turned(self, seconds: float, stepping: float) -> None:
+        """Note the seconds of a turn of the engine, of which so many went into steps."""
+        fade = math.exp(-seconds / PACE_SECONDS)
+        self._turning = self._turning * fade + seconds
+        self._stepping = self._stepping * fade + stepping
+
+    @property
+    def between_steps(self) -> float:
+        """Ratio of the engine's time to that of its steps: it also decides, composes and decodes,
+        the more of it the more requests come."""
+        return min(max(1.0, self._turning / max(self._stepping, 1e-9)), MOST_BETWEEN)
 
     def delivered(self, seconds: float) -> None:
         """Note how long the images of a request took to be stored once they were there."""
@@ -346,12 +383,21 @@ class Controller:
         within = [c for c in best_first if seconds[c] <= allowed] or [quickest]
         late = self._late(loads, served, now)
         estimated, margin = ask.place.estimated, self._margin(ask.place)
-        for choice in dict.fromkeys((*within, quickest)):
-            end, breaks = self._end(ask, choice, loads, served, now, late)
-            if not breaks and now + (end - now) * margin <= ask.deadline:
-                for _ in range(ask.images):
-                    self.pace.took(ask.owner, allowed, seconds[choice])
-                return Promise(choice, end - now, estimated=estimated)
+        ends: dict[Choice, float] = {}
+
+        def fits(choice: Choice) -> bool:
+            ends[choice], breaks = self._end(ask, choice, loads, served, now, late)
+            return not breaks and now + (ends[choice] - now) * margin <= ask.deadline
+
+        # less work ends earlier, and a look at each would take as long as the work itself
+        tried = [*(choice for choice in within if choice != quickest), quickest]
+        first = bisect.bisect_left(tried, True, key=fits)
+        if first < len(tried):
+            choice = tried[first]
+            for _ in range(ask.images):
+                self.pace.took(ask.owner, allowed, seconds[choice])
+            return Promise(choice, ends[choice] - now, estimated=estimated)
+        end = ends[quickest]
         if not ask.yields:
             return Promise(quickest, end - now, kept=False, estimated=estimated)
         alone = self._end(ask, quickest, (), served, now, set())[0] - now

@@ -280,6 +280,7 @@ class Engine:
                 self.gauges = self._gauges()
                 idle = not self._changed.wait(self._idle_seconds())
             self.watch.moved()
+            began = time.perf_counter()
             if self._stopping:
                 return False
             arrived, self._arrived = self._arrived, []
@@ -304,10 +305,14 @@ class Engine:
                 preview.answer()
         steps = self._compose()
         self.gauges = self._gauges()
+        composed = time.perf_counter()
         for _ in range(steps):
             if not all(self._step(batch) for batch in self._batches) or self._wanted:
                 break
+        stepped = time.perf_counter()
         self._collect()
+        if steps:
+            self._promises.turned(time.perf_counter() - began, stepped - composed)
         return True
 
     def _gauges(self) -> dict[str, float]:

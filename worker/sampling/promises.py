@@ -70,7 +70,7 @@ class Promises:
             elastic.deadline,
             elastic.yields,
         )
-        decided = self.controller.decide(ask, [self.load(part) for part in parts], served, now)
+        decided = self.controller.decide(ask, self.loads(parts), served, now)
         if isinstance(decided, Promise):
             metrics.ELASTIC_QUALITY.observe(decided.choice.quality)
             with self._counting:
@@ -113,14 +113,20 @@ class Promises:
             estimated=self._is_estimated(pool),
         )
 
-    def load(self, part: JobPart) -> Load:
+    def loads(self, parts: Sequence[JobPart]) -> list[Load]:
+        """What is there, in the controller's words."""
+        places = {pool: self.place(pool) for pool in {part.pool for part in parts}}
+        return [self._load(part, places[part.pool]) for part in parts]
+
+    @staticmethod
+    def _load(part: JobPart, place: Place) -> Load:
         request, left = part.job.request, part.left
-        guided = sum(step >= part.done_steps for step in request.sampling.guided)
+        steps = request.sampling.guided
+        guided = len(range(max(steps.start, part.done_steps), steps.stop))
         guide = request.sampling.guide
         guiding = guided * (guide.depth if guide else request.depth) / request.depth
         rows = len(part.seeds) * (1 + guiding / max(1, left))
         promised = part.job.promise is not None and part.job.promise.kept
-        place = self.place(part.pool)
         elastic = part.job.elastic is not None
         return Load(part.owner, place, part.deadline, rows, request.depth, left, promised, elastic)
 
@@ -138,7 +144,8 @@ class Promises:
         def is_modest(owner: str) -> bool:
             return self.controller.pace.is_modest(owner, now)
 
-        return uncrowded([(part, self.load(part)) for part in chosen], is_modest, now)
+        loads = self.loads(chosen)
+        return uncrowded(list(zip(chosen, loads, strict=True)), is_modest, now)
 
     def expected(self, parts: Sequence[JobPart]) -> Expected:
         """What the next steps of a batch of parts should take."""
@@ -156,6 +163,10 @@ class Promises:
     def stepped(self, expected: Expected, seconds: float) -> None:
         """Learn from the seconds of a step."""
         self.controller.learned.step(expected.kind, expected.seconds, seconds)
+
+    def turned(self, seconds: float, stepping: float) -> None:
+        """Learn from the seconds of a turn, of which so many went into steps."""
+        self.controller.learned.turned(seconds, stepping)
 
     @staticmethod
     def _kind(pool: Pool, deepest: float) -> Hashable:
@@ -180,7 +191,7 @@ class Promises:
         """
         if not any(part.job.promise and part.job.elastic and part.left for part in parts):
             return []
-        now, loads = time.monotonic(), [self.load(part) for part in parts]
+        now, loads = time.monotonic(), self.loads(parts)
         of = {id(load): part for load, part in zip(loads, parts, strict=True)}
         ordered = in_turn(loads, served)
         found = {}

@@ -34,7 +34,7 @@ def request_of(asked: Elastic, depth: int) -> SampleRequest:
 def in_danger(engine: GatedEngine, job: Job) -> None:
     """Let the rest of a job look as if it took twice as long as it may."""
     part, now = job.parts[0], time.monotonic()
-    load = engine._promises.load(part)
+    load = engine._promises.loads([part])[0]
     seconds = load.left * load.place.expected([(load.depth, load.rows)])
     job.deadline = now + 30
     kind = engine._expected[part.state.batch].kind  # type: ignore[union-attr,index]
@@ -98,7 +98,7 @@ def test_a_promise_that_would_be_broken_is_kept_by_a_smaller_size(
 ) -> None:
     def finished_smaller() -> Job:
         job = endangered(engine, elastic(engine, SECONDS, **guided))
-        engine._promises.controller.learned._ratios.clear()
+        engine._promises.controller.learned._medians.clear()
         return job
 
     job, again = finished_smaller(), finished_smaller()
@@ -137,7 +137,7 @@ def test_parts_of_one_place_are_stepped_together_in_a_forecast(engine: GatedEngi
     engine.gate.reached()
     jobs.append(engine.submit_elastic(elastic(engine, SECONDS)))
     engine.gate.allow(1)
-    first, second = (engine._promises.load(job.parts[0]) for job in jobs)
+    first, second = engine._promises.loads([job.parts[0] for job in jobs])
     assert first.place == second.place
     alone = step_seconds([first])
     assert alone < step_seconds([first, second]) < 2 * alone
