@@ -116,6 +116,7 @@ WORKER_GAUGES = {
     "engine_waiting": "Parts of requests that wait for room or their turn.",
     "elastic_depth": "Mean depth that the last elastic requests were served by.",
     "elastic_rate": "Elastic requests a second that were served in the last seconds.",
+    "engine_slowdown_ratio": "Time of steps with all between them, over what was measured.",
     "engine_compiled": "Share of what the sampling engine is to run compiled that it does.",
     "process_resident_bytes": "Resident memory of a worker.",
 }

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import statistics
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 from benchmarks.deployment import Deployment, wait
 from benchmarks.elastic import finishing
@@ -24,6 +26,7 @@ from benchmarks.sampling import families
 from benchmarks.serving.load import MakeRequest, closed_loop
 from benchmarks.trust.site import FASHION, link_families
 from learngenes.config import Sampling
+from learngenes.device import native_bfloat16
 from registry.keys import Keys, Scope
 from worker.sampling.elastic import Choice, Controller, Place
 
@@ -44,7 +47,7 @@ TRACE = RESULTS.parent / "elastic" / "trace.json"
 
 @contextlib.contextmanager
 def deployed(**settings: Any) -> Iterator[Deployment]:
-    """The family alone, its kernels compiled and its steps measured."""
+    """The family alone, its kernels compiled and its steps measured in every dtype."""
     link_families()
     with Deployment(FASHION, **settings) as deployment:
         deployment.up()
@@ -64,6 +67,12 @@ def elastic(number: int, seconds: float = PROMISE_SECONDS, **more: object) -> Bo
     return {"family": FAMILY, "deadline_seconds": seconds, "n": IMAGES, "seed": number, **more}
 
 
+def fixed(deployment: Deployment, depth: int) -> str:
+    """A model of one size, in the dtype that elastic requests are served in."""
+    dtype = "bfloat16" if native_bfloat16(torch.device("cpu")) else "float32"
+    return deployment.ready_model(max_mem_gb=4, depth=depth, rank=256, dtype=dtype)
+
+
 def capacity(deployment: Deployment, model: str) -> float:
     """Requests a second that a model of one size can serve."""
 
@@ -78,8 +87,7 @@ def capacity(deployment: Deployment, model: str) -> float:
 def crowd() -> Figures:
     """So many times what the full size sustains, ten minutes each; and fixed sizes beside it."""
     with deployed() as deployment:
-        full = deployment.ready_model(max_mem_gb=4, depth=12, rank=256)
-        small = deployment.ready_model(max_mem_gb=4, depth=2, rank=256)
+        full, small = (fixed(deployment, depth) for depth in (12, 2))
         sustained = capacity(deployment, full)
         say("sustained", requests_per_second=round(sustained, 2))
         figures: Figures = {"sustained_requests_per_second": round(sustained, 2)}
@@ -99,7 +107,7 @@ def crowd() -> Figures:
                 "good_per_second": round(kept / (FIXED_MINUTES * 60), 2),
             }
             say(f"fixed {name}", **figures[f"fixed_{name}_4x"])
-        fixed = figures["fixed_full_4x"]["good_per_second"]
+        full_good = figures["fixed_full_4x"]["good_per_second"]
     theirs = peers(FAMILY, 4 * sustained, IMAGES, FIXED_MINUTES * 60, PROMISE_SECONDS)
     return {
         **figures,
@@ -107,7 +115,7 @@ def crowd() -> Figures:
         **{f"promises_kept_{load:g}x": figures[f"{load:g}x"]["kept"] for load in (1, 2, 4)},
         "refused_2x": figures["2x"]["refused"],
         "quality_0_5x": figures["0.5x"]["quality"],
-        "goodput_ratio_4x": round(good[4] / max(fixed, 1e-9), 2),
+        "goodput_ratio_4x": round(good[4] / max(full_good, 1e-9), 2),
         "goodput_over_best_peer_4x": round(
             good[4] / max(theirs["best_peer_good_per_second"], 1e-9), 2
         ),
@@ -177,7 +185,7 @@ def fairness() -> Figures:
         headers = {owner: {"authorization": f"Bearer {key}"} for owner, key in secrets.items()}
         deployment.http.headers.update(headers["modest"])
         deployment.client = type(deployment.client)(deployment.url, secrets["modest"])
-        model = deployment.ready_model(max_mem_gb=4, depth=12, rank=256)
+        model = fixed(deployment, 12)
 
         def modest() -> list[float]:
             seconds, ends = [], time.monotonic() + MODEST_SECONDS
@@ -245,14 +253,15 @@ def _greedy(url: str, headers: dict[str, str], rate: float) -> None:
 def trace() -> Figures:
     """A flash crowd on the real service: elastic, of a fixed size, and in the simulator."""
     with deployed() as deployment:
-        full = deployment.ready_model(max_mem_gb=4, depth=12, rank=256)
+        full = fixed(deployment, 12)
         sustained = capacity(deployment, full)
         rate = flash_crowd(0.3 * sustained, 10, 30, 60)
         moments = poisson(rate, 3 * sustained, TRACE_SECONDS, seed=4)
-        answers = ask(deployment.url, moments, elastic)
-        fixed = ask(deployment.url, moments, lambda number: _fixed(full, number))
+        with slowdowns(deployment) as seen:
+            answers = ask(deployment.url, moments, elastic)
+        of_one_size = ask(deployment.url, moments, lambda number: _fixed(full, number))
         log = (deployment.var / "logs" / "sample-worker.log").read_text().splitlines()
-    draw_crowd({"elastic": answers, "full size": fixed}, RESULTS / "elastic-crowd.png")
+    draw_crowd({"elastic": answers, "full size": of_one_size}, RESULTS / "elastic-crowd.png")
     events = [json.loads(line) for line in log if '"steps measured"' in line]
     measured = events[-1]
     rows = [row for row, _ in measured["rows_per_second"]]
@@ -268,19 +277,43 @@ def trace() -> Figures:
         Arrival(due, images=IMAGES, deadline_seconds=PROMISE_SECONDS, choices=choices)
         for due in moments
     ]
-    simulated = simulate(arrivals, place, Controller())
+    at, slower = zip(*seen, strict=True)
+    simulated = simulate(
+        arrivals, place, Controller(), slower=lambda now: float(np.interp(now, at, slower))
+    )
     TRACE.parent.mkdir(parents=True, exist_ok=True)
     TRACE.write_text(
         json.dumps([[round(a.due, 3), a.status, round(a.seconds, 3)] for a in answers])
     )
     return {
         **{f"real_{name}": value for name, value in real.items()},
-        "fixed_kept": round(sum(a.kept(PROMISE_SECONDS) for a in fixed) / len(fixed), 4),
+        "fixed_kept": round(
+            sum(a.kept(PROMISE_SECONDS) for a in of_one_size) / len(of_one_size), 4
+        ),
         "simulated_kept": round(simulated.share_kept(), 4),
         "simulated_refused": round(simulated.share_refused(), 4),
         "simulated_quality": round(simulated.quality(), 4),
         "simulator_gap": round(abs(simulated.share_kept() - real["kept"]), 4),
     }
+
+
+@contextlib.contextmanager
+def slowdowns(deployment: Deployment) -> Iterator[list[tuple[float, float]]]:
+    """Once a second, how many times what was measured the engine takes for its steps."""
+    seen: list[tuple[float, float]] = []
+    began, over = time.monotonic(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(1.0):
+            told = deployment.client.status().workers
+            ratios = [w.gauges.get("engine_slowdown_ratio") for w in told]
+            seen.extend((time.monotonic() - began, r) for r in ratios if r is not None)
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    yield seen
+    over.set()
+    watching.join()
 
 
 def _guide(sampling: Sampling) -> int:

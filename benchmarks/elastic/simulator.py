@@ -6,7 +6,7 @@ only the seconds of a step are a formula, times chance.
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from worker.sampling.elastic import Ask, Choice, Controller, Load, Place, Promise, uncrowded
@@ -110,18 +110,21 @@ def simulate(
     controller: Controller,
     *,
     noise: float = 0.1,
-    slower: float = 1.0,
+    slower: Callable[[float], float] = lambda _: 1.0,
+    between: float = 1.0,
     seed: int = 0,
     elastic: bool = True,
 ) -> Simulation:
-    """Serve all arrivals. Steps take `slower` times what the controller knows, and by chance up to
-    `noise` more or less. Without `elastic` each is served by its best choice."""
-    chance = random.Random(seed)
+    """Serve all arrivals. Steps take so many times what was measured, by moment, and by chance up
+    to `noise` more or less; the engine takes `between` times its steps. Without `elastic` each is
+    served by its best choice."""
+    chance, learned = random.Random(seed), controller.learned
+    place = replace(place, ratio=learned.ratio)
     coming, now = sorted(arrivals, key=lambda a: a.at), 0.0
     jobs: list[_Job] = []
     done = Simulation([], [])
     rows_of: dict[str, float] = {}
-    limits = BatchLimits(place.full_rows, lambda rows: place.seconds([(place.depth, rows)]))
+    limits = BatchLimits(place.full_rows, place.step_seconds)
 
     def is_modest(owner: str) -> bool:
         return controller.pace.is_modest(owner, now)
@@ -152,9 +155,11 @@ def simulate(
             steps = min(steps, QUANTUM_STEPS)
         shape = [(part.load.depth, part.load.rows) for part in chosen]
         for _ in range(steps):
-            expected = place.seconds(shape)
-            taken = expected * slower * chance.uniform(1 - noise, 1 + noise)
-            now += taken
+            expected = place.expected(shape)
+            taken = expected * slower(now) * chance.uniform(1 - noise, 1 + noise)
+            learned.step(max(depth for depth, _ in shape), expected, taken)
+            learned.turned(taken * between, taken)
+            now += taken * between
             for part in chosen:
                 part.left -= 1
                 rows_of[part.owner] += part.load.rows

@@ -203,6 +203,12 @@ ELASTIC = (
         {"{{worker}}": "fineserve_elastic_rate"},
         "Those that were served.",
     ),
+    Panel(
+        "Time of steps over what was measured",
+        "short",
+        {"{{worker}}": "fineserve_engine_slowdown_ratio"},
+        "With all that comes between them: decisions, images that are done, other processes.",
+    ),
 )
 DEVICE = (
     Panel(

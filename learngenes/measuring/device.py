@@ -142,7 +142,7 @@ def _times(
         deep, shallow = seconds["deep", n], seconds["shallow", n]
         layer = (deep - shallow) / (deepest - shallowest) if deepest > shallowest else math.inf
         written.append(min(max(layer, 0.0), deep / deepest))
-        step.append(deep - deepest * written[-1])
+        step.append(max(0.0, deep - deepest * written[-1]))  # it may be less by rounding
         for rank in ranks:
             factored[rank].append(max(0.0, seconds[rank, n] - step[-1]) / deepest)
     return ComputeTimes(

@@ -1,6 +1,5 @@
 """Device profiles: estimated at once, measured by the engine that serves, corrected by builds."""
 
-import contextlib
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -151,10 +150,18 @@ class Profiler:
         self._thread.start()
 
     def _run(self) -> None:
+        failed = set[tuple[str, str]]()
         while not self._runtime.stopping.wait(LOOK_SECONDS):
             for name, family in self._runtime.families.items():
-                with contextlib.suppress(Stopping, RedisError):  # both will be back
+                if (name, family.fingerprint) in failed:
+                    continue
+                try:
                     self.refine(name, family)
+                except (Stopping, RedisError):  # both will be back
+                    continue
+                except Exception:  # of one family, which is no reason to leave the others
+                    failed.add((name, family.fingerprint))
+                    log.exception("a family cannot be profiled until the next start", family=name)
 
     def refine(self, name: str, family: Family) -> None:
         """Take over what was measured since a family's profile was; estimate what has none."""

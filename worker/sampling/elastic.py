@@ -34,6 +34,8 @@ ESTIMATED_MARGIN = 1.5
 OTHERS_SHARE = 0.5
 """Share of the margin that others' promises keep when one more is given: the engine's turns let
 nobody in who would make them late."""
+LAST_SHARE = 0.5
+"""Share of the margin with which the quickest choice is promised where nothing else can be."""
 MARGIN_RANGE = (1.05, 2.5)
 MARGIN_STEP, MARGIN_MISSES = 0.05, 0.01
 """Steps by which the margin follows what happens, so that it leaves such a share outside."""
@@ -329,9 +331,16 @@ class Learned:
         """Median of the last steps of a kind over what was expected, of kinds that were seen for a
         new one; and what comes between steps.
         """
-        seen = self._medians
-        of_steps = seen.get(key) or (statistics.median(seen.values()) if seen else 1.0)
-        return of_steps * self.between_steps
+        return (self._medians.get(key) or self._of_all) * self.between_steps
+
+    @property
+    def slowdown(self) -> float | None:
+        """The same of all kinds; None before a step was seen."""
+        return self._of_all * self.between_steps if self._medians else None
+
+    @property
+    def _of_all(self) -> float:
+        return statistics.median(list(self._medians.values())) if self._medians else 1.0
 
     def turned(self, seconds: float, stepping: float) -> None:
         """Note the seconds of a turn of the engine, of which so many went into steps."""
@@ -398,6 +407,11 @@ class Controller:
                 self.pace.took(ask.owner, allowed, seconds[choice])
             return Promise(choice, ends[choice] - now, estimated=estimated)
         end = ends[quickest]
+        hoped = 1 + LAST_SHARE * (margin - 1)
+        if now + (end - now) * hoped <= ask.deadline:
+            end, breaks = self._end(ask, quickest, loads, served, now, late, others_share=0.0)
+            if not breaks:  # by a refusal it were not there for certain
+                return Promise(quickest, end - now, estimated=estimated)
         if not ask.yields:
             return Promise(quickest, end - now, kept=False, estimated=estimated)
         alone = self._end(ask, quickest, (), served, now, set())[0] - now
@@ -421,7 +435,7 @@ class Controller:
         """Those of `loads` (by id) whose promise is broken already, and so bounds nobody."""
         ordered = in_turn(loads, served)
         ends = zip(ordered, self._ends(ordered, now), strict=True)
-        return {id(load) for load, end in ends if self._breaks(load, end, now)}
+        return {id(load) for load, end in ends if self._breaks(load, end, now, OTHERS_SHARE)}
 
     def _end(
         self,
@@ -431,13 +445,16 @@ class Controller:
         served: Mapping[str, float],
         now: float,
         late: set[int],
+        others_share: float = OTHERS_SHARE,
     ) -> tuple[float, bool]:
         """When a request would end by a choice, and whether it would break another's promise."""
         own = self.loads_of(ask, choice)
         ordered = in_turn([*loads, *own], served)
         ends = dict(zip(map(id, ordered), self._ends(ordered, now), strict=True))
         breaks = any(
-            self._breaks(load, ends[id(load)], now) for load in loads if id(load) not in late
+            self._breaks(load, ends[id(load)], now, others_share)
+            for load in loads
+            if id(load) not in late
         )
         return max(ends[id(load)] for load in own), breaks
 
@@ -449,9 +466,9 @@ class Controller:
         """Ratio by which a forecast may be wrong."""
         return self.learned.margin * (ESTIMATED_MARGIN if place.estimated else 1.0)
 
-    def _breaks(self, load: Load, end: float, now: float) -> bool:
-        """Whether an end that is foreseen would break a promise."""
-        margin = 1 + OTHERS_SHARE * (self.learned.margin - 1)
+    def _breaks(self, load: Load, end: float, now: float, share: float) -> bool:
+        """Whether an end that is foreseen would break a promise, by such a share of the margin."""
+        margin = 1 + share * (self.learned.margin - 1)
         return load.promised and now + (end - now) * margin > load.deadline
 
     @staticmethod

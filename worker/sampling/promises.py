@@ -99,8 +99,10 @@ class Promises:
                 self._recent.popleft()
             depths = [depth for _, depth in self._recent]
             self._depth = statistics.mean(depths) if depths else self._depth
-        gauges = {"elastic_rate": len(depths) / GAUGED_SECONDS}
-        return gauges if self._depth is None else {**gauges, "elastic_depth": self._depth}
+        slowdown = self.controller.learned.slowdown
+        known = {"elastic_depth": self._depth, "engine_slowdown_ratio": slowdown}
+        gauges = {name: value for name, value in known.items() if value is not None}
+        return {"elastic_rate": len(depths) / GAUGED_SECONDS, **gauges}
 
     def place(self, pool: Pool) -> Place:
         costs, learned = self._costs_of(pool), self.controller.learned

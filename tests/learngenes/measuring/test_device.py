@@ -1,4 +1,5 @@
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -151,6 +152,19 @@ def test_noise_makes_nothing_take_less_than_no_time(random_family: Family) -> No
     times = measure_times(shared, Kernels(), max_rows=2, max_seconds=1000, seconds_of=backwards)
     assert times.written_out == (0, 0)
     assert times.step == pytest.approx((0.25, 0.25))
+
+
+def test_rounding_makes_nothing_take_less_than_no_time(random_family: Family) -> None:
+    manifest = random_family.manifest
+    sizes = manifest.sizes.model_copy(update={"depths": (1, 2, 3)})
+    shallow = manifest.model_copy(update={"sizes": sizes})
+    shared = SharedWeights(replace(random_family, manifest=shallow), DType.FLOAT32)
+
+    def in_proportion(batch: Batch, _: int) -> float:
+        return 0.59 * batch.parts[0].model.depth  # three thirds of it are more than it
+
+    times = measure_times(shared, Kernels(), 2, 1000, seconds_of=in_proportion)
+    assert times.step == (0, 0)
 
 
 def test_what_was_measured_takes_the_place_of_an_estimate(

@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -6,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 
+from benchmarks.deployment import wait
 from learngenes.config import DType, Mode
 from learngenes.family.family import Family
 from learngenes.measuring.device import computes
@@ -171,6 +173,27 @@ def test_memory_is_measured_once_all_steps_are(refining: Refining) -> None:
     assert {name: getattr(profile, name) for name in MEMORY} == MEMORY
     assert refining.refined() == profile
     assert refining.memory_measured == 1
+
+
+def test_a_family_that_cannot_be_profiled_is_left_and_others_are_not(
+    runtime: Runtime, estimating: Estimating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiles, "LOOK_SECONDS", 0.01)
+    runtime.families["other"] = runtime.family("tiny")
+    asked = []
+
+    def first_is_wrong(family: Family) -> DeviceProfile:
+        asked.append(family)
+        if len(asked) == 1:
+            raise ValueError("a step of less than no time")
+        return estimating(family)
+
+    Profiler(runtime, estimate=first_is_wrong).start()
+    wait(lambda: stored_profile(runtime, "other") is not None, 10)
+    time.sleep(0.1)
+    runtime.stopping.set()
+    assert stored_profile(runtime, "tiny") is None
+    assert len(asked) == 2
 
 
 def test_no_memory_is_measured_while_something_is_built(refining: Refining) -> None:

@@ -9,6 +9,7 @@ from benchmarks.elastic.arrivals import Rate, bursts, constant, diurnal, flash_c
 from benchmarks.elastic.simulator import Arrival, Simulation, simulate
 from worker.sampling.elastic import (
     MARGIN_RANGE,
+    MOST_BETWEEN,
     Ask,
     Choice,
     Controller,
@@ -90,8 +91,11 @@ def test_no_promise_is_given_that_breaks_another() -> None:
     assert alone < 0.9
     assert isinstance(decided(Controller(), first, deadline=0.5, images=8), Promise)
     tight = [replace(first[0], deadline=0.58)]  # it would run after what comes
-    assert isinstance(decided(Controller(), [], deadline=0.5, images=8), Promise)
-    assert isinstance(decided(Controller(), tight, deadline=0.5, images=8), Refusal)
+    assert isinstance(decided(Controller(), [], deadline=0.5, images=32), Promise)
+    assert isinstance(decided(Controller(), tight, deadline=0.5, images=32), Refusal)
+    last = decided(Controller(), tight, deadline=0.5, images=8)  # there is time, if not to spare
+    assert isinstance(last, Promise)
+    assert last.choice is LEAST
     broken = [Load("", PLACE, 0.1, FULL_ROWS, 12, 13, promised=True)]
     assert isinstance(decided(Controller(), broken), Promise)  # it is late whatever comes
 
@@ -102,6 +106,32 @@ def test_a_forecast_runs_together_what_fits_and_the_rest_after_it() -> None:
     together = 10 * seconds_of_rows(FULL_ROWS)
     assert first == second == pytest.approx(5 + together)
     assert third == pytest.approx(5 + together + 10 * seconds_of_rows(FULL_ROWS / 2))
+
+
+def test_a_forecast_keeps_out_what_would_break_a_promise() -> None:
+    promised = Load("", PLACE, 0.0, FULL_ROWS / 2, 12, 10, promised=True)
+    alone = forecast([promised], 0.0)[0]
+    together = 10 * seconds_of_rows(FULL_ROWS)
+    one_more = replace(promised, promised=False)
+    tight = replace(promised, deadline=(alone + together) / 2)
+    first, second, third = forecast([tight, one_more, replace(one_more, rows=1)], 0.0)
+    assert first == pytest.approx(alone)
+    assert second == pytest.approx(alone + 10 * seconds_of_rows(FULL_ROWS / 2 + 1))
+    assert third == pytest.approx(second)
+    loose = replace(promised, deadline=2 * together)
+    assert forecast([loose, one_more], 0.0) == pytest.approx([together, together])
+
+
+def test_the_quickest_is_promised_with_less_to_spare_than_others() -> None:
+    """Quickest by what steps were seen to take, which is not the smallest."""
+    controller = Controller()
+    place = replace(PLACE, ratio=lambda deepest: 40.0 if deepest == LEAST.depth else 1.0)
+    quickest = min(CHOICES, key=place.image_seconds)
+    assert quickest.depth > LEAST.depth
+    seconds = forecast(controller.loads_of(ask(place=place), quickest), 0.0)[0]
+    seconds += controller.learned.overhead_seconds
+    for margin, kind in ((1.31, Promise), (1.2, Promise), (1.1, Refusal)):
+        assert isinstance(decided(controller, [], place=place, deadline=margin * seconds), kind)
 
 
 def test_a_layer_takes_what_the_rows_that_need_it_take() -> None:
@@ -179,9 +209,17 @@ def test_sizes_come_back_when_the_crowd_has_gone() -> None:
 def test_a_device_that_is_slower_than_it_was_measured_is_learned_from() -> None:
     controller = Controller()
     arrivals = arriving(constant(1.2 * CAPACITY), 1.2 * CAPACITY, 20)
-    done = simulate(arrivals, PLACE, controller, slower=1.4)
+    done = simulate(arrivals, PLACE, controller, slower=lambda _: 1.4)
     later = Simulation([s for s in done.served if s.arrival.at > 5], [])
     assert later.share_kept() >= 0.97
+
+
+def test_an_engine_that_is_busy_with_more_than_steps_is_learned_from() -> None:
+    arrivals = arriving(constant(1.2 * CAPACITY), 1.2 * CAPACITY, 20)
+    done = simulate(arrivals, PLACE, Controller(), slower=lambda _: 1.3, between=1.6)
+    later = Simulation([s for s in done.served if s.arrival.at > 5], [])
+    assert later.share_kept() >= 0.98
+    assert later.share_refused() <= 0.01
 
 
 def test_a_greedy_owner_pays_with_size_and_a_modest_one_does_not() -> None:
@@ -221,6 +259,22 @@ def test_margins_follow_what_happens() -> None:
     for _ in range(100):
         learned.end(1.0, 9.0)
     assert learned.margin == MARGIN_RANGE[1]
+
+
+def test_what_comes_between_steps_is_learned() -> None:
+    learned = Learned()
+    assert learned.between_steps == 1.0
+    learned.step("deep", 1.0, 2.0)
+    for _ in range(200):
+        learned.turned(0.3, 0.2)
+    assert learned.between_steps == pytest.approx(1.5, rel=0.01)
+    assert learned.ratio("deep") == pytest.approx(3.0, rel=0.01)
+    for _ in range(200):
+        learned.turned(0.2, 0.2)
+    assert learned.between_steps == pytest.approx(1.0, rel=0.01)
+    for _ in range(200):
+        learned.turned(9.0, 0.0)
+    assert learned.between_steps == MOST_BETWEEN
 
 
 def test_steps_are_learned_by_kind_and_by_the_median() -> None:
