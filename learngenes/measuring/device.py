@@ -298,8 +298,12 @@ def measure_profile(
     max_seconds: float = 40.0,
     on_progress: OnProgress = lambda *_: None,
     kernels_of: Callable[[DType], Kernels] = lambda _: Kernels(),
+    memory_overhead_bytes: int | None = None,
 ) -> DeviceProfile:
-    """Measure a whole profile in this process; by default with uncompiled kernels."""
+    """Measure a whole profile in this process; by default with uncompiled kernels.
+
+    Of a large network the overhead takes many minutes: it may have been measured already.
+    """
     times, wanted = {}, computes(family.stem.positions.device)
     with torch.inference_mode():
         for done, (compute, dtype) in enumerate(wanted.items()):
@@ -308,7 +312,8 @@ def measure_profile(
             times[compute] = measure_times(
                 shared, kernels_of(dtype), MAX_ROWS, max_seconds / len(wanted)
             )
-    on_progress(len(wanted) / (len(wanted) + 1), "memory")
-    extra = overhead_bytes(family)
+    if memory_overhead_bytes is None:
+        on_progress(len(wanted) / (len(wanted) + 1), "memory")
+        memory_overhead_bytes = overhead_bytes(family)
     on_progress(1, "done")
-    return profile_of(family, times, process_base_bytes, extra)
+    return profile_of(family, times, process_base_bytes, memory_overhead_bytes)

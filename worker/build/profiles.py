@@ -104,7 +104,7 @@ def refresh_profile(
 
         seconds, quiet = runtime.settings.profile_seconds, Quiet(runtime.device)
         with with_threads(lanes.threads):
-            profile = measure_profile(loaded, 0, seconds, on_progress, kernels_of)
+            profile = measure_profile(loaded, 0, seconds, on_progress, kernels_of, 0)
         lanes.close()
         if by := quiet.disturbed_by():
             raise Disturbed(f"measuring was disturbed by {by}; stop that, or try again later")
