@@ -107,6 +107,7 @@ class Leases:
         """A lock outlives a process that has died by `seconds`."""
         self._repository, self._seconds = repository, seconds
         self._watch, self._stopping = watch, stopping
+        self._holder = str(ProcessName.own())
         self._kept: dict[Lock, None] = {}
         self._starting = threading.Lock()
         self._renewing = threading.Thread(target=self._renew, name="renew", daemon=True)
@@ -120,8 +121,7 @@ class Leases:
         self, records: Records[R], record_id: str, most_attempts: int
     ) -> Iterator[R | None]:
         """Claim a record and keep the claim alive; None when there is nothing to do."""
-        holder = str(ProcessName.own())
-        claim = records.claim(record_id, most_attempts, self._seconds, holder)
+        claim = records.claim(record_id, most_attempts, self._seconds, self._holder)
         if claim is None:
             yield None
             return

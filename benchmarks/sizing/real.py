@@ -29,8 +29,8 @@ def measure() -> Figures:
         }
         wait(lambda: deployment.http.post("/plan", json=asked).status_code == 200, 300)
         plannable = time.monotonic() - began
-        profile = "profile", "--family", family  # until then, what a process needs is a guess
-        wait(lambda: deployment.run(*profile).returncode == 0, MOST_SECONDS)
+        done = deployment.run("profile", "--memory", "--family", family)  # until then it is a guess
+        assert done.returncode == 0, done.stderr
         say("profiled", seconds=round(time.monotonic() - began - plannable))
         unbound = deployment.http.post("/plan", json={**asked, "max_mem_gb": 100}).json()["plan"]
         model = deployment.client.create_model(**asked).id

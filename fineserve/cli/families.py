@@ -28,6 +28,9 @@ def profile(
     reset: Annotated[
         bool, typer.Option(help="only forget what was observed of models; measure nothing")
     ] = False,
+    memory: Annotated[
+        bool, typer.Option(help="only what a process needs, whatever else the machine does")
+    ] = False,
 ) -> None:
     """Measure this device, and keep the result in Redis for the solver; a minute a family.
 
@@ -36,7 +39,7 @@ def profile(
     import redis
 
     from learngenes.family.family import FamilyError
-    from worker.build.profiles import forget_observations
+    from worker.build.profiles import forget_observations, refresh_memory
     from worker.runtime import Runtime
 
     try:
@@ -47,6 +50,9 @@ def profile(
             if reset:
                 before = forget_observations(runtime, name)
                 typer.echo(f"{name}: {before} observations are forgotten")
+            elif memory:
+                profile = refresh_memory(runtime, name)
+                typer.echo(f"{name}: a process needs {profile.process_base_bytes / 1e9:.3f} GB")
             else:
                 _profile(runtime, name)
     except (FamilyError, LookupError) as error:

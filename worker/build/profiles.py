@@ -114,6 +114,24 @@ def refresh_profile(
     return profile
 
 
+def refresh_memory(runtime: Runtime, family: str) -> DeviceProfile:
+    """Measure what a process of this family needs, in one of its own, and keep it.
+
+    What else the machine does makes no difference to it.
+    """
+    with runtime.device_alone():
+        measured = measured_memory(runtime.family(family), runtime.directories[family])
+    profile = ensure_profile(runtime, family)
+
+    def with_memory(raw: str | None) -> str:
+        nonlocal profile
+        profile = (_fitting(raw, runtime.family(family)) or profile).model_copy(update=measured)
+        return profile.model_dump_json()
+
+    runtime.repository.change_profile(runtime.device_class, family, with_memory)
+    return profile
+
+
 def forget_observations(runtime: Runtime, family: str) -> int:
     """Take back all that a profile has learned of latency; returns of how many models."""
     before = 0

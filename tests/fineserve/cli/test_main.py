@@ -87,6 +87,8 @@ def test_profile_measures_this_device_and_keeps_the_result(
     assert profile.process_base_bytes == 10**8
     assert [family.name for family in runtime.repository.families()] == ["tiny"]
     assert "tiny: 0 observations are forgotten" in run("profile", "--reset").output
+    monkeypatch.setattr("worker.build.profiles.process_base_bytes", lambda *_: (2 * 10**8, 0))
+    assert "tiny: a process needs 0.200 GB" in run("profile", "--memory").output
 
 
 def test_a_disturbed_measurement_is_refused(

@@ -31,6 +31,7 @@ from worker.build.profiles import (
     estimated_here,
     forget_observations,
     process_base_bytes,
+    refresh_memory,
     refresh_profile,
     stored_profile,
 )
@@ -256,6 +257,15 @@ def test_an_operator_can_have_it_measured_now(runtime: Runtime, settings: Settin
     assert stored_profile(runtime, "tiny") == fresh
     assert (fresh.estimated, fresh.process_base_bytes) == (False, 77)
     assert said[-1] == (1, "done")
+
+
+@pytest.mark.usefixtures("_here")
+def test_memory_alone_is_measured_and_seconds_stay(
+    runtime: Runtime, profile: DeviceProfile
+) -> None:
+    keep_profile(runtime.repository, profile)
+    assert refresh_memory(runtime, "tiny") == profile.model_copy(update=MEMORY)
+    assert stored_profile(runtime, "tiny") == profile.model_copy(update=MEMORY)
 
 
 @pytest.mark.usefixtures("_here")
