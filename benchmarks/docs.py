@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks import summary
+from benchmarks.elastic import report as elastic
 from benchmarks.form import report as form
 from benchmarks.freshness import stale_parts
 from benchmarks.interop import report as interop
@@ -27,7 +28,14 @@ from benchmarks.training import report as training
 from benchmarks.trust import report as trust
 
 PAGES = [
-    REPOSITORY / page for page in ("README.md", "docs/results.md", "docs/paper.md", "docs/scale.md")
+    REPOSITORY / page
+    for page in (
+        "README.md",
+        "docs/results.md",
+        "docs/paper.md",
+        "docs/scale.md",
+        "docs/elastic.md",
+    )
 ]
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 MARK = "\n*Older than the code that is measured: {}.*\n"
@@ -43,6 +51,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "form": ("form", form.form),
     "healing": ("healing", form.healing),
     "importing": ("importing", form.importing),
+    "elastic_crowd": ("elastic", elastic.crowd),
+    "elastic_promises": ("elastic", elastic.promises),
     "operate": ("operate", operate.operate),
     "interop": ("interop", interop.interop),
     "sampling": ("sampling", sampling.sampling),

@@ -49,6 +49,8 @@ def require_calibrated(family: FamilyRecord) -> QualityTable:
 
 def choose_family(state: State, name: str | None) -> FamilyRecord:
     """Family of a name, or the only one or the default one where `name` is None. Raises Problem."""
+    if name and (named := state.repository.family(name)):
+        return named
     families = {family.name: family for family in state.repository.families()}
     if not families:
         detail = "no worker has announced a family yet; start a worker, or wait for it"

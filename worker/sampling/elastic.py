@@ -401,17 +401,16 @@ class Controller:
         # less work ends earlier, and a look at each would take as long as the work itself
         tried = [*(choice for choice in within if choice != quickest), quickest]
         first = bisect.bisect_left(tried, True, key=fits)
-        if first < len(tried):
-            choice = tried[first]
-            for _ in range(ask.images):
-                self.pace.took(ask.owner, allowed, seconds[choice])
-            return Promise(choice, ends[choice] - now, estimated=estimated)
-        end = ends[quickest]
+        chosen = tried[first] if first < len(tried) else None
+        end = ends[quickest if chosen is None else chosen]
         hoped = 1 + LAST_SHARE * (margin - 1)
-        if now + (end - now) * hoped <= ask.deadline:
+        if chosen is None and now + (end - now) * hoped <= ask.deadline:
             end, breaks = self._end(ask, quickest, loads, served, now, late, others_share=0.0)
-            if not breaks:  # by a refusal it were not there for certain
-                return Promise(quickest, end - now, estimated=estimated)
+            chosen = None if breaks else quickest  # refused, it were not there for certain
+        if chosen is not None:
+            for _ in range(ask.images):
+                self.pace.took(ask.owner, allowed, seconds[chosen])
+            return Promise(chosen, end - now, estimated=estimated)
         if not ask.yields:
             return Promise(quickest, end - now, kept=False, estimated=estimated)
         alone = self._end(ask, quickest, (), served, now, set())[0] - now
