@@ -56,7 +56,7 @@ def test_what_they_depend_on_has_them_measured_again(
         case "compiled":
             kernels = Kernels(embed=lambda *_: pytest.fail("only measured"))
         case "family":
-            monkeypatch.setattr(Family, "fingerprint", "another")
+            monkeypatch.setitem(vars(family), "fingerprint", "another")
     found = kept.get(family, FLOAT, kernels, max_rows)
     gone = changed in ("torch", "family")
     assert found == (None if gone else (COSTS, False)), "others' are better than none"
