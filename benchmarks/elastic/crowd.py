@@ -46,7 +46,7 @@ TRACE = RESULTS.parent / "elastic" / "trace.json"
 
 @contextlib.contextmanager
 def deployed(**settings: Any) -> Iterator[Deployment]:
-    """The family alone, its kernels compiled and its steps measured in every dtype."""
+    """The family alone, its kernels compiled and its steps measured."""
     link_families()
     with Deployment(FASHION, **settings) as deployment:
         deployment.up()
@@ -327,9 +327,11 @@ def slowdowns(deployment: Deployment) -> Iterator[list[tuple[float, float]]]:
 
     watching = threading.Thread(target=look)
     watching.start()
-    yield seen
-    over.set()
-    watching.join()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watching.join()
 
 
 def _guide(sampling: Sampling) -> int:

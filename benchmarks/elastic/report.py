@@ -19,6 +19,12 @@ def crowd(result: Figures) -> Table:
                 f"elastic | {load} | **{at['kept']:.2%}** | {at['refused']:.2%} "
                 f"| {at['quality']:.2f} | {at['good_per_second']:.1f}"
             )
+    if trace := parts.get("trace"):
+        lines.append(
+            f"elastic | a flash crowd | **{trace['real_kept']:.2%}** | {trace['real_refused']:.2%} "
+            f"| {trace['real_quality']:.2f} | {trace['real_good_per_second']:.1f}"
+        )
+        lines.append(f"the full size | a flash crowd | {trace['fixed_kept']:.1%} of all | | |")
     for name in ("full", "small"):
         if at := parts.get("crowd", {}).get(f"fixed_{name}_4x"):
             lines.append(
@@ -49,11 +55,7 @@ def promises(result: Figures) -> Table:
         )
     if trace := parts.get("trace"):
         lines.append(
-            f"a flash crowd of ten times as many: kept of what was accepted, and refused "
-            f"| {trace['real_kept']:.1%}, {trace['real_refused']:.1%}"
+            "the same flash crowd by the simulator: kept of what was accepted, and refused "
+            f"| {trace['simulated_kept']:.1%}, {trace['simulated_refused']:.1%}"
         )
-        lines.append(
-            f"… by the simulator | {trace['simulated_kept']:.1%}, {trace['simulated_refused']:.1%}"
-        )
-        lines.append(f"… by the full size alone, kept of all | {trace['fixed_kept']:.1%}")
     return rows("\n".join(lines))
