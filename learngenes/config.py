@@ -134,6 +134,11 @@ class NetworkConfig(Frozen):
         return (self.sample_size // self.patch_size) ** 2
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of the tensor (tokens, width) of one image, in float32."""
+        return 4 * self.tokens * self.width
+
+    @property
     def image_size(self) -> int:
         """Height and width of an image, in pixels."""
         if self.autoencoder is None:

@@ -23,8 +23,10 @@ from learngenes.config import DType
 
 log = structlog.get_logger()
 
-M_ARENA_MAX = -8
-"""Parameter number in glibc's malloc.h."""
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+"""Parameter numbers in glibc's malloc.h."""
+LARGE_BYTES = 4 << 20
+"""Bytes of the tensor of one image, (tokens, width), from which on a network counts as large."""
 MOST_ARENAS = 2
 OTHERS_SHARE = 0.1
 """Share of a GPU's memory that a sampling worker leaves to builds and to what they measure."""
@@ -274,6 +276,23 @@ def share_arenas() -> None:
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_ARENA_MAX, MOST_ARENAS)
+
+
+def returns_blocks(device: torch.device, row_bytes: int) -> bool:
+    """Whether all that is freed is at once the system's again: of a large network on a CPU, once
+    `return_blocks` was called."""
+    return device.type == "cpu" and row_bytes >= LARGE_BYTES
+
+
+def return_blocks(device: torch.device, row_bytes: int) -> None:
+    """Give large blocks back to the system as they are freed, if a network is large.
+
+    glibc keeps those below 32 MiB, and a step leaves holes of some hundred MB between them: no
+    longer could anybody foresee what a process takes. Small networks use them again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt and returns_blocks(device, row_bytes):
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def release_memory(device: torch.device) -> None:

@@ -96,7 +96,7 @@ class Repository:
 
     def _workers(self, kind: str) -> list[WorkerRecord]:
         raws = self._announced(kind)
-        return [worker for raw in raws if (worker := readable(WorkerRecord, raw))]
+        return [worker for raw in raws if (worker := _worker(raw))]
 
     def _announce(self, kind: str, name: str, content: str, seconds: float) -> None:
         with self._redis.pipeline() as pipe:
@@ -219,6 +219,12 @@ class Repository:
 def _family(raw: str) -> FamilyRecord | None:
     """Family of its JSON: long, asked for with every request, and nearly always the same."""
     return readable(FamilyRecord, raw)
+
+
+@functools.lru_cache(maxsize=256)
+def _worker(raw: str) -> WorkerRecord | None:
+    """Worker of its heartbeat, which is asked for with every request, too."""
+    return readable(WorkerRecord, raw)
 
 
 def connect(redis_url: str) -> redis.Redis:

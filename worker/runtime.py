@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from learngenes.device import default_device, device_class, device_id, with_threads
+from learngenes.device import default_device, device_class, device_id, return_blocks, with_threads
 from learngenes.family.family import Family, FamilyError, load_family
 from registry.errors import ArtifactError
 from registry.published import fetched, published
@@ -143,6 +143,7 @@ class Runtime:
     def _load(self, directory: Path) -> None:
         with with_threads(1):
             family = load_family(directory).to(self.device)
+        return_blocks(self.device, family.manifest.network.row_bytes)
         name = family.manifest.name
         self.directories = {**self.directories, name: directory}
         self.families = {**self.families, name: family}  # others may be walking the one before

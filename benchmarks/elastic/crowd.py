@@ -41,7 +41,6 @@ SOLO_REQUESTS = 1000
 SOLO_SECONDS = (0.15, 3.0)
 MODEST_SECONDS = 120.0
 TRACE_SECONDS = 120.0
-TRACE = RESULTS.parent / "elastic" / "trace.json"
 
 
 @contextlib.contextmanager
@@ -297,10 +296,6 @@ def trace() -> Figures:
     simulated = simulate(
         arrivals, place, Controller(), slower=lambda now: float(np.interp(now, at, slower))
     )
-    TRACE.parent.mkdir(parents=True, exist_ok=True)
-    TRACE.write_text(
-        json.dumps([[round(a.due, 3), a.status, round(a.seconds, 3)] for a in answers])
-    )
     return {
         **{f"real_{name}": value for name, value in real.items()},
         "fixed_kept": round(
@@ -362,7 +357,7 @@ def draw_crowd(answers: dict[str, list[Answer]], file: Path) -> None:
             depths = axis.twinx()
             depths.plot(*zip(*sizes, strict=True), ".", color="black", markersize=3)
             depths.set(ylabel="depth served (dots)", ylim=(0, 13))
-    axes[0].legend(loc="upper right", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes[-1].set(xlabel="seconds")
     figure.savefig(file, dpi=110)
     plt.close(figure)

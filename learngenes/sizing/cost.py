@@ -207,6 +207,17 @@ def process_bytes(memory: Ints | int, shared: Ints | int, base_bytes: int) -> In
     return memory + memory // 20 + base_bytes - shared
 
 
+def making_bytes(network: NetworkConfig, rank: Ints | int, execution: Execution) -> Ints | int:
+    """Bytes beside the weights while a model in another dtype is made: of what is in work, a layer
+    or a kind's factors, the float32 and one more."""
+    if execution.dtype is DType.FLOAT32:
+        return 0 * rank
+    if execution.mode.written_out:
+        return 0 * rank + 2 * dense_parameters(network, 1) * BYTES_PER_FLOAT32
+    widest = max(sum(kind.shape(network.width)) for kind in Kind)
+    return 2 * widest * rank * BYTES_PER_FLOAT32
+
+
 def loading_bytes(network: NetworkConfig, depth: Ints | int, execution: Execution) -> Ints | int:
     """Bytes of imported layers in float32, of which a process makes what it stores."""
     if execution.mode is not Mode.DENSE or execution.dtype is DType.FLOAT32:

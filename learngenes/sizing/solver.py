@@ -27,6 +27,7 @@ from learngenes.sizing.cost import (
     activation_bytes,
     guide_bytes,
     loading_bytes,
+    making_bytes,
     process_bytes,
     shared_bytes,
     weight_bytes,
@@ -126,15 +127,18 @@ class Candidates:
             of_guide = functools.cache(functools.partial(guide_bytes, network, execution))
             guiding = np.array([[of_guide(guide)] for guide in guides])
             needed = own + guiding + np.broadcast_to(active, (len(rows), len(ranks)))[row]
+            made = own + making_bytes(network, ranks, execution)  # until then nothing is active
             shared = shared_bytes(network, ranks, execution)
             shared = shared - loading_bytes(network, depths, execution)
+            held = np.maximum(needed, made)
+            process = np.asarray(process_bytes(held, shared, profile.process_base_bytes))
             seconds = profile.latencies(depths, ranks, execution, workloads)
-            sizes_of.append((np.full_like(depths, index), depths, ranks, np.asarray(shared)))
-            of_sampling.append((needed, seconds, *worths.of(execution)))
-        memory, latency, worth, distance, accuracy = (
+            sizes_of.append((np.full_like(depths, index), depths, ranks))
+            of_sampling.append((needed, process, seconds, *worths.of(execution)))
+        memory, process, latency, worth, distance, accuracy = (
             np.concatenate(column, axis=1).ravel() for column in zip(*of_sampling, strict=True)
         )
-        which, depth, rank, shared = (
+        which, depth, rank = (
             np.tile(np.concatenate(column), len(workloads))
             for column in zip(*sizes_of, strict=True)
         )
@@ -149,7 +153,7 @@ class Candidates:
             depth=depth,
             rank=rank,
             memory=memory,
-            process=np.asarray(process_bytes(memory, shared, profile.process_base_bytes)),
+            process=process,
             latency=latency,
             p95=latency * profile.p95_ratio,
             quality=worth,

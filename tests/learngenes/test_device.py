@@ -11,6 +11,7 @@ import torch
 
 from learngenes.config import DType
 from learngenes.device import (
+    LARGE_BYTES,
     WARM_STEPS,
     DeviceError,
     WholeStep,
@@ -26,6 +27,7 @@ from learngenes.device import (
     process_peak_bytes,
     release_memory,
     require_usable,
+    returns_blocks,
     synchronise,
     trim_memory,
     use_exact_float32,
@@ -283,3 +285,33 @@ def test_threads_take_their_memory_from_a_few_heaps() -> None:
 
     assert heaps("as ever") > 2
     assert heaps("shared") <= 2
+
+
+BLOCKS = """
+import sys, torch
+from learngenes.device import LARGE_BYTES, process_resident_bytes, return_blocks
+if sys.argv[1] == "returned":
+    return_blocks(torch.device("cpu"), LARGE_BYTES)
+torch.ones(20_000_000, dtype=torch.uint8)
+before = process_resident_bytes()
+block = torch.ones(20_000_000, dtype=torch.uint8)
+above = torch.ones(100_000, dtype=torch.uint8)
+del block
+sys.stdout.write(str(process_resident_bytes() - before))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc alone")
+def test_large_blocks_are_the_systems_again_once_they_are_freed() -> None:
+    def kept(how: str) -> int:
+        command = [sys.executable, "-c", BLOCKS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert kept("as ever") > 15_000_000
+    assert kept("returned") < 5_000_000
+
+
+def test_only_large_networks_on_a_cpu_return_their_blocks() -> None:
+    assert returns_blocks(CPU, LARGE_BYTES)
+    assert not returns_blocks(CPU, LARGE_BYTES - 1)
+    assert not returns_blocks(torch.device("cuda"), LARGE_BYTES)

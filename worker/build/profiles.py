@@ -10,7 +10,7 @@ import torch
 from redis import RedisError
 
 from learngenes.config import DType, Mode, Sampling, SamplingRequest, Size
-from learngenes.device import process_peak_bytes, with_threads
+from learngenes.device import process_peak_bytes, returns_blocks, with_threads
 from learngenes.family.family import Family
 from learngenes.measuring.device import (
     OnProgress,
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 ESTIMATE_SECONDS = 1.0
 """Seconds, about, in which a device is estimated for a family that is new to it."""
-PROCESS_MARGIN = 1.05
+PROCESS_MARGIN, EXACT_MARGIN = 1.05, 1.01
 """Margin for freed memory that the C library's allocator keeps, more or less in each run."""
 ESTIMATE_MARGIN = 1.4
 """The same of a process that has only begun, and has not all of its libraries yet."""
@@ -235,12 +235,14 @@ def process_base_bytes(
     """Bytes of a process that serves from the family in `directory`, beside its model; and those
     of the allocator that a batch needs beyond the prediction.
 
-    The former are those of a model in few bits, which needs the most room to be made.
+    The former are those of a model in few bits, which needs the most room to be made; of a large
+    network, where that can be foreseen, those of one in float32.
     """
-    manifest = family.manifest
+    manifest, device = family.manifest, family.stem.positions.device
+    exact = returns_blocks(device, manifest.network.row_bytes)
     size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[-1])
     workload = Workload.of(n=1, num_inference_steps=1)
-    execution = execution_on(family.stem.positions.device, Mode.FACTORED, DType.INT8)
+    execution = execution_on(device, Mode.FACTORED, DType.FLOAT32 if exact else DType.INT8)
     measured = verify(
         Specimen(
             family=directory,
@@ -255,7 +257,7 @@ def process_base_bytes(
     own = memory_bytes(manifest.network, size.depth, size.rank, execution, workload)
     shared = shared_bytes(manifest.network, size.rank, execution)
     process = measured.cost.process_memory_bytes - int(own) + int(shared)
-    return round(PROCESS_MARGIN * process), measured.overhead_bytes
+    return round((EXACT_MARGIN if exact else PROCESS_MARGIN) * process), measured.overhead_bytes
 
 
 def candidates(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from learngenes.config import DType, Mode, Size
-from learngenes.device import default_device, release_memory
+from learngenes.device import default_device, release_memory, return_blocks
 from learngenes.family.family import load_family
 from learngenes.measuring.device import overhead_bytes
 from learngenes.measuring.model import Measurement, measure
@@ -106,6 +106,7 @@ def verify(
 def main() -> None:
     specimen = Specimen.model_validate_json(sys.stdin.read())
     family = load_family(specimen.family).to(default_device())
+    return_blocks(default_device(), family.manifest.network.row_bytes)
     if specimen.own is not None:
         own = own_from_stacked(load_file(specimen.own)).to(default_device())
     else:

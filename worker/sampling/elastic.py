@@ -49,8 +49,8 @@ STEPS_SEEN = 64
 """Last steps whose seconds are compared with what was expected of them."""
 MOST_BETWEEN = 4.0
 """Most times its steps that an engine is thought to take for them and all between them."""
-FIRST_TURN_SECONDS = 1.0
-"""Seconds of steps alone with which the engine's time is first averaged."""
+TURN_SECONDS = 1.0
+"""Seconds, about, over which the engine's time is averaged: a crowd is there within a second."""
 MOST_RETRY_SECONDS = 60
 
 
@@ -316,8 +316,8 @@ class Learned:
     """Seconds from the engine's end to the caller's: pictures, store, answer."""
     _ratios: dict[Hashable, deque[float]] = field(default_factory=dict)
     _medians: dict[Hashable, float] = field(default_factory=dict)
-    _turning: float = FIRST_TURN_SECONDS
-    _stepping: float = FIRST_TURN_SECONDS
+    _turning: float = TURN_SECONDS
+    _stepping: float = TURN_SECONDS
     _overheads: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS_SEEN))
 
     def step(self, key: Hashable, expected: float, seconds: float) -> None:
@@ -344,7 +344,7 @@ class Learned:
 
     def turned(self, seconds: float, stepping: float) -> None:
         """Note the seconds of a turn of the engine, of which so many went into steps."""
-        fade = math.exp(-seconds / PACE_SECONDS)
+        fade = math.exp(-seconds / TURN_SECONDS)
         self._turning = self._turning * fade + seconds
         self._stepping = self._stepping * fade + stepping
 

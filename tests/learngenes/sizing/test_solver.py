@@ -11,7 +11,7 @@ import pytest
 
 from learngenes.config import DType, Mode, SizeSpace
 from learngenes.sizing.budget import Budget, Constraints, Plan, Workload
-from learngenes.sizing.cost import memory_bytes, shared_bytes
+from learngenes.sizing.cost import making_bytes, memory_bytes, shared_bytes, weight_bytes
 from learngenes.sizing.profile import DeviceProfile, LayerCost
 from learngenes.sizing.quality import QualityTable
 from learngenes.sizing.solver import Candidates, Impossible, Infeasible, Solution, solve
@@ -249,7 +249,9 @@ def test_every_size_is_a_candidate_in_every_execution() -> None:
         assert (plan.depth, plan.rank, plan.n) == (depth, rank, 2)
         assert (plan.mode, plan.dtype) == (execution.mode, execution.dtype)
         assert plan.predicted.memory_bytes == bytes_
-        process = bytes_ + bytes_ // 20 + 200_000_000 - shared
+        own = weight_bytes(NETWORK, depth, rank, execution) + 123
+        held = max(bytes_, own + making_bytes(NETWORK, rank, execution))
+        process = held + held // 20 + 200_000_000 - shared
         assert plan.predicted.process_memory_bytes == process
         assert plan.predicted.latency_seconds == pytest.approx(seconds)
         assert plan.predicted.latency_p95_seconds == pytest.approx(1.2 * seconds)
