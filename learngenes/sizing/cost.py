@@ -208,14 +208,16 @@ def process_bytes(memory: Ints | int, shared: Ints | int, base_bytes: int) -> In
 
 
 def making_bytes(network: NetworkConfig, rank: Ints | int, execution: Execution) -> Ints | int:
-    """Bytes beside the weights while a model in another dtype is made: of what is in work, a layer
-    or a kind's factors, the float32 and one more."""
-    if execution.dtype is DType.FLOAT32:
-        return 0 * rank
-    if execution.mode.written_out:
-        return 0 * rank + 2 * dense_parameters(network, 1) * BYTES_PER_FLOAT32
-    widest = max(sum(kind.shape(network.width)) for kind in Kind)
-    return 2 * widest * rank * BYTES_PER_FLOAT32
+    """Peak bytes beside the weights while a model is made: float32 copies of the largest matrix.
+
+    W takes itself and a scaled U before it is stored in another dtype; rounding to few bits keeps
+    the best codes so far, those that it tries, and their error in two steps.
+    """
+    written, rounded = execution.mode.written_out, execution.dtype.bits is not None
+    copies = written + (written and execution.dtype is not DType.FLOAT32) + 4 * rounded
+    inputs = -(-(network.width if written else rank) // GROUP) * GROUP
+    widest = max(max(kind.shape(network.width)) for kind in Kind)
+    return 0 * rank + copies * widest * inputs * BYTES_PER_FLOAT32
 
 
 def loading_bytes(network: NetworkConfig, depth: Ints | int, execution: Execution) -> Ints | int:

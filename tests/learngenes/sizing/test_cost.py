@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from learngenes.config import SHARED_MODES, DType, Mode, Size, executable
-from learngenes.device import native_bfloat16
+from learngenes.device import native_bfloat16, peak_bytes
 from learngenes.family.family import Family, load_family
 from learngenes.family.synthetic import DIT_XL_2
 from learngenes.measuring.device import execution_on
@@ -18,6 +18,7 @@ from learngenes.sizing.cost import (
     Execution,
     dense_parameters,
     learngene_parameters,
+    making_bytes,
     memory_bytes,
     scale_parameters,
     shared_bytes,
@@ -72,6 +73,17 @@ def test_weights_and_what_of_them_is_the_familys_are_predicted_to_the_byte(
         held = {t.data_ptr(): t.nbytes for t in plain_tensors(model)}
         shared = sum(held[pointer] for pointer in held.keys() & of_family)
         assert shared == shared_bytes(network, np.array(size.rank), execution)
+
+
+@every_execution
+def test_what_making_a_model_takes_is_within_the_prediction(
+    family: Family, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, made = family.full_size, list[DiT]()
+    peak = peak_bytes(lambda: made.append(assemble(family, size, execution, monkeypatch)), CPU)
+    network = family.manifest.network
+    weights = weight_bytes(network, size.depth, size.rank, execution)
+    assert peak <= weights + making_bytes(network, size.rank, execution)
 
 
 @every_workload
