@@ -172,7 +172,7 @@ def simulate(
                 seconds = now - job.arrival.at
                 done.served.append(Served(job.arrival, job.choice, seconds, job.foreseen))
                 if job.foreseen:
-                    controller.learned.end(job.foreseen, seconds)
+                    controller.learned.end(late=not done.served[-1].kept)
     return done
 
 

@@ -37,8 +37,8 @@ nobody in who would make them late."""
 LAST_SHARE = 0.5
 """Share of the margin with which the quickest choice is promised where nothing else can be."""
 MARGIN_RANGE = (1.05, 2.5)
-MARGIN_STEP, MARGIN_MISSES = 0.05, 0.01
-"""Steps by which the margin follows what happens, so that it leaves such a share outside."""
+MARGIN_STEP, MARGIN_MISSES = 0.05, 0.005
+"""Steps by which the margin follows what happens, so that such a share of promises is broken."""
 ANSWER_SECONDS = 0.02
 """Seconds, about, in which a caller has the answer once the images are stored."""
 FORGOTTEN = 1e-3
@@ -133,7 +133,8 @@ class Load:
 
     @property
     def device_seconds(self) -> float:
-        full = self.place.step_seconds(self.place.full_rows) / self.place.full_rows
+        full_rows = self.place.full_rows
+        full = self.place.step_seconds(full_rows) * self.place.ratio(self.depth) / full_rows
         return self.left * self.rows * self.depth / self.place.depth * full
 
 
@@ -359,10 +360,10 @@ class Learned:
         self._overheads.append(seconds)
         self.overhead_seconds = ANSWER_SECONDS + statistics.median(list(self._overheads))
 
-    def end(self, foreseen: float, seconds: float) -> None:
-        """Note in how many seconds something came whose end was foreseen."""
-        missed = seconds > foreseen * self.margin
-        moved = self.margin * math.exp(MARGIN_STEP * (missed - MARGIN_MISSES))
+    def end(self, *, late: bool) -> None:
+        """Note whether a promise was broken. That it came later than foreseen says nothing: who
+        comes after it may take what time it has left."""
+        moved = self.margin * math.exp(MARGIN_STEP * (late - MARGIN_MISSES))
         least, most = MARGIN_RANGE
         self.margin = min(max(moved, least), most)
 

@@ -179,10 +179,10 @@ class Promises:
         """Learn from the end of a request whose end was foreseen."""
         if job.promise is None or job.elastic is None or job.finished_at is None:
             return
+        learned = self.controller.learned
+        late = job.finished_at + learned.overhead_seconds > job.elastic.deadline
         if job.promise.kept and job.shrunk is None:
-            seconds = job.finished_at - job.decided_at + self.controller.learned.overhead_seconds
-            self.controller.learned.end(job.promise.seconds, seconds)
-        late = job.finished_at > job.elastic.deadline
+            learned.end(late=late)
         metrics.PROMISES.labels("missed" if late else "kept").inc()
 
     def in_danger(

@@ -250,15 +250,25 @@ def test_the_pace_shares_the_device_between_those_who_ask() -> None:
 
 def test_margins_follow_what_happens() -> None:
     learned = Learned()
-    for _ in range(400):
-        learned.end(1.0, 1.0)
-    assert learned.margin < 1.3
+    for number in range(2000):  # as many are broken as may be
+        learned.end(late=number % 200 == 0)
+    assert learned.margin == pytest.approx(1.3, rel=0.06)
+    for _ in range(2000):
+        learned.end(late=False)
+    assert learned.margin == MARGIN_RANGE[0]
     for _ in range(100):
-        learned.end(1.0, 2.0)
-    assert learned.margin == pytest.approx(2.0, rel=0.1)
-    for _ in range(100):
-        learned.end(1.0, 9.0)
+        learned.end(late=True)
     assert learned.margin == MARGIN_RANGE[1]
+
+
+def test_a_promise_that_others_use_to_its_end_widens_no_margin() -> None:
+    controller = Controller()
+    arrivals = arriving(constant(2 * CAPACITY), 2 * CAPACITY, 20)
+    done = simulate(arrivals, PLACE, controller)
+    later = [each for each in done.served if each.seconds > 1.3 * each.foreseen]
+    assert len(later) > 0.05 * len(arrivals)
+    assert done.share_kept() > 0.99
+    assert controller.learned.margin < 1.3
 
 
 def test_what_comes_between_steps_is_learned() -> None:
