@@ -38,7 +38,8 @@ log = structlog.get_logger()
 ESTIMATE_SECONDS = 1.0
 """Seconds, about, in which a device is estimated for a family that is new to it."""
 PROCESS_MARGIN, EXACT_MARGIN = 1.05, 1.01
-"""Margin for freed memory that the C library's allocator keeps, more or less in each run."""
+"""Margin for freed memory that the C library's allocator keeps, more or less in each run; and that
+of a large network, of which it keeps next to none."""
 ESTIMATE_MARGIN = 1.4
 """The same of a process that has only begun, and has not all of its libraries yet."""
 LOOK_SECONDS = 5.0

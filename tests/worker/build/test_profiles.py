@@ -22,6 +22,7 @@ from tests.support.devices import keep_profile, made_up_profile
 from tests.support.engines import Undisturbed, made_up_costs, made_up_times
 from worker.build import profiles
 from worker.build.profiles import (
+    EXACT_MARGIN,
     PROCESS_MARGIN,
     Disturbed,
     Profiler,
@@ -290,9 +291,19 @@ def test_what_was_learned_can_be_forgotten(runtime: Runtime, profile: DeviceProf
     assert stored_profile(runtime, "tiny") == profile.unlearned()
 
 
-def test_the_process_is_what_a_model_in_int8_needs_beside_itself(
-    runtime: Runtime, profile: DeviceProfile
+@pytest.mark.parametrize(
+    ("large", "dtype", "margin"),
+    [(False, DType.INT8, PROCESS_MARGIN), (True, DType.FLOAT32, EXACT_MARGIN)],
+)
+def test_the_process_is_what_a_model_needs_beside_itself(
+    large: bool,
+    dtype: DType,
+    margin: float,
+    runtime: Runtime,
+    profile: DeviceProfile,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("worker.build.profiles.returns_blocks", lambda *_: large)
     specimens: list[Specimen] = []
 
     def verify(specimen: Specimen) -> Measurement:
@@ -303,15 +314,15 @@ def test_the_process_is_what_a_model_in_int8_needs_beside_itself(
     base, overhead = process_base_bytes(family, runtime.directories["tiny"], verify)
     (specimen,) = specimens
     assert (overhead, specimen.overhead) == (5, True)
-    assert (specimen.mode, specimen.dtype) == (Mode.FACTORED, DType.INT8)
+    assert (specimen.mode, specimen.dtype) == (Mode.FACTORED, dtype)
     assert (specimen.depth, specimen.rank, specimen.own) == (2, 48, None)
     assert specimen.family == runtime.settings.families_dir / "tiny"
-    int8 = (Mode.FACTORED, DType.INT8)
-    (execution,) = (e for e in profile.executions if (e.mode, e.dtype) == int8)
+    kind = (Mode.FACTORED, dtype)
+    (execution,) = (e for e in profile.executions if (e.mode, e.dtype) == kind)
     network = family.manifest.network
     own = memory_bytes(network, 2, 48, execution, Workload.of(1, num_inference_steps=1))
     shared = shared_bytes(network, 48, execution)
-    assert base / PROCESS_MARGIN == pytest.approx(3 * 10**8 - int(own) + int(shared), abs=1)
+    assert base / margin == pytest.approx(3 * 10**8 - int(own) + int(shared), abs=1)
 
 
 SIZE = Constraints(depth=3, rank=24, mode=Mode.MATERIALISED, dtype=DType.FLOAT32)
