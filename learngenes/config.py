@@ -134,8 +134,8 @@ class NetworkConfig(Frozen):
         return (self.sample_size // self.patch_size) ** 2
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of the tensor (tokens, width) of one image, in float32."""
+    def hidden_states_bytes(self) -> int:
+        """Bytes of the hidden states (tokens, width) of one image, in float32."""
         return 4 * self.tokens * self.width
 
     @property

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 """Parameter numbers in glibc's malloc.h."""
 LARGE_BYTES = 4 << 20
-"""Bytes of the tensor of one image, (tokens, width), from which on a network counts as large."""
+"""Bytes of one image's hidden states from which on a network counts as large."""
 MOST_ARENAS = 2
 OTHERS_SHARE = 0.1
 """Share of a GPU's memory that a sampling worker leaves to builds and to what they measure."""
@@ -278,21 +278,21 @@ def share_arenas() -> None:
         mallopt(M_ARENA_MAX, MOST_ARENAS)
 
 
-def returns_blocks(device: torch.device, row_bytes: int) -> bool:
-    """Whether all that is freed is at once the system's again: of a large network on a CPU, once
-    `return_blocks` was called."""
-    return device.type == "cpu" and row_bytes >= LARGE_BYTES
+def returns_blocks(device: torch.device, hidden_states_bytes: int) -> bool:
+    """Whether all that is freed is at once the system's again: of a large network on a CPU, where
+    the C library is glibc, once `return_blocks` was called."""
+    large = device.type == "cpu" and hidden_states_bytes >= LARGE_BYTES
+    return large and hasattr(ctypes.CDLL(None), "mallopt")
 
 
-def return_blocks(device: torch.device, row_bytes: int) -> None:
+def return_blocks(device: torch.device, hidden_states_bytes: int) -> None:
     """Give large blocks back to the system as they are freed, if a network is large.
 
     glibc keeps those below 32 MiB, and a step leaves holes of some hundred MB between them: no
     longer could anybody foresee what a process takes. Small networks use them again.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt and returns_blocks(device, row_bytes):
-        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+    if returns_blocks(device, hidden_states_bytes):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def release_memory(device: torch.device) -> None:

@@ -143,7 +143,7 @@ class Runtime:
     def _load(self, directory: Path) -> None:
         with with_threads(1):
             family = load_family(directory).to(self.device)
-        return_blocks(self.device, family.manifest.network.row_bytes)
+        return_blocks(self.device, family.manifest.network.hidden_states_bytes)
         name = family.manifest.name
         self.directories = {**self.directories, name: directory}
         self.families = {**self.families, name: family}  # others may be walking the one before

@@ -240,7 +240,7 @@ def process_base_bytes(
     network, where that can be foreseen, those of one in float32.
     """
     manifest, device = family.manifest, family.stem.positions.device
-    exact = returns_blocks(device, manifest.network.row_bytes)
+    exact = returns_blocks(device, manifest.network.hidden_states_bytes)
     size = Size(depth=manifest.sizes.depths[0], rank=manifest.sizes.ranks[-1])
     workload = Workload.of(n=1, num_inference_steps=1)
     execution = execution_on(device, Mode.FACTORED, DType.FLOAT32 if exact else DType.INT8)

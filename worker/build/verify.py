@@ -106,7 +106,7 @@ def verify(
 def main() -> None:
     specimen = Specimen.model_validate_json(sys.stdin.read())
     family = load_family(specimen.family).to(default_device())
-    return_blocks(default_device(), family.manifest.network.row_bytes)
+    return_blocks(default_device(), family.manifest.network.hidden_states_bytes)
     if specimen.own is not None:
         own = own_from_stacked(load_file(specimen.own)).to(default_device())
     else:
