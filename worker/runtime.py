@@ -143,10 +143,12 @@ class Runtime:
     def _load(self, directory: Path) -> None:
         with with_threads(1):
             family = load_family(directory).to(self.device)
-        return_blocks(self.device, family.manifest.network.hidden_states_bytes)
         name = family.manifest.name
         self.directories = {**self.directories, name: directory}
         self.families = {**self.families, name: family}  # others may be walking the one before
+        networks = [each.manifest.network for each in self.families.values()]
+        # full batches of a small network would take a quarter longer
+        return_blocks(self.device, min(each.hidden_states_bytes for each in networks))
 
     def __post_init__(self) -> None:
         # now, since beside an engine a new thread counts fewer threads
